@@ -1,0 +1,116 @@
+"""How everything is run: `nox -s diff`, `nox -s tests`, `nox -s lint`, `nox -s replay -- CASE`.
+
+All sessions share one environment, .nox/env, which the first of them installs;
+what follows `--` goes to the command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # before importing anything that such a Python may not have
+    sys.exit(
+        f"needle needs Python 3.11 or newer, but nox runs on {sys.version.split()[0]}. The way out:\n"
+        "  python3.11 -m venv --clear .venv && .venv/bin/pip install nox && .venv/bin/nox -s diff"
+    )
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2025.10.16"  # the first with `requires`
+nox.options.sessions = ["lint", "tests"]
+logging.getLogger("nox").setLevel(logging.WARNING)  # the commands' own output is what matters
+
+ROOT = Path(__file__).resolve().parent
+ENV = Path(".nox/env")  # sessions run in the folder of this file
+PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+# One thread per process: the harness runs a process per core, and sums then have one order.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+TORCH = "torch==2.13.0"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+NO_TORCH = f"""
+No CPU build of {TORCH} was found for Python {sys.version.split()[0]}; above is what pip says.
+With a connection, this fixes it:
+  PIP_EXTRA_INDEX_URL={CPU_WHEELS} {sys.executable} -m nox -s env
+Without one, put the wheel for this Python and machine into a folder DIR and run:
+  PIP_FIND_LINKS=DIR {sys.executable} -m nox -s env
+"""
+
+
+@nox.session(reuse_venv=True, default=False, venv_backend="virtualenv")
+def env(session: nox.Session) -> None:
+    """Install the project and its tools into .nox/env, unless they are there already."""
+    files = [ROOT / "pyproject.toml", ROOT / "noxfile.py"]
+    wanted = hashlib.sha256(
+        f"{ROOT} {sys.version}".encode() + b"".join(f.read_bytes() for f in files)
+    ).hexdigest()
+    stamp = ENV / "installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    print(
+        "Installing PyTorch (CPU) and the tools into .nox/env: once, and it takes a minute or two.",
+        flush=True,
+    )
+    install_torch(session)
+    groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test", "lint")
+    session.install("--editable", ".[oracle]", *groups)
+    stamp.write_text(wanted)
+
+
+def install_torch(session: nox.Session) -> None:
+    """A CPU build of torch, or a quick failure: on Linux, PyPI's own is a CUDA build of several gigabytes."""
+    requirement = TORCH + "+cpu" if sys.platform == "linux" else TORCH
+    where = ["--extra-index-url", CPU_WHEELS]
+    if "find-links" in str(session.run("python", "-m", "pip", "config", "list", silent=True)):
+        where = []  # whoever has pip look into a local folder may well be offline
+    try:
+        session.install(requirement, "--retries", "1", *where)
+    except CommandFailed:
+        sys.exit(NO_TORCH)
+
+
+def harness(session: nox.Session, command: str) -> None:
+    """Run `python -m oracle COMMAND` so that its output comes last and its exit code is nox's own."""
+    logging.disable()
+    try:
+        session.run(
+            PYTHON, "-m", "oracle", command, *session.posargs,
+            env=ONE_THREAD, interrupt_timeout=20, terminate_timeout=5,  # Ctrl-C: time for the summary so far
+        )  # fmt: skip
+    except CommandFailed as failure:
+        sys.exit(failure.return_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@nox.session(python=False, requires=["env"])
+def diff(session: nox.Session) -> None:
+    """Fuzz needle against PyTorch: exit 0 they agree, 1 they part, 2 usage; `-- --help` lists the flags."""
+    harness(session, "diff")
+
+
+@nox.session(python=False, requires=["env"])
+def replay(session: nox.Session) -> None:
+    """Replay a failing case step by step: `nox -s replay -- f93132ed`."""
+    harness(session, "replay")
+
+
+@nox.session(python=False, requires=["env"])
+def tests(session: nox.Session) -> None:
+    """Run pytest; `-- -k NAME` selects."""
+    session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+
+
+@nox.session(python=False, requires=["env"])
+def lint(session: nox.Session) -> None:
+    """Run ruff (check and format) and mypy."""
+    for command in ("ruff check .", "ruff format --check .", "mypy"):
+        session.run(PYTHON, "-m", *command.split())
