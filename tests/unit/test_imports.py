@@ -1,0 +1,162 @@
+"""Who may import whom. Imports inside functions count, and so does `import_module("name")`."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Rule:
+    modules: str  # a pattern of module names
+    only: str | None = None  # beside the standard library, nothing but these (and what is below them)
+    never: str = ""  # none of these (nor what is below them) …
+    through: bool = False  # … and not by way of the project's other modules either
+    all_of: str = ""  # not all of these in one module
+    but: str = ""  # modules to which the rule does not apply
+
+
+RULES = [
+    Rule("needle*", only="numpy needle"),
+    Rule("needle.optim", never="needle.ops"),
+    Rule("oracle.case", never="needle torch", through=True),
+    Rule("oracle.needle_executor", never="torch", through=True),
+    Rule("oracle.torch_executor", never="needle", through=True),
+    Rule("oracle.truth", only="numpy oracle"),
+    Rule("oracle.definitions", only="numpy"),
+    Rule("oracle.truth", never="needle torch hypothesis", through=True),
+    Rule("oracle*", all_of="needle torch hypothesis", but="oracle.pairs"),
+    Rule("*", never="tests"),
+]
+
+
+def modules(root: Path) -> dict[str, set[str]]:
+    """Every module of the two packages, with the dotted names that it imports."""
+    files = {}
+    for path in sorted([*root.glob("needle/**/*.py"), *root.glob("oracle/**/*.py")]):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: set(imported(name, path, files)) for name, path in files.items()}
+
+
+def imported(name: str, path: Path, files: dict[str, Path]) -> Iterator[str]:
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            for (
+                alias
+            ) in node.names:  # `from oracle import case` imports a module, `from math import pi` a name
+                submodule = f"{source}.{alias.name}"
+                yield submodule if submodule in files else source
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield str(node.args[0].value)
+
+
+def reached(name: str, graph: dict[str, set[str]]) -> set[str]:
+    """What a module imports, directly or by way of the project's own modules."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        new = graph.get(todo.pop(), set()) - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def below(name: str, names: str) -> bool:
+    return any(name == other or name.startswith(other + ".") for other in names.split())
+
+
+def violations(root: Path) -> list[str]:
+    graph = modules(root)
+    found = []
+    for rule in RULES:
+        for name in graph:
+            if not fnmatchcase(name, rule.modules) or below(name, rule.but):
+                continue
+            imports = reached(name, graph) if rule.through else graph[name]
+            third_party = {i for i in imports if i.split(".")[0] not in sys.stdlib_module_names}
+            if rule.only is not None:
+                bad = {i for i in third_party if not below(i, rule.only)}
+            else:
+                bad = {i for i in imports if below(i, rule.never)}
+            if rule.all_of and all(any(below(i, one) for i in imports) for one in rule.all_of.split()):
+                bad |= set(rule.all_of.split())
+            found += [f"{name} imports {i}, against {rule}" for i in sorted(bad)]
+    return found
+
+
+def test_nothing_imports_what_it_must_not():
+    assert modules(ROOT)
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "what"),
+    [
+        ("needle/nn.py", "import torch", "torch"),
+        ("needle/nn.py", "def f():\n    from scipy import stats", "scipy"),
+        ("needle/deep/inner.py", "from ...oracle import case", "oracle.case"),
+        ("needle/optim.py", "from . import ops", "needle.ops"),
+        ("needle/optim.py", "from .ops import add", "needle.ops"),
+        ("needle/optim.py", "import importlib\nimportlib.import_module('needle.ops')", "needle.ops"),
+        ("oracle/case.py", "import needle.nn", "needle.nn"),
+        ("oracle/case.py", "from . import pairs", "torch"),
+        ("oracle/needle_executor.py", "import torch.nn as nn", "torch.nn"),
+        ("oracle/torch_executor.py", "from .needle_executor import run", "needle"),
+        ("oracle/truth.py", "import msgspec", "msgspec"),
+        ("oracle/truth.py", "from oracle import pairs", "torch"),
+        ("oracle/compare.py", "import needle, torch\nfrom hypothesis import given", "hypothesis"),
+        ("oracle/compare.py", "from tests.conftest import settings", "tests.conftest"),
+    ],
+)  # fmt: skip
+def test_a_planted_import_is_found(tmp_path, where, line, what):
+    clean = {
+        "needle/__init__.py": "from . import ops, optim\nimport numpy as np",
+        "needle/ops.py": "import math\nimport numpy",
+        "needle/optim.py": "from .nn import Parameter",
+        "needle/nn.py": "from .ops import add",
+        "needle/deep/inner.py": "from ..ops import add",
+        "oracle/__init__.py": "",
+        "oracle/case.py": "import msgspec",
+        "oracle/trace.py": "from dataclasses import dataclass",
+        "oracle/truth.py": "import numpy as np\nfrom .case import Case\nfrom .trace import Observation",
+        "oracle/needle_executor.py": "import needle\nfrom . import case",
+        "oracle/torch_executor.py": "import torch\nfrom . import case",
+        "oracle/pairs.py": "import needle, torch\nfrom hypothesis import strategies",
+        "oracle/compare.py": "import torch, hypothesis",
+    }
+    for name, text in clean.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert violations(tmp_path) == []
+    (tmp_path / where).write_text(clean[where] + "\n" + line)
+    found = violations(tmp_path)
+    assert any(entry.startswith(f"{where[:-3].replace('/', '.')} imports {what},") for entry in found), found
+
+
+def test_importing_needle_loads_numpy_and_nothing_else():
+    def loaded(package: str) -> set[str]:
+        show = f"import sys, {package}; print(*{{m.split('.')[0] for m in sys.modules}})"
+        run = subprocess.run(
+            [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return set(run.stdout.split()) - sys.stdlib_module_names
+
+    assert loaded("needle") - loaded("numpy") == {"needle"}
