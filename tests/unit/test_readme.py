@@ -15,7 +15,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def same(printed: str, promised: str) -> bool:
-    """Equal texts, but a number may be off by one in its last decimal: BLAS builds sum in different orders."""
+    """Equal texts, but a number may be off by one in its last decimal: BLAS builds sum in other orders."""
     if NUMBER.sub("#", printed) != NUMBER.sub("#", promised):
         return False
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(promised), strict=True)
