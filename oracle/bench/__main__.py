@@ -1,0 +1,5 @@
+import sys
+
+from oracle.bench import main
+
+sys.exit(main())

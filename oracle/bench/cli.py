@@ -1,0 +1,120 @@
+"""The command line of the benchmark. It sets the number of threads, so it imports nothing that reads it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+WORKLOADS = ("W1", "W2", "W3b", "W3l", "W4", "W5", "W6")
+EXTRAS = {
+    "import": "time of `import needle` against `import numpy`",
+    "ops": "overhead per operation, on tensors of one element",
+    "heap": "peak heap of one W3b step, and what is left to the cycle collector",
+    "scaling": "cost per step against depth and width",
+    "second": "cost of create_graph and of second-order gradients",
+}
+
+
+def chosen(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A comma-separated choice, as an argparse type; `all` and `none` are words."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        if text == "all":
+            return tuple(known)
+        if text == "none":
+            return ()
+        by_lower = {name.lower(): name for name in known}
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name.lower() not in by_lower:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is not one of {', '.join(known)} (or all, or none)"
+                )
+        return tuple(dict.fromkeys(by_lower[name.lower()] for name in names))
+
+    return parse
+
+
+def positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="bench",
+        description="How fast needle is: ratios to a hand-written NumPy loop and to torch. Exit code: 0 measured, "
+        "1 the libraries do not agree, 2 usage, 130 interrupted.",
+        epilog="\n".join(f"  {name:8} {what}" for name, what in EXTRAS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--workloads",
+        type=chosen(WORKLOADS),
+        default=None,
+        metavar="W1,W3b",
+        help="which of " + ", ".join(WORKLOADS) + "; default: all",
+    )
+    p.add_argument(
+        "--extras",
+        type=chosen(tuple(EXTRAS)),
+        default=None,
+        metavar="import,heap",
+        help="which of " + ", ".join(EXTRAS) + " (below); default: all, or none where --workloads is given",
+    )
+    p.add_argument(
+        "--peers",
+        choices=("torch", "all"),
+        default="torch",
+        help="all: MyGrad, HIPS autograd and JAX as well, where they are installed",
+    )
+    p.add_argument("--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1")
+    p.add_argument("--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick")
+    p.add_argument("--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict")
+    p.add_argument(
+        "--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest"
+    )
+    return p
+
+
+def threads_environment(threads: int) -> dict[str, str]:
+    env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    if threads == 1:
+        env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    return env
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(arguments)
+    wanted = threads_environment(options.threads)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        if "numpy" not in sys.modules and "torch" not in sys.modules:
+            os.environ.update(wanted)
+        else:  # they have read the environment already
+            return again(arguments, wanted)
+    from oracle.bench.session import run
+
+    return run(options)
+
+
+def again(arguments: Sequence[str], env: dict[str, str]) -> int:
+    """The same command in a fresh process with this environment."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "oracle.bench", *arguments], env={**os.environ, "PYTHONPATH": path, **env}
+    )
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child has it too, and prints the table so far
+            continue

@@ -1,0 +1,232 @@
+"""The rules: when does a tensor of ours count as wrong? NumPy alone.
+
+- G: within 16 × the noise measured on that tensor by the replicas of the truth;
+- L: an optimizer's update, from our own gradients and the old state, in float64, within 2 × a first-order bound;
+- exact: bits that must not change.
+
+Rule T (torch's own optimizer) and rule P (the peer against the truth) use the same functions; see `oracle.engine`.
+Every rule looks at presence, shape and dtype before it looks at values, and counts what it compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oracle import case as c
+from oracle.definitions import TINY, U
+from oracle.trace import QUANTITIES, Failure
+
+Array = npt.NDArray[Any]
+
+G_LIMIT = 16.0
+L_LIMIT = 2.0
+T_LIMIT = 3.0
+DOMAIN = 1e15
+LOGIT_DOMAIN = 1e6
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first place where needle parts from what it must equal."""
+
+    step: int
+    quantity: str
+    name: str
+    rule: str  # "G", "L", "T", "exact", "shape", "dtype", "missing", "unexpected", "exception", "nonfinite"
+    message: str  # one line, complete in itself
+    index: tuple[int, ...] | None = None
+    ours: float | str | None = None
+    peer: float | str | None = None
+    truth: float | str | None = None
+    dtype: str | None = None
+    error: float | None = None
+    allowed: float | None = None
+    failure: Failure | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts by step, then by the order in which quantities arise."""
+        place = QUANTITIES.index(self.quantity) if self.quantity in QUANTITIES else len(QUANTITIES)
+        return self.step, place
+
+    @property
+    def place(self) -> str:
+        """Like ``velocity 0.weight[0, 0]``."""
+        at = "" if not self.index else f"[{', '.join(map(str, self.index))}]"
+        return f"{self.quantity} {self.name}{at}".replace("loss loss", "loss")
+
+    @property
+    def signature(self) -> tuple[str, str, str]:
+        """What makes two divergences the same failure: quantity, rule and kind of tensor."""
+        kind = self.failure.kind if self.failure else self.name.rsplit(".", 1)[-1] if "." in self.name else ""
+        return self.quantity, self.rule, "" if kind.isdigit() else kind
+
+
+@dataclass
+class Tally:
+    """What was compared, and how near it came to the limits (1.0 = at the limit)."""
+
+    tensors: int = 0
+    elements: int = 0
+    largest: dict[str, float] = field(default_factory=dict)  # "G gradient" -> largest share of the tolerance
+    where: dict[str, str] = field(default_factory=dict)
+
+    def count(self, key: str, share: float, tensors: int, elements: int, where: str = "") -> None:
+        """Add comparisons of one kind."""
+        self.tensors += tensors
+        self.elements += elements
+        if math.isfinite(share) and share > self.largest.get(key, -1.0):
+            self.largest[key] = share
+            self.where[key] = where
+
+    def add(self, other: Tally) -> None:
+        """Add another tally."""
+        self.tensors += other.tensors
+        self.elements += other.elements
+        for key, share in other.largest.items():
+            if share > self.largest.get(key, -1.0):
+                self.largest[key], self.where[key] = share, other.where.get(key, "")
+
+
+def tolerance(truth: Array) -> Array:
+    """Rule G's tolerance for truth (replicas, steps, *shape): (steps, *shape)."""
+    exact = truth[0]
+    size = np.abs(exact)
+    if truth.shape[0] == 1:
+        noise = np.zeros_like(size)
+    else:
+        spread = truth[1:] - exact
+        noise = np.abs(spread, out=spread).max(axis=0)
+    axes = tuple(range(1, exact.ndim))
+    common = noise.max(axis=axes, keepdims=True, initial=0) + U * size.max(axis=axes, keepdims=True, initial=0)
+    return np.asarray(noise + 0.01 * common + U * size + TINY)
+
+
+def share_g(ours: Array, truth: Array) -> Array:
+    """|ours − truth| as a share of what rule G allows, (steps, *shape); inf where ours is not a number."""
+    with np.errstate(all="ignore"):
+        share = np.abs(ours - truth[0]) / (G_LIMIT * tolerance(truth))
+    return np.where(np.isnan(share), np.inf, share)
+
+
+def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) -> Array:
+    """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite."""
+    steps = None
+    for quantity, values in truth.items():
+        for name, value in values.items():
+            size = np.abs(value[0])
+            limit = LOGIT_DOMAIN if quantity == "activation" and name == logits else DOMAIN
+            bad = ~(size.max(axis=tuple(range(1, size.ndim)), initial=0) < limit)
+            steps = bad if steps is None else steps | bad
+    assert steps is not None
+    return steps
+
+
+# -- rule L -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Update:
+    """What an optimizer must give, in float64, each with the bound E of its error: quantity -> (value, E)."""
+
+    values: dict[str, tuple[Array, Array]]
+
+
+def expected_update(
+    case: c.TrainCase, lr: Array, p: Array, g: Array, old: Mapping[str, Array], t: Array, k: float
+) -> Update:
+    """Rule L for one parameter over all steps. Arrays are (steps, *shape); lr and t (steps, 1, …); k: roundings of g."""
+    spec = case.optimizer
+    decay = spec.weight_decay or 0.0
+    d = g + decay * p
+    e_d = U * (k * np.abs(g) + 4 * decay * np.abs(p))
+    if isinstance(spec, c.SGD):
+        beta = spec.momentum or 0.0
+        u = beta * old["velocity"] + (1 - beta) * d
+        e_u = U * (2 * np.abs(beta * old["velocity"]) + np.abs(u)) + (1 - beta) * e_d + TINY
+        new = p - lr * u
+        e_p = lr * (e_u + 2 * U * np.abs(u)) + U * np.abs(new) + TINY
+        return Update({"velocity": (u, e_u), "parameter": (new, e_p)})
+    b1 = 0.9 if spec.beta1 is None else spec.beta1
+    b2 = 0.999 if spec.beta2 is None else spec.beta2
+    eps = 1e-8 if spec.eps is None else spec.eps
+    m = b1 * old["first moment"] + (1 - b1) * d
+    e_m = U * (2 * np.abs(b1 * old["first moment"]) + (1 - b1) * 2 * np.abs(d) + np.abs(m)) + (1 - b1) * e_d + TINY
+    v = b2 * old["second moment"] + (1 - b2) * d * d
+    e_v = U * (2 * b2 * old["second moment"] + (1 - b2) * 4 * d * d + v) + (1 - b2) * 2 * np.abs(d) * e_d + TINY
+    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+    root = np.sqrt(v_hat)
+    e_vh = e_v / (1 - b2**t) + 2 * U * v_hat
+    # |sqrt(v + e) - sqrt(v)| is at most sqrt(e), and at most e / sqrt(v): the first rules near v = 0
+    e_root = np.minimum(np.sqrt(e_vh), e_vh / np.maximum(root, TINY)) + U * root
+    lowest = np.maximum(root - e_root, 0) + eps
+    move = lr * m_hat / (root + eps)
+    e_move = lr * (e_m / (1 - b1**t) + 2 * U * np.abs(m_hat)) / lowest + np.abs(move) * (e_root / lowest + 8 * U)
+    new = p - move
+    e_p = e_move + U * np.abs(new) + TINY
+    return Update({"first moment": (m, e_m), "second moment": (v, e_v), "parameter": (new, e_p)})
+
+
+def clip_factor(norm: Array, max_norm: float) -> Array:
+    """min(1, max_norm / (norm + 1e-6))."""
+    return np.minimum(1.0, max_norm / (norm + 1e-6))
+
+
+# -- looking for the first difference ---------------------------------------------------------------------------------
+
+
+def worst(share: Array) -> tuple[int, ...]:
+    """Index of the largest element."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(share)), share.shape))
+
+
+def scalar(array: Array | None, index: tuple[int, ...]) -> float | str | None:
+    """An element as a plain number."""
+    if array is None:
+        return None
+    try:
+        value = array[index]
+    except IndexError:
+        return f"shape {array.shape}"
+    return value if isinstance(value, str) else float(value)
+
+
+def check_form(
+    step: int, quantity: str, name: str, ours: Array | None, shape: Sequence[int], dtype: str
+) -> Divergence | None:
+    """Presence, shape and dtype."""
+    if ours is None:
+        return Divergence(step, quantity, name, "missing", f"needle has no {quantity} {name}")
+    if tuple(ours.shape) != tuple(shape):
+        message = f"needle's {quantity} {name} has shape {tuple(ours.shape)}, not {tuple(shape)}"
+        return Divergence(step, quantity, name, "shape", message, ours=str(tuple(ours.shape)), truth=str(tuple(shape)))
+    if ours.dtype != dtype:
+        message = f"needle's {quantity} {name} has dtype {ours.dtype}, not {dtype}"
+        return Divergence(step, quantity, name, "dtype", message, ours=str(ours.dtype), truth=dtype)
+    return None
+
+
+def numeric(
+    step: int,
+    quantity: str,
+    name: str,
+    rule: str,
+    at: tuple[int, ...],
+    ours: Array,
+    peer: Array | None,
+    truth: Array,
+    allowed: Array,
+) -> Divergence:
+    """A Divergence at one element of one step's arrays."""
+    error = abs(float(ours[at]) - float(truth[at]))
+    message = f"{quantity} {name} is off by {error:.3g}, allowed {float(allowed[at]):.3g} (rule {rule})"
+    return Divergence(
+        step, quantity, name, rule, message, index=at, ours=scalar(ours, at), peer=scalar(peer, at),
+        truth=scalar(truth, at), dtype=str(ours.dtype), error=error, allowed=float(allowed[at]),
+    )  # fmt: skip

@@ -1,0 +1,395 @@
+"""Runs a Case in needle, through the public course API alone, and observes it. Never imports torch.
+
+The package under test is handed in (``ndl``), so that any other needle can be driven the same way. Models are called
+as a user calls them; layers are observed by wrapping their ``forward``.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oracle import case as c
+from oracle.inputs import Batches, Slot, step_seed
+from oracle.trace import STATE, Failure, Observation, State
+
+Array = npt.NDArray[Any]
+Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer], int], Any]"], Any]
+
+
+class _Failed(Exception):
+    """An exception of needle, on its way to the Observation."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+@contextmanager
+def _phase(name: str) -> Iterator[None]:
+    """Whatever needle raises inside becomes an observed failure of this phase."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
+        raise _Failed(Failure(name, type(error).__name__, str(error), where)) from None
+
+
+def _array(value: Any) -> Array:
+    """The ndarray of a Tensor, or of a plain array."""
+    return np.asarray(value.cached_data if hasattr(value, "cached_data") else value)
+
+
+@dataclass
+class NeedleModel:
+    """A model built from a Case: the module, and its parameters and buffers by the names of `oracle.inputs.slots`."""
+
+    module: Any
+    parameters: dict[str, Any]
+    buffers: dict[str, tuple[Any, str]]  # name -> (owner, attribute)
+    modules: dict[str, Any]
+    eval_modules: list[Any]
+
+
+def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type, Build]) -> NeedleModel:
+    """The model of a case as a user would write it."""
+    model = NeedleModel(None, {}, {}, {}, [])
+    linears: list[Any] = []
+
+    def body(prefix: str, part: Sequence[c.Layer], width: int) -> Any:
+        made = []
+        for i, layer in enumerate(part):
+            path = f"{prefix}{i}"
+
+            def inner(name: str, sub: Sequence[c.Layer], sub_width: int, path: str = path) -> Any:
+                return body(f"{path}.{name}", sub, sub_width)
+
+            module = layers[type(layer)](ndl, layer, width, inner)
+            if isinstance(layer, c.Linear):
+                if layer.tie is not None:
+                    module.weight = linears[layer.tie].weight
+                linears.append(module)
+                if layer.frozen:
+                    for parameter in (module.weight, module.bias) if layer.bias else (module.weight,):
+                        parameter.requires_grad = False
+            if isinstance(layer, c.Eval):
+                model.eval_modules.append(module)
+            model.modules[path] = module
+            made.append(module)
+            width = c.output_width((_untied(layer),), case.data.rows, width)
+        return ndl.nn.Sequential(*made)
+
+    model.module = body("", case.model, case.data.features)
+    return model
+
+
+def _untied(layer: c.Layer) -> c.Layer:
+    """The layer without a reference to an earlier one, which a single layer cannot resolve."""
+    return c.Linear(layer.out) if isinstance(layer, c.Linear) else layer
+
+
+class NeedleRun:
+    """A training run in needle, one step at a time: ``load(state)``, ``step(t)``, ``evaluate(t)``."""
+
+    def __init__(
+        self,
+        case: c.TrainCase,
+        ndl: Any,
+        layers: Mapping[type, Build],
+        slots: tuple[list[Slot], list[Slot]],
+        batches: Batches,
+    ) -> None:
+        self.case, self.ndl, self.batches = case, ndl, batches
+        self.parameter_slots, self.buffer_slots = slots
+        self.observation = Observation(step=0)
+        self.kept: list[tuple[int, str, Any, Array]] = []
+        self.failed: Failure | None = None
+        self._recording: list[tuple[str, Any, Any]] | None = None
+        try:
+            with _phase("build"):
+                self._build(layers)
+        except _Failed as failed:
+            self.failed = failed.failure
+
+    def _build(self, layers: Mapping[type, Build]) -> None:
+        np.random.seed(self.case.seed_for("build"))
+        model = build(self.case, self.ndl, layers)
+        self.model = model.module
+        self.eval_modules = model.eval_modules
+        self.tensors: dict[str, tuple[Any, str]] = {}  # name -> (owner, attribute)
+        for slot in (*self.parameter_slots, *self.buffer_slots):
+            path, attribute = slot.name.rsplit(".", 1)
+            self.tensors[slot.name] = (model.modules[path], attribute)
+        self.parameters = {s.name: self._tensor(s.name) for s in self.parameter_slots}
+        names = {id(p): name for name, p in self.parameters.items()}
+        listed = [names.get(id(p), f"unknown {p.shape}") for p in self.model.parameters()]
+        # compared as text: order is part of the contract, it is the order of the optimizer
+        self.listed = np.array(listed, dtype=object)
+        self.optimizer = self._optimizer()
+        for path, module in model.modules.items():
+            self._observe(path, module)
+        self.initial = {name: np.array(self._array(name)) for name in self.tensors}
+        self.loss = self.ndl.nn.SoftmaxLoss()
+        self.model.train()
+        for module in self.eval_modules:
+            module.eval()
+
+    def _tensor(self, name: str) -> Any:
+        owner, attribute = self.tensors[name]
+        return getattr(owner, attribute)
+
+    def _array(self, name: str) -> Array:
+        return _array(self._tensor(name))
+
+    def _optimizer(self) -> Any:
+        spec = self.case.optimizer
+        given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
+        kind = self.ndl.optim.SGD if isinstance(spec, c.SGD) else self.ndl.optim.Adam
+        # a generator, as a user may pass one
+        return kind((p for p in self.model.parameters()), **given)
+
+    def _observe(self, path: str, module: Any) -> None:
+        forward = module.forward
+
+        def wrapped(*args: Any) -> Any:
+            out = forward(*args)
+            if self._recording is not None:
+                self._recording.append((path, args[0], out))
+            return out
+
+        module.forward = wrapped
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def load(self, state: State) -> None:
+        """Take over the common state before a step."""
+        for name, value in state.tensors.items():
+            self._tensor(name).data = self.ndl.Tensor(value, dtype="float32", requires_grad=False)
+        for quantity, values in state.slots.items():
+            held = getattr(self.optimizer, STATE[quantity])
+            for name, value in values.items():
+                parameter = self.parameters[name]
+                if parameter in held:
+                    _array(held[parameter])[...] = value
+
+    # -- a training step ----------------------------------------------------------------------------------------------
+
+    def step(self, t: int) -> Observation:
+        """One training step; an exception of needle ends up in ``observation.failure``."""
+        self.observation = obs = Observation(step=t)
+        if self.failed is not None:
+            obs.failure = self.failed
+            return obs
+        try:
+            self._step(t, obs)
+        except _Failed as failed:
+            obs.failure = self.failed = failed.failure
+        finally:
+            self._recording = None
+        return obs
+
+    def _step(self, t: int, obs: Observation) -> None:
+        case = self.case
+        if t == 0:
+            obs.put("parameters", "model.parameters()", self.listed)
+            for name, value in self.initial.items():
+                obs.put("initial", name, value)
+        if t and case.lr_at(t) != case.lr_at(t - 1):
+            self.optimizer.lr = case.lr_at(t)
+        np.random.seed(step_seed(case, t))
+        passes = []
+        collected: dict[str, Any] = {}
+        for m in range(self.batches.micro):
+            mark = f"#{m}" if m else ""
+            self._recording = record = []
+            with _phase("forward"):
+                x = self.ndl.Tensor(self.batches.x[t, m], requires_grad=case.input_grad)
+                out = self.model(x)
+                loss, cotangent = self._loss(out, t, m)
+            self._recording = None
+            for path, given, made in record:
+                obs.put("activation", path + mark, _array(made))
+                if made is given:
+                    obs.aliases.add(path + mark)
+                else:
+                    made.retain_grad()
+                obs.kinks[path + mark] = _array(given) > 0
+            if loss is not out:
+                obs.put("loss", f"loss{mark}", _array(loss))
+            with _phase("backward"):
+                if m == 0:
+                    self.optimizer.reset_grad()
+                self._backward(loss, cotangent)
+                if m == 0 and self.batches.micro > 1:
+                    collected = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+                elif m:
+                    for name, parameter in self.parameters.items():
+                        if name in collected:
+                            parameter.grad = collected[name].data + parameter.grad.data
+            passes.append((mark, x, record, loss))
+        for mark, x, record, _ in reversed(passes):
+            for path, given, made in reversed(record):
+                if made is not given and made.grad is not None:
+                    obs.put("adjoint", path + mark, _array(made.grad))
+            if case.input_grad and x.grad is not None:
+                obs.put("adjoint", f"input{mark}", _array(x.grad))
+        self._gradients("gradient", obs)
+        if case.clip is not None:
+            with _phase("clip_grad_norm"):
+                given_norm = () if case.clip.max_norm is None else (case.clip.max_norm,)
+                obs.put("clip norm", "norm", np.float64(self.optimizer.clip_grad_norm(*given_norm)))
+            self._gradients("clipped", obs)
+        held = [(t, f"gradient {n}", p.grad, np.array(_array(p.grad))) for n, p in self.parameters.items() if p.grad is not None]
+        with _phase("step"):
+            self.optimizer.step()
+        self._gradients("gradient after step", obs)
+        for quantity, attribute in STATE.items():
+            for parameter_name, parameter in self.parameters.items():
+                state = getattr(self.optimizer, attribute, {})
+                if parameter in state:
+                    obs.put(quantity, parameter_name, _array(state[parameter]))
+        for name, parameter in self.parameters.items():
+            obs.put("parameter", name, _array(parameter))
+        for slot in self.buffer_slots:
+            obs.put("buffer", slot.name, self._array(slot.name))
+        self._keep(t, held, passes[-1][3], obs)
+
+    def _loss(self, out: Any, t: int, m: int) -> tuple[Any, Any]:
+        ndl, loss = self.ndl, self.case.loss
+        if isinstance(loss, c.SoftmaxLoss):
+            assert self.batches.labels is not None
+            return self.loss(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=False)), None
+        assert self.batches.drawn is not None
+        drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=False)
+        if isinstance(loss, c.Cotangent):
+            return out, drawn
+        if isinstance(loss, c.WeightedSum):
+            return (out * drawn).sum(), None
+        return ((out - drawn) ** 2).sum() / self.case.data.rows, None
+
+    def _backward(self, loss: Any, cotangent: Any) -> None:
+        given = () if cotangent is None else (cotangent,)
+        if self.case.backward == "twice":
+            loss.backward(*given, retain_graph=True)  # the second one overwrites
+        loss.backward(*given)
+
+    def _gradients(self, quantity: str, obs: Observation) -> None:
+        for name, parameter in reversed(self.parameters.items()):
+            if parameter.grad is not None:
+                obs.put(quantity, name, _array(parameter.grad))
+
+    def _keep(self, t: int, held: list[tuple[int, str, Any, Array]], loss: Any, obs: Observation) -> None:
+        """Arrays that a user kept from the steps before must not change later."""
+        for step, name, tensor, before in self.kept:
+            same = np.array_equal(_array(tensor), before, equal_nan=True)
+            obs.put("kept", f"{name} of step {step}", np.bool_(same))
+        self.kept = [*held, (t, "loss", loss.data, np.array(_array(loss)))]
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, t: int) -> Observation:
+        """A forward pass in evaluation mode on the batch of step t; buffers and random state must not change."""
+        obs = Observation(step=t)
+        before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
+        np.random.seed(7)
+        position = np.random.get_state()[2]
+        self._recording = record = []
+        try:
+            with _phase("evaluation"):
+                self.model.eval()
+                self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
+                self.model.train()
+                for module in self.eval_modules:
+                    module.eval()
+        except _Failed as failed:
+            obs.failure = self.failed = failed.failure
+            return obs
+        finally:
+            self._recording = None
+        for path, given, made in record:
+            obs.put("evaluation", path, _array(made))
+            obs.kinks[path] = _array(given) > 0
+        for name, value in before.items():
+            obs.put("untouched", name, np.bool_(np.array_equal(self._array(name), value)))
+        obs.put("untouched", "random state", np.bool_(np.random.get_state()[2] == position))
+        return obs
+
+
+def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any]) -> Observation:
+    """One operation: its value, and the gradient of its inner product with the cotangent."""
+    obs = Observation(step=0)
+    try:
+        attributes = dict(case.attributes)
+        if case.numpy_scalars:
+            attributes = {k: np.float64(v) if isinstance(v, float) else v for k, v in attributes.items()}
+        with _phase("forward"):
+            operands = []
+            for operand in case.operands:
+                tensor = ndl.Tensor(operand.array)
+                tensor.cached_data = operand.array  # Tensor copies: this keeps the memory layout
+                operands.append(tensor)
+            out = op(ndl, *operands, **attributes)
+            obs.put("activation", case.op, _array(out))
+        with _phase("backward"):
+            out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False))
+        for i, (operand, tensor) in enumerate(zip(case.operands, operands, strict=True)):
+            if tensor.grad is not None:
+                obs.put("gradient", f"operand {i}", _array(tensor.grad))
+            obs.put("kept", f"operand {i}", np.bool_(np.array_equal(_array(tensor), operand.array, equal_nan=True)))
+    except _Failed as failed:
+        obs.failure = failed.failure
+    return obs
+
+
+def run_second(
+    case: c.SecondOrderCase, ndl: Any, layers: Mapping[type, Build], slots: tuple[list[Slot], list[Slot]],
+    batches: Batches, state: dict[str, Array], directions: dict[str, Array],
+) -> Observation:
+    """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
+    obs = Observation(step=0)
+    try:
+        with _phase("build"):
+            run = NeedleRun(_as_train(case), ndl, layers, slots, batches)
+            if run.failed is not None:
+                raise _Failed(run.failed)
+            run.load(State(state))
+        np.random.seed(step_seed(case, 0))
+        run._recording = record = []
+        with _phase("forward"):
+            out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))
+            loss, cotangent = run._loss(out, 0, 0)
+        run._recording = None
+        for path, given, made in record:
+            obs.put("activation", path, _array(made))
+            obs.kinks[path] = _array(given) > 0
+        with _phase("backward"):
+            loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
+        first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
+        for name, grad in reversed(first.items()):
+            obs.put("gradient", name, _array(grad))
+        with _phase("second backward"):
+            total = None
+            for name, grad in first.items():
+                part = (grad * ndl.Tensor(directions[name], requires_grad=False)).sum()
+                total = part if total is None else total + part
+            run.optimizer.reset_grad()
+            assert total is not None
+            if total.requires_grad:
+                total.backward()
+        for name, parameter in reversed(run.parameters.items()):
+            if parameter.grad is not None:
+                obs.put("second", name, _array(parameter.grad))
+    except _Failed as failed:
+        obs.failure = failed.failure
+    return obs
+
+
+def _as_train(case: c.SecondOrderCase) -> c.TrainCase:
+    return c.TrainCase(model=case.model, data=case.data, loss=case.loss, optimizer=c.SGD(), seed=case.seed)

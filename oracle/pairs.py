@@ -1,0 +1,430 @@
+"""The table: one row per thing in needle and the thing in torch that it must equal.
+
+The one file where needle, torch and Hypothesis meet. To add an op, add a row to `OPS`: how needle calls it, how torch
+calls it, which operands and attributes it is drawn with, which values they take, and the needle classes that it
+covers. Its float64 definition is the function of the same name in `oracle.definitions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from oracle import case as c
+from oracle import torch_executor as peer
+
+Shape = tuple[int, ...]
+Draw = Callable[..., Any]
+Drawn = tuple[list[Shape], dict[str, Any]]
+
+# -- drawing operands -------------------------------------------------------------------------------------------------
+
+SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 1, 5, 7, 33, 0])
+
+
+def shapes(min_rank: int = 0, max_rank: int = 3) -> st.SearchStrategy[Shape]:
+    """Small shapes, with size-1, zero-size and, rarely, long dimensions."""
+    return st.lists(SIZES, min_size=min_rank, max_size=max_rank).map(tuple)
+
+
+@st.composite
+def _axes(draw: Draw, rank: int, allow_none: bool = True) -> Any:
+    """None, one axis or several; some of them negative."""
+    kinds = (["none"] if allow_none else []) + (["one", "several"] if rank else [])
+    kind = draw(st.sampled_from(kinds))
+    if kind == "none":
+        return None
+    chosen = draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=1 if kind == "one" else rank, unique=True))
+    signed = tuple(a - rank if draw(st.booleans()) else a for a in chosen)
+    return signed[0] if kind == "one" else signed
+
+
+@st.composite
+def _one(draw: Draw) -> Drawn:
+    return [draw(shapes())], {}
+
+
+@st.composite
+def _two(draw: Draw) -> Drawn:
+    """Two shapes that broadcast."""
+    wide = draw(shapes())
+    pair = []
+    for _ in range(2):
+        dims = tuple(1 if draw(st.booleans()) and draw(st.booleans()) else n for n in wide)
+        pair.append(dims[draw(st.integers(0, len(dims))) :] if draw(st.booleans()) else dims)
+    return pair, {}
+
+
+def _scalar(values: Sequence[float]) -> st.SearchStrategy[Drawn]:
+    scalars = st.sampled_from(values) | st.floats(0.25, 4, width=32)
+    return st.tuples(shapes(), scalars).map(lambda d: ([d[0]], {"c": float(d[1])}))
+
+
+@st.composite
+def _transposed(draw: Draw) -> Drawn:
+    shape = draw(shapes(min_rank=2, max_rank=4))
+    if draw(st.booleans()):
+        return [shape], {}
+    axis = st.integers(-len(shape), len(shape) - 1)
+    return [shape], {"axes": (draw(axis), draw(axis))}
+
+
+@st.composite
+def _reshaped(draw: Draw) -> Drawn:
+    shape = draw(shapes())
+    flat: tuple[int, ...] = (1,)
+    for n in shape:
+        flat = (flat[0] * n,)
+    targets = [flat, shape[::-1], (1, *shape), (*shape, 1), tuple(n for n in shape if n != 1)]
+    return [shape], {"shape": draw(st.sampled_from(targets))}
+
+
+@st.composite
+def _broadcasted(draw: Draw) -> Drawn:
+    (shape, other), _ = draw(_two())
+    wide = [max(a, b) if 0 not in (a, b) else 0 for a, b in zip(_pad(shape, other), _pad(other, shape), strict=True)]
+    return [shape], {"shape": tuple(wide)}
+
+
+def _pad(shape: Shape, other: Shape) -> Shape:
+    return (1,) * (len(other) - len(shape)) + shape
+
+
+@st.composite
+def _reduced(draw: Draw, min_size: int = 0, default: bool = True) -> Drawn:
+    shape = tuple(max(n, min_size) for n in draw(shapes()))
+    axes = draw(_axes(len(shape)))
+    return [shape], {} if axes is None and default and draw(st.booleans()) else {"axes": axes}
+
+
+@st.composite
+def _multiplied(draw: Draw) -> Drawn:
+    """(…, n, k) @ (…, k, m), batch dimensions broadcast; now and then all square."""
+    n, k, m = draw(st.tuples(SIZES, SIZES, SIZES))
+    if draw(st.booleans()):
+        n = m = k
+    batch = draw(st.sampled_from([((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,))]))
+    return [(*batch[0], n, k), (*batch[1], k, m)], {}
+
+
+@st.composite
+def _indexed(draw: Draw) -> Drawn:
+    shape = draw(shapes(min_rank=1))
+    index = []
+    for n in shape[: draw(st.integers(1, len(shape)))]:
+        start = draw(st.none() | st.integers(-n, n))
+        stop = draw(st.none() | st.integers(-n, n))
+        index.append((start, stop, draw(st.sampled_from([None, 1, 2]))))
+    return [shape], {"index": tuple(index)}
+
+
+@st.composite
+def _flipped(draw: Draw) -> Drawn:
+    shape = draw(shapes(min_rank=1))
+    axes = draw(_axes(len(shape), allow_none=False))
+    return [shape], {"axes": axes if isinstance(axes, tuple) else (axes,)}
+
+
+@st.composite
+def _dilated(draw: Draw) -> Drawn:
+    shape = draw(shapes(min_rank=1))
+    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    return [shape], {"axes": tuple(axes), "dilation": draw(st.integers(0, 3))}
+
+
+@st.composite
+def _stacked(draw: Draw) -> Drawn:
+    shape = draw(shapes())
+    return [shape] * draw(st.integers(1, 4)), {"axis": draw(st.integers(0, len(shape)))}
+
+
+@st.composite
+def _split(draw: Draw) -> Drawn:
+    shape = tuple(max(n, 1) for n in draw(shapes(min_rank=1)))
+    axis = draw(st.integers(0, len(shape) - 1))
+    return [shape], {"axis": axis, "pick": draw(st.integers(0, shape[axis] - 1))}
+
+
+@st.composite
+def _convolved(draw: Draw) -> Drawn:
+    k, stride, padding = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    n, channels, out = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    h, w = (max(draw(st.integers(1, 8)), k - 2 * padding, 1) for _ in range(2))
+    return [(n, h, w, channels), (k, k, channels, out)], {"stride": stride, "padding": padding}
+
+
+@st.composite
+def _matrix(draw: Draw) -> Drawn:
+    return [(draw(SIZES), draw(st.integers(1, 8)))], {}
+
+
+@st.composite
+def _affine(draw: Draw) -> Drawn:
+    n, k, m = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    return [(n, k), (k, m), *([(1, m)] if draw(st.booleans()) else [])], {}
+
+
+@st.composite
+def _labelled(draw: Draw) -> Drawn:
+    n, k = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    return [(n, k)], {"labels": tuple(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))}
+
+
+@st.composite
+def _normalised(draw: Draw, min_rows: int) -> Drawn:
+    n, k = draw(st.integers(min_rows, 6)), draw(st.integers(1, 6))
+    return [(n, k), (k,), (k,)], {"eps": draw(st.sampled_from([1e-5, 1e-3, 1.0]))}
+
+
+# -- ops --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op: ``needle(ndl, *tensors, **attributes)`` must equal ``torch(*tensors, **attributes)``."""
+
+    needle: Callable[..., Any]
+    torch: Callable[..., torch.Tensor]
+    drawn: st.SearchStrategy[Drawn]
+    covers: tuple[str, ...]  # classes of needle.ops
+    values: str = "real"  # "real", "positive" or "nonzero": what the operands are made of
+    nonfinite: bool = True  # nan and inf among the operands: both sides must agree on where they end up
+
+
+def _dims(x: torch.Tensor, axes: Any) -> Any:
+    """axes as torch wants them: None is all of them, which for torch must be spelled out."""
+    return tuple(range(x.dim())) if axes is None else axes
+
+
+def _torch_sum(x: torch.Tensor, axes: Any = None) -> torch.Tensor:
+    return x.sum() if axes is None else x.sum(dim=axes)
+
+
+def _torch_transpose(x: torch.Tensor, axes: Any = None) -> torch.Tensor:
+    return x.transpose(-1, -2) if axes is None else x.transpose(*axes)
+
+
+def _torch_lse(x: torch.Tensor, axes: Any = None) -> torch.Tensor:
+    return torch.logsumexp(x.reshape(-1), 0) if axes is None else torch.logsumexp(x, axes)
+
+
+def _torch_dilate(x: torch.Tensor, axes: Shape, dilation: int) -> torch.Tensor:
+    out = x.new_zeros([n * (dilation + 1) if i in axes else n for i, n in enumerate(x.shape)])
+    where = tuple(slice(None, None, dilation + 1) if i in axes else slice(None) for i in range(x.dim()))
+    out[where] = x
+    return out
+
+
+def _torch_conv(x: torch.Tensor, w: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    out = nn.functional.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=stride, padding=padding)
+    return out.permute(0, 2, 3, 1)
+
+
+def _torch_batch_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
+    return nn.functional.batch_norm(x, None, None, w, b, training=True, eps=eps)
+
+
+def _slices(index: Sequence[tuple[int | None, int | None, int | None]]) -> tuple[slice, ...]:
+    return tuple(slice(*s) for s in index)
+
+
+def _torch_loss(z: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+    return nn.functional.cross_entropy(z, torch.tensor(labels))
+
+
+def _needle_loss(ndl: Any, z: Any, labels: Sequence[int]) -> Any:
+    import numpy as np
+
+    return ndl.nn.SoftmaxLoss()(z, ndl.Tensor(np.array(labels), requires_grad=False))
+
+
+_CS = (2.0, -1.0, 0.5, 1.0, 0.0, -3.0)
+_POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
+
+OPS: Mapping[str, OpRow] = {
+    "add": OpRow(lambda n, a, b: n.add(a, b), torch.add, _two(), ("EWiseAdd",)),
+    "subtract": OpRow(lambda n, a, b: a - b, torch.sub, _two(), ("EWiseAdd", "Negate")),
+    "multiply": OpRow(lambda n, a, b: n.multiply(a, b), torch.mul, _two(), ("EWiseMul",)),
+    "divide": OpRow(lambda n, a, b: n.divide(a, b), torch.div, _two(), ("EWiseDiv",), values="nonzero"),
+    "power": OpRow(lambda n, a, b: n.power(a, b), torch.pow, _two(), ("EWisePow",), values="positive", nonfinite=False),
+    "negate": OpRow(lambda n, x: n.negate(x), torch.neg, _one(), ("Negate",)),
+    "log": OpRow(lambda n, x: n.log(x), torch.log, _one(), ("Log",), values="positive"),
+    "exp": OpRow(lambda n, x: n.exp(x), torch.exp, _one(), ("Exp",)),
+    "tanh": OpRow(lambda n, x: n.tanh(x), torch.tanh, _one(), ("Tanh",)),
+    "sigmoid": OpRow(lambda n, x: n.sigmoid(x), torch.sigmoid, _one(), ("Sigmoid",)),
+    "relu": OpRow(lambda n, x: n.relu(x), torch.relu, _one(), ("ReLU",)),
+    "add_scalar": OpRow(lambda n, x, c: x + c, lambda x, c: x + c, _scalar(_CS), ("AddScalar",)),
+    "mul_scalar": OpRow(lambda n, x, c: c * x, lambda x, c: x * c, _scalar(_CS), ("MulScalar",)),
+    "divide_scalar": OpRow(lambda n, x, c: x / c, lambda x, c: x / c, _scalar(_CS[:4]), ("DivScalar",)),
+    "power_scalar": OpRow(
+        lambda n, x, c: x**c, lambda x, c: x**c, _scalar(_POWERS), ("PowerScalar",), values="positive", nonfinite=False
+    ),
+    "rsub": OpRow(lambda n, x, c: c - x, lambda x, c: c - x, _scalar(_CS), ("AddScalar", "Negate")),
+    "rdiv": OpRow(lambda n, x, c: c / x, lambda x, c: c / x, _scalar(_CS), (), values="nonzero", nonfinite=False),
+    "rpow": OpRow(lambda n, x, c: c**x, lambda x, c: c**x, _scalar((2.0, 0.5, 1.0, 3.0)), (), nonfinite=False),
+    "transpose": OpRow(lambda n, x, **a: n.transpose(x, **a), _torch_transpose, _transposed(), ("Transpose",)),
+    "reshape": OpRow(lambda n, x, shape: n.reshape(x, shape), torch.reshape, _reshaped(), ("Reshape",)),
+    "broadcast_to": OpRow(
+        lambda n, x, shape: n.broadcast_to(x, shape),
+        lambda x, shape: x.broadcast_to(shape),
+        _broadcasted(),
+        ("BroadcastTo",),
+    ),
+    "summation": OpRow(lambda n, x, **a: n.summation(x, **a), _torch_sum, _reduced(), ("Summation",)),
+    "maximum": OpRow(
+        lambda n, x, axes=None: x.max(axes),
+        lambda x, axes=None: torch.amax(x, _dims(x, axes)),
+        _reduced(min_size=1),
+        ("Max",),
+        nonfinite=False,
+    ),
+    "getitem": OpRow(lambda n, x, index: x[_slices(index)], lambda x, index: x[_slices(index)], _indexed(), ("GetItem",)),
+    "flip": OpRow(lambda n, x, axes: n.flip(x, axes), torch.flip, _flipped(), ("Flip",)),
+    "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate", "UnDilate")),
+    "stack": OpRow(
+        lambda n, *xs, axis: n.stack(xs, axis),
+        lambda *xs, axis: torch.stack(xs, axis),
+        _stacked(),
+        ("Stack", "MakeTensorTuple"),
+    ),
+    "split": OpRow(
+        lambda n, x, axis, pick: n.split(x, axis)[pick],
+        lambda x, axis, pick: torch.select(x, axis, pick),
+        _split(),
+        ("Split", "TupleGetItem"),
+    ),
+    "matmul": OpRow(lambda n, a, b: n.matmul(a, b), torch.matmul, _multiplied(), ("MatMul",)),
+    "linear": OpRow(
+        lambda n, x, w, *b: n.ops.linear(x, w, *b),
+        lambda x, w, *b: nn.functional.linear(x, w.t(), *(v.reshape(-1) for v in b)),
+        _affine(),
+        ("Linear",),
+    ),
+    "conv": OpRow(lambda n, x, w, **a: n.conv(x, w, **a), _torch_conv, _convolved(), ("Conv",), nonfinite=False),
+    "logsumexp": OpRow(lambda n, x, **a: n.logsumexp(x, **a), _torch_lse, _reduced(min_size=1), ("LogSumExp",)),
+    "logsoftmax": OpRow(
+        lambda n, x: n.logsoftmax(x), lambda x: torch.log_softmax(x, 1), _matrix(), ("LogSoftmax",), nonfinite=False
+    ),
+    "softmax_loss": OpRow(_needle_loss, _torch_loss, _labelled(), ("SoftmaxCrossEntropy",), nonfinite=False),
+    "batch_norm": OpRow(
+        lambda n, x, w, b, eps: n.ops.batch_norm(x, w, b, eps),
+        _torch_batch_norm,
+        _normalised(min_rows=2),
+        ("BatchNorm",),
+        nonfinite=False,
+    ),
+    "layer_norm": OpRow(
+        lambda n, x, w, b, eps: n.ops.layer_norm(x, w, b, eps),
+        lambda x, w, b, eps: nn.functional.layer_norm(x, (x.shape[-1],), w, b, eps),
+        _normalised(min_rows=1),
+        ("LayerNorm",),
+        nonfinite=False,
+    ),
+}
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: how a user of needle builds it and how a user of torch does; ``body`` builds what is nested in it."""
+
+    needle: Callable[[Any, Any, int, Callable[..., Any]], Any]
+    torch: Callable[[Any, int, Callable[..., nn.Module]], nn.Module]
+
+
+def _given(**keywords: Any) -> dict[str, Any]:
+    """Only the keywords that the case sets: what it leaves out tests the defaults."""
+    return {k: v for k, v in keywords.items() if v is not None}
+
+
+def _applied(ndl: Any, function: Callable[..., Any], *children: Any) -> Any:
+    """A module of the user's own, as course code writes it."""
+
+    class Applied(ndl.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = list(children)
+
+        def forward(self, x: Any) -> Any:
+            return function(x, *self.parts)
+
+    return Applied()
+
+
+_JOINS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+}
+
+
+def _needle_branch(ndl: Any, s: c.Branch, width: int, body: Callable[..., Any]) -> Any:
+    left, right = body("left.", s.left, width), body("right.", s.right, width)
+    return _applied(ndl, lambda x, a, b: _JOINS[s.join](a(x), b(x)), left, right)
+
+
+def _needle_unused(ndl: Any, s: c.Unused, width: int, body: Callable[..., Any]) -> Any:
+    module = _applied(ndl, lambda x: x)
+    module.weight = ndl.nn.Parameter(ndl.init.zeros(s.size))
+    return module
+
+
+def _program(layer: c.Ops, x: Any, call: Callable[..., Any]) -> Any:
+    values = [x]
+    for step in layer.steps:
+        values.append(call(step.op, *(values[a] for a in step.args), **step.attributes))
+    return values[-1]
+
+
+def _needle_ops(ndl: Any, s: c.Ops, width: int, body: Callable[..., Any]) -> Any:
+    return _applied(ndl, lambda x: _program(s, x, lambda op, *xs, **a: OPS[op].needle(ndl, *xs, **a)))
+
+
+def _torch_ops(s: c.Ops, width: int, body: Callable[..., Any]) -> nn.Module:
+    return peer.Apply(lambda x: _program(s, x, lambda op, *xs, **a: OPS[op].torch(*xs, **a)))
+
+
+LAYERS: Mapping[type, LayerRow] = {
+    c.Linear: LayerRow(
+        lambda n, s, d, _: n.nn.Linear(d, s.out, **({} if s.bias else {"bias": False})),
+        lambda s, d, _: nn.Linear(d, s.out, bias=s.bias),
+    ),
+    c.ReLU: LayerRow(lambda n, s, d, _: n.nn.ReLU(), lambda s, d, _: peer.ReLU()),
+    c.Tanh: LayerRow(lambda n, s, d, _: _applied(n, n.tanh), lambda s, d, _: nn.Tanh()),
+    c.Sigmoid: LayerRow(lambda n, s, d, _: _applied(n, n.sigmoid), lambda s, d, _: nn.Sigmoid()),
+    c.Identity: LayerRow(lambda n, s, d, _: n.nn.Identity(), lambda s, d, _: nn.Identity()),
+    c.Flatten: LayerRow(lambda n, s, d, _: n.nn.Flatten(), lambda s, d, _: nn.Flatten()),
+    c.BatchNorm: LayerRow(
+        lambda n, s, d, _: n.nn.BatchNorm1d(d, **_given(eps=s.eps, momentum=s.momentum)),
+        lambda s, d, _: nn.BatchNorm1d(d, **_given(eps=s.eps, momentum=s.momentum)),
+    ),
+    c.LayerNorm: LayerRow(
+        lambda n, s, d, _: n.nn.LayerNorm1d(d, **_given(eps=s.eps)),
+        lambda s, d, _: nn.LayerNorm(d, **_given(eps=s.eps)),
+    ),
+    c.Dropout: LayerRow(
+        lambda n, s, d, _: n.nn.Dropout(**_given(p=s.p)),
+        lambda s, d, _: peer.Dropout(0.5 if s.p is None else s.p),
+    ),
+    c.Unused: LayerRow(_needle_unused, lambda s, d, _: peer.Unused(s.size)),
+    c.Sequential: LayerRow(lambda n, s, d, body: body("", s.body, d), lambda s, d, body: body("", s.body, d)),
+    c.Eval: LayerRow(lambda n, s, d, body: body("", s.body, d), lambda s, d, body: body("", s.body, d)),
+    c.Residual: LayerRow(
+        lambda n, s, d, body: n.nn.Residual(body("", s.body, d)),
+        lambda s, d, body: peer.Residual(body("", s.body, d)),
+    ),
+    c.Branch: LayerRow(
+        _needle_branch,
+        lambda s, d, body: peer.Branch(body("left.", s.left, d), body("right.", s.right, d), s.join),
+    ),
+    c.Ops: LayerRow(_needle_ops, _torch_ops),
+}
+
+NEEDLE_LAYERS = {kind: row.needle for kind, row in LAYERS.items()}
+TORCH_LAYERS = {kind: row.torch for kind, row in LAYERS.items()}

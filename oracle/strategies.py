@@ -1,0 +1,449 @@
+"""Hypothesis strategies that produce Cases, biased toward what kills: see `train_cases`.
+
+Structure, hyperparameters and a few special values are drawn, so that they shrink; bulk data comes from an integer
+seed in the case. The first alternative of every choice is the simplest one: it is what shrinking ends at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracle import case as c
+from oracle.definitions import result_shape
+from oracle.pairs import OPS
+
+Shape = tuple[int, ...]
+Draw = Callable[..., Any]
+
+WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 17, 33, 64])
+ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 7, 33, 64])
+SEEDS = st.integers(0, 2**16)
+
+
+def choice(*weighted: tuple[int, Any]) -> st.SearchStrategy[Any]:
+    """One of the values, drawn with integer weights."""
+    return st.sampled_from([value for weight, value in weighted for _ in range(weight)])
+
+
+# -- blocks of plain operations ---------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Builds an `Ops` block step by step and keeps track of shapes."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.steps: list[c.OpStep] = []
+        self.shapes: list[Shape] = [(rows, width)]
+
+    def __call__(self, op: str, *args: int, **attributes: Any) -> int:
+        self.shapes.append(result_shape(op, [self.shapes[a] for a in args], attributes))
+        self.steps.append(c.OpStep(op, args, attributes))
+        return len(self.shapes) - 1
+
+    def positive(self, x: int) -> int:
+        """x² + 0.5: safe for a logarithm, a root or a denominator."""
+        return self("add_scalar", self("multiply", x, x), c=0.5)
+
+    def small(self, x: int) -> int:
+        """tanh x: safe for an exponential."""
+        return self("tanh", x)
+
+    def spread(self, x: int, axis: int, like: int) -> int:
+        """x, which has lost an axis, broadcast back."""
+        shape = self.shapes[like]
+        kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        return self("broadcast_to", self("reshape", x, shape=kept), shape=shape)
+
+
+def _three_cycle(b: _Builder, x: int) -> int:
+    """(n, d) as (n, d, 1), its axes permuted in a cycle of three, and back by way of a sum."""
+    n, d = b.shapes[x]
+    y = b("transpose", b("transpose", b("reshape", x, shape=(n, d, 1)), axes=(0, 1)), axes=(1, 2))
+    return b("transpose", b("summation", b("mul_scalar", y, c=1.5), axes=(1,)))
+
+
+def _attention(b: _Builder, x: int) -> int:
+    """x @ (xᵀ @ x), on values that stay small."""
+    s = b.small(x)
+    return b("matmul", s, b("matmul", b("transpose", s), s))
+
+
+def _batched(b: _Builder, x: int) -> int:
+    """A batched product whose batch dimension broadcasts: (n, 1, d) @ (d, d)."""
+    n, d = b.shapes[x]
+    s = b.small(x)
+    square = b("matmul", b("transpose", s), s)
+    return b("reshape", b("matmul", b("reshape", x, shape=(n, 1, d)), square), shape=(n, d))
+
+
+def _centre(b: _Builder, x: int) -> int:
+    n, d = b.shapes[x]
+    mean = b("divide_scalar", b("summation", x, axes=(0,)), c=float(n))
+    return b("subtract", x, b("broadcast_to", b("reshape", mean, shape=(1, d)), shape=(n, d)))
+
+
+def _negative_axis(b: _Builder, x: int) -> int:
+    n, _ = b.shapes[x]
+    return b("multiply", x, b("reshape", b("tanh", b("summation", x, axes=-1)), shape=(n, 1)))
+
+
+def _stacked(b: _Builder, x: int) -> int:
+    return b("summation", b("stack", x, b("negate", b.small(x)), x, axis=1), axes=(1,))
+
+
+def _picked(b: _Builder, x: int) -> int:
+    both = b("stack", b.small(x), x, axis=0)
+    return b("add", b("split", both, axis=0, pick=0), b("split", both, axis=0, pick=1))
+
+
+def _sliced(b: _Builder, x: int) -> int:
+    n, d = b.shapes[x]
+    part = b("getitem", x, index=((None, None, None), (0, max(1, d - 1), None)))
+    first = b("summation", part, axes=(1,))
+    return b("add", b.spread(first, 1, x), b("flip", x, axes=(0, 1)))
+
+
+def _dilated(b: _Builder, x: int) -> int:
+    wide = b("dilate", x, axes=(1,), dilation=1)
+    return b("getitem", wide, index=((None, None, None), (None, None, 2)))
+
+
+def _diamonds(b: _Builder, x: int) -> int:
+    y = b.small(x)
+    for _ in range(4):
+        y = b("add", y, y)
+    return y
+
+
+_MACROS: tuple[Callable[[_Builder, int], int], ...] = (
+    lambda b, x: b("mul_scalar", x, c=2.0),
+    lambda b, x: b("add_scalar", x, c=1.0),
+    lambda b, x: b("negate", x),
+    lambda b, x: b("rsub", x, c=1.0),
+    lambda b, x: b("divide_scalar", x, c=3.0),
+    lambda b, x: b("add", x, x),
+    lambda b, x: b("multiply", x, b("sigmoid", x)),
+    lambda b, x: b("subtract", b("mul_scalar", x, c=3.0), x),
+    lambda b, x: b("power_scalar", x, c=2.0),
+    lambda b, x: b("power_scalar", b.small(x), c=3.0),
+    lambda b, x: b("power_scalar", b.positive(x), c=0.5),
+    lambda b, x: b("power_scalar", b.positive(x), c=-1.0),
+    lambda b, x: b("log", b.positive(x)),
+    lambda b, x: b("exp", b.small(x)),
+    lambda b, x: b("rdiv", b.positive(x), c=2.0),
+    lambda b, x: b("rpow", b.small(x), c=2.0),
+    lambda b, x: b("divide", x, b.positive(x)),
+    lambda b, x: b("power", b.positive(b.small(x)), b.small(x)),
+    lambda b, x: b("logsoftmax", x),
+    lambda b, x: b("subtract", x, b.spread(b("logsumexp", x, axes=(1,)), 1, x)),
+    lambda b, x: b("multiply", x, b("logsumexp", b.small(x))),
+    lambda b, x: b("transpose", b("multiply", b("transpose", x), b("transpose", x, axes=(0, 1)))),
+    lambda b, x: b("mul_scalar", x, c=100.0),
+    _centre,
+    _negative_axis,
+    _three_cycle,
+    _attention,
+    _batched,
+    _stacked,
+    _picked,
+    _sliced,
+    _dilated,
+    _diamonds,
+)
+
+
+@st.composite
+def _ops(draw: Draw, rows: int, width: int) -> c.Ops:
+    b = _Builder(rows, width)
+    x = 0
+    for _ in range(draw(choice((3, 1), (2, 2), (1, 3)))):
+        x = draw(st.sampled_from(_MACROS))(b, x)
+    return c.Ops(tuple(b.steps))
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+_EPS = st.sampled_from([None, None, 1e-5, 1e-3, 1e-2])
+
+
+class _Models:
+    """Draws layers left to right, keeping width and the shapes of the Linears so far."""
+
+    def __init__(self, draw: Draw, rows: int, square: bool, small: bool) -> None:
+        self.draw, self.rows, self.square = draw, rows, square
+        self.widths = st.sampled_from([1, 2, 3, 4, 5]) if small else WIDTHS
+        self.linears: list[Shape] = []
+        self.budget = 8
+
+    def width(self) -> int:
+        """Batch == features hides nothing from a wrong-axis bug only where it is rare; here it is common."""
+        return self.rows if self.square and self.draw(st.booleans()) else int(self.draw(self.widths))
+
+    def linear(self, width: int, out: int | None = None) -> c.Linear:
+        out = self.width() if out is None else out
+        same = [i for i, shape in enumerate(self.linears) if shape == (width, out)]
+        tie = self.draw(st.sampled_from([None, *same])) if same else None
+        self.linears.append((width, out))
+        bias = not self.draw(choice((3, False), (1, True)))
+        frozen = tie is None and self.draw(choice((9, False), (1, True)))
+        return c.Linear(out, bias=bias, frozen=frozen, tie=tie)
+
+    def body(self, width: int, depth: int, most: int, training: bool = True) -> tuple[tuple[c.Layer, ...], int]:
+        layers: list[c.Layer] = []
+        for _ in range(self.draw(st.integers(0 if depth else 1, most))):
+            if self.budget <= 0:
+                break
+            self.budget -= 1
+            layer, width = self.layer(width, depth, training)
+            layers.append(layer)
+        return tuple(layers), width
+
+    def layer(self, width: int, depth: int, training: bool) -> tuple[c.Layer, int]:
+        nested = depth < 2
+        norms = self.rows > 1 or not training
+        kind = self.draw(
+            choice(
+                (6, "linear"),
+                (4, "relu"),
+                (2, "tanh"),
+                (2, "sigmoid"),
+                (4 if norms else 0, "batch norm"),
+                (3, "layer norm"),
+                (2, "dropout"),
+                (3, "ops"),
+                (1, "identity"),
+                (1, "flatten"),
+                (1, "unused"),
+                (3 if nested else 0, "residual"),
+                (2 if nested else 0, "branch"),
+                (2 if nested else 0, "sequential"),
+                (1 if nested else 0, "eval"),
+            )
+        )
+        draw = self.draw
+        if kind == "linear":
+            linear = self.linear(width)
+            return linear, linear.out
+        if kind == "residual":
+            body, out = self.body(width, depth + 1, 3, training)
+            return c.Residual(body if out == width else (*body, self.linear(out, width))), width
+        if kind == "branch":
+            left, first = self.body(width, depth + 1, 2, training)
+            right, second = self.body(width, depth + 1, 2, training)
+            if first != second:
+                right = (*right, self.linear(second, first))
+            return c.Branch(left, right, draw(st.sampled_from(["add", "subtract", "multiply"]))), first
+        if kind in ("sequential", "eval"):
+            body, out = self.body(width, depth + 1, 3, training and kind == "sequential")
+            return (c.Sequential(body) if kind == "sequential" else c.Eval(body)), out
+        simple: dict[str, Callable[[], c.Layer]] = {
+            "relu": c.ReLU,
+            "tanh": c.Tanh,
+            "sigmoid": c.Sigmoid,
+            "identity": c.Identity,
+            "flatten": c.Flatten,
+            "unused": lambda: c.Unused(draw(st.sampled_from([1, 3]))),
+            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(st.sampled_from([None, None, 0.1, 0.5, 0.0, 1.0]))),
+            "layer norm": lambda: c.LayerNorm(draw(_EPS)),
+            "dropout": lambda: c.Dropout(draw(st.sampled_from([None, 0.1, 0.5, 0.9, 0.0, 1.0]))),
+            "ops": lambda: draw(_ops(self.rows, width)),
+        }
+        return simple[kind](), width
+
+
+@st.composite
+def _data(draw: Draw, rows: int, features: int) -> c.Data:
+    offset = draw(choice((8, 0.0), (1, 1.0), (3, 100.0), (1, -1000.0)))
+    atoms = draw(
+        st.lists(
+            st.builds(
+                c.Atom, st.integers(0, rows * features - 1), st.sampled_from([0.0, 1.0, -1.0, 100.0, -100.0, 1e-3, 1e4])
+            ),
+            max_size=3,
+        )
+    )
+    return c.Data(
+        rows=rows,
+        features=features,
+        scale=draw(choice((6, 1.0), (1, 0.0), (1, 0.01), (2, 30.0))),
+        offset=offset,
+        atoms=tuple(atoms),
+        repeated_rows=draw(choice((11, False), (1, True))),
+        constant_column=draw(choice((7, False), (1, True))),
+        rounded=draw(choice((5, False), (1, True))),
+        same_batch=draw(choice((3, False), (1, True))),
+    )
+
+
+_LRS = st.sampled_from([0.1, 0.01, None, 1.0, 0.3, 1e-3, 0.0123456789, 0.70710678, 1e-4])
+_BETAS = st.sampled_from([0.9, 0.0, 0.5, 0.99, 0.999, 0.3])
+_DECAYS = st.sampled_from([0.1, 0.01, 0.5, 1e-4, 1.0])
+
+
+@st.composite
+def _sgd(draw: Draw) -> c.SGD:
+    # decay outside the momentum shows only where both are positive
+    beta = draw(choice((2, "none"), (1, "zero"), (7, "some")))
+    decay = draw(choice((2, "none"), (1, "zero"), (5, "some")))
+    return c.SGD(
+        lr=draw(_LRS),
+        momentum={"none": None, "zero": 0.0}.get(beta) if beta != "some" else draw(_BETAS),
+        weight_decay={"none": None, "zero": 0.0}.get(decay) if decay != "some" else draw(_DECAYS),
+    )
+
+
+@st.composite
+def _adam(draw: Draw) -> c.Adam:
+    return c.Adam(
+        lr=draw(_LRS),
+        beta1=draw(st.sampled_from([None, 0.9, 0.5, 0.0])),
+        beta2=draw(st.sampled_from([None, 0.999, 0.9, 0.5])),
+        eps=draw(st.sampled_from([None, 1e-8, 1e-3])),
+        weight_decay=draw(st.sampled_from([None, 0.0, 0.01, 0.5])),
+    )
+
+
+@st.composite
+def train_cases(draw: Draw, max_steps: int = 13) -> c.TrainCase:
+    """Training runs, biased toward what finds faults.
+
+    Batch == features in at least 35 % of them; a norm layer first, on data far from zero; saturation; exact zeros and
+    ties; momentum together with decay; fan-out; nested evaluation mode; clipping on both sides of max_norm; size 1.
+    """
+    rows = int(draw(ROWS))
+    square = draw(choice((1, False), (1, True)))
+    features = rows if square else int(draw(WIDTHS))
+    models = _Models(draw, rows, square, small=False)
+    layers: list[c.Layer] = []
+    width = features
+    theme = draw(choice((6, "plain"), (2, "norm first"), (2, "saturated")))
+    if theme == "norm first":
+        layers.append(c.BatchNorm() if rows > 1 and draw(st.booleans()) else c.LayerNorm())
+    body, width = models.body(width, 0, 7)
+    layers.extend(body)
+    if not _trained(layers):
+        layers.append(c.Linear(models.width()))
+    if theme == "saturated":
+        scale = draw(st.sampled_from([100.0, 1000.0, 10_000.0]))
+        layers.append(c.Ops((c.OpStep("mul_scalar", (0,), {"c": scale}),)))
+    loss = draw(
+        choice(
+            (6, c.SoftmaxLoss()),
+            (1, c.SoftmaxLoss("uint8")),
+            (1, c.SoftmaxLoss("int32")),
+            (2, c.WeightedSum()),
+            (2, c.MeanSquare()),
+            (1, c.Cotangent()),
+        )
+    )
+    steps = draw(choice((4, 1), (5, 2), (8, 3), (3, 4), (2, 6), (1, max_steps)))
+    lr_changes: tuple[c.LrChange, ...] = ()
+    if steps > 1 and draw(choice((3, False), (1, True))):
+        lr_changes = (c.LrChange(draw(st.integers(1, steps - 1)), draw(st.sampled_from([0.05, 1e-3, 0.5]))),)
+    clip = draw(choice((6, "none"), (1, "default"), (3, "some")))
+    return c.TrainCase(
+        model=tuple(layers),
+        data=draw(_data(rows, features)),
+        loss=loss,
+        optimizer=draw(_adam()) if draw(choice((7, False), (1, True))) else draw(_sgd()),
+        seed=draw(SEEDS),
+        steps=steps,
+        clip=None
+        if clip == "none"
+        else c.Clip(None if clip == "default" else draw(st.sampled_from([1.0, 0.01, 5.0, 100.0]))),
+        lr_changes=lr_changes,
+        backward=draw(choice((8, "once"), (1, "twice"), (1, "accumulate"))),
+        input_grad=draw(choice((2, False), (1, True))),
+        keep_init=draw(choice((2, False), (1, True))),
+        weight_scale=draw(choice((6, 1.0), (1, 0.1), (1, 4.0), (1, 0.0))),
+    )
+
+
+def _trained(layers: Sequence[c.Layer]) -> bool:
+    parts = [layer for _, layer in c.walk(layers)]
+    return any(isinstance(x, c.BatchNorm | c.LayerNorm) or (isinstance(x, c.Linear) and not x.frozen) for x in parts)
+
+
+@st.composite
+def second_order_cases(draw: Draw) -> c.SecondOrderCase:
+    """Small models, differentiated twice."""
+    rows = int(draw(st.sampled_from([1, 2, 3, 4, 6])))
+    features = int(draw(st.sampled_from([1, 2, 3, 4])))
+    models = _Models(draw, rows, False, small=True)
+    models.budget = 4
+    body, _ = models.body(features, 1, 3)
+    head = models.linear(c.output_width(body, rows, features))
+    return c.SecondOrderCase(
+        model=(*body, c.Linear(head.out, bias=head.bias)),
+        data=c.Data(rows=rows, features=features, rounded=draw(choice((5, False), (1, True)))),
+        loss=draw(choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))),
+        seed=draw(SEEDS),
+        weight_scale=draw(st.sampled_from([1.0, 0.5])),
+        keep_init=draw(st.booleans()),
+    )
+
+
+# -- single operations ------------------------------------------------------------------------------------------------
+
+_REAL = [0.0, 1.0, -1.0, 2.0, 0.5, -0.5, -2.0, 3.0, 0.1, -0.0, 10.0, -10.0, 100.0, -100.0, 1e3, -1e3, 1e-3, 1e-20]
+_LARGEST = 256  # elements of an explicit operand
+
+
+def _legal(value: float, domain: str) -> float:
+    if domain == "positive":
+        return abs(value) + 0.01 if value == value else value
+    if domain == "nonzero" and abs(value) < 1e-3:
+        return math.copysign(0.25, value)
+    return value
+
+
+@st.composite
+def _operand(draw: Draw, shape: Shape, domain: str, special: bool, extreme: bool) -> c.Operand:
+    size = math.prod(shape)
+    layout = draw(choice((5, "C"), (1, "F"), (1, "strided"), (1, "reversed")))
+    if size <= 6:
+        plain = st.sampled_from(_REAL if extreme else _REAL[:9]) | st.floats(-4, 4, width=16)
+        values = [_legal(float(v), domain) for v in draw(st.lists(plain, min_size=size, max_size=size))]
+    else:
+        rng = np.random.RandomState(draw(SEEDS))
+        drawn = np.round(rng.standard_normal(size) * (draw(st.sampled_from([1.0, 30.0])) if extreme else 1.0), 3)
+        values = [_legal(float(v), domain) for v in drawn]
+        for _ in range(draw(st.integers(0, 2)) if extreme else 0):
+            values[draw(st.integers(0, size - 1))] = _legal(float(draw(st.sampled_from(_REAL))), domain)
+    out: list[Any] = [float(np.float32(v)) for v in values]
+    if special and size:
+        out[draw(st.integers(0, size - 1))] = draw(st.sampled_from(["nan", "inf", "-inf"]))
+    return c.Operand(shape, tuple(out), layout)
+
+
+_STATEFUL = ("batch_norm", "layer_norm", "conv")  # products of large values: kept to ordinary ones
+
+
+@st.composite
+def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
+    """One operation over its whole domain: broadcasting, zero-size, memory layouts, extreme values, nan and inf."""
+    name = draw(st.sampled_from(sorted(OPS) if names is None else list(names)))
+    row = OPS[name]
+    shapes, attributes = draw(row.drawn)
+    # a long dimension is worth its while once; the rest of the operand is cut down to keep the case readable
+    if any(math.prod(s) > _LARGEST for s in shapes):
+        shapes, attributes = draw(row.drawn.filter(lambda d: all(math.prod(s) <= _LARGEST for s in d[0])))
+    special = row.nonfinite and draw(choice((7, False), (1, True)))
+    extreme = name not in _STATEFUL and draw(st.booleans())
+    domain = row.values
+    operands = tuple(draw(_operand(s, domain, special and i == 0, extreme)) for i, s in enumerate(shapes))
+    cotangent = draw(
+        st.lists(st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0]), min_size=1, max_size=5).filter(any)
+    )
+    return c.OpCase(
+        op=name,
+        operands=operands,
+        attributes=attributes,
+        cotangent=tuple(cotangent),
+        numpy_scalars=bool("c" in attributes and draw(st.booleans())),
+    )

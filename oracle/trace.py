@@ -1,0 +1,70 @@
+"""Observation: everything that one training step shows, in the order in which it arises.
+
+`QUANTITIES` is that order; the first quantity that differs is nearest to the cause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+QUANTITIES = (
+    "parameters",  # names that model.parameters() gives, each once
+    "initial",  # values as the constructors made them
+    "activation",  # output of every layer
+    "loss",
+    "second",  # second-order gradients, in a case that has them
+    "adjoint",  # gradient of every layer output, last layer first
+    "gradient",  # of every parameter, last layer first
+    "clip norm",  # what clip_grad_norm returned
+    "clipped",  # gradients after clipping
+    "gradient after step",  # must be the same bits as before
+    "velocity",  # SGD.u
+    "first moment",  # Adam.m
+    "second moment",  # Adam.v
+    "parameter",  # after the step
+    "buffer",  # after the step
+    "kept",  # arrays of earlier steps, looked at again
+    "evaluation",  # output of every layer in evaluation mode
+    "untouched",  # buffers and random state after evaluation
+)
+
+STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}
+
+
+@dataclass
+class Failure:
+    """An exception out of a system under test."""
+
+    phase: str  # "build", "forward", "backward", "clip_grad_norm", "step", "evaluation"
+    kind: str
+    message: str
+    where: str = ""
+
+
+@dataclass
+class Observation:
+    """All observables of one step: quantity -> name -> a copy of the array, dtype and shape as found."""
+
+    step: int
+    values: dict[str, dict[str, Array]] = field(default_factory=dict)
+    failure: Failure | None = None
+    kinks: dict[str, Array] = field(default_factory=dict)  # ReLU path -> which branch was taken
+    aliases: set[str] = field(default_factory=set)  # layers that handed their input on as the very same tensor
+
+    def put(self, quantity: str, name: str, value: Any) -> None:
+        """Record a copy."""
+        self.values.setdefault(quantity, {})[name] = np.array(value)
+
+
+@dataclass
+class State:
+    """Everything that a step starts from, float32, in needle's layout: parameters and buffers, optimizer state."""
+
+    tensors: dict[str, Array]
+    slots: dict[str, dict[str, Array]] = field(default_factory=dict)  # "velocity" -> name -> array
