@@ -1,0 +1,864 @@
+"""Reverse-mode automatic differentiation: Tensor, Op, no_grad and the backward walk.
+
+How it works. Every operation on Tensors computes its result at once and, if a gradient can flow through it,
+notes its ``op`` and its ``inputs`` in the result. These notes form the graph. ``backward()`` visits the graph
+from the newest node to the oldest (an input is always older than its result), and asks each op for its
+*vector-Jacobian product*: given g, the gradient of the loss with respect to the op's result, what each input
+contributes to. Contributions to the same tensor add up; what arrives at a leaf is its ``.grad``.
+
+One rule, two modes. ``Op.vjp`` is written once, with operations that mean the same on ndarrays and on
+Tensors. The plain walk calls it with ndarrays (fast, no graph); ``create_graph=True`` calls it with Tensors,
+so that the gradient is itself differentiable.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import operator
+from contextlib import ContextDecorator
+from functools import reduce
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing import Self
+
+    from numpy.typing import DTypeLike, NDArray
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "CPUDevice",
+    "Op",
+    "Tensor",
+    "TensorOp",
+    "TensorTuple",
+    "TensorTupleOp",
+    "Value",
+    "all_devices",
+    "compute_gradient_of_variables",
+    "cpu",
+    "find_topo_sort",
+    "no_grad",
+    "sum_node_list",
+]
+
+_ndarray = np.ndarray
+_next_number = itertools.count(1).__next__  # creation numbers: an input's is always smaller than its result's
+_by_number = operator.attrgetter("_number")
+_grad_enabled = True
+
+
+def __getattr__(name: str) -> int:
+    # Counted on demand, so that making a Tensor does not pay for it.
+    if name == "TENSOR_COUNTER":
+        return sum(isinstance(thing, Value) for thing in gc.get_objects())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class CPUDevice:
+    """The only device there is; accepted wherever the course passes one."""
+
+    def __repr__(self) -> str:
+        return "needle.cpu()"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CPUDevice)
+
+    def __hash__(self) -> int:
+        return hash(CPUDevice)
+
+    def enabled(self) -> bool:
+        """Say whether the device can be used: always."""
+        return True
+
+
+_CPU = CPUDevice()
+
+
+def cpu() -> CPUDevice:
+    """Return the CPU device."""
+    return _CPU
+
+
+def all_devices() -> list[CPUDevice]:
+    """Return every device: a list with the CPU."""
+    return [_CPU]
+
+
+class _GradMode(ContextDecorator):
+    """Switch graph recording on or off for a while; nests, and restores the mode on errors too."""
+
+    _mode: ClassVar[bool]
+
+    def __init__(self) -> None:
+        self._previous: list[bool] = []
+
+    def __enter__(self) -> Self:
+        global _grad_enabled
+        self._previous.append(_grad_enabled)
+        _grad_enabled = self._mode
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _grad_enabled
+        _grad_enabled = self._previous.pop()
+
+
+class no_grad(_GradMode):
+    """Inside, results are constants and keep no graph: a context manager and a decorator.
+
+    >>> x = Tensor([1.0, 2.0])
+    >>> with no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+
+    _mode = False
+
+
+class _with_grad(_GradMode):
+    _mode = True
+
+
+# -------------------------------------------------------------------------------------------------------- ops
+
+
+class Op:
+    """An operation. A subclass says how to compute it and how gradients pass back through it.
+
+    ``compute(*arrays)`` maps ndarrays to an ndarray (a tuple of them for a TensorTupleOp). The gradient is
+    given in one of two ways:
+
+    - ``vjp(g, y, needs, *xs)``, needle's own: g is the gradient of the result y, xs are the inputs; the
+      answer is a tuple with one contribution per input, in the input's shape, or None where ``needs[i]`` is
+      false. Called with ndarrays by the plain backward and with Tensors when the gradient must be
+      differentiable. A contribution is g itself, a view, or an array that the rule has just made and that
+      nobody else holds.
+    - ``gradient(out_grad, node)``, the course's: Tensors in, a Tensor or a tuple of Tensors out;
+      ``node.inputs`` are the inputs and ``node`` the result. Works in every mode too.
+    """
+
+    _course_style: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            own = vars(base)
+            if "vjp" in own or "gradient" in own or "gradient_as_tuple" in own:
+                cls._course_style = "vjp" not in own
+                return
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "saved")
+        return f"{type(self).__name__}({settings})"
+
+    def compute(self, *args: Any) -> Any:
+        """Compute the result: ndarrays to an ndarray."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute(self, *arrays)")
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], *xs: Any) -> tuple[Any, ...]:
+        """Return one contribution per input; see the class."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no gradient: define vjp(self, g, y, needs, *xs) or gradient(self, out_grad, node)"
+        )
+
+    def on(self, *xs: Any) -> Any:
+        """Apply the op to ndarrays (gives an ndarray) or to Tensors (gives a node): what a vjp is written
+        with.
+        """
+        return self(*xs) if isinstance(xs[0], Value) else self.compute(*xs)
+
+    def __call__(self, *args: Any) -> Any:
+        """Apply the op to Tensors."""
+        raise NotImplementedError("derive from TensorOp or TensorTupleOp")
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        """Return the contribution of each input, as Tensors: a single one, or a tuple for several inputs."""
+        contributions = self.vjp(out_grad, node, [True] * len(node.inputs), *node.inputs)
+        contributions = tuple(_whole(c, x) for c, x in zip(contributions, node.inputs, strict=True))
+        return contributions[0] if len(contributions) == 1 else contributions
+
+    def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
+        """Return ``gradient(out_grad, node)`` as a tuple, whatever the op returns."""
+        answer = self.gradient(out_grad, node)
+        return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
+
+
+class TensorOp(Op):
+    """An Op whose result is a Tensor."""
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Apply the op to Tensors."""
+        return Tensor.make_from_op(self, args)
+
+
+class TensorTupleOp(Op):
+    """An Op whose result is a TensorTuple."""
+
+    def __call__(self, *args: Any) -> TensorTuple:
+        """Apply the op to Tensors."""
+        return TensorTuple.make_from_op(self, args)
+
+
+class _Freed(Op):
+    """Stands where the op of a node was, once backward has freed the graph. Holds nothing."""
+
+
+_FREED = _Freed()
+
+
+# ----------------------------------------------------------------------------------------------------- values
+
+
+class Value:
+    """A node of the graph: data, and how it came about."""
+
+    op: Op | None = None
+    inputs: Sequence[Any] = ()
+    cached_data: Any
+    requires_grad: bool = False
+    grad: Any = None
+    _number: int = 0
+    _keeps_grad: bool = False
+
+    def realize_cached_data(self) -> Any:
+        """Return the data (always there already: needle computes eagerly)."""
+        return self.cached_data
+
+    def is_leaf(self) -> bool:
+        """Say whether this was made by the user and not by an op."""
+        return self.op is None
+
+    @classmethod
+    def make_const(cls, data: Any, requires_grad: bool = False) -> Self:
+        """Wrap data, without copying it, as a value that no op made."""
+        value = cls.__new__(cls)
+        value.cached_data = data
+        value.requires_grad = requires_grad
+        return value
+
+    @classmethod
+    def make_from_op(cls, op: Op, inputs: Sequence[Any]) -> Self:
+        """Compute op(*inputs); keep the graph only if some input requires a gradient."""
+        try:
+            data = op.compute(*[x.cached_data for x in inputs])
+        except AttributeError:
+            _refuse_other_than_tensors(op, inputs)
+            raise
+        value = cls.__new__(cls)
+        # NumPy gives a scalar, not an array, where all operands have no dimensions.
+        value.cached_data = data if type(data) is _ndarray else cls._as_data(data)
+        if _grad_enabled:
+            for x in inputs:
+                if x.requires_grad:
+                    value.requires_grad = True
+                    value.op = op
+                    value.inputs = inputs
+                    value._number = _next_number()
+                    break
+        return value
+
+    @classmethod
+    def _as_data(cls, data: Any) -> Any:
+        return np.asarray(data)
+
+    def retain_grad(self) -> None:
+        """Keep ``.grad`` of this tensor in ``backward()`` although it is not a leaf."""
+        if not self.requires_grad:
+            raise RuntimeError(
+                "retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it"
+            )
+        self._keeps_grad = True
+
+
+def _refuse_other_than_tensors(op: Op, inputs: Sequence[Any]) -> None:
+    for x in inputs:
+        if not isinstance(x, Value):
+            raise TypeError(
+                f"{type(op).__name__} takes needle Tensors, but got {type(x).__name__}: wrap it in needle.Tensor(...)"
+            ) from None
+
+
+# Outside the class, where the course's method hides the name `tuple`.
+_Arrays: TypeAlias = "tuple[Any, ...]"
+_Tensors: TypeAlias = "tuple[Tensor, ...]"
+
+
+class TensorTuple(Value):
+    """Several Tensors as one value, the result of a TensorTupleOp."""
+
+    cached_data: _Arrays
+
+    @classmethod
+    def _as_data(cls, data: Any) -> _Arrays:
+        return tuple(np.asarray(a) for a in data)
+
+    def __len__(self) -> int:
+        return len(self.cached_data)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for a tuple of {len(self)} tensors")
+        return _ops.tuple_get_item(self, index % len(self))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def tuple(self) -> _Tensors:
+        """Return the elements as a Python tuple."""
+        return tuple(self)
+
+    def __add__(self, other: TensorTuple) -> TensorTuple:
+        if not isinstance(other, TensorTuple) or len(self) != len(other):
+            return NotImplemented
+        return _ops.make_tuple(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __repr__(self) -> str:
+        return f"needle.TensorTuple{self.tuple()!r}"
+
+    def detach(self) -> TensorTuple:
+        """Return the same data without the graph."""
+        return TensorTuple.make_const(self.cached_data)
+
+
+class Tensor(Value):
+    """Tensor: array-like of any shape -> an array that remembers how it came about.
+
+    ``array``: an ndarray, (nested) list or number, which is copied, or a Tensor, whose array is shared if the
+    dtype is the same and copied otherwise. ``dtype=None`` keeps the dtype of the source. ``requires_grad`` is
+    True unless said otherwise, also when the source is a Tensor. ``device`` is accepted for the course's
+    sake.
+
+    ``cached_data`` is the ndarray itself. ``grad`` is None until a ``backward()`` reaches this tensor.
+
+    >>> x = Tensor([3.0])
+    >>> y = x * x + 1
+    >>> y.backward()
+    >>> x.grad
+    needle.Tensor([6.])
+    """
+
+    cached_data: Array
+    grad: Tensor | None = None
+    # NumPy then leaves `ndarray * Tensor` to Tensor.__rmul__ instead of making an array of objects.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+
+    def __init__(
+        self,
+        array: Any,
+        *,
+        device: CPUDevice | None = None,
+        dtype: DTypeLike | None = None,
+        requires_grad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(array, Tensor):
+            source = array.cached_data
+            data = source if dtype is None or source.dtype == dtype else source.astype(dtype)
+        else:
+            data = np.array(array, dtype=dtype)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(
+                f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first"
+            )
+        self.cached_data = data
+        self.requires_grad = requires_grad
+
+    # -- what it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.cached_data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype."""
+        return self.cached_data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.cached_data.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.cached_data.size
+
+    @property
+    def device(self) -> CPUDevice:
+        """The device: always the CPU."""
+        return _CPU
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory as a constant Tensor without graph; assign a Tensor of equal shape and dtype to
+        rebind.
+        """
+        return Tensor.make_const(self.cached_data)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"data must be set to a Tensor, but got {type(value).__name__}: wrap it in needle.Tensor(...)"
+            )
+        old, new = self.cached_data, value.cached_data
+        if new.dtype != old.dtype:
+            raise TypeError(
+                f"data must keep its dtype {old.dtype}, but got {new.dtype}: use needle.Tensor(value, dtype={str(old.dtype)!r})"
+            )
+        if new.shape != old.shape:
+            raise ValueError(f"data must keep its shape {old.shape}, but got {new.shape}")
+        self.cached_data = new
+
+    def detach(self) -> Tensor:
+        """Return the same memory as a constant Tensor without graph."""
+        return Tensor.make_const(self.cached_data)
+
+    def numpy(self) -> Array:
+        """Return the ndarray itself, not a copy."""
+        return self.cached_data
+
+    def item(self) -> Any:
+        """Return the only element as a Python number."""
+        if self.cached_data.size != 1:
+            raise ValueError(f"item() needs exactly one element, but the shape is {self.shape}")
+        return self.cached_data.item()
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.array(self.cached_data, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        if not self.cached_data.ndim:
+            raise TypeError("len() of a Tensor without dimensions")
+        return len(self.cached_data)
+
+    def __bool__(self) -> bool:
+        if self.cached_data.size != 1:
+            raise ValueError(
+                f"bool() needs exactly one element, but the shape is {self.shape}: compare .numpy() instead"
+            )
+        return bool(self.cached_data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        dtype = "" if self.dtype == np.float64 else f", dtype={self.dtype}"
+        graph = ", requires_grad=True" if self.requires_grad else ""
+        return f"needle.Tensor({np.array2string(self.cached_data, prefix='needle.Tensor(', separator=', ')}{dtype}{graph})"
+
+    def __str__(self) -> str:
+        return str(self.cached_data)
+
+    # -- gradients
+
+    def backward(
+        self, out_grad: Tensor | None = None, *, retain_graph: bool = False, create_graph: bool = False
+    ) -> None:
+        """Compute the gradient of ``sum(self * out_grad)`` and store it in ``.grad``, overwriting what was
+        there.
+
+        ``out_grad`` has the shape of this tensor; None means ones. By default the gradients are constants, in
+        the leaf's dtype, on every leaf that requires one (and where ``retain_grad()`` was called), and the
+        graph is freed on the way. ``retain_graph=True`` keeps the graph for a second backward.
+        ``create_graph=True`` keeps it and makes the gradients differentiable, on every node visited; such a
+        gradient refers to the tensors that it was computed from, so set ``.grad = None`` (``reset_grad()``)
+        when it is no longer needed.
+
+        RuntimeError if there is no graph or an earlier backward freed it; ValueError if out_grad has another
+        shape.
+
+        >>> x = Tensor([2.0])
+        >>> (x ** 3).backward(create_graph=True)
+        >>> x.grad.backward()
+        >>> x.grad
+        needle.Tensor([12.])
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward: this tensor is a constant without a graph (requires_grad=False). Compute it from tensors with "
+                "requires_grad=True outside no_grad(); if it is a gradient, get it with backward(create_graph=True)"
+            )
+        g = self._checked_out_grad(out_grad)
+        if create_graph:
+            with _with_grad():
+                _walk_tensors(self, g)
+        else:
+            _walk_arrays(self, g.cached_data, free=not retain_graph)
+
+    def _checked_out_grad(self, out_grad: Any) -> Tensor:
+        data = self.cached_data
+        if out_grad is None:
+            return Tensor.make_const(np.ones(data.shape, data.dtype))
+        if not isinstance(out_grad, Tensor):
+            if not isinstance(out_grad, np.ndarray | np.generic | int | float):
+                raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
+            out_grad = Tensor.make_const(np.asarray(out_grad))
+        if out_grad.shape != data.shape:
+            raise ValueError(
+                f"backward: out_grad must have the shape {data.shape} of this tensor, but got {out_grad.shape}"
+            )
+        return cast("Tensor", _in_dtype_of(out_grad, data))
+
+    # -- operators: a Tensor, an ndarray or a number on either side
+
+    def __add__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        if isinstance(other, Tensor):
+            return _ops.add(self, other)
+        return other if other is NotImplemented else _ops.add_scalar(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        return other if other is NotImplemented else self + (-other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return -self + other
+
+    def __mul__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        if isinstance(other, Tensor):
+            return _ops.multiply(self, other)
+        return other if other is NotImplemented else _ops.mul_scalar(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        if isinstance(other, Tensor):
+            return _ops.divide(self, other)
+        return other if other is NotImplemented else _ops.divide_scalar(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        other = self._beside(other)
+        return other if other is NotImplemented else _ops.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        if isinstance(other, Tensor):
+            return _ops.power(self, other)
+        return other if other is NotImplemented else _ops.power_scalar(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        other = self._beside(other)
+        return other if other is NotImplemented else _ops.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        return _ops.matmul(self, other) if isinstance(other, Tensor) else NotImplemented
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        other = _operand(other)
+        return _ops.matmul(other, self) if isinstance(other, Tensor) else NotImplemented
+
+    def __neg__(self) -> Tensor:
+        return _ops.negate(self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def _beside(self, other: Any) -> Any:
+        """Turn a left operand into a Tensor that does not change the dtype of the result."""
+        other = _operand(other)
+        if isinstance(other, Tensor) or other is NotImplemented:
+            return other
+        return Tensor.make_const(np.asarray(other, np.result_type(self.dtype, other)))
+
+    # -- methods
+
+    def sum(self, axes: int | Sequence[int] | None = None) -> Tensor:
+        """Sum over the axes (None = all); the axes are dropped."""
+        return _ops.summation(self, axes)
+
+    def mean(self, axes: int | Sequence[int] | None = None) -> Tensor:
+        """Mean over the axes (None = all); the axes are dropped."""
+        total = _ops.summation(self, axes)
+        if not self.size:
+            raise ValueError(f"mean needs at least one element, but the shape is {self.shape}")
+        return total / (self.size // total.size)
+
+    def max(self, axes: int | Sequence[int] | None = None) -> Tensor:
+        """Largest element over the axes (None = all); the axes are dropped."""
+        return _ops.amax(self, axes)
+
+    def broadcast_to(self, shape: Sequence[int]) -> Tensor:
+        """Repeat along new axes and axes of size 1 until the shape is reached."""
+        return _ops.broadcast_to(self, shape)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """Give another shape to the same elements: reshape((2, 3)) or reshape(2, 3); -1 is worked out."""
+        return _ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, axes: Sequence[int] | None = None) -> Tensor:
+        """Swap a pair of axes; None = the last two."""
+        return _ops.transpose(self, axes)
+
+    @property
+    def T(self) -> Tensor:
+        """The transposed matrix: (n, m) -> (m, n)."""
+        if self.ndim > 2:
+            raise ValueError(
+                f"T needs at most 2 dimensions, but the shape is {self.shape}: use transpose((i, j))"
+            )
+        return _ops.transpose(self) if self.ndim == 2 else self
+
+    def matmul(self, other: Tensor) -> Tensor:
+        """Matrix product: (..., n, k) @ (..., k, m) -> (..., n, m)."""
+        return self @ other
+
+    def astype(self, dtype: DTypeLike) -> Tensor:
+        """Convert to another dtype; the gradient is converted back."""
+        return _ops.cast(self, dtype)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return _ops.get_item(self, index)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+
+def _operand(other: Any) -> Any:
+    """Return a Tensor, a Python number, or NotImplemented.
+
+    NumPy scalars become Python numbers: NumPy lets those adopt the dtype of the array, so that float32 stays
+    float32.
+    """
+    if isinstance(other, Tensor):
+        return other
+    if isinstance(other, np.ndarray | np.generic):
+        if other.dtype.kind not in "fiub":
+            return NotImplemented
+        return other.item() if not other.ndim else Tensor.make_const(other)
+    return other if isinstance(other, int | float) else NotImplemented
+
+
+# --------------------------------------------------------------------------------------------------- backward
+
+
+def _graph(root: Value) -> list[Value]:
+    """Return the nodes below root through which a gradient flows, oldest first, without the leaves."""
+    seen = {root}
+    stack = [root]
+    nodes = []
+    while stack:
+        node = stack.pop()
+        if node.op is None:
+            continue
+        if node.op is _FREED:
+            raise RuntimeError(
+                "backward: the graph was already freed by an earlier backward; "
+                "call that one with retain_graph=True, or compute the tensor again"
+            )
+        nodes.append(node)
+        for x in node.inputs:
+            if x.requires_grad and x not in seen:
+                seen.add(x)
+                stack.append(x)
+    nodes.sort(key=_by_number)
+    return nodes
+
+
+def _walk_arrays(root: Value, g: Any, free: bool) -> None:
+    """Plain backward: ndarrays only. Frees each node's graph while walking, so that activations die early.
+
+    ``owned`` holds the tensors whose adjoint is an array that only this walk holds: those alone are added to
+    in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
+    """
+    nodes = _graph(root)
+    adjoints: dict[Value, Any] = {root: g}
+    owned: set[Value] = set()
+    kept: list[tuple[Value, Any]] = []
+    while nodes:
+        node = nodes.pop()
+        op, inputs = node.op, node.inputs
+        if free:
+            node.op, node.inputs = _FREED, ()
+            if node.grad is not None:
+                node.grad = None
+        g = adjoints.pop(node, None)
+        if g is None:
+            continue
+        if type(g) is tuple:
+            # As views, so that a rule which passes an element on is not taken to have made it.
+            g = tuple(
+                (np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True)
+            )
+        if node._keeps_grad:
+            kept.append((node, g))
+        for x, c in zip(inputs, _contributions(op, inputs, node, g), strict=True):
+            if c is None or not x.requires_grad:
+                continue
+            before = adjoints.get(x)
+            if type(x.cached_data) is tuple:
+                adjoints[x] = c if before is None else _sum_of_tuples(before, c)
+                continue
+            if type(c) is not _ndarray:
+                c = np.asarray(c)
+            if c.dtype is not x.cached_data.dtype:
+                c = _in_dtype_of(c, x.cached_data)
+            fresh = c is not g and c.base is None
+            if before is None:
+                adjoints[x] = c
+            elif x in owned:
+                before += c
+                continue
+            elif fresh:
+                c += before
+                adjoints[x] = c
+            else:
+                adjoints[x] = np.asarray(before + c)
+                fresh = True
+            if fresh:
+                owned.add(x)
+    for leaf, g in adjoints.items():
+        leaf.grad = Tensor.make_const(g if leaf in owned and g.flags.carray else g.copy())
+    for node, g in kept:
+        node.grad = (
+            TensorTuple.make_const(tuple(a.copy() for a in g))
+            if type(g) is tuple
+            else Tensor.make_const(g.copy())
+        )
+
+
+def _contributions(op: Any, inputs: Sequence[Any], node: Value, g: Any) -> Sequence[Any]:
+    """Apply an op's gradient rule to arrays."""
+    if not op._course_style:
+        return cast(
+            "Sequence[Any]",
+            op.vjp(g, node.cached_data, [x.requires_grad for x in inputs], *[x.cached_data for x in inputs]),
+        )
+    with no_grad():
+        wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
+        stand_in = _stand_in(op, inputs, node)
+        answer = _checked(op, inputs, op.gradient_as_tuple(wrapped, stand_in))
+        # A course rule may hand out an array that something else holds; a view is never taken for our own.
+        datas = [None if c is None else c.cached_data for c in answer]
+        return [d if d is None or type(d) is tuple else d[...] for d in datas]
+
+
+def _stand_in(op: Op, inputs: Sequence[Any], node: Value) -> Value:
+    """Return the node as a course rule expects it, also when the walk has already freed it."""
+    node_again = type(node).make_const(node.cached_data, requires_grad=True)
+    node_again.op, node_again.inputs = op, inputs
+    return node_again
+
+
+def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[Any]:
+    """Refuse what a user's gradient rule got wrong, naming the op."""
+    name = type(op).__name__
+    if len(answer) != len(inputs):
+        raise ValueError(
+            f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {len(answer)}"
+        )
+    for x, c in zip(inputs, answer, strict=True):
+        if c is None:
+            continue
+        if not isinstance(c, Value):
+            raise TypeError(f"{name}.gradient must return Tensors, but got {type(c).__name__}")
+        if isinstance(x, Tensor) and isinstance(c, Tensor) and x.shape != c.shape:
+            raise ValueError(
+                f"{name}.gradient must return the shape {x.shape} of the input, but got {c.shape}"
+            )
+    return answer
+
+
+def _in_dtype_of(c: Any, data: Array) -> Any:
+    """Convert a gradient to the dtype of its tensor; integer tensors take gradients as they come."""
+    return c.astype(data.dtype) if data.dtype.kind == "f" and c.dtype != data.dtype else c
+
+
+def _sum_of_tuples(a: Any, b: Any) -> tuple[Any, ...]:
+    """Add two adjoints of a TensorTuple element by element, where None stands for zero."""
+    return tuple(p if q is None else q if p is None else p + q for p, q in zip(a, b, strict=True))
+
+
+def _whole(c: Any, x: Value) -> Any:
+    """Return the adjoint of a TensorTuple as one: None becomes zeros."""
+    if not isinstance(c, tuple):
+        return c
+    zeros = (Tensor.make_const(np.zeros_like(a)) for a in x.cached_data)
+    return _ops.make_tuple(*(z if a is None else a for a, z in zip(c, zeros, strict=True)))
+
+
+def _walk_tensors(root: Value, g: Any) -> None:
+    """Differentiable backward: the same rules on Tensors. Keeps the graph and sets ``.grad`` of every node
+    visited.
+    """
+    nodes = _graph(root)
+    adjoints: dict[Value, Any] = {root: g}
+    while nodes:
+        node = nodes.pop()
+        g = adjoints.get(node)
+        if g is None:
+            continue
+        g = adjoints[node] = _whole(g, node)
+        op, inputs = cast("Op", node.op), node.inputs
+        if op._course_style:
+            contributions = _checked(op, inputs, op.gradient_as_tuple(g, node))
+        else:
+            contributions = op.vjp(g, node, [x.requires_grad for x in inputs], *inputs)
+        for x, c in zip(inputs, contributions, strict=True):
+            if c is None or not x.requires_grad:
+                continue
+            before = adjoints.get(x)
+            if isinstance(x, TensorTuple):
+                adjoints[x] = tuple(c) if before is None else _sum_of_tuples(before, tuple(c))
+            else:
+                c = _in_dtype_of(c, x.cached_data)
+                adjoints[x] = c if before is None else sum_node_list([before, c])
+    for node, g in adjoints.items():
+        node.grad = g
+
+
+def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> None:
+    """Set a differentiable ``.grad`` on every node that requires one below output_tensor; keeps the graph.
+
+    The course's function: out_grad has the shape of output_tensor, and the gradients can be differentiated
+    again.
+    """
+    output_tensor.backward(out_grad, create_graph=True)
+
+
+def sum_node_list(node_list: Sequence[Tensor]) -> Tensor:
+    """Add up Tensors, without a needless zero at the start."""
+    return reduce(operator.add, node_list)
+
+
+def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:
+    """Return the nodes below node_list in the post-order of a depth-first walk, inputs left to right."""
+    order: list[Value] = []
+    seen: set[Value] = set()
+    for root in node_list:
+        if root in seen:
+            continue
+        seen.add(root)
+        stack = [(root, iter(root.inputs))]
+        while stack:
+            node, rest = stack[-1]
+            for x in rest:
+                if x not in seen:
+                    seen.add(x)
+                    stack.append((x, iter(x.inputs)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order
+
+
+from needle import ops as _ops  # noqa: E402 - at the end, because ops needs the names above

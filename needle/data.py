@@ -1,0 +1,204 @@
+"""Datasets, transforms of images, and the DataLoader."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle.autograd import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "DataLoader",
+    "Dataset",
+    "MNISTDataset",
+    "NDArrayDataset",
+    "RandomCrop",
+    "RandomFlipHorizontal",
+    "Transform",
+    "parse_mnist",
+]
+
+
+class Transform:
+    """Base of transforms of one image: (H, W, C) -> (H, W, C)."""
+
+    def __call__(self, x: Array) -> Array:
+        """Return the transformed image."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, x)")
+
+
+class RandomFlipHorizontal(Transform):
+    """Mirror an image left to right with probability p: (H, W, C) -> (H, W, C). Draws one
+    ``np.random.rand()``.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"RandomFlipHorizontal: p must be in [0, 1], got p={p}")
+        self.p = p
+
+    def __call__(self, img: Array) -> Array:
+        """Return the image, mirrored or not."""
+        return np.flip(img, axis=1) if np.random.rand() < self.p else img
+
+
+class RandomCrop(Transform):
+    """Shift an image by up to ``padding`` pixels each way, filling with zeros: (H, W, C) -> (H, W, C).
+
+    Draws one ``np.random.randint(-padding, padding + 1, size=2)``: the shift down the rows and along the
+    columns.
+    """
+
+    def __init__(self, padding: int = 3) -> None:
+        if padding < 0:
+            raise ValueError(f"RandomCrop: padding must be 0 or more, got padding={padding}")
+        self.padding = padding
+
+    def __call__(self, img: Array) -> Array:
+        """Return the shifted image."""
+        pad = self.padding
+        down, right = np.random.randint(-pad, pad + 1, size=2)
+        height, width = img.shape[:2]
+        padded = np.pad(img, ((pad, pad), (pad, pad)) + ((0, 0),) * (img.ndim - 2))
+        return padded[pad + down : pad + down + height, pad + right : pad + right + width]
+
+
+class Dataset:
+    """Base of datasets: ``len(dataset)`` items, ``dataset[i]`` a tuple of arrays or numbers."""
+
+    def __init__(self, transforms: Sequence[Callable[[Array], Array]] | None = None) -> None:
+        self.transforms = transforms
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must define __getitem__(self, index)")
+
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} must define __len__(self)")
+
+    def apply_transforms(self, x: Array) -> Array:
+        """Return x after all transforms, in order."""
+        for transform in self.transforms or ():
+            x = transform(x)
+        return x
+
+
+class NDArrayDataset(Dataset):
+    """Arrays of equal length n: item i is the tuple of their rows i; an array of indices gives several rows
+    at once.
+    """
+
+    def __init__(self, *arrays: Any) -> None:
+        super().__init__()
+        if not arrays:
+            raise ValueError("NDArrayDataset needs at least one array")
+        self.arrays = tuple(np.asarray(a) for a in arrays)
+        lengths = [len(a) for a in self.arrays]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"NDArrayDataset needs arrays of equal length, but got lengths {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __getitem__(self, index: Any) -> tuple[Any, ...]:
+        return tuple(a[index] for a in self.arrays)
+
+
+class MNISTDataset(Dataset):
+    """Images and labels from two gzipped IDX files: item i is an image (28, 28, 1), float32 in [0, 1], and a
+    uint8 label.
+
+    ``transforms`` are applied to each image. A slice or an array of indices gives (n, 28, 28, 1) and (n,).
+    """
+
+    def __init__(
+        self,
+        image_filename: str,
+        label_filename: str,
+        transforms: Sequence[Callable[[Array], Array]] | None = None,
+    ) -> None:
+        super().__init__(transforms)
+        self.images, self.labels = parse_mnist(image_filename, label_filename)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> tuple[Array, Any]:
+        images, labels = self.images[index].reshape(-1, 28, 28, 1), self.labels[index]
+        if np.ndim(labels):
+            if self.transforms:
+                images = np.array([self.apply_transforms(image) for image in images]).reshape(images.shape)
+            return images, labels
+        return self.apply_transforms(images[0]), labels
+
+
+def parse_mnist(image_filename: str, label_filename: str) -> tuple[Array, Array]:
+    """Read the IDX files of MNIST: -> images (n, 784), float32 in [0, 1], and labels (n,), uint8.
+
+    ValueError if a file has another format or the two do not belong together.
+    """
+    with gzip.open(image_filename) as file:
+        magic, n, rows, columns = struct.unpack(">4i", file.read(16))
+        if magic != 2051:
+            raise ValueError(
+                f"{image_filename} is no IDX file of images: it starts with {magic} instead of 2051"
+            )
+        images = np.frombuffer(file.read(), np.uint8).reshape(n, rows * columns)
+    with gzip.open(label_filename) as file:
+        magic, m = struct.unpack(">2i", file.read(8))
+        if magic != 2049:
+            raise ValueError(
+                f"{label_filename} is no IDX file of labels: it starts with {magic} instead of 2049"
+            )
+        labels = np.frombuffer(file.read(), np.uint8)
+    if n != m or m != len(labels):
+        raise ValueError(
+            f"there are {n} images in {image_filename} but {len(labels)} labels in {label_filename}"
+        )
+    return images.astype(np.float32) / np.float32(255), labels.copy()
+
+
+class DataLoader:
+    """Batches of a dataset as tuples of Tensors (requires_grad=False); the last batch may be short.
+
+    ``shuffle=True`` draws one ``np.random.permutation`` each time an iteration starts.
+
+    >>> for x, y in DataLoader(NDArrayDataset(np.arange(6.0).reshape(3, 2), np.array([0, 1, 0])), batch_size=2):
+    ...     print(x.shape, y)
+    (2, 2) [0 1]
+    (1, 2) [0]
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int | None = 1, shuffle: bool = False) -> None:
+        if batch_size is None or batch_size < 1:
+            raise ValueError(f"DataLoader: batch_size must be at least 1, got batch_size={batch_size}")
+        self.dataset = dataset
+        self.batch_size = int(batch_size)
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        n = len(self.dataset)
+        # Drawn here and not at the first batch, so that the order of random numbers is that of the program text.
+        order = np.random.permutation(n) if self.shuffle else np.arange(n)
+        return (self._batch(order[i : i + self.batch_size]) for i in range(0, n, self.batch_size))
+
+    def _batch(self, indices: Array) -> tuple[Tensor, ...]:
+        if type(self.dataset) is NDArrayDataset:
+            columns: Any = self.dataset[indices]
+        else:
+            items = [self.dataset[int(i)] for i in indices]
+            items = [item if isinstance(item, tuple | list) else (item,) for item in items]
+            columns = [np.stack([np.asarray(part) for part in column]) for column in zip(*items, strict=True)]
+        return tuple(Tensor.make_const(np.asarray(column)) for column in columns)

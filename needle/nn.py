@@ -1,0 +1,435 @@
+"""Modules: layers with parameters, containers, and the softmax loss."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle import init, ops
+from needle.autograd import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import DTypeLike, NDArray
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "BatchNorm1d",
+    "Dropout",
+    "Flatten",
+    "Identity",
+    "LayerNorm1d",
+    "Linear",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Residual",
+    "Sequential",
+    "Sigmoid",
+    "SoftmaxLoss",
+    "Tanh",
+]
+
+
+class Parameter(Tensor):
+    """A Tensor that a module learns."""
+
+    is_parameter = True
+
+    def __repr__(self) -> str:
+        return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
+
+
+class Module:
+    """Base of layers and models. A subclass sets its parts as attributes and defines ``forward``.
+
+    Parameters and modules are found in attributes and in dicts, lists and tuples in them, in the order in
+    which they were set. A plain Tensor with requires_grad=False is a *buffer*: kept in ``state_dict()``, not
+    learned.
+
+    >>> model = Sequential(Linear(2, 3), ReLU(), Linear(3, 1, bias=False))
+    >>> [name for name, _ in model.named_parameters()]
+    ['0.weight', '0.bias', '2.weight']
+    >>> model
+    Sequential(
+      (0): Linear(2, 3)
+      (1): ReLU()
+      (2): Linear(3, 1, bias=False)
+    )
+    """
+
+    training: bool = True
+
+    def __init__(self) -> None:
+        self.training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, ...)")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call ``forward``."""
+        return self.forward(*args, **kwargs)
+
+    # -- the tree
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        yield from vars(self).items()
+
+    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+        """Every tensor and module below, this one included, by dotted name, each once."""
+        stack: list[tuple[str, Any]] = [(prefix, self)]
+        while stack:
+            name, thing = stack.pop()
+            if isinstance(thing, Module):
+                parts = thing._members()
+            elif isinstance(thing, dict):
+                parts = ((str(key), value) for key, value in thing.items())
+            elif isinstance(thing, list | tuple):
+                parts = ((str(i), value) for i, value in enumerate(thing))
+            elif isinstance(thing, Tensor):
+                parts = iter(())
+            else:
+                continue
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, Module | Tensor):
+                yield name, thing
+            stack += reversed([(f"{name}.{key}" if name else key, value) for key, value in parts])
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield (dotted name, parameter), each parameter once, in the order in which they were set."""
+        return ((name, thing) for name, thing in self._walk("", set()) if isinstance(thing, Parameter))
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters of this module and all modules in it, each once."""
+        return [p for _, p in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (dotted name, tensor) of what is kept but not learned, such as running statistics."""
+        for name, thing in self._walk("", set()):
+            if isinstance(thing, Tensor) and not isinstance(thing, Parameter) and not thing.requires_grad:
+                yield name, thing
+
+    def buffers(self) -> list[Tensor]:
+        """Return what is kept but not learned, such as running statistics."""
+        return [b for _, b in self.named_buffers()]
+
+    def modules_in(self) -> list[Module]:
+        """Return this module and every module in it, each once."""
+        return [thing for _, thing in self._walk("", set()) if isinstance(thing, Module)]
+
+    def _children(self) -> list[Module]:
+        return self.modules_in()[1:]
+
+    # -- modes and state
+
+    def train(self) -> Module:
+        """Switch this module and all in it to training; return it."""
+        for module in self.modules_in():
+            module.training = True
+        return self
+
+    def eval(self) -> Module:
+        """Switch this module and all in it to evaluation; return it."""
+        for module in self.modules_in():
+            module.training = False
+        return self
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters and buffers by dotted name."""
+        return {name: tensor.cached_data.copy() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set all parameters and buffers to the values of ``state``, in their own dtype.
+
+        KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
+        """
+        own = self._state()
+        missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+        if missing or unknown:
+            raise KeyError(
+                f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"
+            )
+        values = {name: np.array(state[name], dtype=tensor.dtype) for name, tensor in own.items()}
+        for name, value in values.items():
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}"
+                )
+        for name, value in values.items():
+            own[name].cached_data = value
+
+    # -- how it looks
+
+    def _settings(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__}({self._settings()}"
+        lines = []
+        for name, part in self._members():
+            parts = (
+                part.items()
+                if isinstance(part, dict)
+                else enumerate(part)
+                if isinstance(part, list | tuple)
+                else ()
+            )
+            if isinstance(part, Module):
+                lines.append((name, part))
+            lines += [(f"{name}.{key}", value) for key, value in parts if isinstance(value, Module)]
+        if not lines:
+            return head + ")"
+        return (
+            head
+            + "".join(f"\n  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in lines)
+            + "\n)"
+        )
+
+
+class Identity(Module):
+    """Identity: any shape -> the same tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+
+class Linear(Module):
+    """Linear: (..., in_features) -> (..., out_features), x W + b.
+
+    ``weight`` (in_features, out_features) and ``bias`` (1, out_features), Kaiming-uniform; ``bias=False``
+    leaves the bias out (None).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: DTypeLike = "float32",
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"Linear: features must be at least 1, got ({in_features}, {out_features})")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = Parameter(init.kaiming_uniform(in_features, out_features, dtype=dtype))
+        self.bias = None
+        if bias:
+            # A column made into a row: a copy, because a parameter owns its memory.
+            column = init.kaiming_uniform(out_features, 1, dtype=dtype).cached_data
+            self.bias = Parameter(column.reshape(1, out_features))
+
+    def _settings(self) -> str:
+        return f"{self.in_features}, {self.out_features}" + ("" if self.bias is not None else ", bias=False")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W + b."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Flatten(Module):
+    """Flatten: (batch, ...) -> (batch, the product of the rest)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x as a matrix."""
+        shape = x.shape
+        if not shape:
+            raise ValueError("Flatten needs a batch dimension, but the shape is ()")
+        return ops.reshape(x, (shape[0], math.prod(shape[1:])))
+
+
+class ReLU(Module):
+    """ReLU: any shape -> same shape, max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return max(x, 0)."""
+        return ops.relu(x)
+
+
+class Tanh(Module):
+    """Tanh: any shape -> same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tanh(x)."""
+        return ops.tanh(x)
+
+
+class Sigmoid(Module):
+    """Sigmoid: any shape -> same shape, 1 / (1 + exp(-x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return 1 / (1 + exp(-x))."""
+        return ops.sigmoid(x)
+
+
+class Sequential(Module):
+    """Sequential: each module's output is the next one's input; ``modules`` holds them."""
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__()
+        for module in modules:
+            if not callable(module):
+                raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
+        self.modules = modules
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        for name, value in vars(self).items():
+            if name == "modules":
+                yield from ((str(i), module) for i, module in enumerate(value))
+            else:
+                yield name, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last module."""
+        for module in self.modules:
+            x = module(x)
+        return x
+
+
+class SoftmaxLoss(Module):
+    """SoftmaxLoss: logits (batch, classes), integer labels (batch,) -> (), mean of logsumexp(z) - z_label.
+
+    ValueError or TypeError if a label is not an integer in 0..classes-1.
+    """
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of the batch."""
+        return ops.softmax_cross_entropy(logits, y)
+
+
+class BatchNorm1d(Module):
+    """BatchNorm1d: (batch, dim) -> (batch, dim), every column normalised over the batch.
+
+    In training with the mean and the biased variance of the batch, which also go into ``running_mean`` and
+    ``running_var``: running = (1 - momentum) * old + momentum * new. In evaluation with the running
+    statistics. ``weight`` and ``bias`` (dim,) start at 1 and 0. Ioffe and Szegedy, 2015. ValueError for a
+    training batch of 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: Any = None,
+        dtype: DTypeLike = "float32",
+    ) -> None:
+        super().__init__()
+        _check_norm("BatchNorm1d", dim, eps)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm1d: momentum must be in [0, 1], got momentum={momentum}")
+        self.dim = dim
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = Parameter(init.ones(dim, dtype=dtype))
+        self.bias = Parameter(init.zeros(dim, dtype=dtype))
+        self.running_mean = init.zeros(dim, dtype=dtype)
+        self.running_var = init.ones(dim, dtype=dtype)
+
+    def _settings(self) -> str:
+        return f"{self.dim}, eps={self.eps}, momentum={self.momentum}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised, scaled and shifted."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"BatchNorm1d({self.dim}) needs shape (batch, {self.dim}), but got {x.shape}")
+        if not self.training:
+            scale = self.weight / (self.running_var + self.eps) ** 0.5
+            return (x - self.running_mean) * scale + self.bias
+        if x.shape[0] < 2:
+            raise ValueError(
+                f"BatchNorm1d needs at least 2 rows in training to have a variance, but got shape {x.shape}: "
+                "use a larger batch, drop the short last one, or call eval()"
+            )
+        op = ops.BatchNorm(self.eps)
+        y = op(x, self.weight, self.bias)
+        for running, new in ((self.running_mean, op.mean), (self.running_var, op.var)):
+            old = running.cached_data
+            running.cached_data = (old * (1 - self.momentum) + new * self.momentum).astype(
+                old.dtype, copy=False
+            )
+        return y
+
+
+class LayerNorm1d(Module):
+    """LayerNorm1d: (..., dim) -> (..., dim), every row normalised by its mean and biased variance.
+
+    ``weight`` and ``bias`` (dim,) start at 1 and 0. Ba, Kiros and Hinton, 2016.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, device: Any = None, dtype: DTypeLike = "float32") -> None:
+        super().__init__()
+        _check_norm("LayerNorm1d", dim, eps)
+        self.dim = dim
+        self.eps = eps
+        self.weight = Parameter(init.ones(dim, dtype=dtype))
+        self.bias = Parameter(init.zeros(dim, dtype=dtype))
+
+    def _settings(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised, scaled and shifted."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def _check_norm(name: str, dim: int, eps: float) -> None:
+    if dim < 1:
+        raise ValueError(f"{name}: dim must be at least 1, got dim={dim}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps}")
+
+
+class Dropout(Module):
+    """Dropout: any shape -> same shape; in training each element is 0 with probability p, else divided by 1 -
+    p.
+
+    Training draws one ``np.random.rand(*x.shape) <= 1 - p`` per call, whatever p is; evaluation draws
+    nothing.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p must be in [0, 1], got p={p}")
+        self.p = p
+
+    def _settings(self) -> str:
+        return f"p={self.p}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with some elements dropped, or x itself in evaluation."""
+        if not self.training:
+            return x
+        keep = 1 - self.p
+        mask = np.random.rand(*x.shape) <= keep
+        if not keep:
+            mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
+        scale = np.asarray(mask, x.dtype)
+        if keep:
+            scale /= keep
+        return ops.multiply(x, Tensor.make_const(scale))
+
+
+class Residual(Module):
+    """Residual: any shape -> same shape, fn(x) + x."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return fn(x) + x."""
+        return ops.add(self.fn(x), x)

@@ -1,0 +1,1167 @@
+"""Every operation of needle: its class (compute and gradient rule) and its function, side by side.
+
+How to read a rule. ``vjp(self, g, y, needs, *xs)`` gets g = dL/dy, the result y and the inputs xs, and
+returns dL/dx for each input. It is called with ndarrays or with Tensors, so it uses what means the same on
+both: the operators, the helpers below, and ``SomeOp(...).on(x)``. An augmented assignment (``t -= m``) works
+in place on an array and makes a new Tensor otherwise; it is used only on what the rule itself has just made.
+
+Adding an op is one block here, and a row in the table of whoever checks it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import DTypeLike, NDArray
+
+    Array = NDArray[Any]
+    Axes = int | Sequence[int] | None
+
+_sum = np.add.reduce
+_max = np.maximum.reduce
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+
+def _value(x: Any) -> Any:
+    """The ndarray of x in either mode."""
+    return x.cached_data if isinstance(x, Value) else x
+
+
+def _fixed(like: Any, data: Any) -> Any:
+    """Data that takes no part in differentiation: a constant Tensor beside Tensors, an ndarray beside
+    ndarrays.
+    """
+    return Tensor.make_const(np.asarray(data)) if isinstance(like, Tensor) else data
+
+
+def _number(scalar: Any) -> Any:
+    """A Python number: unlike a NumPy scalar it adopts the dtype of the array beside it."""
+    if isinstance(scalar, np.generic | np.ndarray):
+        scalar = scalar.item()
+    if not isinstance(scalar, int | float):
+        raise TypeError(f"a scalar operand must be a real number, but got {scalar!r}")
+    return scalar
+
+
+def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
+    """Axes as a tuple of numbers in 0..ndim-1; None means all."""
+    if axes is None:
+        return tuple(range(ndim))
+    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    for axis in given:
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{op}: axis {axis} does not exist in {ndim} dimensions; use {-ndim}..{ndim - 1}"
+            )
+    places = tuple(int(axis) % ndim for axis in given)
+    if len(set(places)) != len(places):
+        raise ValueError(f"{op}: axes {given} name an axis twice")
+    return places
+
+
+def _kept(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    """The shape with 1 in place of the axes."""
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def _sum_kept(x: Any, axes: tuple[int, ...]) -> Any:
+    """Sum over the axes and keep them with size 1."""
+    if isinstance(x, Tensor):
+        return reshape(summation(x, axes), _kept(x.shape, axes))
+    return np.asarray(_sum(x, axes, None, None, True))
+
+
+def _reduced(g: Any, shape: tuple[int, ...]) -> Any:
+    """Undo broadcasting: sum g over the axes along which ``shape`` was repeated."""
+    if g.shape == shape:
+        return g
+    lead = len(g.shape) - len(shape)
+    axes = tuple(i for i, n in enumerate(g.shape) if i < lead or (shape[i - lead] == 1 and n != 1))
+    total = Summation(axes).on(g)
+    return total if total.shape == shape else Reshape(shape).on(total)
+
+
+def _swapped(x: Any) -> Any:
+    """The last two axes swapped."""
+    if isinstance(x, Tensor):
+        return transpose(x)
+    return x.T if x.ndim == 2 else x.swapaxes(-1, -2)
+
+
+def _swap(x: Any, axes: tuple[int, int]) -> Any:
+    return Transpose(axes).on(x)
+
+
+def _dot(a: Any, b: Any) -> Any:
+    """Product of two matrices; ``dot`` is half the price of ``@`` on small ones."""
+    return matmul(a, b) if isinstance(a, Tensor) else a.dot(b)
+
+
+@lru_cache(maxsize=32)
+def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
+    ones = np.ones(shape, dtype)
+    ones.flags.writeable = False
+    return ones
+
+
+def _column_sums(x: Any) -> Any:
+    """(n, m) -> (m,). A product with ones, because it costs a quarter of the sum on small matrices."""
+    return summation(x, 0) if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot(x)
+
+
+def _row_means(x: Any) -> Any:
+    """(..., m) -> (..., 1)."""
+    width = x.shape[-1]
+    if isinstance(x, Tensor):
+        return _sum_kept(x, (x.ndim - 1,)) / width
+    return x.dot(_ones((width, 1), x.dtype)) / width
+
+
+def _as_matrix(x: Any) -> Any:
+    """(..., m) -> (n, m)."""
+    shape = x.shape
+    return x if len(shape) == 2 else Reshape((math.prod(shape[:-1]), shape[-1])).on(x)
+
+
+def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
+    return ValueError(
+        f"{op}: shapes {a.shape} and {b.shape} do not broadcast; aligned at the right, sizes must be equal or 1"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ elementwise
+
+
+class EWiseAdd(TensorOp):
+    """a + b; shapes broadcast."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        try:
+            return a + b
+        except ValueError:
+            raise _no_broadcast("add", a, b) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """da = g, db = g."""
+        return _reduced(g, a.shape) if needs[0] else None, _reduced(g, b.shape) if needs[1] else None
+
+
+_ewise_add = EWiseAdd()
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """Sum: two broadcastable shapes -> their common shape."""
+    return _ewise_add(a, b)
+
+
+class AddScalar(TensorOp):
+    """a + scalar."""
+
+    def __init__(self, scalar: float) -> None:
+        self.scalar = _number(scalar)
+
+    def compute(self, a: Array) -> Any:
+        return a + self.scalar
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g."""
+        return (g,)
+
+
+def add_scalar(a: Tensor, scalar: float) -> Tensor:
+    """Sum with a number: any shape -> same shape."""
+    return AddScalar(scalar)(a)
+
+
+class EWiseMul(TensorOp):
+    """a * b; shapes broadcast."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        try:
+            return a * b
+        except ValueError:
+            raise _no_broadcast("multiply", a, b) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """da = g b, db = g a."""
+        return _reduced(g * b, a.shape) if needs[0] else None, _reduced(g * a, b.shape) if needs[1] else None
+
+
+_ewise_mul = EWiseMul()
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise product: two broadcastable shapes -> their common shape."""
+    return _ewise_mul(a, b)
+
+
+class MulScalar(TensorOp):
+    """a * scalar."""
+
+    def __init__(self, scalar: float) -> None:
+        self.scalar = _number(scalar)
+
+    def compute(self, a: Array) -> Any:
+        return a * self.scalar
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g scalar."""
+        return (g * self.scalar,)
+
+
+def mul_scalar(a: Tensor, scalar: float) -> Tensor:
+    """Product with a number: any shape -> same shape."""
+    return MulScalar(scalar)(a)
+
+
+class EWiseDiv(TensorOp):
+    """a / b; shapes broadcast."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        try:
+            return a / b
+        except ValueError:
+            raise _no_broadcast("divide", a, b) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """da = g / b, db = -g y / b."""
+        t = g / b
+        return _reduced(t, a.shape) if needs[0] else None, _reduced(-(t * y), b.shape) if needs[1] else None
+
+
+_ewise_div = EWiseDiv()
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise quotient: two broadcastable shapes -> their common shape."""
+    return _ewise_div(a, b)
+
+
+class DivScalar(TensorOp):
+    """a / scalar."""
+
+    def __init__(self, scalar: float) -> None:
+        self.scalar = _number(scalar)
+
+    def compute(self, a: Array) -> Any:
+        return a / self.scalar
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g / scalar."""
+        return (g / self.scalar,)
+
+
+def divide_scalar(a: Tensor, scalar: float) -> Tensor:
+    """Quotient by a number: any shape -> same shape."""
+    return DivScalar(scalar)(a)
+
+
+class EWisePow(TensorOp):
+    """a ** b; shapes broadcast."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        try:
+            return a**b
+        except ValueError:
+            if a.dtype.kind in "iu" and b.dtype.kind in "iu":
+                raise  # NumPy says what is wrong with negative powers of integers
+            raise _no_broadcast("power", a, b) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf."""
+        at_zero = _value(a) == 0
+        da = db = None
+        if needs[0]:
+            da = _reduced(g * b * a ** (b - 1 + _fixed(a, at_zero & (_value(b) == 0))), a.shape)
+        if needs[1]:
+            db = _reduced(g * y * _log.on(a + _fixed(a, at_zero & (_value(b) >= 0))), b.shape)
+        return da, db
+
+
+_ewise_pow = EWisePow()
+
+
+def power(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise power: two broadcastable shapes -> their common shape."""
+    return _ewise_pow(a, b)
+
+
+class PowerScalar(TensorOp):
+    """a ** scalar, for any real scalar."""
+
+    def __init__(self, scalar: float) -> None:
+        self.scalar = _number(scalar)
+
+    def compute(self, a: Array) -> Any:
+        return a**self.scalar
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g n a^(n-1); 0 for n = 0, also at a = 0."""
+        n = self.scalar
+        if n == 0:
+            return (_fixed(g, np.zeros_like(_value(g))),)
+        return (g * (n * a ** (n - 1)),)
+
+
+def power_scalar(a: Tensor, scalar: float) -> Tensor:
+    """Power with a number as exponent: any shape -> same shape."""
+    return PowerScalar(scalar)(a)
+
+
+class Negate(TensorOp):
+    """-a."""
+
+    def compute(self, a: Array) -> Any:
+        return -a
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = -g."""
+        return (-g,)
+
+
+_negate = Negate()
+
+
+def negate(a: Tensor) -> Tensor:
+    """Negative: any shape -> same shape."""
+    return _negate(a)
+
+
+class Log(TensorOp):
+    """Natural logarithm."""
+
+    def compute(self, a: Array) -> Any:
+        return np.log(a)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g / a."""
+        return (g / a,)
+
+
+_log = Log()
+
+
+def log(a: Tensor) -> Tensor:
+    """Natural logarithm: any shape -> same shape."""
+    return _log(a)
+
+
+class Exp(TensorOp):
+    """e to the power of a."""
+
+    def compute(self, a: Array) -> Any:
+        return np.exp(a)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g y."""
+        return (g * y,)
+
+
+_exp = Exp()
+
+
+def exp(a: Tensor) -> Tensor:
+    """Exponential: any shape -> same shape."""
+    return _exp(a)
+
+
+class ReLU(TensorOp):
+    """max(a, 0), with gradient 0 at 0."""
+
+    def compute(self, a: Array) -> Any:
+        return np.maximum(a, 0)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g where y > 0, else 0."""
+        return (g * _fixed(g, _value(y) > 0),)
+
+
+_relu = ReLU()
+
+
+def relu(a: Tensor) -> Tensor:
+    """Rectifier max(a, 0): any shape -> same shape."""
+    return _relu(a)
+
+
+class Tanh(TensorOp):
+    """Hyperbolic tangent."""
+
+    def compute(self, a: Array) -> Any:
+        return np.tanh(a)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g (1 - y^2)."""
+        return (g * (1 - y * y),)
+
+
+_tanh = Tanh()
+
+
+def tanh(a: Tensor) -> Tensor:
+    """Hyperbolic tangent: any shape -> same shape."""
+    return _tanh(a)
+
+
+class Sigmoid(TensorOp):
+    """1 / (1 + exp(-a)), without overflow and precise in both tails."""
+
+    def compute(self, a: Array) -> Any:
+        e = np.exp(-np.abs(a))
+        return np.where(a >= 0, 1, e) / (1 + e)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g y (1 - y)."""
+        return (g * (y * (1 - y)),)
+
+
+_sigmoid = Sigmoid()
+
+
+def sigmoid(a: Tensor) -> Tensor:
+    """Logistic function 1 / (1 + exp(-a)): any shape -> same shape."""
+    return _sigmoid(a)
+
+
+class Cast(TensorOp):
+    """The same numbers in another dtype."""
+
+    def __init__(self, dtype: DTypeLike) -> None:
+        self.dtype = np.dtype(dtype)
+
+    def compute(self, a: Array) -> Any:
+        return a.astype(self.dtype)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g in the dtype of a."""
+        return (g.astype(a.dtype),)
+
+
+def cast(a: Tensor, dtype: DTypeLike) -> Tensor:
+    """Convert to another dtype: any shape -> same shape."""
+    return Cast(dtype)(a)
+
+
+# ------------------------------------------------------------------------------------------------------ shape
+
+
+class Transpose(TensorOp):
+    """Swap a pair of axes; None = the last two."""
+
+    def __init__(self, axes: Sequence[int] | None = None) -> None:
+        self.axes = None if axes is None else tuple(axes)
+        if self.axes is not None and len(self.axes) != 2:
+            raise ValueError(f"transpose swaps a pair of axes, but got axes={self.axes}")
+
+    def compute(self, a: Array) -> Any:
+        if self.axes is None:
+            if a.ndim < 2:
+                raise ValueError(f"transpose needs at least 2 dimensions, but the shape is {a.shape}")
+            return a.swapaxes(-1, -2)
+        for axis in self.axes:
+            _axes(axis, a.ndim, "transpose")
+        return a.swapaxes(*self.axes)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = the same swap of g."""
+        return (self.on(g),)
+
+
+def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Swap a pair of axes (None = the last two): (..., n, m) -> (..., m, n)."""
+    return Transpose(axes)(a)
+
+
+class Reshape(TensorOp):
+    """The same elements in another shape; one size may be -1."""
+
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        self.shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
+
+    def compute(self, a: Array) -> Any:
+        try:
+            return a.reshape(self.shape)
+        except ValueError:
+            raise ValueError(
+                f"reshape: the {a.size} elements of shape {a.shape} do not fill {self.shape}"
+            ) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g in the shape of a."""
+        return (Reshape(a.shape).on(g),)
+
+
+def reshape(a: Tensor, shape: int | Sequence[int]) -> Tensor:
+    """Give another shape to the same elements: any shape -> shape."""
+    return Reshape(shape)(a)
+
+
+class BroadcastTo(TensorOp):
+    """Repeat along new leading axes and axes of size 1."""
+
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        self.shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
+
+    def compute(self, a: Array) -> Any:
+        try:
+            return np.broadcast_to(a, self.shape)
+        except ValueError:
+            raise ValueError(
+                f"broadcast_to: shape {a.shape} does not broadcast to {self.shape}; "
+                "aligned at the right, sizes must be equal or 1"
+            ) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g summed over the axes that were repeated."""
+        return (_reduced(g, a.shape),)
+
+
+def broadcast_to(a: Tensor, shape: int | Sequence[int]) -> Tensor:
+    """Repeat along new leading axes and axes of size 1: any broadcastable shape -> shape."""
+    return BroadcastTo(shape)(a)
+
+
+class GetItem(TensorOp):
+    """a[index], for every index that NumPy takes."""
+
+    def __init__(self, index: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(_index_of(part) for part in parts)
+        self.index = parts if isinstance(index, tuple) else parts[0]
+
+    def compute(self, a: Array) -> Any:
+        return a[self.index]
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = zeros with g added at the index."""
+        return (PutItem(a.shape, self.index).on(g),)
+
+
+def _index_of(part: Any) -> Any:
+    part = part.cached_data if isinstance(part, Tensor) else part
+    if isinstance(part, list):
+        part = np.asarray(part, dtype=None if part else np.intp)
+    return part
+
+
+def get_item(a: Tensor, index: Any) -> Tensor:
+    """Index or slice: any shape -> the shape that NumPy gives to a[index]."""
+    return GetItem(index)(a)
+
+
+class PutItem(TensorOp):
+    """Zeros of a shape with a added at an index: the gradient of GetItem, and padding and dilation."""
+
+    def __init__(self, shape: Sequence[int], index: Any) -> None:
+        self.shape = tuple(shape)
+        self.index = index
+
+    def compute(self, a: Array) -> Any:
+        out = np.zeros(self.shape, a.dtype)
+        parts = self.index if isinstance(self.index, tuple) else (self.index,)
+        if any(isinstance(part, np.ndarray) for part in parts):
+            np.add.at(out, self.index, a)  # an array of numbers may name a place twice
+        else:
+            out[self.index] = a
+        return out
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g at the index."""
+        return (GetItem(self.index).on(g),)
+
+
+def put_item(a: Tensor, shape: Sequence[int], index: Any) -> Tensor:
+    """Zeros with a added at an index: the shape of zeros[index] -> shape."""
+    return PutItem(shape, index)(a)
+
+
+class Flip(TensorOp):
+    """Reverse the order along axes; None = all."""
+
+    def __init__(self, axes: Axes = None) -> None:
+        self.axes = axes
+
+    def compute(self, a: Array) -> Any:
+        return np.flip(a, _axes(self.axes, a.ndim, "flip"))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = the same flip of g."""
+        return (self.on(g),)
+
+
+def flip(a: Tensor, axes: Axes = None) -> Tensor:
+    """Reverse the order along axes (None = all): any shape -> same shape."""
+    return Flip(axes)(a)
+
+
+class Dilate(TensorOp):
+    """Put ``dilation`` zeros after each element along the axes."""
+
+    def __init__(self, axes: Axes, dilation: int) -> None:
+        if dilation < 0:
+            raise ValueError(f"dilate: dilation must be 0 or more, but got {dilation}")
+        self.axes = axes
+        self.dilation = dilation
+
+    def _places(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        axes = _axes(self.axes, len(shape), "dilate")
+        return tuple(slice(None, None, self.dilation + 1 if i in axes else None) for i in range(len(shape)))
+
+    def compute(self, a: Array) -> Any:
+        axes = _axes(self.axes, a.ndim, "dilate")
+        shape = [n * (self.dilation + 1) if i in axes else n for i, n in enumerate(a.shape)]
+        return PutItem(shape, self._places(a.shape)).compute(a)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g at the places of the elements."""
+        return (GetItem(self._places(a.shape)).on(g),)
+
+
+def dilate(a: Tensor, axes: Axes, dilation: int) -> Tensor:
+    """Put ``dilation`` zeros after each element along axes of size n: n -> n * (dilation + 1)."""
+    return Dilate(axes, dilation)(a)
+
+
+# ------------------------------------------------------------------------------------------------- reductions
+
+
+class Summation(TensorOp):
+    """Sum over axes (None = all), which are dropped."""
+
+    def __init__(self, axes: Axes = None) -> None:
+        self.axes = axes
+
+    def compute(self, a: Array) -> Any:
+        return _sum(a, _axes(self.axes, a.ndim, "summation"))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g repeated along the axes."""
+        kept = _kept(a.shape, _axes(self.axes, len(a.shape), "summation"))
+        return (BroadcastTo(a.shape).on(Reshape(kept).on(g)),)
+
+
+def summation(a: Tensor, axes: Axes = None) -> Tensor:
+    """Sum over axes (None = all): any shape -> the shape without the axes."""
+    return Summation(axes)(a)
+
+
+class Max(TensorOp):
+    """Largest element over axes (None = all), which are dropped; ties share the gradient equally."""
+
+    def __init__(self, axes: Axes = None) -> None:
+        self.axes = axes
+
+    def compute(self, a: Array) -> Any:
+        axes = _axes(self.axes, a.ndim, "max")
+        if not math.prod(a.shape[i] for i in axes):
+            raise ValueError(f"max over axes {axes} needs at least one element, but the shape is {a.shape}")
+        return _max(a, axes)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g / k at each of the k largest elements, else 0."""
+        axes = _axes(self.axes, len(a.shape), "max")
+        kept = _kept(a.shape, axes)
+        largest = _value(a) == _value(y).reshape(kept)
+        share = largest / _sum(largest, axes, None, None, True)
+        return (Reshape(kept).on(g) * _fixed(g, share.astype(g.dtype)),)
+
+
+def amax(a: Tensor, axes: Axes = None) -> Tensor:
+    """Largest element over axes (None = all): any shape -> the shape without the axes."""
+    return Max(axes)(a)
+
+
+class LogSumExp(TensorOp):
+    """log(sum(exp(a))) over axes (None = all), which are dropped; shifted by the maximum, so that nothing
+    overflows.
+    """
+
+    def __init__(self, axes: Axes = None) -> None:
+        self.axes = axes
+
+    def compute(self, a: Array) -> Any:
+        axes = _axes(self.axes, a.ndim, "logsumexp")
+        if not math.prod(a.shape[i] for i in axes):
+            raise ValueError(
+                f"logsumexp over axes {axes} needs at least one element, but the shape is {a.shape}"
+            )
+        top = _max(a, axes, None, None, True)
+        top = np.where(np.isfinite(top), top, 0)  # inf - inf would be nan
+        total = _sum(np.exp(a - top), axes)
+        with np.errstate(divide="ignore"):  # log(0) = -inf is right where everything is -inf
+            return np.log(total) + top.reshape(np.shape(total))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g exp(a - y), the softmax; y depends on a too, which the second derivative needs."""
+        kept = Reshape(_kept(a.shape, _axes(self.axes, len(a.shape), "logsumexp")))
+        return (kept.on(g) * _exp.on(a - kept.on(y)),)
+
+
+def logsumexp(a: Tensor, axes: Axes = None) -> Tensor:
+    """log(sum(exp(a))) over axes (None = all): any shape -> the shape without the axes."""
+    return LogSumExp(axes)(a)
+
+
+class LogSoftmax(TensorOp):
+    """a - logsumexp(a) over axis 1 of a matrix."""
+
+    def compute(self, a: Array) -> Any:
+        if a.ndim != 2 or not a.shape[1]:
+            raise ValueError(
+                f"logsoftmax needs shape (batch, classes) with at least one class, but got {a.shape}"
+            )
+        shifted = a - _max(a, 1, None, None, True)
+        return shifted - np.log(_sum(np.exp(shifted), 1, None, None, True))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g - softmax(a) * (sum of g over axis 1)."""
+        return (g - _exp.on(y) * _sum_kept(g, (1,)),)
+
+
+_logsoftmax = LogSoftmax()
+
+
+def logsoftmax(a: Tensor) -> Tensor:
+    """Logarithm of the softmax over axis 1: (batch, classes) -> (batch, classes)."""
+    return _logsoftmax(a)
+
+
+# --------------------------------------------------------------------------------------------------- products
+
+
+class MatMul(TensorOp):
+    """Matrix product of the last two axes; the leading ones broadcast."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        try:
+            if a.ndim == b.ndim == 2:
+                return a.dot(b)
+            if a.ndim >= 2 and b.ndim >= 2:
+                return np.matmul(a, b)
+        except ValueError:
+            pass
+        raise ValueError(f"matmul needs (n, k) @ (k, m), but got {a.shape} @ {b.shape}")
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """da = g b^T, db = a^T g, summed over batch axes that were repeated."""
+        return (
+            _reduced(_matmul.on(g, _swapped(b)), a.shape) if needs[0] else None,
+            _reduced(_matmul.on(_swapped(a), g), b.shape) if needs[1] else None,
+        )
+
+
+_matmul = MatMul()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product, batch axes broadcast: (..., n, k) @ (..., k, m) -> (..., n, m)."""
+    return _matmul(a, b)
+
+
+class Linear(TensorOp):
+    """x W + b in one node."""
+
+    def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[0]:
+            raise ValueError(f"linear needs (..., in) @ (in, out), but got {x.shape} @ {weight.shape}")
+        y = x.dot(weight)
+        if bias is not None:
+            if bias.shape != (1, weight.shape[1]) and bias.shape != weight.shape[1:]:
+                raise ValueError(
+                    f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
+                )
+            y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype == bias.dtype else None)
+        return y
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, *bias: Any) -> tuple[Any, ...]:
+        """dx = g W^T, dW = x^T g, db = sum of g over the batch."""
+        rows = _as_matrix(g)
+        dx = dw = None
+        if needs[0]:
+            dx = _dot(rows, _swapped(weight))
+            if len(x.shape) != 2:
+                dx = Reshape(x.shape).on(dx)
+        if needs[1]:
+            dw = _dot(_swapped(_as_matrix(x)), rows)
+        if not bias:
+            return dx, dw
+        return dx, dw, self._bias_gradient(rows, bias[0].shape) if needs[2] else None
+
+    def _bias_gradient(self, rows: Any, shape: tuple[int, ...]) -> Any:
+        if isinstance(rows, Tensor):
+            return reshape(summation(rows, 0), shape)
+        # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
+        return _ones((1, rows.shape[0])[-len(shape) :], rows.dtype).dot(rows)
+
+
+_linear = Linear()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Affine map x W + b: (..., in), (in, out), (1, out) or (out,) or None -> (..., out)."""
+    return _linear(x, weight) if bias is None else _linear(x, weight, bias)
+
+
+class Conv(TensorOp):
+    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
+    padding.
+    """
+
+    def __init__(self, stride: int = 1, padding: int = 0) -> None:
+        if stride < 1 or padding < 0:
+            raise ValueError(
+                f"conv needs stride >= 1 and padding >= 0, but got stride={stride}, padding={padding}"
+            )
+        self.stride = stride
+        self.padding = padding
+
+    def _inside(self, shape: Sequence[int]) -> tuple[tuple[int, ...], Any]:
+        """The padded shape, and the index of the image in it."""
+        n, h, w, c = shape
+        p = self.padding
+        return (n, h + 2 * p, w + 2 * p, c), (slice(None), slice(p, p + h), slice(p, p + w))
+
+    def compute(self, x: Array, kernel: Array) -> Any:
+        if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+            raise ValueError(
+                f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
+            )
+        shape, inside = self._inside(x.shape)
+        if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
+            raise ValueError(
+                f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}"
+            )
+        padded = PutItem(shape, inside).compute(x) if self.padding else x
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
+        windows = windows[:, :: self.stride, :: self.stride]
+        return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, kernel: Any) -> tuple[Any, ...]:
+        """Both gradients are convolutions again, of g spread out as if the stride had been 1."""
+        shape, inside = self._inside(x.shape)
+        kh, kw = kernel.shape[:2]
+        step = slice(None, None, self.stride)
+        spread_shape = (g.shape[0], shape[1] - kh + 1, shape[2] - kw + 1, g.shape[3])
+        spread = g if self.stride == 1 else PutItem(spread_shape, (slice(None), step, step)).on(g)
+        dx = dk = None
+        if needs[0]:
+            # Every pixel collects from the windows that it was in: the kernel runs backwards over a padded g.
+            n, h, w, o = spread_shape
+            middle = (slice(None), slice(kh - 1, kh - 1 + h), slice(kw - 1, kw - 1 + w))
+            wide = PutItem((n, h + 2 * kh - 2, w + 2 * kw - 2, o), middle)
+            dx = Conv().on(wide.on(spread), _swap(Flip((0, 1)).on(kernel), (2, 3)))
+            if self.padding:
+                dx = GetItem(inside).on(dx)
+        if needs[1]:
+            # Channels take the place of the batch, and g takes the place of the kernel.
+            padded = PutItem(shape, inside).on(x) if self.padding else x
+            dk = Conv().on(_swap(padded, (0, 3)), _swap(_swap(spread, (0, 1)), (1, 2)))
+            dk = _swap(_swap(dk, (0, 1)), (1, 2))
+        return dx, dk
+
+
+def conv(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """Convolution of images: (n, h, w, c), (kh, kw, c, o) -> (n, (h + 2 padding - kh) // stride + 1, ..., o)."""
+    return Conv(stride, padding)(x, kernel)
+
+
+# ----------------------------------------------------------------------------------------------------- tuples
+
+
+class MakeTensorTuple(TensorTupleOp):
+    """Several tensors as one TensorTuple."""
+
+    def compute(self, *args: Array) -> tuple[Array, ...]:
+        return args
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], *xs: Any) -> tuple[Any, ...]:
+        """Each input gets its element of g."""
+        return tuple(g)
+
+
+_make_tuple = MakeTensorTuple()
+
+
+def make_tuple(*args: Tensor) -> TensorTuple:
+    """Several tensors of any shapes -> one TensorTuple."""
+    return _make_tuple(*args)
+
+
+class TupleGetItem(TensorOp):
+    """One element of a TensorTuple."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def compute(self, a: tuple[Array, ...]) -> Any:
+        return a[self.index]
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """The element gets g, the others nothing (None)."""
+        return (tuple(g if i == self.index else None for i in range(len(a))),)
+
+
+def tuple_get_item(value: TensorTuple, index: int) -> Tensor:
+    """One element of a TensorTuple -> its shape."""
+    if isinstance(value.op, MakeTensorTuple):
+        element: Tensor = value.inputs[index]
+        return element
+    return TupleGetItem(index)(value)
+
+
+class FusedAddScalars(TensorTupleOp):
+    """(a + c0, a + c1)."""
+
+    def __init__(self, c0: float, c1: float) -> None:
+        self.c0 = _number(c0)
+        self.c1 = _number(c1)
+
+    def compute(self, a: Array) -> tuple[Any, ...]:
+        return a + self.c0, a + self.c1
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = g[0] + g[1]."""
+        return (g[0] + g[1],)
+
+
+def fused_add_scalars(x: Tensor, c0: float, c1: float) -> TensorTuple:
+    """Sums with two numbers: any shape -> two of the same shape."""
+    return FusedAddScalars(c0, c1)(x)
+
+
+class Stack(TensorOp):
+    """Tensors of equal shape along a new axis."""
+
+    def __init__(self, axis: int = 0) -> None:
+        self.axis = axis
+
+    def compute(self, args: Sequence[Array]) -> Any:
+        shapes = [a.shape for a in args]
+        if not shapes or any(shape != shapes[0] for shape in shapes):
+            raise ValueError(f"stack needs one or more tensors of equal shape, but got shapes {shapes}")
+        _axes(self.axis, len(shapes[0]) + 1, "stack")
+        return np.stack(args, self.axis)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], args: Any) -> tuple[Any, ...]:
+        """Each tensor gets its slice of g."""
+        return (tuple(Split(self.axis).on(g)),)
+
+
+def stack(args: Sequence[Tensor] | TensorTuple, axis: int = 0) -> Tensor:
+    """k tensors of one shape -> one with a new axis of size k."""
+    return Stack(axis)(args if isinstance(args, TensorTuple) else make_tuple(*args))
+
+
+class Split(TensorTupleOp):
+    """The slices of a tensor along an axis, which is dropped: the inverse of Stack."""
+
+    def __init__(self, axis: int = 0) -> None:
+        self.axis = axis
+
+    def compute(self, a: Array) -> tuple[Any, ...]:
+        (axis,) = _axes(self.axis, a.ndim, "split")
+        return tuple(np.moveaxis(a, axis, 0))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """da = the slices of g, stacked."""
+        return (Stack(self.axis).on(g) if len(y) else _fixed(a, np.zeros_like(_value(a))),)
+
+
+def split(a: Tensor, axis: int = 0) -> TensorTuple:
+    """The slices along an axis of size k -> k tensors without that axis."""
+    return Split(axis)(a)
+
+
+# ----------------------------------------------------------------------------------------------- fused layers
+
+
+class BatchNorm(TensorOp):
+    """Normalise every column over the batch, then scale and shift; ``mean`` and ``var`` of the last call are
+    kept.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance, from centred values. After a
+    call, ``op.mean`` and ``op.var`` hold the batch statistics as ndarrays of shape (d,).
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        self.eps = _checked_eps(eps, "batch_norm")
+        self.saved: Any = None
+
+    def _normalised(self, x: Any) -> tuple[Any, ...]:
+        n = x.shape[0]
+        mean = _column_sums(x) / n
+        centred = x - mean
+        var = _column_sums(centred * centred) / n
+        inv = 1 / (var + self.eps) ** 0.5
+        return centred * inv, inv, mean, var
+
+    def compute(self, x: Array, weight: Array, bias: Array) -> Any:
+        if x.ndim != 2 or not x.shape[0] or weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
+            raise ValueError(
+                f"batch_norm needs (batch, d) with batch >= 1, weight (d,) and bias (d,), "
+                f"but got {x.shape}, {weight.shape}, {bias.shape}"
+            )
+        xh, inv, self.mean, self.var = self._normalised(x)
+        self.saved = (x, xh, inv)
+        y = xh * weight
+        y += bias
+        return y
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any) -> tuple[Any, ...]:
+        """The mean is subtracted last: dx then sums to zero exactly where it should, whatever was rounded
+        before.
+        """
+        saved = self.saved
+        xh, inv = saved[1:] if saved is not None and saved[0] is x else self._normalised(x)[:2]
+        dw = _column_sums(g * xh)
+        dx = None
+        if needs[0]:
+            n = x.shape[0]
+            dx = g - xh * (dw / n)
+            dx -= _column_sums(dx) / n
+            dx *= inv * weight
+        return dx, dw, _column_sums(g) if needs[2] else None
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Batch normalisation with the statistics of the batch: (batch, d), (d,), (d,) -> (batch, d)."""
+    return BatchNorm(eps)(x, weight, bias)
+
+
+class LayerNorm(TensorOp):
+    """Normalise every row over its features, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over the last axis, from
+    centred values.
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        self.eps = _checked_eps(eps, "layer_norm")
+        self.saved: Any = None
+
+    def _normalised(self, x: Any) -> tuple[Any, Any]:
+        centred = x - _row_means(x)
+        inv = 1 / (_row_means(centred * centred) + self.eps) ** 0.5
+        return centred * inv, inv
+
+    def compute(self, x: Array, weight: Array, bias: Array) -> Any:
+        if not x.ndim or not x.shape[-1] or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+            raise ValueError(
+                f"layer_norm needs (..., d) with d >= 1, weight (d,) and bias (d,), "
+                f"but got {x.shape}, {weight.shape}, {bias.shape}"
+            )
+        xh, inv = self._normalised(x)
+        self.saved = (x, xh, inv)
+        y = xh * weight
+        y += bias
+        return y
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any) -> tuple[Any, ...]:
+        """As in BatchNorm, the mean is subtracted last."""
+        saved = self.saved
+        xh, inv = saved[1:] if saved is not None and saved[0] is x else self._normalised(x)
+        dx = None
+        if needs[0]:
+            gx = g * weight
+            dx = gx - xh * _row_means(gx * xh)
+            dx -= _row_means(dx)
+            dx *= inv
+        return (
+            dx,
+            _column_sums(_as_matrix(g * xh)) if needs[1] else None,
+            _column_sums(_as_matrix(g)) if needs[2] else None,
+        )
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer normalisation over the last axis: (..., d), (d,), (d,) -> (..., d)."""
+    return LayerNorm(eps)(x, weight, bias)
+
+
+def _checked_eps(eps: float, op: str) -> float:
+    if not 0 < eps < math.inf:
+        raise ValueError(f"{op}: eps must be a positive finite number, got eps={eps}")
+    return eps
+
+
+class SoftmaxCrossEntropy(TensorOp):
+    """mean(logsumexp(z) - z_label) over the batch, in one node; no gradient flows to the labels."""
+
+    def __init__(self) -> None:
+        self.saved: Any = None
+
+    def compute(self, logits: Array, labels: Array) -> Any:
+        places = _label_places(logits.shape, labels)
+        top = _max(logits, 1, None, None, True)
+        e = np.exp(logits - top)
+        s = _sum(e, 1, None, None, True)
+        self.saved = (logits, places, e, s)
+        return (_sum(np.log(s), None) - _sum(logits.take(places) - top[:, 0])) / len(logits)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
+        """dz = (softmax(z) - onehot) g / n."""
+        saved = self.saved
+        if saved is not None and saved[0] is logits:
+            _, places, e, s = saved
+        else:
+            z = _value(logits)
+            places = _label_places(z.shape, _value(labels))
+            e = _exp.on(logits - _fixed(logits, _max(z, 1, None, None, True)))
+            s = _sum_kept(e, (1,))
+        dz = e / s
+        if isinstance(dz, Tensor):
+            onehot = np.zeros(dz.shape, dz.dtype)
+            onehot.reshape(-1)[places] = 1
+            dz = dz - Tensor.make_const(onehot)
+        else:
+            dz.flat[places] -= 1
+        dz *= g * (1 / logits.shape[0])
+        return dz, None
+
+
+@lru_cache(maxsize=8)
+def _row_numbers(n: int) -> Array:
+    return np.arange(n)
+
+
+def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
+    """Where the logit of each label stands in the flattened logits; refuses what is not a label."""
+    try:
+        if labels.dtype.kind in "iu" and labels.shape == shape[:1] and shape[0]:
+            return np.ravel_multi_index(
+                (_row_numbers(len(labels)), labels.astype(np.intp, copy=False)), shape
+            )
+    except (ValueError, TypeError):
+        pass
+    if len(shape) != 2 or not shape[0] or not shape[1]:
+        raise ValueError(
+            f"softmax_cross_entropy needs logits of shape (batch, classes), not empty, but got {shape}"
+        )
+    if labels.shape != shape[:1]:
+        raise ValueError(
+            f"softmax_cross_entropy needs labels of shape {shape[:1]} for logits {shape}, but got {labels.shape}"
+        )
+    if labels.dtype.kind not in "iuf":
+        raise TypeError(f"softmax_cross_entropy needs integer labels, but got dtype {labels.dtype}")
+    for label in labels.tolist():
+        if not float(label).is_integer():
+            raise ValueError(f"softmax_cross_entropy needs integer labels, but got {label}")
+        if not 0 <= label < shape[1]:
+            raise ValueError(f"softmax_cross_entropy needs labels in 0..{shape[1] - 1}, but got {int(label)}")
+    return _label_places(shape, labels.astype(np.intp))
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the softmax: (batch, classes), integer labels (batch,) -> ()."""
+    return SoftmaxCrossEntropy()(logits, labels.detach() if isinstance(labels, Tensor) else Tensor(labels))

@@ -1,0 +1,326 @@
+"""Optimizers: SGD with dampened momentum, and Adam.
+
+A step writes into a parameter's array only if nobody else refers to that array; otherwise the parameter gets
+a new one. So whoever kept ``p.data`` or ``p.numpy()`` keeps the old numbers, as in the course, and the usual
+step allocates nothing. Gradients are only read.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle.autograd import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    # One parameter's part of a step: the parameter, its gradient in its dtype, scratch space of its shape.
+    Part = tuple[Tensor, Array, Array]
+
+__all__ = ["SGD", "Adam", "Optimizer"]
+
+_references = sys.getrefcount
+
+
+class Optimizer:
+    """Base of all optimizers: holds the parameters; a subclass defines ``step()``.
+
+    ``params``: an iterable of Parameters (a generator too), each used once however often it occurs. A Tensor
+    made by the user with requires_grad=True will do as well. ValueError if there are none; TypeError for
+    anything else.
+    """
+
+    params: list[Tensor]
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        name = type(self).__name__
+        if isinstance(params, Tensor):
+            raise TypeError(
+                f"{name}: params must be an iterable of Parameters, but got one Tensor: use [tensor]"
+            )
+        unique = list(dict.fromkeys(params))
+        if not unique:
+            raise ValueError(f"{name}: the list of parameters is empty; pass model.parameters()")
+        for p in unique:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{name}: params must be Parameters, but got {type(p).__name__}")
+            if not p.is_leaf() or not (p.requires_grad or getattr(p, "is_parameter", False)):
+                raise TypeError(
+                    f"{name}: params must be Parameters, but got a Tensor that "
+                    f"{'an op made' if p.op else 'needs no gradient'}: wrap it in nn.Parameter(...)"
+                )
+            if p.dtype.kind != "f":
+                raise TypeError(f"{name}: a parameter must have a floating dtype, but got {p.dtype}")
+        self.params = unique
+        self._scratch: dict[Tensor, Array] = {}
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(self)")
+
+    def reset_grad(self) -> None:
+        """Set ``.grad`` of every parameter to None."""
+        for p in self.params:
+            p.grad = None
+
+    zero_grad = reset_grad
+
+    def clip_grad_norm(self, max_norm: float = 0.25) -> float:
+        """Scale all gradients by min(1, max_norm / (norm + 1e-6)) and return the norm from before, a Python
+        float.
+
+        The norm is that of all gradients taken together as one vector, accumulated in float64. ``p.grad`` is
+        replaced where the factor is below 1, and never written into.
+        """
+        if not max_norm > 0:
+            raise ValueError(f"clip_grad_norm: max_norm must be a positive number, got max_norm={max_norm}")
+        graded = [p for p in self.params if _checked_gradient(p, type(self).__name__) is not None]
+        squares = 0.0
+        for p in graded:
+            g = p.grad.cached_data.astype(np.float64).reshape(-1)  # type: ignore[union-attr]
+            squares += float(g.dot(g))
+        norm = math.sqrt(squares)
+        factor = max_norm / (norm + 1e-6)
+        if not factor >= 1:  # also if it is nan, which then shows in every gradient, as in torch
+            for p in graded:
+                g = p.grad.cached_data  # type: ignore[union-attr]
+                p.grad = Tensor.make_const(np.asarray(g * g.dtype.type(factor)))
+        return norm
+
+    def _parts(self) -> list[Part]:
+        """Collect what a step works on; everything that can be wrong is found here, before anything is
+        changed.
+        """
+        parts = []
+        for p in self.params:
+            g = _checked_gradient(p, type(self).__name__)
+            if g is None:
+                continue
+            scratch = self._scratch.get(p)
+            if scratch is None or scratch.shape != g.shape or scratch.dtype is not g.dtype:
+                scratch = self._scratch[p] = np.empty(g.shape, g.dtype)
+            parts.append((p, g, scratch))
+        return parts
+
+
+def _checked_gradient(p: Tensor, name: str) -> Array | None:
+    """The gradient of p as an array in the dtype of p, or None; refuses what does not fit."""
+    grad = p.grad
+    if grad is None:
+        return None
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"{name}: p.grad must be a Tensor or None, but got {type(grad).__name__}")
+    g, data = grad.cached_data, p.cached_data
+    if g.shape != data.shape:
+        raise ValueError(
+            f"{name}: p.grad must have the shape {data.shape} of its parameter, but got {g.shape}"
+        )
+    if g.dtype is not data.dtype:
+        if g.dtype.kind not in "fiu":
+            raise TypeError(f"{name}: p.grad must hold numbers, but got dtype {g.dtype}")
+        g = g.astype(data.dtype)
+    return g
+
+
+def _writable(t: Tensor) -> Array:
+    """The array of t for writing into: made anew first if anybody else refers to it, or if it cannot be
+    written.
+    """
+    # 2 references: the one of t, and the argument of this very call.
+    if _references(t.cached_data) > 2 or t.cached_data.base is not None or not t.cached_data.flags.writeable:
+        t.cached_data = t.cached_data.copy()
+    return t.cached_data
+
+
+def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
+    """The state tensor of p for writing into, zeros at first; honours what the user has put there."""
+    entry = state.get(p)
+    if entry is None:
+        entry = state[p] = Tensor.make_const(np.zeros(p.shape, p.dtype))
+        return entry
+    data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
+    if data.shape != p.cached_data.shape:
+        raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
+    # 3 references: the dict's, ours, the argument's. A tensor that the user also holds stays as it is.
+    if data is entry or data.dtype is not p.cached_data.dtype or _references(entry) > 3:
+        entry = state[p] = Tensor.make_const(data.astype(p.cached_data.dtype))
+    return entry
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with dampened momentum and weight decay.
+
+    With the gradient g = dL/dθ of the loss L with respect to a parameter θ, one step is
+
+        g' = g + λ θ              (weight_decay = λ)
+        u  ← β u + (1 - β) g'     (momentum = β, u = 0 before the first step)
+        θ  ← θ - α u              (lr = α)
+
+    Term by term:
+
+    - **The learning rate α.** -g points to where the loss falls fastest. A step goes α times as far in that
+      direction as the gradient is long: too small an α learns slowly, too large an α overshoots the valley.
+    - **The velocity u** is what θ actually moves along: not the gradient of this batch alone, but a *moving
+      average* of the gradients so far. Written out, u after step t is (1 - β)(g'_t + β g'_(t-1) + β² g'_(t-2)
+      + …): the newest gradient weighs most, and one from k steps ago β^k times as much. In effect it averages
+      the last 1 / (1 - β) gradients: about 10 for β = 0.9.
+    - **The momentum β** is what share of the old velocity survives a step, like a ball that rolls on. Where
+      gradients agree from step to step the ball goes on at their size; where they point to and fro (the walls
+      of a narrow valley, the noise of small batches) they cancel. β = 0 is plain gradient descent: u is g'
+      itself.
+    - **The factor (1 - β)**, the dampening, makes u an average: the weights (1 - β) β^k add up to 1, so u is
+      as long as a gradient, and changing β does not call for another α. It applies from the very first step
+      on: u starts at 0, so the first velocity is (1 - β) g', small, and it grows to full size over some 1 /
+      (1 - β) steps. (PyTorch leaves the factor out by default, and with ``dampening`` leaves it out in the
+      first step.)
+    - **The weight decay λ** pulls every parameter towards 0. It is nothing but the gradient of a penalty:
+      adding (λ/2) ‖θ‖² to the loss, where ‖θ‖² is the sum of θ_i², adds its derivative to the gradient, and
+      the derivative of (λ/2) θ_i² is λ θ_i. Large weights thus cost something, and keep only what the data
+      pays for. As a part of the gradient it goes *inside* the momentum, and is averaged like everything else.
+
+    ``u`` maps each parameter to its velocity, a Tensor of its shape and dtype, from the parameter's first
+    step on. It may be read, written into and replaced between steps; so may ``lr``, ``momentum`` and
+    ``weight_decay``. Parameters without a gradient are skipped, velocity and all; gradients are only read;
+    dtypes never change.
+
+    ValueError if lr is not positive and finite, momentum not in [0, 1), weight_decay negative or not finite,
+    or there are no parameters; TypeError for what is not a Parameter. On an error nothing has been updated.
+
+    >>> from needle import nn
+    >>> w = nn.Parameter([1.0])
+    >>> sgd = SGD([w], lr=0.5, momentum=0.75)
+    >>> for _ in range(2):
+    ...     (w * 8).backward()      # the gradient is 8
+    ...     sgd.step()
+    ...     print(sgd.u[w], w.data)
+    [2.] [0.]
+    [3.5] [-1.75]
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params)
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.u: dict[Tensor, Tensor] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"SGD: lr must be a positive finite number, got lr={self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"SGD: momentum must be in [0, 1), got momentum={self.momentum}"
+                + (": with 1 the velocity would stay 0 for ever" if self.momentum == 1 else "")
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"SGD: weight_decay must be 0 or a positive finite number, got weight_decay={self.weight_decay}"
+            )
+
+    def step(self) -> None:
+        """Do one update of every parameter that has a gradient."""
+        self._check()
+        # Python floats, so that they adopt the dtype of the arrays; 1 - β is exact in double.
+        lr, beta, decay = float(self.lr), float(self.momentum), float(self.weight_decay)
+        rest = 1 - beta
+        work = [(p, g, scratch, _state_of(p, self.u, "SGD: u[p]")) for p, g, scratch in self._parts()]
+        for p, g, d, velocity in work:
+            u = _writable(velocity)
+            if decay:
+                np.multiply(p.cached_data, decay, d)
+                np.add(g, d, d)
+                np.multiply(d, rest, d)
+            else:
+                np.multiply(g, rest, d)
+            np.multiply(u, beta, u)
+            np.add(u, d, u)
+            np.multiply(u, lr, d)
+            theta = _writable(p)
+            np.subtract(theta, d, theta)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015): steps scaled by running averages of the gradient and of its square.
+
+    With g' = g + λ θ, t the number of steps that the parameter has made, this one included:
+
+        m ← β1 m + (1 - β1) g'          v ← β2 v + (1 - β2) g'²
+        θ ← θ - α (m / (1 - β1^t)) / (√(v / (1 - β2^t)) + ε)
+
+    The divisors 1 - β^t correct for m and v having started at 0. ``t``, ``m`` and ``v`` are dicts by
+    parameter. Equals ``torch.optim.Adam``. Errors and the rest of the behaviour as in SGD.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params)
+        self.lr = lr
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.t: dict[Tensor, int] = {}
+        self.m: dict[Tensor, Tensor] = {}
+        self.v: dict[Tensor, Tensor] = {}
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"Adam: {name} must be a positive finite number, got {name}={value}")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"Adam: weight_decay must be 0 or a positive finite number, got weight_decay={self.weight_decay}"
+            )
+
+    def step(self) -> None:
+        """Do one update of every parameter that has a gradient."""
+        self._check()
+        lr, beta1, beta2 = float(self.lr), float(self.beta1), float(self.beta2)
+        eps, decay = float(self.eps), float(self.weight_decay)
+        work = [
+            (p, g, d, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
+            for p, g, d in self._parts()
+        ]
+        for p, g, d, first, second in work:
+            t = self.t[p] = self.t.get(p, 0) + 1
+            if decay:
+                g = g + decay * p.cached_data
+            m = _writable(first)
+            np.multiply(m, beta1, m)
+            np.multiply(g, 1 - beta1, d)
+            np.add(m, d, m)
+            v = _writable(second)
+            np.multiply(v, beta2, v)
+            np.multiply(g, g, d)
+            np.multiply(d, 1 - beta2, d)
+            np.add(v, d, v)
+            np.sqrt(v, d)
+            np.divide(d, math.sqrt(1 - beta2**t), d)
+            np.add(d, eps, d)
+            np.divide(m, d, d)
+            np.multiply(d, lr / (1 - beta1**t), d)
+            theta = _writable(p)
+            np.subtract(theta, d, theta)
