@@ -24,7 +24,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
     from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
@@ -165,7 +164,8 @@ class Op:
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], *xs: Any) -> tuple[Any, ...]:
         """Return one contribution per input; see the class."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no gradient: define vjp(self, g, y, needs, *xs) or gradient(self, out_grad, node)"
+            f"{type(self).__name__} has no gradient: "
+            "define vjp(self, g, y, needs, *xs) or gradient(self, out_grad, node)"
         )
 
     def on(self, *xs: Any) -> Any:
@@ -281,7 +281,8 @@ def _refuse_other_than_tensors(op: Op, inputs: Sequence[Any]) -> None:
     for x in inputs:
         if not isinstance(x, Value):
             raise TypeError(
-                f"{type(op).__name__} takes needle Tensors, but got {type(x).__name__}: wrap it in needle.Tensor(...)"
+                f"{type(op).__name__} takes needle Tensors, but got {type(x).__name__}: "
+                "wrap it in needle.Tensor(...)"
             ) from None
 
 
@@ -414,7 +415,8 @@ class Tensor(Value):
         old, new = self.cached_data, value.cached_data
         if new.dtype != old.dtype:
             raise TypeError(
-                f"data must keep its dtype {old.dtype}, but got {new.dtype}: use needle.Tensor(value, dtype={str(old.dtype)!r})"
+                f"data must keep its dtype {old.dtype}, but got {new.dtype}: "
+                f"use needle.Tensor(value, dtype={str(old.dtype)!r})"
             )
         if new.shape != old.shape:
             raise ValueError(f"data must keep its shape {old.shape}, but got {new.shape}")
@@ -458,7 +460,8 @@ class Tensor(Value):
     def __repr__(self) -> str:
         dtype = "" if self.dtype == np.float64 else f", dtype={self.dtype}"
         graph = ", requires_grad=True" if self.requires_grad else ""
-        return f"needle.Tensor({np.array2string(self.cached_data, prefix='needle.Tensor(', separator=', ')}{dtype}{graph})"
+        numbers = np.array2string(self.cached_data, prefix="needle.Tensor(", separator=", ")
+        return f"needle.Tensor({numbers}{dtype}{graph})"
 
     def __str__(self) -> str:
         return str(self.cached_data)
@@ -489,8 +492,9 @@ class Tensor(Value):
         """
         if not self.requires_grad:
             raise RuntimeError(
-                "backward: this tensor is a constant without a graph (requires_grad=False). Compute it from tensors with "
-                "requires_grad=True outside no_grad(); if it is a gradient, get it with backward(create_graph=True)"
+                "backward: this tensor is a constant without a graph (requires_grad=False). Compute it from "
+                "tensors with requires_grad=True, outside no_grad(); if it is a gradient, get it with "
+                "backward(create_graph=True)"
             )
         g = self._checked_out_grad(out_grad)
         if create_graph:
@@ -509,7 +513,7 @@ class Tensor(Value):
             out_grad = Tensor.make_const(np.asarray(out_grad))
         if out_grad.shape != data.shape:
             raise ValueError(
-                f"backward: out_grad must have the shape {data.shape} of this tensor, but got {out_grad.shape}"
+                f"backward: out_grad must have the shape {data.shape} of its tensor, but got {out_grad.shape}"
             )
         return cast("Tensor", _in_dtype_of(out_grad, data))
 
@@ -528,7 +532,7 @@ class Tensor(Value):
         return other if other is NotImplemented else self + (-other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return -self + other
+        return (-self).__add__(other)
 
     def __mul__(self, other: Any) -> Tensor:
         other = _operand(other)
@@ -601,7 +605,7 @@ class Tensor(Value):
         return _ops.broadcast_to(self, shape)
 
     def reshape(self, *shape: Any) -> Tensor:
-        """Give another shape to the same elements: reshape((2, 3)) or reshape(2, 3); -1 is worked out."""
+        """The same elements in another shape: t.reshape((2, 3)) or t.reshape(2, 3); -1 is worked out."""
         return _ops.reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, axes: Sequence[int] | None = None) -> Tensor:

@@ -172,7 +172,8 @@ class DataLoader:
 
     ``shuffle=True`` draws one ``np.random.permutation`` each time an iteration starts.
 
-    >>> for x, y in DataLoader(NDArrayDataset(np.arange(6.0).reshape(3, 2), np.array([0, 1, 0])), batch_size=2):
+    >>> dataset = NDArrayDataset(np.ones((3, 2)), np.array([0, 1, 0]))
+    >>> for x, y in DataLoader(dataset, batch_size=2):
     ...     print(x.shape, y)
     (2, 2) [0 1]
     (1, 2) [0]
@@ -190,7 +191,7 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         n = len(self.dataset)
-        # Drawn here and not at the first batch, so that the order of random numbers is that of the program text.
+        # Drawn here and not at the first batch, so that random numbers are used in the order of the program.
         order = np.random.permutation(n) if self.shuffle else np.arange(n)
         return (self._batch(order[i : i + self.batch_size]) for i in range(0, n, self.batch_size))
 

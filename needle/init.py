@@ -106,7 +106,7 @@ def one_hot(
     whole = places.astype(np.intp)
     if places.dtype.kind not in "iuf" or not np.array_equal(whole, places):
         raise TypeError(f"one_hot needs integers, but got dtype {places.dtype}")
-    if places.size and not (0 <= whole.min() and whole.max() < n):
+    if places.size and (whole.min() < 0 or whole.max() >= n):
         raise ValueError(
             f"one_hot needs numbers in 0..{n - 1}, but got {int(whole.min())}..{int(whole.max())}"
         )

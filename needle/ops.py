@@ -79,7 +79,7 @@ def _sum_kept(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over the axes and keep them with size 1."""
     if isinstance(x, Tensor):
         return reshape(summation(x, axes), _kept(x.shape, axes))
-    return np.asarray(_sum(x, axes, None, None, True))
+    return np.asarray(_sum(x, axes, keepdims=True))
 
 
 def _reduced(g: Any, shape: tuple[int, ...]) -> Any:
@@ -136,7 +136,8 @@ def _as_matrix(x: Any) -> Any:
 
 def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
     return ValueError(
-        f"{op}: shapes {a.shape} and {b.shape} do not broadcast; aligned at the right, sizes must be equal or 1"
+        f"{op}: shapes {a.shape} and {b.shape} do not broadcast; "
+        "aligned at the right, sizes must be equal or 1"
     )
 
 
@@ -153,7 +154,7 @@ class EWiseAdd(TensorOp):
             raise _no_broadcast("add", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """da = g, db = g."""
+        """Rule: da = g, db = g."""
         return _reduced(g, a.shape) if needs[0] else None, _reduced(g, b.shape) if needs[1] else None
 
 
@@ -175,7 +176,7 @@ class AddScalar(TensorOp):
         return a + self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g."""
+        """Rule: da = g."""
         return (g,)
 
 
@@ -194,7 +195,7 @@ class EWiseMul(TensorOp):
             raise _no_broadcast("multiply", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """da = g b, db = g a."""
+        """Rule: da = g b, db = g a."""
         return _reduced(g * b, a.shape) if needs[0] else None, _reduced(g * a, b.shape) if needs[1] else None
 
 
@@ -216,7 +217,7 @@ class MulScalar(TensorOp):
         return a * self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g scalar."""
+        """Rule: da = g scalar."""
         return (g * self.scalar,)
 
 
@@ -235,7 +236,7 @@ class EWiseDiv(TensorOp):
             raise _no_broadcast("divide", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """da = g / b, db = -g y / b."""
+        """Rule: da = g / b, db = -g y / b."""
         t = g / b
         return _reduced(t, a.shape) if needs[0] else None, _reduced(-(t * y), b.shape) if needs[1] else None
 
@@ -258,7 +259,7 @@ class DivScalar(TensorOp):
         return a / self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g / scalar."""
+        """Rule: da = g / scalar."""
         return (g / self.scalar,)
 
 
@@ -279,7 +280,7 @@ class EWisePow(TensorOp):
             raise _no_broadcast("power", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf."""
+        """Rule: da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf."""
         at_zero = _value(a) == 0
         da = db = None
         if needs[0]:
@@ -307,7 +308,7 @@ class PowerScalar(TensorOp):
         return a**self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g n a^(n-1); 0 for n = 0, also at a = 0."""
+        """Rule: da = g n a^(n-1); 0 for n = 0, also at a = 0."""
         n = self.scalar
         if n == 0:
             return (_fixed(g, np.zeros_like(_value(g))),)
@@ -326,7 +327,7 @@ class Negate(TensorOp):
         return -a
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = -g."""
+        """Rule: da = -g."""
         return (-g,)
 
 
@@ -345,7 +346,7 @@ class Log(TensorOp):
         return np.log(a)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g / a."""
+        """Rule: da = g / a."""
         return (g / a,)
 
 
@@ -364,7 +365,7 @@ class Exp(TensorOp):
         return np.exp(a)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g y."""
+        """Rule: da = g y."""
         return (g * y,)
 
 
@@ -383,7 +384,7 @@ class ReLU(TensorOp):
         return np.maximum(a, 0)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g where y > 0, else 0."""
+        """Rule: da = g where y > 0, else 0."""
         return (g * _fixed(g, _value(y) > 0),)
 
 
@@ -402,7 +403,7 @@ class Tanh(TensorOp):
         return np.tanh(a)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g (1 - y^2)."""
+        """Rule: da = g (1 - y^2)."""
         return (g * (1 - y * y),)
 
 
@@ -422,7 +423,7 @@ class Sigmoid(TensorOp):
         return np.where(a >= 0, 1, e) / (1 + e)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g y (1 - y)."""
+        """Rule: da = g y (1 - y)."""
         return (g * (y * (1 - y)),)
 
 
@@ -444,7 +445,7 @@ class Cast(TensorOp):
         return a.astype(self.dtype)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g in the dtype of a."""
+        """Rule: da = g in the dtype of a."""
         return (g.astype(a.dtype),)
 
 
@@ -474,7 +475,7 @@ class Transpose(TensorOp):
         return a.swapaxes(*self.axes)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = the same swap of g."""
+        """Rule: da = the same swap of g."""
         return (self.on(g),)
 
 
@@ -498,7 +499,7 @@ class Reshape(TensorOp):
             ) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g in the shape of a."""
+        """Rule: da = g in the shape of a."""
         return (Reshape(a.shape).on(g),)
 
 
@@ -523,7 +524,7 @@ class BroadcastTo(TensorOp):
             ) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g summed over the axes that were repeated."""
+        """Rule: da = g summed over the axes that were repeated."""
         return (_reduced(g, a.shape),)
 
 
@@ -544,7 +545,7 @@ class GetItem(TensorOp):
         return a[self.index]
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = zeros with g added at the index."""
+        """Rule: da = zeros with g added at the index."""
         return (PutItem(a.shape, self.index).on(g),)
 
 
@@ -577,7 +578,7 @@ class PutItem(TensorOp):
         return out
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g at the index."""
+        """Rule: da = g at the index."""
         return (GetItem(self.index).on(g),)
 
 
@@ -596,7 +597,7 @@ class Flip(TensorOp):
         return np.flip(a, _axes(self.axes, a.ndim, "flip"))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = the same flip of g."""
+        """Rule: da = the same flip of g."""
         return (self.on(g),)
 
 
@@ -624,7 +625,7 @@ class Dilate(TensorOp):
         return PutItem(shape, self._places(a.shape)).compute(a)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g at the places of the elements."""
+        """Rule: da = g at the places of the elements."""
         return (GetItem(self._places(a.shape)).on(g),)
 
 
@@ -646,7 +647,7 @@ class Summation(TensorOp):
         return _sum(a, _axes(self.axes, a.ndim, "summation"))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g repeated along the axes."""
+        """Rule: da = g repeated along the axes."""
         kept = _kept(a.shape, _axes(self.axes, len(a.shape), "summation"))
         return (BroadcastTo(a.shape).on(Reshape(kept).on(g)),)
 
@@ -669,11 +670,11 @@ class Max(TensorOp):
         return _max(a, axes)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g / k at each of the k largest elements, else 0."""
+        """Rule: da = g / k at each of the k largest elements, else 0."""
         axes = _axes(self.axes, len(a.shape), "max")
         kept = _kept(a.shape, axes)
         largest = _value(a) == _value(y).reshape(kept)
-        share = largest / _sum(largest, axes, None, None, True)
+        share = largest / _sum(largest, axes, keepdims=True)
         return (Reshape(kept).on(g) * _fixed(g, share.astype(g.dtype)),)
 
 
@@ -696,14 +697,14 @@ class LogSumExp(TensorOp):
             raise ValueError(
                 f"logsumexp over axes {axes} needs at least one element, but the shape is {a.shape}"
             )
-        top = _max(a, axes, None, None, True)
+        top = _max(a, axes, keepdims=True)
         top = np.where(np.isfinite(top), top, 0)  # inf - inf would be nan
         total = _sum(np.exp(a - top), axes)
         with np.errstate(divide="ignore"):  # log(0) = -inf is right where everything is -inf
             return np.log(total) + top.reshape(np.shape(total))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g exp(a - y), the softmax; y depends on a too, which the second derivative needs."""
+        """Rule: da = g exp(a - y), the softmax; y depends on a too, which the second derivative needs."""
         kept = Reshape(_kept(a.shape, _axes(self.axes, len(a.shape), "logsumexp")))
         return (kept.on(g) * _exp.on(a - kept.on(y)),)
 
@@ -721,11 +722,11 @@ class LogSoftmax(TensorOp):
             raise ValueError(
                 f"logsoftmax needs shape (batch, classes) with at least one class, but got {a.shape}"
             )
-        shifted = a - _max(a, 1, None, None, True)
-        return shifted - np.log(_sum(np.exp(shifted), 1, None, None, True))
+        shifted = a - _max(a, 1, keepdims=True)
+        return shifted - np.log(_sum(np.exp(shifted), 1, keepdims=True))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g - softmax(a) * (sum of g over axis 1)."""
+        """Rule: da = g - softmax(a) * (sum of g over axis 1)."""
         return (g - _exp.on(y) * _sum_kept(g, (1,)),)
 
 
@@ -754,7 +755,7 @@ class MatMul(TensorOp):
         raise ValueError(f"matmul needs (n, k) @ (k, m), but got {a.shape} @ {b.shape}")
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """da = g b^T, db = a^T g, summed over batch axes that were repeated."""
+        """Rule: da = g b^T, db = a^T g, summed over batch axes that were repeated."""
         return (
             _reduced(_matmul.on(g, _swapped(b)), a.shape) if needs[0] else None,
             _reduced(_matmul.on(_swapped(a), g), b.shape) if needs[1] else None,
@@ -779,13 +780,14 @@ class Linear(TensorOp):
         if bias is not None:
             if bias.shape != (1, weight.shape[1]) and bias.shape != weight.shape[1:]:
                 raise ValueError(
-                    f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
+                    f"linear needs a bias of shape (1, out) or (out,) "
+                    f"for weight {weight.shape}, but got {bias.shape}"
                 )
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype == bias.dtype else None)
         return y
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, *bias: Any) -> tuple[Any, ...]:
-        """dx = g W^T, dW = x^T g, db = sum of g over the batch."""
+        """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
         rows = _as_matrix(g)
         dx = dw = None
         if needs[0]:
@@ -835,7 +837,8 @@ class Conv(TensorOp):
     def compute(self, x: Array, kernel: Array) -> Any:
         if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
             raise ValueError(
-                f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
+                f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), "
+                f"but got {x.shape}, {kernel.shape}"
             )
         shape, inside = self._inside(x.shape)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
@@ -872,7 +875,10 @@ class Conv(TensorOp):
 
 
 def conv(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """Convolution of images: (n, h, w, c), (kh, kw, c, o) -> (n, (h + 2 padding - kh) // stride + 1, ..., o)."""
+    """Convolution of images: (n, h, w, c), (kh, kw, c, o) -> (n, h', w', o).
+
+    h' = (h + 2 padding - kh) // stride + 1, and w' likewise.
+    """
     return Conv(stride, padding)(x, kernel)
 
 
@@ -931,7 +937,7 @@ class FusedAddScalars(TensorTupleOp):
         return a + self.c0, a + self.c1
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = g[0] + g[1]."""
+        """Rule: da = g[0] + g[1]."""
         return (g[0] + g[1],)
 
 
@@ -959,7 +965,7 @@ class Stack(TensorOp):
 
 
 def stack(args: Sequence[Tensor] | TensorTuple, axis: int = 0) -> Tensor:
-    """k tensors of one shape -> one with a new axis of size k."""
+    """Some k tensors of one shape -> one with a new axis of size k."""
     return Stack(axis)(args if isinstance(args, TensorTuple) else make_tuple(*args))
 
 
@@ -974,7 +980,7 @@ class Split(TensorTupleOp):
         return tuple(np.moveaxis(a, axis, 0))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """da = the slices of g, stacked."""
+        """Rule: da = the slices of g, stacked."""
         return (Stack(self.axis).on(g) if len(y) else _fixed(a, np.zeros_like(_value(a))),)
 
 
@@ -1103,21 +1109,21 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
-        top = _max(logits, 1, None, None, True)
+        top = _max(logits, 1, keepdims=True)
         e = np.exp(logits - top)
-        s = _sum(e, 1, None, None, True)
+        s = _sum(e, 1, keepdims=True)
         self.saved = (logits, places, e, s)
         return (_sum(np.log(s), None) - _sum(logits.take(places) - top[:, 0])) / len(logits)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
-        """dz = (softmax(z) - onehot) g / n."""
+        """Rule: dz = (softmax(z) - onehot) g / n."""
         saved = self.saved
         if saved is not None and saved[0] is logits:
             _, places, e, s = saved
         else:
             z = _value(logits)
             places = _label_places(z.shape, _value(labels))
-            e = _exp.on(logits - _fixed(logits, _max(z, 1, None, None, True)))
+            e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
             s = _sum_kept(e, (1,))
         dz = e / s
         if isinstance(dz, Tensor):
@@ -1150,7 +1156,8 @@ def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
         )
     if labels.shape != shape[:1]:
         raise ValueError(
-            f"softmax_cross_entropy needs labels of shape {shape[:1]} for logits {shape}, but got {labels.shape}"
+            f"softmax_cross_entropy needs labels of shape {shape[:1]} "
+            f"for logits {shape}, but got {labels.shape}"
         )
     if labels.dtype.kind not in "iuf":
         raise TypeError(f"softmax_cross_entropy needs integer labels, but got dtype {labels.dtype}")

@@ -145,11 +145,12 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     if entry is None:
         entry = state[p] = Tensor.make_const(np.zeros(p.shape, p.dtype))
         return entry
-    data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
+    is_tensor = isinstance(entry, Tensor)
+    data = entry.cached_data if is_tensor else np.asarray(entry)
     if data.shape != p.cached_data.shape:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
     # 3 references: the dict's, ours, the argument's. A tensor that the user also holds stays as it is.
-    if data is entry or data.dtype is not p.cached_data.dtype or _references(entry) > 3:
+    if not is_tensor or data.dtype is not p.cached_data.dtype or _references(entry) > 3:
         entry = state[p] = Tensor.make_const(data.astype(p.cached_data.dtype))
     return entry
 
@@ -224,7 +225,7 @@ class SGD(Optimizer):
             )
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"SGD: weight_decay must be 0 or a positive finite number, got weight_decay={self.weight_decay}"
+                f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay}"
             )
 
     def step(self) -> None:
@@ -292,7 +293,7 @@ class Adam(Optimizer):
                 raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"Adam: weight_decay must be 0 or a positive finite number, got weight_decay={self.weight_decay}"
+                f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay}"
             )
 
     def step(self) -> None:
