@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CPUDevice",
     "Op",
+    "Parameter",
     "Tensor",
     "TensorOp",
     "TensorTuple",
@@ -636,6 +637,13 @@ class Tensor(Value):
         return (self[i] for i in range(len(self)))
 
 
+class Parameter(Tensor):
+    """A Tensor that a module learns; used as ``nn.Parameter``."""
+
+    def __repr__(self) -> str:
+        return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
+
+
 def _operand(other: Any) -> Any:
     """Return a Tensor, a Python number, or NotImplemented.
 
@@ -718,10 +726,10 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             fresh = c is not g and c.base is None
             if before is None:
                 adjoints[x] = c
-            elif x in owned:
+            elif x in owned and before.dtype is c.dtype:
                 before += c
                 continue
-            elif fresh:
+            elif fresh and before.dtype is c.dtype:
                 c += before
                 adjoints[x] = c
             else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import init, ops
-from needle.autograd import Tensor
+from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,15 +33,6 @@ __all__ = [
     "SoftmaxLoss",
     "Tanh",
 ]
-
-
-class Parameter(Tensor):
-    """A Tensor that a module learns."""
-
-    is_parameter = True
-
-    def __repr__(self) -> str:
-        return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
 
 
 class Module:

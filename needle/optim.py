@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor
+from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-    # One parameter's part of a step: the parameter, its gradient in its dtype, scratch space of its shape.
-    Part = tuple[Tensor, Array, Array]
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 _references = sys.getrefcount
+_BLOCK = 131_072  # elements of a block, four of which fit into a usual second-level cache
 
 
 class Optimizer:
@@ -51,7 +51,7 @@ class Optimizer:
         for p in unique:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{name}: params must be Parameters, but got {type(p).__name__}")
-            if not p.is_leaf() or not (p.requires_grad or getattr(p, "is_parameter", False)):
+            if not p.is_leaf() or not (p.requires_grad or isinstance(p, Parameter)):
                 raise TypeError(
                     f"{name}: params must be Parameters, but got a Tensor that "
                     f"{'an op made' if p.op else 'needs no gradient'}: wrap it in nn.Parameter(...)"
@@ -59,7 +59,7 @@ class Optimizer:
             if p.dtype.kind != "f":
                 raise TypeError(f"{name}: a parameter must have a floating dtype, but got {p.dtype}")
         self.params = unique
-        self._scratch: dict[Tensor, Array] = {}
+        self._scratch: dict[np.dtype[Any], Array] = {}
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -81,33 +81,37 @@ class Optimizer:
         """
         if not max_norm > 0:
             raise ValueError(f"clip_grad_norm: max_norm must be a positive number, got max_norm={max_norm}")
-        graded = [p for p in self.params if _checked_gradient(p, type(self).__name__) is not None]
+        gradients = self._gradients()
         squares = 0.0
-        for p in graded:
-            g = p.grad.cached_data.astype(np.float64).reshape(-1)  # type: ignore[union-attr]
-            squares += float(g.dot(g))
+        for _, g in gradients:
+            wide = g.astype(np.float64).reshape(-1)
+            squares += float(wide.dot(wide))
         norm = math.sqrt(squares)
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1:  # also if it is nan, which then shows in every gradient, as in torch
-            for p in graded:
-                g = p.grad.cached_data  # type: ignore[union-attr]
-                p.grad = Tensor.make_const(np.asarray(g * g.dtype.type(factor)))
+            for p, g in gradients:
+                p.grad = Tensor.make_const(np.asarray(g * factor))
         return norm
 
-    def _parts(self) -> list[Part]:
-        """Collect what a step works on; everything that can be wrong is found here, before anything is
-        changed.
-        """
-        parts = []
-        for p in self.params:
-            g = _checked_gradient(p, type(self).__name__)
-            if g is None:
-                continue
-            scratch = self._scratch.get(p)
-            if scratch is None or scratch.shape != g.shape or scratch.dtype is not g.dtype:
-                scratch = self._scratch[p] = np.empty(g.shape, g.dtype)
-            parts.append((p, g, scratch))
-        return parts
+    def _gradients(self) -> list[tuple[Tensor, Array]]:
+        """Pair each parameter that has a gradient with it, in its dtype; all are checked first."""
+        name = type(self).__name__
+        pairs = [(p, _checked_gradient(p, name)) for p in self.params]
+        return [(p, g) for p, g in pairs if g is not None]
+
+    def _in_blocks(self, kernel: Callable[..., None], theta: Array, *others: Array) -> None:
+        """Call ``kernel(theta, *others, scratch)``; on large arrays in blocks, which stay in the cache."""
+        size = theta.size
+        scratch = self._scratch.get(theta.dtype)
+        if scratch is None or len(scratch) < min(size, _BLOCK):
+            scratch = self._scratch[theta.dtype] = np.empty(min(size, _BLOCK), theta.dtype)
+        if size <= _BLOCK:
+            kernel(theta, *others, scratch[:size].reshape(theta.shape))
+            return
+        flat = [a.reshape(-1) for a in (theta, *others)]
+        for start in range(0, size, _BLOCK):
+            parts = [a[start : start + _BLOCK] for a in flat]
+            kernel(*parts, scratch[: len(parts[0])])
 
 
 def _checked_gradient(p: Tensor, name: str) -> Array | None:
@@ -130,29 +134,34 @@ def _checked_gradient(p: Tensor, name: str) -> Array | None:
 
 
 def _writable(t: Tensor) -> Array:
-    """The array of t for writing into: made anew first if anybody else refers to it, or if it cannot be
-    written.
-    """
-    # 2 references: the one of t, and the argument of this very call.
-    if _references(t.cached_data) > 2 or t.cached_data.base is not None or not t.cached_data.flags.writeable:
+    """The array of t for writing into; made anew first if anybody else holds it or it cannot be written."""
+    # 2 references: the tensor's, and the argument of this very call.
+    if _references(t.cached_data) > 2 or t.cached_data.base is not None or not t.cached_data.flags.carray:
         t.cached_data = t.cached_data.copy()
     return t.cached_data
 
 
 def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
-    """The state tensor of p for writing into, zeros at first; honours what the user has put there."""
-    entry = state.get(p)
-    if entry is None:
-        entry = state[p] = Tensor.make_const(np.zeros(p.shape, p.dtype))
-        return entry
-    is_tensor = isinstance(entry, Tensor)
-    data = entry.cached_data if is_tensor else np.asarray(entry)
+    """The state of p for writing into, zeros at first; honours what the user has put there."""
+    if p not in state:
+        return Tensor.make_const(np.zeros(p.shape, p.dtype))
+    entry: Any = state[p]
+    data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
     if data.shape != p.cached_data.shape:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
-    # 3 references: the dict's, ours, the argument's. A tensor that the user also holds stays as it is.
-    if not is_tensor or data.dtype is not p.cached_data.dtype or _references(entry) > 3:
-        entry = state[p] = Tensor.make_const(data.astype(p.cached_data.dtype))
-    return entry
+    del entry
+    # 2 references: the dict's, and the argument. A tensor that the user holds too is left as it is.
+    if _references(state[p]) > 2 or data.dtype is not p.cached_data.dtype or not isinstance(state[p], Tensor):
+        return Tensor.make_const(data.astype(p.cached_data.dtype))
+    return state[p]
+
+
+def _within(low: float, value: Any, high: float, *, open_low: bool = False) -> bool:
+    """Say whether value is a number in [low, high), or in (low, high)."""
+    try:
+        return bool(low < value < high if open_low else low <= value < high)
+    except (TypeError, ValueError):
+        return False
 
 
 class SGD(Optimizer):
@@ -216,29 +225,26 @@ class SGD(Optimizer):
         self._check()
 
     def _check(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"SGD: lr must be a positive finite number, got lr={self.lr}")
-        if not 0 <= self.momentum < 1:
+        if not _within(0, self.lr, math.inf, open_low=True):
+            raise ValueError(f"SGD: lr must be a positive finite number, got lr={self.lr!r}")
+        if not _within(0, self.momentum, 1):
+            why = "; with 1 the velocity would stay 0 for ever" if self.momentum == 1 else ""
+            raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={self.momentum!r}{why}")
+        if not _within(0, self.weight_decay, math.inf):
             raise ValueError(
-                f"SGD: momentum must be in [0, 1), got momentum={self.momentum}"
-                + (": with 1 the velocity would stay 0 for ever" if self.momentum == 1 else "")
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay}"
+                f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
             )
 
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
         self._check()
-        # Python floats, so that they adopt the dtype of the arrays; 1 - β is exact in double.
+        # Python floats adopt the dtype of the arrays; 1 - β is computed in double, and only then rounded.
         lr, beta, decay = float(self.lr), float(self.momentum), float(self.weight_decay)
         rest = 1 - beta
-        work = [(p, g, scratch, _state_of(p, self.u, "SGD: u[p]")) for p, g, scratch in self._parts()]
-        for p, g, d, velocity in work:
-            u = _writable(velocity)
+
+        def kernel(theta: Array, g: Array, u: Array, d: Array) -> None:
             if decay:
-                np.multiply(p.cached_data, decay, d)
+                np.multiply(theta, decay, d)
                 np.add(g, d, d)
                 np.multiply(d, rest, d)
             else:
@@ -246,8 +252,11 @@ class SGD(Optimizer):
             np.multiply(u, beta, u)
             np.add(u, d, u)
             np.multiply(u, lr, d)
-            theta = _writable(p)
             np.subtract(theta, d, theta)
+
+        for p, g, u in [(p, g, _state_of(p, self.u, "SGD: u[p]")) for p, g in self._gradients()]:
+            self.u[p] = u
+            self._in_blocks(kernel, _writable(p), g, _writable(u))
 
 
 class Adam(Optimizer):
@@ -285,15 +294,15 @@ class Adam(Optimizer):
     def _check(self) -> None:
         for name in ("lr", "eps"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"Adam: {name} must be a positive finite number, got {name}={value}")
+            if not _within(0, value, math.inf, open_low=True):
+                raise ValueError(f"Adam: {name} must be a positive finite number, got {name}={value!r}")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value}")
-        if not 0 <= self.weight_decay < math.inf:
+            if not _within(0, value, 1):
+                raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value!r}")
+        if not _within(0, self.weight_decay, math.inf):
             raise ValueError(
-                f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay}"
+                f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
             )
 
     def step(self) -> None:
@@ -302,26 +311,41 @@ class Adam(Optimizer):
         lr, beta1, beta2 = float(self.lr), float(self.beta1), float(self.beta2)
         eps, decay = float(self.eps), float(self.weight_decay)
         work = [
-            (p, g, d, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
-            for p, g, d in self._parts()
+            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
+            for p, g in self._gradients()
         ]
-        for p, g, d, first, second in work:
+        for p, g, m, v in work:
             t = self.t[p] = self.t.get(p, 0) + 1
+            self.m[p], self.v[p] = m, v
             if decay:
                 g = g + decay * p.cached_data
-            m = _writable(first)
-            np.multiply(m, beta1, m)
-            np.multiply(g, 1 - beta1, d)
-            np.add(m, d, m)
-            v = _writable(second)
-            np.multiply(v, beta2, v)
-            np.multiply(g, g, d)
-            np.multiply(d, 1 - beta2, d)
-            np.add(v, d, v)
-            np.sqrt(v, d)
-            np.divide(d, math.sqrt(1 - beta2**t), d)
-            np.add(d, eps, d)
-            np.divide(m, d, d)
-            np.multiply(d, lr / (1 - beta1**t), d)
-            theta = _writable(p)
-            np.subtract(theta, d, theta)
+            kernel = partial(_adam, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), beta1, beta2, eps)
+            self._in_blocks(kernel, _writable(p), g, _writable(m), _writable(v))
+
+
+def _adam(
+    lr: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    d: Array,
+) -> None:
+    """Update one block in place; lr is divided by 1 - β1^t already, and root is √(1 - β2^t)."""
+    np.multiply(m, beta1, m)
+    np.multiply(g, 1 - beta1, d)
+    np.add(m, d, m)
+    np.multiply(v, beta2, v)
+    np.multiply(g, g, d)
+    np.multiply(d, 1 - beta2, d)
+    np.add(v, d, v)
+    np.sqrt(v, d)
+    np.divide(d, root, d)
+    np.add(d, eps, d)
+    np.divide(m, d, d)
+    np.multiply(d, lr, d)
+    np.subtract(theta, d, theta)
