@@ -347,7 +347,7 @@ class Operand(_Part, frozen=True, tag="Operand"):
     def array(self) -> Array:
         """The operand as a float32 array with the memory layout asked for."""
         flat = np.array([float(v) for v in self.values], dtype=np.float32).reshape(self.shape)
-        if self.layout == "F":
+        if self.layout == "F" and self.shape:
             return np.asfortranarray(flat)
         if self.layout == "strided" and self.shape:
             wide = np.zeros((*self.shape[:-1], 2 * self.shape[-1]), dtype=np.float32)
@@ -431,9 +431,11 @@ class _Checker:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.linears: list[Shape] = []
+        self.widths: dict[str, int] = {}  # path -> width of the layer's input
 
     def body(self, layers: Sequence[Layer], width: int, prefix: str, training: bool) -> int:
         for i, layer in enumerate(layers):
+            self.widths[f"{prefix}{i}"] = width
             try:
                 width = self.layer(layer, width, f"{prefix}{i}", training)
             except CaseError:
@@ -483,6 +485,13 @@ class _Checker:
 def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
     """Width of the model's output."""
     return _Checker(rows).body(model, features, "", True)
+
+
+def input_widths(case: TrainCase | SecondOrderCase) -> dict[str, int]:
+    """Path of every layer -> width of its input."""
+    checker = _Checker(case.data.rows)
+    checker.body(case.model, case.data.features, "", True)
+    return checker.widths
 
 
 def _check_model(case: TrainCase | SecondOrderCase) -> None:

@@ -372,7 +372,7 @@ def summation(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> 
 
     def vjp(g: Array) -> Sequence[Array]:
         kept = tuple(1 if LEAD + i in over else n for i, n in enumerate(x.shape))
-        return (_expand(t.noisy(g).reshape(g.shape[:LEAD] + kept), x.shape),)
+        return (_expand(t.noisy(g.reshape(g.shape[:LEAD] + kept)), x.shape),)
 
     return t.emit(_sum(t, t.noisy(x.value), over), (x,), vjp)
 
@@ -385,7 +385,7 @@ def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Va
     share = hit / hit.sum(axis=over, keepdims=True)
 
     def vjp(g: Array) -> Sequence[Array]:
-        return (t.noisy(g).reshape(g.shape[:LEAD] + top.shape[LEAD:]) * share,)
+        return (t.noisy(g.reshape(g.shape[:LEAD] + top.shape[LEAD:])) * share,)
 
     return t.emit(np.squeeze(top, axis=over), (x,), vjp)
 
@@ -508,7 +508,7 @@ def logsumexp(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> 
     def vjp(g: Array) -> Sequence[Array]:
         # exp(x − y) and exp(x − max) / Σ are both in use; min(·, 0) admits either
         soft = np.exp(np.minimum(t.noisy(x.value) - t.noisy(y), 0))
-        return (t.noisy(g).reshape(g.shape[:LEAD] + top.shape[LEAD:]) * t.noisy(soft),)
+        return (t.noisy(g.reshape(g.shape[:LEAD] + top.shape[LEAD:])) * t.noisy(soft),)
 
     return t.emit(np.squeeze(y, axis=over), (x,), vjp)
 

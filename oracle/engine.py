@@ -150,7 +150,7 @@ class _Train:
         if not hasattr(self, "_kink_shapes"):
             self._kink_shapes = {
                 path: (self.case.data.rows, width)
-                for path, layer, width, _ in inputs._layers(self.case)
+                for path, layer, width, _ in inputs.plain_layers(self.case)
                 if isinstance(layer, c.ReLU)
             }
         return self._kink_shapes

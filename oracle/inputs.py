@@ -100,31 +100,28 @@ def digits(*, train: bool) -> tuple[Array, Array]:
 # -- parameters and buffers -------------------------------------------------------------------------------------------
 
 
-def _layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c.Layer, int, bool]]:
+def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c.Layer, int, bool]]:
     """Plain layers in execution order, each with its path, input width and mode."""
 
-    def visit(layers: Sequence[c.Layer], width: int, prefix: str, training: bool) -> Iterator[Any]:
+    widths = c.input_widths(case)
+
+    def visit(layers: Sequence[c.Layer], prefix: str, training: bool) -> Iterator[Any]:
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
             inner = c.bodies(layer)
             if not inner:
-                yield path, layer, width, training
+                yield path, layer, widths[path], training
             for name, body in inner:
-                yield from visit(body, width, f"{path}.{name}", training and not isinstance(layer, c.Eval))
-            width = c.output_width((layer,), case.data.rows, width) if _changes_width(layer) else width
+                yield from visit(body, f"{path}.{name}", training and not isinstance(layer, c.Eval))
 
-    yield from visit(case.model, case.data.features, "", True)
-
-
-def _changes_width(layer: c.Layer) -> bool:
-    return isinstance(layer, c.Linear | c.Ops | c.Branch | c.Sequential | c.Eval)
+    yield from visit(case.model, "", True)
 
 
 def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]]:
     """Parameters (without the second names of tied ones) and buffers, in the order of the model."""
     parameters: list[Slot] = []
     buffers: list[Slot] = []
-    for path, layer, width, _ in _layers(case):
+    for path, layer, width, _ in plain_layers(case):
         if isinstance(layer, c.Linear):
             if layer.tie is None:
                 parameters.append(Slot(f"{path}.weight", (width, layer.out), "Linear", layer.frozen))
@@ -171,7 +168,7 @@ def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, A
     rng = np.random.RandomState(seed)
     state: dict[str, Array] = {}
     linears: list[str] = []
-    for path, layer, width, _ in _layers(case):
+    for path, layer, width, _ in plain_layers(case):
         if isinstance(layer, c.Linear):
             for name, shape in (("weight", (width, layer.out)), ("bias", (layer.out, 1))):
                 if name == "bias" and not layer.bias:
@@ -192,7 +189,7 @@ def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, A
 def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]:
     """Dropout masks by path: bool of shape (steps, micro, rows, width), as ``np.random.seed(step seed)`` gives them."""
     found: dict[str, Array] = {}
-    droppers = [(path, layer, width) for path, layer, width, on in _layers(case) if on and isinstance(layer, c.Dropout)]
+    droppers = [(path, layer, width) for path, layer, width, on in plain_layers(case) if on and isinstance(layer, c.Dropout)]
     if not droppers:
         return found
     micro, rows = micro_batches(case), case.data.rows

@@ -20,7 +20,7 @@ from oracle.inputs import Batches, Slot, step_seed
 from oracle.trace import STATE, Failure, Observation, State
 
 Array = npt.NDArray[Any]
-Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer], int], Any]"], Any]
+Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer]], Any]"], Any]
 
 
 class _Failed(Exception):
@@ -49,29 +49,28 @@ def _array(value: Any) -> Array:
 
 @dataclass
 class NeedleModel:
-    """A model built from a Case: the module, and its parameters and buffers by the names of `oracle.inputs.slots`."""
+    """A model built from a Case."""
 
     module: Any
-    parameters: dict[str, Any]
-    buffers: dict[str, tuple[Any, str]]  # name -> (owner, attribute)
-    modules: dict[str, Any]
+    modules: dict[str, Any]  # by path
     eval_modules: list[Any]
 
 
 def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type, Build]) -> NeedleModel:
     """The model of a case as a user would write it."""
-    model = NeedleModel(None, {}, {}, {}, [])
+    model = NeedleModel(None, {}, [])
     linears: list[Any] = []
+    widths = c.input_widths(case)
 
-    def body(prefix: str, part: Sequence[c.Layer], width: int) -> Any:
+    def body(prefix: str, part: Sequence[c.Layer]) -> Any:
         made = []
         for i, layer in enumerate(part):
             path = f"{prefix}{i}"
 
-            def inner(name: str, sub: Sequence[c.Layer], sub_width: int, path: str = path) -> Any:
-                return body(f"{path}.{name}", sub, sub_width)
+            def inner(name: str, sub: Sequence[c.Layer], path: str = path) -> Any:
+                return body(f"{path}.{name}", sub)
 
-            module = layers[type(layer)](ndl, layer, width, inner)
+            module = layers[type(layer)](ndl, layer, widths[path], inner)
             if isinstance(layer, c.Linear):
                 if layer.tie is not None:
                     module.weight = linears[layer.tie].weight
@@ -83,16 +82,10 @@ def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type,
                 model.eval_modules.append(module)
             model.modules[path] = module
             made.append(module)
-            width = c.output_width((_untied(layer),), case.data.rows, width)
         return ndl.nn.Sequential(*made)
 
-    model.module = body("", case.model, case.data.features)
+    model.module = body("", case.model)
     return model
-
-
-def _untied(layer: c.Layer) -> c.Layer:
-    """The layer without a reference to an earlier one, which a single layer cannot resolve."""
-    return c.Linear(layer.out) if isinstance(layer, c.Linear) else layer
 
 
 class NeedleRun:
@@ -218,7 +211,7 @@ class NeedleRun:
                 obs.put("activation", path + mark, _array(made))
                 if made is given:
                     obs.aliases.add(path + mark)
-                else:
+                elif made.requires_grad:
                     made.retain_grad()
                 obs.kinks[path + mark] = _array(given) > 0
             if loss is not out:

@@ -284,7 +284,7 @@ OPS: Mapping[str, OpRow] = {
         nonfinite=False,
     ),
     "getitem": OpRow(lambda n, x, index: x[_slices(index)], lambda x, index: x[_slices(index)], _indexed(), ("GetItem",)),
-    "flip": OpRow(lambda n, x, axes: n.flip(x, axes), torch.flip, _flipped(), ("Flip",)),
+    "flip": OpRow(lambda n, x, axes: n.flip(x, axes), lambda x, axes: torch.flip(x, axes), _flipped(), ("Flip",)),
     "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate", "UnDilate")),
     "stack": OpRow(
         lambda n, *xs, axis: n.stack(xs, axis),
@@ -365,7 +365,7 @@ _JOINS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def _needle_branch(ndl: Any, s: c.Branch, width: int, body: Callable[..., Any]) -> Any:
-    left, right = body("left.", s.left, width), body("right.", s.right, width)
+    left, right = body("left.", s.left), body("right.", s.right)
     return _applied(ndl, lambda x, a, b: _JOINS[s.join](a(x), b(x)), left, right)
 
 
@@ -413,15 +413,15 @@ LAYERS: Mapping[type, LayerRow] = {
         lambda s, d, _: peer.Dropout(0.5 if s.p is None else s.p),
     ),
     c.Unused: LayerRow(_needle_unused, lambda s, d, _: peer.Unused(s.size)),
-    c.Sequential: LayerRow(lambda n, s, d, body: body("", s.body, d), lambda s, d, body: body("", s.body, d)),
-    c.Eval: LayerRow(lambda n, s, d, body: body("", s.body, d), lambda s, d, body: body("", s.body, d)),
+    c.Sequential: LayerRow(lambda n, s, d, body: body("", s.body), lambda s, d, body: body("", s.body)),
+    c.Eval: LayerRow(lambda n, s, d, body: body("", s.body), lambda s, d, body: body("", s.body)),
     c.Residual: LayerRow(
-        lambda n, s, d, body: n.nn.Residual(body("", s.body, d)),
-        lambda s, d, body: peer.Residual(body("", s.body, d)),
+        lambda n, s, d, body: n.nn.Residual(body("", s.body)),
+        lambda s, d, body: peer.Residual(body("", s.body)),
     ),
     c.Branch: LayerRow(
         _needle_branch,
-        lambda s, d, body: peer.Branch(body("left.", s.left, d), body("right.", s.right, d), s.join),
+        lambda s, d, body: peer.Branch(body("left.", s.left), body("right.", s.right), s.join),
     ),
     c.Ops: LayerRow(_needle_ops, _torch_ops),
 }

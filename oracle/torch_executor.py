@@ -18,7 +18,7 @@ from oracle.inputs import Batches, Slot
 from oracle.trace import Observation, State
 
 Array = npt.NDArray[Any]
-Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer], int], nn.Module]"], nn.Module]
+Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer]], nn.Module]"], nn.Module]
 
 torch.set_num_threads(1)
 
@@ -109,18 +109,19 @@ class TorchModel:
         self.eval_modules: list[nn.Module] = []
         self._linears: list[nn.Linear] = []
         self._layers = layers
-        self.module = self._body("", case.model, case.data.features)
+        self._widths = c.input_widths(case)
+        self.module = self._body("", case.model)
         self.train()
 
-    def _body(self, prefix: str, part: Sequence[c.Layer], width: int) -> nn.Sequential:
+    def _body(self, prefix: str, part: Sequence[c.Layer]) -> nn.Sequential:
         made = []
         for i, layer in enumerate(part):
             path = f"{prefix}{i}"
 
-            def inner(name: str, sub: Sequence[c.Layer], sub_width: int, path: str = path) -> nn.Module:
-                return self._body(f"{path}.{name}", sub, sub_width)
+            def inner(name: str, sub: Sequence[c.Layer], path: str = path) -> nn.Module:
+                return self._body(f"{path}.{name}", sub)
 
-            module = self._layers[type(layer)](layer, width, inner)
+            module = self._layers[type(layer)](layer, self._widths[path], inner)
             if isinstance(module, nn.Linear):
                 assert isinstance(layer, c.Linear)
                 if layer.tie is not None:
@@ -128,9 +129,6 @@ class TorchModel:
                 self._linears.append(module)
                 for parameter in module.parameters() if layer.frozen else ():
                     parameter.requires_grad_(False)
-                width = layer.out
-            elif not isinstance(layer, c.Residual):
-                width = c.output_width((layer,), self.case.data.rows, width)
             if isinstance(layer, c.Eval):
                 self.eval_modules.append(module)
             self.modules[path] = module

@@ -17,6 +17,7 @@ EXTRAS = {
     "scaling": "cost per step against depth and width",
     "second": "cost of create_graph and of second-order gradients",
 }
+ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def chosen(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -52,8 +53,8 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="bench",
-        description="How fast needle is: ratios to a hand-written NumPy loop and to torch. Exit code: 0 measured, "
-        "1 the libraries do not agree, 2 usage, 130 interrupted.",
+        description="How fast needle is: ratios to a hand-written NumPy loop and to torch. "
+        "Exit code: 0 measured, 1 the libraries do not agree, 2 usage, 130 interrupted.",
         epilog="\n".join(f"  {name:8} {what}" for name, what in EXTRAS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,9 +78,15 @@ def parser() -> argparse.ArgumentParser:
         default="torch",
         help="all: MyGrad, HIPS autograd and JAX as well, where they are installed",
     )
-    p.add_argument("--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1")
-    p.add_argument("--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick")
-    p.add_argument("--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict")
+    p.add_argument(
+        "--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1"
+    )
+    p.add_argument(
+        "--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick"
+    )
+    p.add_argument(
+        "--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict"
+    )
     p.add_argument(
         "--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest"
     )
@@ -87,10 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def threads_environment(threads: int) -> dict[str, str]:
-    env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    if threads == 1:
-        env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    return env
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.update(wanted)
         else:  # they have read the environment already
             return again(arguments, wanted)
+    if options.threads == 1:  # JAX has its own switch, and reads it when it first computes
+        os.environ.setdefault("XLA_FLAGS", ONE_THREAD_XLA)
     from oracle.bench.session import run
 
     return run(options)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import needle as ndl
 import numpy as np
 import torch
-from needle import nn
 
+import needle as ndl
+from needle import nn
 from oracle.bench import heap
-from oracle.bench.measure import Spread, Timing, build, interleave
+from oracle.bench.measure import Timing, build, interleave
 from oracle.bench.ours import model as needle_model
 from oracle.bench.peers import TorchTrainer
 from oracle.bench.workloads import WORKLOADS, Array, Workload
@@ -29,6 +29,9 @@ LINEAR = 1.15
 """Depth counts as linear if an op of the deepest chain costs at most so many times one of a 100-op chain."""
 IMPORT_TARGET = 1.3
 HEAP_TARGET = int(1.15 * 2**20)
+
+OPS = 16
+"""How many ops `op_overhead` measures, for whoever shows progress."""
 
 Tick = Callable[[], None]
 
@@ -169,7 +172,7 @@ def width_scaling(rounds: int, burst: float, tick: Tick) -> dict[int, Timing]:
 
 @dataclass(frozen=True)
 class Linearity:
-    """Of cost against depth: the slope in the log-log plot from 100 ops on, and cost per op, deepest over 100."""
+    """Of cost against depth, from 100 ops on: the log-log slope; cost per op, deepest chain over 100 ops."""
 
     slope: float
     growth: float
@@ -186,6 +189,10 @@ class Linearity:
 SECOND = WORKLOADS["W2"]
 
 
+def _squared(grad: Any) -> Any:
+    return (grad * grad).sum()
+
+
 def second_order(rounds: int, burst: float, tick: Tick) -> Timing:
     """MLP 784-100-10: gradients; gradients with a graph; gradients of the squared norm of the gradients."""
     x, y = SECOND.batches()[0]
@@ -199,7 +206,7 @@ def second_order(rounds: int, burst: float, tick: Tick) -> Timing:
         if mode == "second":
             norm: Any = 0.0
             for p in params:
-                norm = (p.grad * p.grad).sum() + norm
+                norm = _squared(p.grad) + norm
             norm.backward()
         for p in params:
             p.grad = None
@@ -219,7 +226,3 @@ def second_order(rounds: int, burst: float, tick: Tick) -> Timing:
         for mode in ("first", "graph", "second")
     }
     return interleave(contestants, rounds, burst, tick)
-
-
-def spread_of_import(timing: Timing) -> Spread:
-    return timing.ratio("needle", "numpy")

@@ -19,7 +19,7 @@ WARM_UP, COUNTED = 5, 5
 
 
 class Heap(TypedDict):
-    """`peak` is what one step takes at most beyond what was there before it; `cycles` what gc finds after 5 steps."""
+    """`peak`: the most that one step takes beyond what was there; `cycles`: what gc finds after 5 steps."""
 
     peak: int
     tool: str

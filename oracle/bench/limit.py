@@ -1,7 +1,7 @@
-"""The limit: each workload as a NumPy loop written by hand, for one model, one batch size and one machine type.
+"""The limit: each workload as a NumPy loop written by hand, for one model and one batch size.
 
-Forward, derived backward, and SGD in place; no autograd, no graph, no checks; every buffer is allocated once. It is
-what needle is measured against, so it uses what is known to be fast in NumPy, layer by layer:
+Forward, derived backward, and SGD in place; no autograd, no graph, no checks; every buffer is allocated once.
+It is what needle is measured against, so it uses what is known to be fast in NumPy, layer by layer:
 
 - all parameters, gradients and velocities live in one flat buffer each; the update is 7 passes over it;
 - `a.dot(b, out)` in place of `@`; column sums and means as a product with a row of ones or of 1/n;
@@ -10,8 +10,8 @@ what needle is measured against, so it uses what is known to be fast in NumPy, l
 - the ReLU mask as an integer: the sign bit of 0 − h, spread over the word, is all ones where h > 0;
 - the maximum of each row of logits over the transposed copy, along contiguous memory.
 
-What it does not use is algebra across layers (a bias that a norm cancels, a dropout scale moved into the norm before
-it): that would be another program, not the same one by hand.
+What it does not use is algebra across layers (a bias that a norm cancels, a dropout scale moved into the norm
+before it): that would be another program, not the same one by hand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def scalar(value: float) -> Array:
 
 
 class Flat:
-    """Parameters, gradients and velocities, each in one flat buffer, with a view per parameter; dampened SGD."""
+    """Parameters, gradients and velocities, a flat buffer each, with a view per parameter; dampened SGD."""
 
     def __init__(self, start: Mapping[str, Array], workload: Workload) -> None:
         size = sum(p.size for p in start.values())
@@ -81,13 +81,17 @@ class SoftmaxLoss:
         self.top, self.sums, self.picked = (np.empty(n, np.float32) for _ in range(3))
         self.top_column, self.sums_column = self.top[:, None], self.sums[:, None]
         self.rows, self.index = np.arange(n) * k, np.empty(n, np.int64)
-        self.ones, self.mean, self.share = np.ones(k, np.float32), np.full(n, 1 / n, np.float32), scalar(1 / n)
+        self.ones, self.mean, self.share = (
+            np.ones(k, np.float32),
+            np.full(n, 1 / n, np.float32),
+            scalar(1 / n),
+        )
 
     def __call__(self, z: Array, y: Labels) -> np.float32:
         """The loss; z becomes its gradient."""
         flat = z.reshape(-1)
         np.copyto(self.transposed, z.T)
-        np.maximum.reduce(self.transposed, 0, None, self.top)
+        np.maximum.reduce(self.transposed, 0, out=self.top)
         np.subtract(z, self.top_column, z)
         np.add(self.rows, y, self.index)
         picked = flat[self.index]
@@ -120,7 +124,9 @@ class Mlp:
         for i, d in enumerate(widths[1:]):
             weight, bias = names[2 * i : 2 * i + 2]
             relu = i < len(widths) - 2 or workload.last_relu
-            spare = adjoints if i % 2 else above  # a layer reads its own adjoint while it writes the one below
+            spare = (
+                adjoints if i % 2 else above
+            )  # a layer reads its own adjoint while it writes the one below
             h = np.empty((n, d), np.float32)
             g = spare[d] if relu else h  # logits are no longer needed once the loss has its gradient
             w = flat.params[weight]
@@ -184,7 +190,11 @@ class BatchNorm:
     def __init__(self, flat: Flat, name: str, n: int, d: int) -> None:
         self.weight, self.bias = flat.params[f"{name}.weight"], flat.params[f"{name}.bias"]
         self.dweight, self.dbias = flat.grads[f"{name}.weight"], flat.grads[f"{name}.bias"]
-        self.mean_row, self.ones, self.share = np.full(n, 1 / n, np.float32), np.ones(n, np.float32), scalar(1 / n)
+        self.mean_row, self.ones, self.share = (
+            np.full(n, 1 / n, np.float32),
+            np.ones(n, np.float32),
+            scalar(1 / n),
+        )
         self.centred, self.t = np.empty((n, d), np.float32), np.empty((n, d), np.float32)
         self.stats, self.stats_t = np.empty((2, d), np.float32), np.empty((2, d), np.float32)
         self.mean, self.var = self.stats
@@ -192,7 +202,7 @@ class BatchNorm:
         self.inv, self.scale, self.s, self.m = (np.empty(d, np.float32) for _ in range(4))
 
     def forward(self, h: Array, out: Array) -> None:
-        """h may be out."""
+        """(n, d) -> (n, d); h may be out."""
         centred, t, inv = self.centred, self.t, self.inv
         self.mean_row.dot(h, self.mean)
         np.subtract(h, self.mean, centred)
@@ -209,7 +219,7 @@ class BatchNorm:
         np.add(out, self.bias, out)
 
     def backward(self, g: Array, out: Array) -> None:
-        """dx = γ·inv·(g − mean g − x̂·mean(g·x̂)) with x̂ = centred·inv; g may be out."""
+        """(n, d) -> (n, d): γ·inv·(g − mean g − x̂·mean(g·x̂)) with x̂ = centred·inv; g may be out."""
         centred, t, s, m = self.centred, self.t, self.s, self.m
         self.ones.dot(g, self.dbias)
         np.multiply(g, centred, t)
@@ -238,7 +248,7 @@ class LayerNorm:
         self.s_column, self.inv_column = self.s[:, None], self.inv[:, None]
 
     def forward(self, h: Array, out: Array) -> None:
-        """h may be out."""
+        """(n, d) -> (n, d); h may be out."""
         normed, t, s, inv = self.normed, self.t, self.s, self.inv
         h.dot(self.mean_column, s)
         np.subtract(h, self.s_column, normed)
@@ -252,7 +262,7 @@ class LayerNorm:
         np.add(out, self.bias, out)
 
     def backward(self, g: Array, out: Array) -> None:
-        """dx = inv·(gγ − mean(gγ) − x̂·mean(gγ·x̂)); g may be out."""
+        """(n, d) -> (n, d): inv·(gγ − mean(gγ) − x̂·mean(gγ·x̂)); g may be out."""
         normed, t, s = self.normed, self.t, self.s
         self.ones.dot(g, self.dbias)
         np.multiply(g, normed, t)
@@ -318,7 +328,8 @@ class ResNet:
         self.g_bits, self.gh_bits = self.g.view(np.int32), self.gh.view(np.int32)
         self.blocks = [
             (Linear(flat, f"block{i}.linear1"), norm(flat, f"block{i}.norm1", n, half),
-             Dropout(workload.dropout, n, half) if workload.dropout else None, np.empty((n, half), np.float32),
+             Dropout(workload.dropout, n, half) if workload.dropout else None,
+             np.empty((n, half), np.float32),
              Linear(flat, f"block{i}.linear2"), norm(flat, f"block{i}.norm2", n, d),
              np.empty((n, d), np.float32))
             for i in range(workload.blocks)

@@ -1,4 +1,4 @@
-"""Check that the libraries agree, then time them: interleaved bursts of process CPU time, ratios per round."""
+"""Check that the libraries agree, then time them: interleaved bursts of process CPU time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from oracle.bench.workloads import Workload
 
 CHECK_STEPS = 5
 TOLERANCE = 1e-3
-"""Largest difference of a parameter's change since the start, as a share of the largest change in that parameter.
+"""Largest difference of a parameter's change since the start, as a share of the largest change in it.
 
-float32 sums in another order part by about 1e-6 in a step; 5 steps, some tens of layers and cancellation make that up
-to 1e-4. A wrong term shows at its own size: momentum, dampening and decay (0.1 in the check) make up 10 % and more.
+float32 sums in another order part by about 1e-6 in a step; 5 steps, some tens of layers and cancellation make
+that up to 1e-4. A wrong term shows at its own size: momentum, dampening and decay (0.1 in the check) make up
+10 % and more.
 """
 LOSS_TOLERANCE = 1e-4
 """The same for the loss, relative to the loss."""
@@ -29,7 +30,7 @@ class Disagreement(Exception):
 
 
 def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHECK_STEPS) -> None:
-    """Train all in lockstep; every loss and every parameter must equal those of the first, or Disagreement."""
+    """Train all in lockstep; every loss and parameter must equal those of the first, or Disagreement."""
     reference, *others = trainers
     start = workload.start()
     for step in range(steps):
@@ -41,7 +42,9 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
             if not abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 1e-3):
                 raise Disagreement(f"{where}: loss {theirs:.9g} against {ours:.9g}")
             if list(params[name]) != list(params[reference]):
-                raise Disagreement(f"{where}: parameters {list(params[name])} against {list(params[reference])}")
+                raise Disagreement(
+                    f"{where}: parameters {list(params[name])} against {list(params[reference])}"
+                )
             for key, at_start in start.items():
                 theirs_p, ours_p = params[name][key], params[reference][key]
                 if theirs_p.shape != ours_p.shape or theirs_p.dtype != ours_p.dtype:
@@ -55,7 +58,8 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
                 allowed = TOLERANCE * moved + 2**-23 * (step + 1) * float(np.abs(ours_p).max())
                 if not error <= allowed:
                     raise Disagreement(
-                        f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} (it has moved by {moved:.3g})"
+                        f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} "
+                        f"(it has moved by {moved:.3g})"
                     )
 
 
@@ -100,11 +104,11 @@ def interleave(
     on_round: Callable[[], None] = lambda: None,
     timing: Timing | None = None,
 ) -> Timing:
-    """Time bursts of `burst` seconds of each contestant in turn; a contestant is called with a number of steps.
+    """Time bursts of `burst` seconds of each contestant in turn; each is called with a number of steps.
 
-    Every round starts with another contestant. The garbage of one is collected before the next is timed; while a
-    burst runs the collector is on, as it is for users, but does not walk what other libraries keep alive.
-    The first step of each burst is not timed: it brings the contestant's data back into the cache.
+    Every round starts with another contestant. The garbage of one is collected before the next is timed;
+    while a burst runs the collector is on, as it is for users, but does not walk what other libraries keep
+    alive. The first step of each burst is not timed: it brings the contestant's data back into the cache.
     """
     timing = timing if timing is not None else Timing()
     steps = {name: _steps(run, burst) for name, run in contestants.items()}

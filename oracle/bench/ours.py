@@ -1,23 +1,30 @@
-"""needle's side: the README's loop over the public API, with no switch set."""
+"""What needle runs: the README's loop over the public API, with no switch set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
 
-import needle as ndl
 import numpy as np
-from needle import nn, optim
 
+import needle as ndl
+from needle import nn, optim
 from oracle.bench.workloads import Start, Workload
 
 
-def residual_block(dim: int, hidden: int, norm: type[nn.BatchNorm1d] | type[nn.LayerNorm1d], p: float) -> nn.Module:
+def residual_block(
+    dim: int, hidden: int, norm: type[nn.BatchNorm1d] | type[nn.LayerNorm1d], p: float
+) -> nn.Module:
     """ResidualBlock of the course's homework."""
     return nn.Sequential(
         nn.Residual(
             nn.Sequential(
-                nn.Linear(dim, hidden), norm(hidden), nn.ReLU(), nn.Dropout(p), nn.Linear(hidden, dim), norm(dim)
+                nn.Linear(dim, hidden),
+                norm(hidden),
+                nn.ReLU(),
+                nn.Dropout(p),
+                nn.Linear(hidden, dim),
+                norm(dim),
             )
         ),
         nn.ReLU(),
@@ -40,7 +47,9 @@ def load(params: Iterable[ndl.Tensor], start: Start) -> None:
     """Every parameter gets the shared start value; the order of construction is the order of `start`."""
     for p, (name, value) in zip(params, start.items(), strict=True):
         if p.shape != value.shape:
-            raise ValueError(f"needle's parameter for {name} has shape {p.shape}, the start value {value.shape}")
+            raise ValueError(
+                f"needle's parameter for {name} has shape {p.shape}, the start value {value.shape}"
+            )
         p.data = ndl.Tensor(value)
 
 
@@ -59,7 +68,8 @@ class NeedleTrainer:
         self.opt = sgd(self.model.parameters(), workload)
         # What a DataLoader yields: constants.
         batches = [
-            (ndl.Tensor(x, requires_grad=False), ndl.Tensor(y, requires_grad=False)) for x, y in workload.batches()
+            (ndl.Tensor(x, requires_grad=False), ndl.Tensor(y, requires_grad=False))
+            for x, y in workload.batches()
         ]
         self.stream: Iterator[tuple[ndl.Tensor, ndl.Tensor]] = cycle(batches)
 

@@ -1,7 +1,7 @@
 """The other libraries, each trained the way its own documentation does it.
 
-Each is imported by its own builder and nowhere else. Where a library has no optimizer (MyGrad, HIPS autograd, JAX),
-the update is the same formula by hand in its own idiom. Dropout masks are each library's own draw.
+Each is imported by its own builder and nowhere else. Where a library has no optimizer (MyGrad, HIPS autograd,
+JAX), the update is the same formula by hand in its own idiom. Dropout masks are each library's own draw.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Trainer(Protocol):
     """A library with a model, its optimizer and its batches."""
 
     def run(self, steps: int) -> float:
-        """Train so many steps, each on the next batch; the loss of the last (without a model: θ₀ of the first)."""
+        """Train so many steps, each on the next batch -> the last loss (no model: an element of θ)."""
         ...
 
     def parameters(self) -> Mapping[str, Array]:
@@ -69,7 +69,9 @@ def _to_torch(name: str, value: Array, like: Any) -> Any:
     """A weight (in, out) becomes torch's (out, in), a bias (1, out) torch's (out,)."""
     import torch
 
-    return torch.from_numpy(value.T if value.ndim == 2 and name.endswith("weight") else value).reshape(like.shape)
+    return torch.from_numpy(value.T if value.ndim == 2 and name.endswith("weight") else value).reshape(
+        like.shape
+    )
 
 
 class TorchTrainer:
@@ -118,7 +120,7 @@ class TorchTrainer:
             opt.zero_grad()
             loss.backward()
             opt.step()
-        return float(loss)
+        return float(loss.detach())
 
     def parameters(self) -> Start:
         out = {}
@@ -131,7 +133,9 @@ class TorchTrainer:
 # --- libraries without layers: one model, written once over their common vocabulary
 
 
-def _forward(workload: Workload, p: Mapping[str, Any], x: Any, ops: Mapping[str, Any], draw: Callable[..., Any]) -> Any:
+def _forward(
+    workload: Workload, p: Mapping[str, Any], x: Any, ops: Mapping[str, Any], draw: Callable[..., Any]
+) -> Any:
     """(batch, in) -> logits (batch, classes), from the operations of a NumPy-like library."""
     maximum, sqrt = ops["relu"], ops["sqrt"]
 
@@ -170,7 +174,7 @@ def _draw(p: float) -> Callable[..., Array]:
 
 
 def _update(p: Array, g: Array, u: Array, w: Workload) -> None:
-    """needle's rule in place, as NumPy users write it."""
+    """The rule of needle's SGD, in place, as NumPy users write it."""
     u *= w.momentum
     u += (1 - w.momentum) * (g + w.weight_decay * p)
     p -= w.lr * u

@@ -22,10 +22,10 @@ BATCHES = 4
 class Workload:
     """One model and how it is trained; `target_limit` and `target_torch` are ratios, needle over the other.
 
-    An "mlp" is Linear and ReLU in turn, ending in a Linear (in a ReLU if `last_relu`). A "resnet" is the course's
-    MLPResNet: Linear(widths[0], d), ReLU, blocks × ReLU(Residual(Linear(d, d/2), norm, ReLU, Dropout,
-    Linear(d/2, d), norm)), Linear(d, widths[-1]). "sgd" has parameters and gradients but no model: the optimizer
-    alone, widths[0] parameters of widths[1] elements.
+    An "mlp" is Linear and ReLU in turn, ending in a Linear (in a ReLU if `last_relu`). A "resnet" is the
+    course's MLPResNet: Linear(widths[0], d), ReLU, blocks × ReLU(Residual(Linear(d, d/2), norm, ReLU,
+    Dropout, Linear(d/2, d), norm)), Linear(d, widths[-1]). "sgd" has parameters and gradients but no model: the
+    optimizer alone, widths[0] parameters of widths[1] elements.
     """
 
     key: str

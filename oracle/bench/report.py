@@ -1,0 +1,382 @@
+"""What a run found, as a table in the terminal, as JSON, as a plot, and as one page that opens offline.
+
+Ratios are medians over rounds of costs measured in the same round, with the range. A target is judged on the
+number that is shown, to two decimals.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oracle.bench import extras
+from oracle.bench.heap import Heap
+from oracle.bench.measure import Spread, Timing
+from oracle.bench.workloads import WORKLOADS
+
+FORMAT = 1
+WIDTH = 150
+"""Columns of the table where the output is not a terminal."""
+
+
+@dataclass
+class Extras:
+    """None or empty: not measured."""
+
+    import_time: Timing | None = None
+    ops: dict[str, Timing] = field(default_factory=dict)
+    heap: dict[str, Heap] = field(default_factory=dict)
+    depth: dict[int, Timing] = field(default_factory=dict)
+    width: dict[int, Timing] = field(default_factory=dict)
+    second: Timing | None = None
+
+
+@dataclass
+class Results:
+    threads: int
+    rounds: int
+    burst: float
+    names: list[str]
+    workloads: dict[str, Timing] = field(default_factory=dict)
+    extras: Extras = field(default_factory=Extras)
+    complete: bool = True
+
+    def timed(self) -> Iterable[tuple[str, Timing]]:
+        """The workloads with at least one complete round."""
+        return ((key, timing) for key, timing in self.workloads.items() if timing.rounds)
+
+
+def met(value: float, target: float) -> bool:
+    return round(value, 2) <= target
+
+
+# --- terminal
+
+
+def terminal(results: Results, console: Console) -> None:
+    console.print(workload_table(results))
+    console.print(
+        f"[dim]process CPU time, {results.threads} thread{'s' * (results.threads > 1)}, {results.rounds} "
+        f"rounds of interleaved bursts of {results.burst * 1e3:.0f} ms; medians of per-round ratios (min–max). "
+        "limit: hand-written NumPy.[/dim]"
+    )
+    for line in extra_lines(results.extras):
+        console.print(line)
+    if results.extras.ops:
+        console.print(op_table(results.extras.ops))
+    if not results.complete:
+        console.print("[bold]interrupted:[/bold] the table holds what was measured until then")
+
+
+def workload_table(results: Results) -> Table:
+    table = Table(title="needle: cost of a training step", title_justify="left")
+    table.add_column("workload")
+    table.add_column("limit µs", justify="right")
+    table.add_column("needle / limit", justify="right")
+    table.add_column("target")
+    table.add_column("needle / torch", justify="right")
+    table.add_column("target")
+    others = [name for name in results.names if name not in ("limit", "needle")]
+    for name in others:
+        table.add_column(f"{name} / limit", justify="right")
+    if results.threads > 1:
+        table.add_column("wall: needle / torch", justify="right")
+    for key, timing in results.timed():
+        workload = WORKLOADS[key]
+        row: list[str | Text] = [f"{key} {workload.title}", f"{timing.cost('limit').median * 1e6:,.0f}"]
+        for over, target in (("limit", workload.target_limit), ("torch", workload.target_torch)):
+            ratio = timing.ratio("needle", over)
+            row += [_spread(ratio), _mark(ratio.median, target)]
+        row += [_spread(timing.ratio(name, "limit")) for name in others]
+        if results.threads > 1:
+            row.append(_spread(timing.ratio("needle", "torch", clock="wall")))
+        table.add_row(*row)
+    return table
+
+
+def _spread(s: Spread) -> str:
+    return f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})"
+
+
+def _mark(value: float, target: float | None, unit: str = "") -> Text:
+    if target is None:
+        return Text("")
+    if met(value, target):
+        return Text(f"≤ {target:g}{unit} ✓", style="green")
+    return Text(f"≤ {target:g}{unit} ✗ missed", style="bold red")
+
+
+def extra_lines(found: Extras) -> list[Text]:
+    lines = []
+
+    def line(
+        what: str, text: str, value: float | None = None, target: float | None = None, unit: str = ""
+    ) -> None:
+        entry = Text(f"{what:13}{text}")
+        if value is not None:
+            entry.append("  ").append(_mark(value, target, unit))
+        lines.append(entry)
+
+    if found.import_time:
+        ratio, cost = found.import_time.ratio("needle", "numpy"), found.import_time.cost("numpy").median
+        text = f"needle / numpy {_spread(ratio)}, numpy {cost * 1e3:.0f} ms"
+        line("import", text, ratio.median, extras.IMPORT_TARGET)
+    for name, heap in found.heap.items():
+        peak = heap["peak"] / 2**20
+        text = f"W3b step, {name}: {peak:.2f} MiB ({heap['tool']})"
+        if name == "needle":
+            text += f", {heap['cycles']} objects left to the cycle collector"
+            line("peak heap", text, peak, extras.HEAP_TARGET / 2**20, " MiB")
+        else:
+            line("peak heap", text)
+    if found.depth:
+        deepest = max(found.depth)
+        for name in ("needle", "torch"):
+            linear = extras.Linearity.of(found.depth, name)
+            cost = found.depth[deepest].cost(name).median / deepest
+            text = (
+                f"{name}: {cost * 1e6:.2f} µs per op at {deepest:,} ops, "
+                f"{linear.growth:.2f} × that at 100 (slope {linear.slope:.2f})"
+            )
+            line("depth", text, *((linear.growth, extras.LINEAR) if name == "needle" else ()))
+    if found.second:
+        for name in ("needle", "torch"):
+            first = f"{name} first"
+            graph, second = (found.second.ratio(f"{name} {mode}", first) for mode in ("graph", "second"))
+            text = (
+                f"{name}: gradients {found.second.cost(first).median * 1e6:,.0f} µs; with a graph "
+                f"{_spread(graph)} ×; gradients of their squared norm {_spread(second)} ×"
+            )
+            line("second order", text)
+    return lines
+
+
+def op_table(ops: Mapping[str, Timing]) -> Table:
+    table = Table(title="overhead per op, forward, 1 element (µs)", title_justify="left")
+    for column in ("op", "needle", "torch", "NumPy", "needle / torch"):
+        table.add_column(column, justify="left" if column == "op" else "right")
+    for name, timing in ops.items():
+        costs = [f"{timing.cost(who).median * 1e6:.2f}" for who in ("needle", "torch", "numpy")]
+        table.add_row(name, *costs, _spread(timing.ratio("needle", "torch")))
+    return table
+
+
+# --- files
+
+
+def write(results: Results, folder: Path) -> None:
+    """bench.json, bench.svg and bench.html."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(
+        json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    bars = svg(ratio_plot(results))
+    (folder / "bench.svg").write_text(bars, "utf-8")
+    (folder / "bench.html").write_text(page(results, bars), "utf-8")
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    found = results.extras
+    out: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "bench",
+        "complete": results.complete,
+        "environment": environment(results.threads),
+        "rounds": results.rounds,
+        "burst_seconds": results.burst,
+        "workloads": {key: _workload_json(key, timing) for key, timing in results.timed()},
+    }
+    if found.import_time:
+        ratio = found.import_time.ratio("needle", "numpy")
+        out["import"] = {
+            "seconds": _costs(found.import_time),
+            "needle_over_numpy": asdict(ratio),
+            "target": extras.IMPORT_TARGET,
+            "met": met(ratio.median, extras.IMPORT_TARGET),
+        }
+    if found.heap:
+        out["heap"] = {"step_of": "W3b", "target_bytes": extras.HEAP_TARGET, **found.heap}
+    if found.ops:
+        out["ops"] = {name: _costs(timing) for name, timing in found.ops.items()}
+    if found.depth:
+        out["depth"] = {
+            "seconds": {str(d): _costs(timing) for d, timing in found.depth.items()},
+            **{name: asdict(extras.Linearity.of(found.depth, name)) for name in ("needle", "torch")},
+        }
+    if found.width:
+        out["width"] = {"seconds": {str(w): _costs(timing) for w, timing in found.width.items()}}
+    if found.second:
+        out["second_order"] = {"seconds": _costs(found.second)}
+    return out
+
+
+def _costs(timing: Timing) -> dict[str, dict[str, float]]:
+    return {name: asdict(timing.cost(name)) for name in timing.cpu}
+
+
+def _workload_json(key: str, timing: Timing) -> dict[str, Any]:
+    workload = WORKLOADS[key]
+    out: dict[str, Any] = {
+        "title": workload.title,
+        "rounds": timing.rounds,
+        "seconds_per_step": _costs(timing),
+    }
+    for over, target in (("limit", workload.target_limit), ("torch", workload.target_torch)):
+        out[f"over_{over}"] = {name: asdict(timing.ratio(name, over)) for name in timing.cpu}
+        out[f"over_{over}_target"] = target
+        out[f"over_{over}_met"] = target is None or met(timing.ratio("needle", over).median, target)
+    out["wall_over_torch"] = {name: asdict(timing.ratio(name, "torch", clock="wall")) for name in timing.cpu}
+    return out
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": str(torch.__version__),
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+COLOURS = ("#1f77b4", "#d62728", "#ff9896", "#9467bd", "#8c564b", "#2ca02c")
+
+
+def ratio_plot(results: Results) -> Figure:
+    """Bars: cost of a step over the limit, per workload and library; a black line is needle's target."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots()
+    names = [name for name in results.names if name != "limit"]
+    timings = list(results.timed())
+    width = 0.8 / max(1, len(names))
+    for i, name in enumerate(names):
+        spreads = [timing.ratio(name, "limit") for _, timing in timings]
+        at = [j - 0.4 + (i + 0.5) * width for j in range(len(timings))]
+        errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+        if spreads:
+            bars = axes.bar(
+                at, [s.median for s in spreads], width, yerr=errors, label=name,
+                color=COLOURS[i % len(COLOURS)], error_kw={"lw": 0.8, "capsize": 2},
+            )  # fmt: skip
+            axes.bar_label(bars, [f"{s.median:.2f}" for s in spreads], fontsize=7, padding=2)
+    for j, (key, _) in enumerate(timings):
+        target = WORKLOADS[key].target_limit
+        if target:
+            axes.hlines(target, j - 0.4, j - 0.4 + width, color="black", lw=2)
+    axes.axhline(1, color="grey", lw=0.8)
+    axes.set_yscale("log")
+    axes.set_xticks(
+        range(len(timings)), [f"{key}\n{WORKLOADS[key].title.split(',')[0]}" for key, _ in timings]
+    )
+    axes.tick_params("x", labelsize=8)
+    axes.set_ylabel("cost of a step / hand-written NumPy")
+    axes.set_title("process CPU time, median of rounds with range; black: needle's target", fontsize=9)
+    if timings:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def scaling_plot(found: Extras) -> Figure:
+    """Cost against depth, cost per op against depth, cost against width."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    by_depth, per_op, by_width = figure.subplots(1, 3)
+    _lines(by_depth, found.depth, "ops in the chain", "seconds, forward + backward")
+    _lines(per_op, found.depth, "ops in the chain", "µs per op", per_key=1e6)
+    per_op.set_yscale("linear")
+    per_op.set_ylim(bottom=0)
+    _lines(by_width, found.width, "width of MLP w-w-w, batch 32", "seconds per step")
+    return figure
+
+
+def _lines(axes: Axes, timings: Mapping[int, Timing], x: str, y: str, per_key: float = 0.0) -> None:
+    for name in next(iter(timings.values())).cpu if timings else ():
+        costs = [t.cost(name).median * (per_key / key if per_key else 1) for key, t in timings.items()]
+        axes.plot(list(timings), costs, marker="o", ms=3, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    if timings:
+        axes.legend(fontsize=8)
+
+
+def svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def page(results: Results, bars: str) -> str:
+    """One HTML page, without links to anything."""
+    from jinja2 import Environment, StrictUndefined
+
+    def inline(image: str) -> str:
+        return image[image.index("<svg") :]
+
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        Path(__file__).with_name("page.html").read_text("utf-8")
+    )
+    found = results.extras
+    others = [name for name in results.names if name not in ("limit", "needle")]
+    rows = []
+    for key, timing in results.timed():
+        workload = WORKLOADS[key]
+        judged = []
+        for over, target in (("limit", workload.target_limit), ("torch", workload.target_torch)):
+            ratio = timing.ratio("needle", over)
+            fine = target is None or met(ratio.median, target)
+            judged.append({"ratio": _spread(ratio), "target": target, "met": fine})
+        rows.append(
+            {
+                "name": f"{key} {workload.title}",
+                "limit": f"{timing.cost('limit').median * 1e6:,.0f}",
+                "judged": judged,
+                "others": [_spread(timing.ratio(name, "limit")) for name in others],
+            }
+        )
+    return template.render(
+        results=results,
+        environment=environment(results.threads),
+        others=others,
+        rows=rows,
+        bars=inline(bars),
+        scaling=inline(svg(scaling_plot(found))) if found.depth and found.width else "",
+        lines=[line.plain for line in extra_lines(found)],
+        ops=[
+            (name, *(f"{t.cost(who).median * 1e6:.2f}" for who in ("needle", "torch", "numpy")))
+            for name, t in found.ops.items()
+        ],
+    )

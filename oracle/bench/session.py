@@ -1,0 +1,113 @@
+"""One run of the benchmark: check, time, and write down what was found, also when it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from oracle.bench import cli, extras, measure, report
+from oracle.bench.peers import DEFAULT, ON_REQUEST
+from oracle.bench.workloads import WORKLOADS
+
+BURST, QUICK_BURST = 0.04, 0.01
+ROUNDS, QUICK_ROUNDS = 15, 5
+EXTRA_BURST, EXTRA_QUICK_BURST = 0.01, 0.002
+
+Tick = Callable[[], None]
+Track = Callable[[str, int], AbstractContextManager[Tick]]
+
+
+def run(options: argparse.Namespace) -> int:
+    torch.set_num_threads(options.threads)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, report.WIDTH))
+    workloads = cli.WORKLOADS if options.workloads is None else options.workloads
+    wanted = options.extras
+    if wanted is None:
+        wanted = tuple(cli.EXTRAS) if options.workloads is None else ()
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    burst = QUICK_BURST if options.quick else BURST
+    names = list(DEFAULT)
+    if options.peers == "all":
+        for name, module in ON_REQUEST.items():
+            if importlib.util.find_spec(module):
+                names.append(name)
+            else:
+                print(f"{name} is not installed and left out (pip install {module})", file=sys.stderr)
+
+    results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
+    status = 0
+    with _progress(console) as track:
+        try:
+            for key in workloads:
+                workload = WORKLOADS[key]
+                with track(f"{key}  {workload.title}", rounds + 1) as tick:
+                    measure.check(workload.for_check(), measure.build(workload.for_check(), names))
+                    tick()
+                    trainers = measure.build(workload, names)
+                    timing = results.workloads[key] = measure.Timing()
+                    contestants = {name: trainer.run for name, trainer in trainers.items()}
+                    measure.interleave(contestants, rounds, burst, tick, timing)
+                    del trainers, contestants
+            _extras(results.extras, wanted, names, rounds, options.quick, track)
+        except measure.Disagreement as error:
+            print(f"Not timed: the libraries do not agree.\n{error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            results.complete = False
+            status = 130
+    report.terminal(results, console)
+    report.write(results, options.out)
+    console.print(f"[dim]{options.out}/bench.json, bench.html, bench.svg[/dim]")
+    return status
+
+
+def _extras(
+    found: report.Extras, wanted: tuple[str, ...], names: list[str], rounds: int, quick: bool, track: Track
+) -> None:
+    burst = EXTRA_QUICK_BURST if quick else EXTRA_BURST
+    if "import" in wanted:
+        with track("import time", rounds + 1) as tick:
+            found.import_time = extras.import_time(rounds, tick)
+    if "ops" in wanted:
+        with track("overhead per op", extras.OPS) as tick:
+            found.ops = extras.op_overhead(rounds, burst, tick)
+    if "heap" in wanted:
+        with track("peak heap", len(names) - 1) as tick:
+            found.heap = extras.peak_heap(names, tick)
+    few = max(3, rounds // 3)  # a chain of 10,000 ops fills a burst by itself
+    if "scaling" in wanted:
+        with track("cost against depth", len(extras.DEPTHS)) as tick:
+            found.depth = extras.depth_scaling(few, burst, tick)
+        with track("cost against width", len(extras.WIDTHS)) as tick:
+            found.width = extras.width_scaling(few, burst, tick)
+    if "second" in wanted:
+        with track("second order", rounds) as tick:
+            found.second = extras.second_order(rounds, burst, tick)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Track]:
+    """A bar per part while it runs: on a terminal only, and neither under CI nor with NO_COLOR."""
+    silent = not console.is_terminal or bool(os.environ.get("CI")) or "NO_COLOR" in os.environ
+    columns = (TextColumn("{task.description:38}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+
+        @contextmanager
+        def track(what: str, total: int) -> Iterator[Tick]:
+            task = bar.add_task(what, total=total)
+            try:
+                yield lambda: bar.advance(task)
+            finally:
+                bar.remove_task(task)
+
+        yield track
