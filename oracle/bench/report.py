@@ -21,6 +21,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -71,10 +72,11 @@ def met(value: float, target: float) -> bool:
 
 def terminal(results: Results, console: Console) -> None:
     console.print(workload_table(results))
+    threads = "1 thread" if results.threads == 1 else f"{results.threads} threads"
     console.print(
-        f"[dim]process CPU time, {results.threads} thread{'s' * (results.threads > 1)}, {results.rounds} "
-        f"rounds of interleaved bursts of {results.burst * 1e3:.0f} ms; medians of per-round ratios (min–max). "
-        "limit: hand-written NumPy.[/dim]"
+        f"[dim]Process CPU time, {threads}; medians of per-round ratios (min–max) over {results.rounds} "
+        f"rounds of interleaved bursts of {results.burst * 1e3:.0f} ms. limit: NumPy by hand. "
+        "✗: needle misses its target.[/]"
     )
     for line in extra_lines(results.extras):
         console.print(line)
@@ -85,24 +87,22 @@ def terminal(results: Results, console: Console) -> None:
 
 
 def workload_table(results: Results) -> Table:
-    table = Table(title="needle: cost of a training step", title_justify="left")
-    table.add_column("workload")
-    table.add_column("limit µs", justify="right")
-    table.add_column("needle / limit", justify="right")
-    table.add_column("target")
-    table.add_column("needle / torch", justify="right")
-    table.add_column("target")
+    table = Table(
+        title="needle: cost of a training step", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
+    )
+    table.add_column("workload", no_wrap=True)
     others = [name for name in results.names if name not in ("limit", "needle")]
-    for name in others:
-        table.add_column(f"{name} / limit", justify="right")
+    columns = ["limit µs", "needle / limit", "needle / torch", *(f"{name} / limit" for name in others)]
     if results.threads > 1:
-        table.add_column("wall: needle / torch", justify="right")
+        columns.append("wall: needle / torch")
+    for column in columns:
+        table.add_column(column, justify="right")
     for key, timing in results.timed():
         workload = WORKLOADS[key]
-        row: list[str | Text] = [f"{key} {workload.title}", f"{timing.cost('limit').median * 1e6:,.0f}"]
+        row: list[str | Text] = [f"{key:3} {workload.title}", f"{timing.cost('limit').median * 1e6:,.0f}"]
         for over, target in (("limit", workload.target_limit), ("torch", workload.target_torch)):
             ratio = timing.ratio("needle", over)
-            row += [_spread(ratio), _mark(ratio.median, target)]
+            row.append(Text(f"{_spread(ratio)} ").append(_mark(ratio.median, target)))
         row += [_spread(timing.ratio(name, "limit")) for name in others]
         if results.threads > 1:
             row.append(_spread(timing.ratio("needle", "torch", clock="wall")))
@@ -111,7 +111,9 @@ def workload_table(results: Results) -> Table:
 
 
 def _spread(s: Spread) -> str:
-    return f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})"
+    if s.median < 10:
+        return f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})"
+    return f"{s.median:.1f} ({s.low:.1f}–{s.high:.1f})"
 
 
 def _mark(value: float, target: float | None, unit: str = "") -> Text:
@@ -119,7 +121,7 @@ def _mark(value: float, target: float | None, unit: str = "") -> Text:
         return Text("")
     if met(value, target):
         return Text(f"≤ {target:g}{unit} ✓", style="green")
-    return Text(f"≤ {target:g}{unit} ✗ missed", style="bold red")
+    return Text(f"≤ {target:g}{unit} ✗", style="bold red")
 
 
 def extra_lines(found: Extras) -> list[Text]:
@@ -154,7 +156,7 @@ def extra_lines(found: Extras) -> list[Text]:
                 f"{name}: {cost * 1e6:.2f} µs per op at {deepest:,} ops, "
                 f"{linear.growth:.2f} × that at 100 (slope {linear.slope:.2f})"
             )
-            line("depth", text, *((linear.growth, extras.LINEAR) if name == "needle" else ()))
+            line("depth", text, *((linear.slope, extras.LINEAR) if name == "needle" else ()))
     if found.second:
         for name in ("needle", "torch"):
             first = f"{name} first"
@@ -168,7 +170,7 @@ def extra_lines(found: Extras) -> list[Text]:
 
 
 def op_table(ops: Mapping[str, Timing]) -> Table:
-    table = Table(title="overhead per op, forward, 1 element (µs)", title_justify="left")
+    table = Table(title="overhead per op, forward, 1 element (µs)", title_justify="left", box=SIMPLE_HEAD)
     for column in ("op", "needle", "torch", "NumPy", "needle / torch"):
         table.add_column(column, justify="left" if column == "op" else "right")
     for name, timing in ops.items():

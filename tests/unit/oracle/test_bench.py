@@ -1,0 +1,288 @@
+"""The benchmark computes what it claims to time, and says so when it does not. Nothing here is timed."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from oracle.bench import cli, extras, limit, measure, report
+from oracle.bench.measure import Spread, Timing
+from oracle.bench.peers import BUILDERS
+from oracle.bench.workloads import WORKLOADS
+
+ROOT = Path(__file__).parents[3]
+
+SMALL = {
+    "W1": WORKLOADS["W1"],
+    "W2": replace(WORKLOADS["W2"], widths=(20, 12, 5), batch=9),
+    "W3b": replace(WORKLOADS["W3b"], widths=(20, 12, 5), batch=9),
+    "W3l": replace(WORKLOADS["W3l"], widths=(20, 12, 5), batch=9),
+    "W4": replace(WORKLOADS["W4"], widths=(20, 12, 12, 5), batch=9),
+    "W5": replace(WORKLOADS["W5"], widths=(16,) * 21),
+    "W6": replace(WORKLOADS["W6"], widths=(3, limit.BLOCK)),  # more than one block, the last one short
+}
+
+
+@pytest.mark.parametrize("key", SMALL)
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+def test_limit_needle_and_torch_train_alike(key, fused):
+    workload = SMALL[key].for_check()
+    names = ("limit", "needle", "torch fused" if fused else "torch")
+    measure.check(workload, measure.build(workload, names), steps=8)
+
+
+@pytest.mark.parametrize("key", ["W3b", "W3l"])
+def test_with_dropout_limit_and_needle_draw_the_same_masks(key):
+    """Both draw np.random.rand(n, d) <= keep, so from one seed they train alike.
+
+    float32: a step's sums round by some 1e-7, 5 steps and the division by a batch's deviation make that at
+    most 1e-5 of the loss; one mask element drawn otherwise changes it by 1e-2.
+    """
+    losses = {}
+    for name in ("limit", "needle"):
+        trainer = BUILDERS[name](SMALL[key])
+        np.random.seed(3)
+        losses[name] = [trainer.run(1) for _ in range(5)]
+    np.testing.assert_allclose(losses["limit"], losses["needle"], rtol=1e-5)
+
+
+def test_the_running_statistics_of_the_limit_follow_needles():
+    workload = SMALL["W3b"].for_check()
+    ours, by_hand = BUILDERS["needle"](workload), limit.build(workload)
+    ours.run(4)
+    by_hand.run(4)
+    norms = [norm for block in by_hand.net.blocks for norm in (block[1], block[5])]
+    buffers = [np.asarray(b.numpy()) for _, b in ours.model.named_buffers()]
+    running = [row for norm in norms for row in norm.running]
+    assert len(buffers) == len(running) == 12
+    for one, other in zip(buffers, running, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def plant(monkeypatch, what):
+    """One mistake in the hand-written loops."""
+    if what == "no decay":
+        flat = limit.Flat.__init__
+        monkeypatch.setattr(
+            limit.Flat, "__init__", lambda self, start, w: flat(self, start, replace(w, weight_decay=0.0))
+        )
+    elif what == "first step not dampened":
+        update = limit.Flat.update
+
+        def undampened(self):
+            if not self.u.any():
+                self.u[...] = self.g
+            update(self)
+
+        monkeypatch.setattr(limit.Flat, "update", undampened)
+    elif what == "ReLU passes gradients at negative inputs":
+        monkeypatch.setattr(limit.Relu, "backward", lambda self, h, g, g_bits: None)
+    elif what == "norm without the mean of the gradient":
+        init = limit.BatchNorm.__init__
+
+        def planted(self, *args):
+            init(self, *args)
+            self.share = limit.ZERO
+
+        monkeypatch.setattr(limit.BatchNorm, "__init__", planted)
+    elif what == "loss off by a factor":
+        loss = limit.SoftmaxLoss.__call__
+        monkeypatch.setattr(limit.SoftmaxLoss, "__call__", lambda *args: loss(*args) * np.float32(1.001))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "no decay",
+        "first step not dampened",
+        "ReLU passes gradients at negative inputs",
+        "norm without the mean of the gradient",
+        "loss off by a factor",
+    ],
+)
+def test_the_check_catches_a_wrong_limit(monkeypatch, what):
+    plant(monkeypatch, what)
+    workload = SMALL["W3b"].for_check()
+    with pytest.raises(measure.Disagreement, match=r"^W3b: limit and torch part at step [0-4]: "):
+        measure.check(workload, measure.build(workload, ("torch", "limit")))
+
+
+def test_a_disagreement_ends_the_run_before_anything_is_timed(monkeypatch, tmp_path, capsys):
+    from oracle.bench import session
+
+    plant(monkeypatch, "no decay")
+    monkeypatch.setattr(measure, "interleave", lambda *_: pytest.fail("timed"))
+    options = cli.parser().parse_args(["--workloads", "w1", "--quick", "--out", str(tmp_path)])
+    assert session.run(options) == 1
+    assert "Not timed" in (err := capsys.readouterr().err)
+    assert "W1: " in err
+    assert " part at step 0: " in err
+
+
+@pytest.fixture
+def results():
+    def timing(**costs):
+        cpu = {name.replace("_", " "): [cost * 1e-6 * k for k in (1, 2, 3)] for name, cost in costs.items()}
+        return Timing(cpu, cpu)
+
+    pair = timing(needle=3.0, torch=4.0, numpy=2.0)
+    return report.Results(
+        threads=1,
+        rounds=3,
+        burst=0.01,
+        names=["limit", "needle", "torch", "torch fused"],
+        workloads={
+            "W1": timing(limit=20, needle=30, torch=300, torch_fused=250),
+            "W6": timing(limit=100, needle=101, torch=90, torch_fused=50),
+            "W2": Timing(),  # interrupted before its first round ended
+        },
+        extras=report.Extras(
+            import_time=timing(numpy=70e3, needle=80e3),
+            ops={"x + y": pair},
+            heap={"needle": {"peak": 2**20, "tool": "memray", "cycles": 0}},
+            depth={d: timing(needle=3.0 * d, torch=4.0 * d**2) for d in (100, 1000)},
+            width={w: timing(limit=1.0 * w, needle=2.0 * w, torch=3.0 * w) for w in (1, 10)},
+            second=timing(
+                **{f"{n}_{m}": 2.0 for n in ("needle", "torch") for m in ("first", "graph", "second")}
+            ),
+        ),
+    )
+
+
+def test_ratios_are_taken_within_a_round():
+    timing = Timing({"a": [1.0, 10.0, 3.0], "b": [2.0, 20.0, 1.0]})
+    assert timing.ratio("a", "b") == Spread(0.5, 0.5, 3.0)
+
+
+def test_the_table_shows_ratios_targets_and_a_clear_mark(results):
+    results.complete = False
+    console = Console(width=report.WIDTH, record=True, file=io.StringIO())
+    report.terminal(results, console)
+    lines = console.export_text().splitlines()
+    (w1,) = (line for line in lines if line.lstrip().startswith("W1"))
+    assert "1.50 (1.50–1.50) ≤ 1.6 ✓" in w1
+    assert "0.10 (0.10–0.10) ≤ 0.15 ✓" in w1
+    assert "15.0 (15.0–15.0)" in w1
+    (w6,) = (line for line in lines if line.lstrip().startswith("W6"))
+    assert "1.01 (1.01–1.01) ≤ 1 ✗" in w6
+    text = "\n".join(lines)
+    assert "W2" not in text
+    assert "interrupted" in text
+    assert "import       needle / numpy 1.14 (1.14–1.14), numpy 140 ms  ≤ 1.3 ✓" in text
+    assert "1.00 MiB (memray), 0 objects left to the cycle collector  ≤ 1.15 MiB ✓" in text
+    assert "slope 1.00)  ≤ 1.1 ✓" in text
+
+
+def test_json_svg_and_page_are_written(results, tmp_path):
+    report.write(results, tmp_path / "deep")
+    found = json.loads((tmp_path / "deep/bench.json").read_text())
+    assert (found["format"], found["kind"], found["complete"]) == (1, "bench", True)
+    assert found["environment"]["numpy"] == np.__version__
+    assert found["environment"]["threads"] == 1
+    assert list(found["workloads"]) == ["W1", "W6"]
+    w6 = found["workloads"]["W6"]
+    assert w6["over_limit"]["needle"] == pytest.approx({"median": 1.01, "low": 1.01, "high": 1.01})
+    assert (w6["over_limit_target"], w6["over_limit_met"], w6["over_torch_met"]) == (1.0, False, False)
+    assert found["import"]["met"] is True
+    assert found["depth"]["needle"]["slope"] == pytest.approx(1)
+    assert found["depth"]["torch"]["slope"] == pytest.approx(2)
+    image = (tmp_path / "deep/bench.svg").read_text()
+    page = (tmp_path / "deep/bench.html").read_text()
+    assert "</svg>" in image
+    assert page.count("<svg") == 2
+    assert "✗ missed" in page
+    for outside in ("src=", "<link", "@import"):
+        assert outside not in page
+
+
+def test_a_burst_interrupted_in_its_round_counts_for_nobody():
+    calls = []
+
+    def run(n):
+        calls.append(n)
+        if len(calls) > 60:
+            raise KeyboardInterrupt
+
+    def busy(n):
+        run(n)
+        for _ in range(n * 20_000):
+            pass
+
+    timing = Timing()
+    with pytest.raises(KeyboardInterrupt):
+        measure.interleave({"a": busy, "b": busy}, 1000, 1e-4, timing=timing)
+    assert timing.rounds == len(timing.cpu["a"]) == len(timing.cpu["b"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--workloads", "W9"], "'W9' is not one of W1, W2"),
+        (["--rounds", "0"], "'0' is not a whole number of at least 1"),
+        (["--threads", "two"], "'two' is not a whole number"),
+        (["--peers", "tensorflow"], "invalid choice"),
+        (["--extras", "imports"], "'imports' is not one of import"),
+        (["--frobnicate"], "unrecognized arguments"),
+    ],
+)
+def test_bad_flags_are_usage_errors(capsys, flags, words):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(flags)
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_line_knows_every_workload():
+    assert tuple(WORKLOADS) == cli.WORKLOADS
+
+
+def test_the_command_runs_silently_when_redirected(tmp_path):
+    """In a process of its own: threads come from the environment of a fresh process."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "oracle.bench",
+            "--workloads",
+            "W1",
+            "--quick",
+            "--rounds",
+            "2",
+            "--out",
+            tmp_path,
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "\x1b" not in run.stdout
+    assert "W1  MLP 8-16-4" in run.stdout
+    assert json.loads((tmp_path / "bench.json").read_text())["workloads"]["W1"]["rounds"] == 2
+
+
+def test_importing_the_benchmark_loads_no_library():
+    def loaded(package):
+        show = f"import sys, {package}; print(*{{m.split('.')[0] for m in sys.modules}})"
+        run = subprocess.run(
+            [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return set(run.stdout.split()) - set(sys.stdlib_module_names) - {"oracle"}
+
+    assert loaded("oracle.bench") <= loaded("oracle")
+    assert not loaded("oracle.bench") & {"jax", "mygrad", "autograd"}
+
+
+def test_depth_counts_as_linear_by_its_slope():
+    timings = {d: Timing({"needle": [d * 2e-6]}) for d in extras.DEPTHS}
+    assert extras.Linearity.of(timings, "needle") == extras.Linearity(pytest.approx(1), pytest.approx(1))
