@@ -54,9 +54,9 @@ _grad_enabled = True
 
 
 def __getattr__(name: str) -> int:
-    # Counted on demand, so that making a Tensor does not pay for it.
+    # Counted on demand, so that making a Tensor does not pay for it; type() because isinstance asks the objects.
     if name == "TENSOR_COUNTER":
-        return sum(isinstance(thing, Value) for thing in gc.get_objects())
+        return sum(issubclass(type(thing), Value) for thing in gc.get_objects())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -272,9 +272,7 @@ class Value:
     def retain_grad(self) -> None:
         """Keep ``.grad`` of this tensor in ``backward()`` although it is not a leaf."""
         if not self.requires_grad:
-            raise RuntimeError(
-                "retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it"
-            )
+            raise RuntimeError("retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it")
         self._keeps_grad = True
 
 
@@ -282,8 +280,7 @@ def _refuse_other_than_tensors(op: Op, inputs: Sequence[Any]) -> None:
     for x in inputs:
         if not isinstance(x, Value):
             raise TypeError(
-                f"{type(op).__name__} takes needle Tensors, but got {type(x).__name__}: "
-                "wrap it in needle.Tensor(...)"
+                f"{type(op).__name__} takes needle Tensors, but got {type(x).__name__}: wrap it in needle.Tensor(...)"
             ) from None
 
 
@@ -367,9 +364,7 @@ class Tensor(Value):
         else:
             data = np.array(array, dtype=dtype)
         if data.dtype.kind not in "fiub":
-            raise TypeError(
-                f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first"
-            )
+            raise TypeError(f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first")
         self.cached_data = data
         self.requires_grad = requires_grad
 
@@ -617,9 +612,7 @@ class Tensor(Value):
     def T(self) -> Tensor:
         """The transposed matrix: (n, m) -> (m, n)."""
         if self.ndim > 2:
-            raise ValueError(
-                f"T needs at most 2 dimensions, but the shape is {self.shape}: use transpose((i, j))"
-            )
+            raise ValueError(f"T needs at most 2 dimensions, but the shape is {self.shape}: use transpose((i, j))")
         return _ops.transpose(self) if self.ndim == 2 else self
 
     def matmul(self, other: Tensor) -> Tensor:
@@ -707,9 +700,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             continue
         if type(g) is tuple:
             # As views, so that a rule which passes an element on is not taken to have made it.
-            g = tuple(
-                (np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True)
-            )
+            g = tuple((np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True))
         if node._keeps_grad:
             kept.append((node, g))
         for x, c in zip(inputs, _contributions(op, inputs, node, g), strict=True):
@@ -741,9 +732,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         leaf.grad = Tensor.make_const(g if leaf in owned and g.flags.carray else g.copy())
     for node, g in kept:
         node.grad = (
-            TensorTuple.make_const(tuple(a.copy() for a in g))
-            if type(g) is tuple
-            else Tensor.make_const(g.copy())
+            TensorTuple.make_const(tuple(a.copy() for a in g)) if type(g) is tuple else Tensor.make_const(g.copy())
         )
 
 
@@ -774,18 +763,14 @@ def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[A
     """Refuse what a user's gradient rule got wrong, naming the op."""
     name = type(op).__name__
     if len(answer) != len(inputs):
-        raise ValueError(
-            f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {len(answer)}"
-        )
+        raise ValueError(f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {len(answer)}")
     for x, c in zip(inputs, answer, strict=True):
         if c is None:
             continue
         if not isinstance(c, Value):
             raise TypeError(f"{name}.gradient must return Tensors, but got {type(c).__name__}")
         if isinstance(x, Tensor) and isinstance(c, Tensor) and x.shape != c.shape:
-            raise ValueError(
-                f"{name}.gradient must return the shape {x.shape} of the input, but got {c.shape}"
-            )
+            raise ValueError(f"{name}.gradient must return the shape {x.shape} of the input, but got {c.shape}")
     return answer
 
 

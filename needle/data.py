@@ -149,21 +149,15 @@ def parse_mnist(image_filename: str, label_filename: str) -> tuple[Array, Array]
     with gzip.open(image_filename) as file:
         magic, n, rows, columns = struct.unpack(">4i", file.read(16))
         if magic != 2051:
-            raise ValueError(
-                f"{image_filename} is no IDX file of images: it starts with {magic} instead of 2051"
-            )
+            raise ValueError(f"{image_filename} is no IDX file of images: it starts with {magic} instead of 2051")
         images = np.frombuffer(file.read(), np.uint8).reshape(n, rows * columns)
     with gzip.open(label_filename) as file:
         magic, m = struct.unpack(">2i", file.read(8))
         if magic != 2049:
-            raise ValueError(
-                f"{label_filename} is no IDX file of labels: it starts with {magic} instead of 2049"
-            )
+            raise ValueError(f"{label_filename} is no IDX file of labels: it starts with {magic} instead of 2049")
         labels = np.frombuffer(file.read(), np.uint8)
     if n != m or m != len(labels):
-        raise ValueError(
-            f"there are {n} images in {image_filename} but {len(labels)} labels in {label_filename}"
-        )
+        raise ValueError(f"there are {n} images in {image_filename} but {len(labels)} labels in {label_filename}")
     return images.astype(np.float32) / np.float32(255), labels.copy()
 
 

@@ -69,16 +69,12 @@ def constant(
     return Tensor.make_const(np.full(shape, c, dtype), requires_grad)
 
 
-def ones(
-    *shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False
-) -> Tensor:
+def ones(*shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False) -> Tensor:
     """Fill with ones: -> shape."""
     return Tensor.make_const(np.ones(shape, dtype), requires_grad)
 
 
-def zeros(
-    *shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False
-) -> Tensor:
+def zeros(*shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False) -> Tensor:
     """Fill with zeros: -> shape."""
     return Tensor.make_const(np.zeros(shape, dtype), requires_grad)
 
@@ -92,9 +88,7 @@ def randb(
     return _tensor(np.random.rand(*shape) <= p, dtype, requires_grad)
 
 
-def one_hot(
-    n: int, i: Tensor, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False
-) -> Tensor:
+def one_hot(n: int, i: Tensor, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False) -> Tensor:
     """One row per number in i, 1 at that place and 0 elsewhere: any shape of integers in 0..n-1 -> (*shape,
     n).
 
@@ -107,9 +101,7 @@ def one_hot(
     if places.dtype.kind not in "iuf" or not np.array_equal(whole, places):
         raise TypeError(f"one_hot needs integers, but got dtype {places.dtype}")
     if places.size and (whole.min() < 0 or whole.max() >= n):
-        raise ValueError(
-            f"one_hot needs numbers in 0..{n - 1}, but got {int(whole.min())}..{int(whole.max())}"
-        )
+        raise ValueError(f"one_hot needs numbers in 0..{n - 1}, but got {int(whole.min())}..{int(whole.max())}")
     return Tensor.make_const(np.eye(n, dtype=dtype)[whole], requires_grad)
 
 

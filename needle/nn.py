@@ -153,9 +153,7 @@ class Module:
         values = {name: np.array(state[name], dtype=tensor.dtype) for name, tensor in own.items()}
         for name, value in values.items():
             if value.shape != own[name].shape:
-                raise ValueError(
-                    f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}"
-                )
+                raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
         for name, value in values.items():
             own[name].cached_data = value
 
@@ -169,22 +167,14 @@ class Module:
         lines = []
         for name, part in self._members():
             parts = (
-                part.items()
-                if isinstance(part, dict)
-                else enumerate(part)
-                if isinstance(part, list | tuple)
-                else ()
+                part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list | tuple) else ()
             )
             if isinstance(part, Module):
                 lines.append((name, part))
             lines += [(f"{name}.{key}", value) for key, value in parts if isinstance(value, Module)]
         if not lines:
             return head + ")"
-        return (
-            head
-            + "".join(f"\n  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in lines)
-            + "\n)"
-        )
+        return head + "".join(f"\n  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in lines) + "\n)"
 
 
 class Identity(Module):
@@ -348,9 +338,7 @@ class BatchNorm1d(Module):
         y = op(x, self.weight, self.bias)
         for running, new in ((self.running_mean, op.mean), (self.running_var, op.var)):
             old = running.cached_data
-            running.cached_data = (old * (1 - self.momentum) + new * self.momentum).astype(
-                old.dtype, copy=False
-            )
+            running.cached_data = (old * (1 - self.momentum) + new * self.momentum).astype(old.dtype, copy=False)
         return y
 
 

@@ -61,9 +61,7 @@ def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
     given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
     for axis in given:
         if not -ndim <= axis < ndim:
-            raise ValueError(
-                f"{op}: axis {axis} does not exist in {ndim} dimensions; use {-ndim}..{ndim - 1}"
-            )
+            raise ValueError(f"{op}: axis {axis} does not exist in {ndim} dimensions; use {-ndim}..{ndim - 1}")
     places = tuple(int(axis) % ndim for axis in given)
     if len(set(places)) != len(places):
         raise ValueError(f"{op}: axes {given} name an axis twice")
@@ -136,8 +134,7 @@ def _as_matrix(x: Any) -> Any:
 
 def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
     return ValueError(
-        f"{op}: shapes {a.shape} and {b.shape} do not broadcast; "
-        "aligned at the right, sizes must be equal or 1"
+        f"{op}: shapes {a.shape} and {b.shape} do not broadcast; aligned at the right, sizes must be equal or 1"
     )
 
 
@@ -494,9 +491,7 @@ class Reshape(TensorOp):
         try:
             return a.reshape(self.shape)
         except ValueError:
-            raise ValueError(
-                f"reshape: the {a.size} elements of shape {a.shape} do not fill {self.shape}"
-            ) from None
+            raise ValueError(f"reshape: the {a.size} elements of shape {a.shape} do not fill {self.shape}") from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g in the shape of a."""
@@ -694,9 +689,7 @@ class LogSumExp(TensorOp):
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "logsumexp")
         if not math.prod(a.shape[i] for i in axes):
-            raise ValueError(
-                f"logsumexp over axes {axes} needs at least one element, but the shape is {a.shape}"
-            )
+            raise ValueError(f"logsumexp over axes {axes} needs at least one element, but the shape is {a.shape}")
         top = _max(a, axes, keepdims=True)
         top = np.where(np.isfinite(top), top, 0)  # inf - inf would be nan
         total = _sum(np.exp(a - top), axes)
@@ -719,9 +712,7 @@ class LogSoftmax(TensorOp):
 
     def compute(self, a: Array) -> Any:
         if a.ndim != 2 or not a.shape[1]:
-            raise ValueError(
-                f"logsoftmax needs shape (batch, classes) with at least one class, but got {a.shape}"
-            )
+            raise ValueError(f"logsoftmax needs shape (batch, classes) with at least one class, but got {a.shape}")
         shifted = a - _max(a, 1, keepdims=True)
         return shifted - np.log(_sum(np.exp(shifted), 1, keepdims=True))
 
@@ -780,8 +771,7 @@ class Linear(TensorOp):
         if bias is not None:
             if bias.shape != (1, weight.shape[1]) and bias.shape != weight.shape[1:]:
                 raise ValueError(
-                    f"linear needs a bias of shape (1, out) or (out,) "
-                    f"for weight {weight.shape}, but got {bias.shape}"
+                    f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
                 )
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype == bias.dtype else None)
         return y
@@ -822,9 +812,7 @@ class Conv(TensorOp):
 
     def __init__(self, stride: int = 1, padding: int = 0) -> None:
         if stride < 1 or padding < 0:
-            raise ValueError(
-                f"conv needs stride >= 1 and padding >= 0, but got stride={stride}, padding={padding}"
-            )
+            raise ValueError(f"conv needs stride >= 1 and padding >= 0, but got stride={stride}, padding={padding}")
         self.stride = stride
         self.padding = padding
 
@@ -837,14 +825,11 @@ class Conv(TensorOp):
     def compute(self, x: Array, kernel: Array) -> Any:
         if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
             raise ValueError(
-                f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), "
-                f"but got {x.shape}, {kernel.shape}"
+                f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
         shape, inside = self._inside(x.shape)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
-            raise ValueError(
-                f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}"
-            )
+            raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
         padded = PutItem(shape, inside).compute(x) if self.padding else x
         windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
         windows = windows[:, :: self.stride, :: self.stride]
@@ -1145,19 +1130,14 @@ def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
     """Where the logit of each label stands in the flattened logits; refuses what is not a label."""
     try:
         if labels.dtype.kind in "iu" and labels.shape == shape[:1] and shape[0]:
-            return np.ravel_multi_index(
-                (_row_numbers(len(labels)), labels.astype(np.intp, copy=False)), shape
-            )
+            return np.ravel_multi_index((_row_numbers(len(labels)), labels.astype(np.intp, copy=False)), shape)
     except (ValueError, TypeError):
         pass
     if len(shape) != 2 or not shape[0] or not shape[1]:
-        raise ValueError(
-            f"softmax_cross_entropy needs logits of shape (batch, classes), not empty, but got {shape}"
-        )
+        raise ValueError(f"softmax_cross_entropy needs logits of shape (batch, classes), not empty, but got {shape}")
     if labels.shape != shape[:1]:
         raise ValueError(
-            f"softmax_cross_entropy needs labels of shape {shape[:1]} "
-            f"for logits {shape}, but got {labels.shape}"
+            f"softmax_cross_entropy needs labels of shape {shape[:1]} for logits {shape}, but got {labels.shape}"
         )
     if labels.dtype.kind not in "iuf":
         raise TypeError(f"softmax_cross_entropy needs integer labels, but got dtype {labels.dtype}")

@@ -42,9 +42,7 @@ class Optimizer:
     def __init__(self, params: Iterable[Tensor]) -> None:
         name = type(self).__name__
         if isinstance(params, Tensor):
-            raise TypeError(
-                f"{name}: params must be an iterable of Parameters, but got one Tensor: use [tensor]"
-            )
+            raise TypeError(f"{name}: params must be an iterable of Parameters, but got one Tensor: use [tensor]")
         unique = list(dict.fromkeys(params))
         if not unique:
             raise ValueError(f"{name}: the list of parameters is empty; pass model.parameters()")
@@ -123,9 +121,7 @@ def _checked_gradient(p: Tensor, name: str) -> Array | None:
         raise TypeError(f"{name}: p.grad must be a Tensor or None, but got {type(grad).__name__}")
     g, data = grad.cached_data, p.cached_data
     if g.shape != data.shape:
-        raise ValueError(
-            f"{name}: p.grad must have the shape {data.shape} of its parameter, but got {g.shape}"
-        )
+        raise ValueError(f"{name}: p.grad must have the shape {data.shape} of its parameter, but got {g.shape}")
     if g.dtype is not data.dtype:
         if g.dtype.kind not in "fiu":
             raise TypeError(f"{name}: p.grad must hold numbers, but got dtype {g.dtype}")
@@ -231,9 +227,7 @@ class SGD(Optimizer):
             why = "; with 1 the velocity would stay 0 for ever" if self.momentum == 1 else ""
             raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={self.momentum!r}{why}")
         if not _within(0, self.weight_decay, math.inf):
-            raise ValueError(
-                f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
-            )
+            raise ValueError(f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}")
 
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
@@ -311,8 +305,7 @@ class Adam(Optimizer):
         lr, beta1, beta2 = float(self.lr), float(self.beta1), float(self.beta2)
         eps, decay = float(self.eps), float(self.weight_decay)
         work = [
-            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
-            for p, g in self._gradients()
+            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]")) for p, g in self._gradients()
         ]
         for p, g, m, v in work:
             t = self.t[p] = self.t.get(p, 0) + 1

@@ -1,0 +1,446 @@
+"""Every op against its torch twin in float64: values, gradients and second-order gradients."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import needle as ndl
+from needle import ops
+
+
+def normal(*shape, seed=0, offset=0.0, scale=1.0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape) * scale + offset
+
+
+def positive(*shape, seed=0):
+    return np.abs(normal(*shape, seed=seed)) + 0.5
+
+
+def twin_batch_norm(x, w, b, eps=1e-5):
+    return F.batch_norm(x, None, None, w, b, True, 0.1, eps)
+
+
+def twin_layer_norm(x, w, b, eps=1e-5):
+    return F.layer_norm(x, x.shape[-1:], w, b, eps)
+
+
+def twin_conv(x, k, stride, padding):
+    y = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), stride=stride, padding=padding)
+    return y.permute(0, 2, 3, 1)
+
+
+def twin_put(a, shape, index):
+    index = index if isinstance(index, tuple) else (index,)
+    index = tuple(torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in index)
+    zeros = torch.zeros(shape, dtype=a.dtype)
+    if any(isinstance(i, torch.Tensor) for i in index):
+        return zeros.index_put(index, a, accumulate=True)
+    zeros[index] = a
+    return zeros
+
+
+def twin_dilate(a, axes, dilation):
+    shape = [n * (dilation + 1) if i in axes else n for i, n in enumerate(a.shape)]
+    return twin_put(a, shape, tuple(slice(None, None, dilation + 1 if i in axes else 1) for i in range(a.ndim)))
+
+
+ROWS = np.array([2, 0, 2])
+LABELS = np.array([2, 0, 1, 1, 2])
+
+# name: (ours, torch's, inputs)
+CASES = {
+    "EWiseAdd": (ops.add, torch.add, [normal(3, 4), normal(3, 4, seed=1)]),
+    "EWiseAdd broadcast": (ops.add, torch.add, [normal(3, 1), normal(2, 1, 4)]),
+    "EWiseAdd scalars": (ops.add, torch.add, [normal(), normal(3)]),
+    "AddScalar": (lambda a: a + 2.5, lambda a: a + 2.5, [normal(3, 4)]),
+    "subtract": (lambda a, b: a - b, torch.sub, [normal(3, 4), normal(4)]),
+    "1 - x": (lambda a: 1 - a, lambda a: 1 - a, [normal(3, 4)]),
+    "x - 1": (lambda a: a - 1, lambda a: a - 1, [normal(3, 4)]),
+    "EWiseMul": (ops.multiply, torch.mul, [normal(3, 4), normal(3, 4, seed=1)]),
+    "EWiseMul broadcast": (ops.multiply, torch.mul, [normal(1, 4), normal(2, 3, 1)]),
+    "MulScalar": (lambda a: -3 * a, lambda a: -3 * a, [normal(3, 4)]),
+    "EWiseDiv": (ops.divide, torch.div, [normal(3, 4), positive(4)]),
+    "EWiseDiv negative": (ops.divide, torch.div, [normal(1, 4), -positive(3, 1)]),
+    "DivScalar": (lambda a: a / 3, lambda a: a / 3, [normal(3, 4)]),
+    "1 / x": (lambda a: 1 / a, lambda a: 1 / a, [positive(3, 4)]),
+    "EWisePow": (ops.power, torch.pow, [positive(3, 4), normal(3, 4, seed=1)]),
+    "EWisePow broadcast": (ops.power, torch.pow, [positive(3, 1), normal(4)]),
+    "2 ** x": (lambda a: 2**a, lambda a: 2**a, [normal(3, 4)]),
+    "PowerScalar 2": (lambda a: a**2, lambda a: a**2, [normal(3, 4)]),
+    "PowerScalar 3": (lambda a: ops.power_scalar(a, 3), lambda a: a**3, [normal(3, 4)]),
+    "PowerScalar 1": (lambda a: a**1 * a, lambda a: a**1 * a, [np.array([0.0, 1.0, -2.0])]),
+    "PowerScalar 0": (lambda a: a**0 * a, lambda a: a**0 * a, [np.array([0.0, 1.0, -2.0])]),
+    "PowerScalar -1.5": (lambda a: a**-1.5, lambda a: a**-1.5, [positive(3, 4)]),
+    "Negate": (ops.negate, torch.neg, [normal(3, 4)]),
+    "Log": (ops.log, torch.log, [positive(3, 4)]),
+    "Exp": (ops.exp, torch.exp, [normal(3, 4)]),
+    "ReLU": (lambda a: ops.relu(a) * a, lambda a: torch.relu(a) * a, [np.array([-1.0, 0.0, 2.0])]),
+    "Tanh": (ops.tanh, torch.tanh, [normal(3, 4)]),
+    "Sigmoid": (ops.sigmoid, torch.sigmoid, [normal(3, 4, scale=3)]),
+    "Sigmoid tails": (ops.sigmoid, torch.sigmoid, [np.array([-700.0, -40.0, 0.0, 40.0, 700.0])]),
+    "Cast": (lambda a: ops.cast(a * a, "float64"), lambda a: a * a, [normal(3, 4)]),
+    "Transpose": (lambda a: ops.transpose(a), lambda a: a.transpose(-1, -2), [normal(2, 3, 4)]),
+    "Transpose pair": (lambda a: ops.transpose(a, (-1, 0)), lambda a: a.transpose(-1, 0), [normal(2, 3, 4)]),
+    "T": (lambda a: a.T, lambda a: a.T, [normal(3, 4)]),
+    "Reshape": (lambda a: a.reshape((4, -1)), lambda a: a.reshape(4, -1), [normal(2, 6)]),
+    "BroadcastTo": (lambda a: ops.broadcast_to(a, (2, 3, 4)), lambda a: a.expand(2, 3, 4), [normal(3, 1)]),
+    "BroadcastTo scalar": (lambda a: ops.broadcast_to(a, (2, 3)), lambda a: a.expand(2, 3), [normal()]),
+    "GetItem slices": (lambda a: a[1:, ::2], lambda a: a[1:, ::2], [normal(3, 4)]),
+    "GetItem number": (lambda a: a[-1], lambda a: a[-1], [normal(3, 4)]),
+    "GetItem element": (lambda a: a[1, 2], lambda a: a[1, 2], [normal(3, 4)]),
+    "GetItem newaxis": (lambda a: a[None, ..., 1], lambda a: a[None, ..., 1], [normal(3, 4)]),
+    "GetItem backwards": (lambda a: a[::-1], lambda a: a.flip(0), [normal(3, 4)]),
+    "GetItem repeated": (lambda a: a[[2, 0, 2]], lambda a: a[[2, 0, 2]], [normal(3, 4)]),
+    "GetItem pairs": (lambda a: a[ROWS, ROWS], lambda a: a[ROWS, ROWS], [normal(3, 4)]),
+    "GetItem mask": (lambda a: a[np.eye(3, dtype=bool)], lambda a: a[torch.eye(3) > 0], [normal(3, 3)]),
+    "PutItem": (
+        lambda a: ops.put_item(a, (5, 4), slice(1, 4)),
+        lambda a: twin_put(a, (5, 4), slice(1, 4)),
+        [normal(3, 4)],
+    ),
+    "PutItem repeated": (
+        lambda a: ops.put_item(a, (5, 4), ROWS),
+        lambda a: twin_put(a, (5, 4), ROWS),
+        [normal(3, 4)],
+    ),
+    "Flip": (lambda a: ops.flip(a, (0, -1)), lambda a: a.flip(0, -1), [normal(2, 3, 4)]),
+    "Flip all": (lambda a: ops.flip(a), lambda a: a.flip(0, 1), [normal(2, 3)]),
+    "Dilate": (lambda a: ops.dilate(a, (0, 2), 2), lambda a: twin_dilate(a, (0, 2), 2), [normal(2, 3, 2)]),
+    "Summation": (lambda a: ops.summation(a), lambda a: a.sum(), [normal(3, 4)]),
+    "Summation int": (lambda a: a.sum(-1), lambda a: a.sum(-1), [normal(2, 3, 4)]),
+    "Summation tuple": (lambda a: a.sum((0, -1)), lambda a: a.sum((0, -1)), [normal(2, 3, 4)]),
+    "Summation none": (lambda a: a.sum(()), lambda a: a * 1, [normal(2, 3)]),
+    "mean": (lambda a: a.mean((0, 2)), lambda a: a.mean((0, 2)), [normal(2, 3, 4)]),
+    "Max": (lambda a: a.max(1), lambda a: a.amax(1), [normal(2, 3, 4)]),
+    "Max ties": (
+        lambda a: a.max((0, 1)) ** 2,
+        lambda a: a.amax((0, 1)) ** 2,
+        [np.array([[2.0, 1.0], [2.0, 2.0]])],
+    ),
+    "LogSumExp": (lambda a: ops.logsumexp(a), lambda a: a.logsumexp((0, 1)), [normal(3, 4, scale=3)]),
+    "LogSumExp axis": (lambda a: ops.logsumexp(a, 1), lambda a: a.logsumexp(1), [normal(3, 4, 2)]),
+    "LogSumExp axes": (lambda a: ops.logsumexp(a, (0, -1)), lambda a: a.logsumexp((0, -1)), [normal(3, 4, 2)]),
+    "LogSumExp large": (
+        lambda a: ops.logsumexp(a, 1),
+        lambda a: a.logsumexp(1),
+        [normal(3, 4, offset=1e3, scale=3)],
+    ),
+    "LogSoftmax": (ops.logsoftmax, lambda a: F.log_softmax(a, 1), [normal(3, 4, scale=3)]),
+    "LogSoftmax large": (ops.logsoftmax, lambda a: F.log_softmax(a, 1), [normal(3, 4, offset=-1e3)]),
+    "MatMul": (ops.matmul, torch.matmul, [normal(3, 4), normal(4, 2)]),
+    "MatMul batched": (ops.matmul, torch.matmul, [normal(5, 3, 4), normal(5, 4, 2)]),
+    "MatMul broadcast": (ops.matmul, torch.matmul, [normal(5, 1, 3, 4), normal(2, 4, 2)]),
+    "MatMul matrix right": (ops.matmul, torch.matmul, [normal(5, 3, 4), normal(4, 2)]),
+    "MatMul matrix left": (ops.matmul, torch.matmul, [normal(3, 4), normal(5, 4, 2)]),
+    "Linear": (ops.linear, lambda x, w, b: x @ w + b, [normal(5, 3), normal(3, 4), normal(1, 4)]),
+    "Linear no bias": (ops.linear, torch.matmul, [normal(5, 3), normal(3, 4)]),
+    "Linear flat bias": (ops.linear, lambda x, w, b: x @ w + b, [normal(5, 3), normal(3, 4), normal(4)]),
+    "Linear batched": (ops.linear, lambda x, w, b: x @ w + b, [normal(2, 5, 3), normal(3, 4), normal(1, 4)]),
+    "Linear one row": (ops.linear, lambda x, w, b: (x @ w + b)[0], [normal(3), normal(3, 4), normal(1, 4)]),
+    "Conv": (lambda x, k: ops.conv(x, k), lambda x, k: twin_conv(x, k, 1, 0), [normal(2, 5, 4, 3), normal(3, 2, 3, 2)]),
+    "Conv padded": (
+        lambda x, k: ops.conv(x, k, padding=2),
+        lambda x, k: twin_conv(x, k, 1, 2),
+        [normal(2, 3, 4, 3), normal(3, 3, 3, 2)],
+    ),
+    "Conv strided": (
+        lambda x, k: ops.conv(x, k, stride=2, padding=1),
+        lambda x, k: twin_conv(x, k, 2, 1),
+        [normal(2, 6, 5, 3), normal(3, 3, 3, 2)],
+    ),
+    "Conv 1x1": (
+        lambda x, k: ops.conv(x, k, stride=3),
+        lambda x, k: twin_conv(x, k, 3, 0),
+        [normal(2, 6, 5, 3), normal(1, 1, 3, 2)],
+    ),
+    "Stack": (
+        lambda a, b: ops.stack([a, b, a], -1),
+        lambda a, b: torch.stack([a, b, a], -1),
+        [normal(2, 3), normal(2, 3, seed=1)],
+    ),
+    "Split": (
+        lambda a: ops.split(a, 1)[2] * ops.split(a, 1)[0],
+        lambda a: a.unbind(1)[2] * a.unbind(1)[0],
+        [normal(2, 3, 4)],
+    ),
+    "MakeTensorTuple": (
+        lambda a, b: ops.make_tuple(a, b)[1] * ops.make_tuple(a, b)[0],
+        lambda a, b: a * b,
+        [normal(3), normal(3, seed=1)],
+    ),
+    "TupleGetItem": (
+        lambda a: (lambda parts: parts[0] * parts[0] + parts[1])(ops.split(a)),
+        lambda a: a[0] * a[0] + a[1],
+        [normal(3, 2)],
+    ),
+    "FusedAddScalars": (
+        lambda a: (lambda pair: pair[0] * pair[1])(ops.fused_add_scalars(a, 1.0, -2.0)),
+        lambda a: (a + 1) * (a - 2),
+        [normal(3)],
+    ),
+    "BatchNorm": (ops.batch_norm, twin_batch_norm, [normal(6, 3), normal(3), normal(3, seed=1)]),
+    "BatchNorm offset": (ops.batch_norm, twin_batch_norm, [normal(6, 3, offset=1e3), normal(3), normal(3)]),
+    "LayerNorm": (ops.layer_norm, twin_layer_norm, [normal(6, 3), normal(3), normal(3, seed=1)]),
+    "LayerNorm batched": (ops.layer_norm, twin_layer_norm, [normal(2, 4, 3), normal(3), normal(3, seed=1)]),
+    "SoftmaxCrossEntropy": (
+        lambda z: ops.softmax_cross_entropy(z, ndl.Tensor(LABELS)),
+        lambda z: F.cross_entropy(z, torch.as_tensor(LABELS)),
+        [normal(5, 3)],
+    ),
+    "SoftmaxCrossEntropy large": (
+        lambda z: ops.softmax_cross_entropy(z, ndl.Tensor(LABELS)),
+        lambda z: F.cross_entropy(z, torch.as_tensor(LABELS)),
+        [normal(5, 3, scale=1e3)],
+    ),
+}
+
+
+def close(ours, theirs, what):
+    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+    assert ours.shape == theirs.shape, what
+    assert ours.dtype == theirs.dtype, what
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-10, err_msg=what)
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+    ours, theirs, arrays = CASES[request.param]
+    xs = [ndl.Tensor(a) for a in arrays]
+    ts = [torch.tensor(a, requires_grad=True) for a in arrays]
+    for x in xs:
+        x.cached_data.flags.writeable = False  # an op that writes into its input fails
+    return ours, theirs, xs, ts
+
+
+def test_value_and_gradient(case):
+    ours, theirs, xs, ts = case
+    y, t = ours(*xs), theirs(*ts)
+    close(y, t, "value")
+    g = normal(*y.shape, seed=7)
+    out_grad = ndl.Tensor(g)
+    out_grad.cached_data.flags.writeable = False
+    y.backward(out_grad)
+    for i, (x, expected) in enumerate(zip(xs, torch.autograd.grad(t, ts, torch.tensor(g)), strict=True)):
+        close(x.grad, expected, f"gradient {i}")
+        assert x.grad.op is None
+        assert not x.grad.requires_grad
+        assert x.grad.cached_data.flags.carray
+        assert x.grad.cached_data.base is None
+        assert x.grad.cached_data is not out_grad.cached_data
+
+
+def test_second_order(case):
+    ours, theirs, xs, ts = case
+    y, t = ours(*xs), theirs(*ts)
+    g = normal(*y.shape, seed=7)
+    cotangent, torch_cotangent = ndl.Tensor(g), torch.tensor(g, requires_grad=True)
+    y.backward(cotangent, create_graph=True)
+    first = torch.autograd.grad(t, ts, torch_cotangent, create_graph=True)
+    grads = [x.grad for x in xs]
+    for i, (ours_i, theirs_i) in enumerate(zip(grads, first, strict=True)):
+        close(ours_i, theirs_i, f"gradient {i}")
+    directions = [normal(*x.shape, seed=8 + i) for i, x in enumerate(xs)]
+    total = ndl.Tensor(np.zeros(()))
+    for gradient, direction in zip(grads, directions, strict=True):
+        total = total + (gradient * ndl.Tensor(direction, requires_grad=False)).sum()
+    for x in xs:
+        x.grad = None
+    total.backward()
+    torch_total = sum((a * torch.tensor(d)).sum() for a, d in zip(first, directions, strict=True))
+    expected = torch.autograd.grad(torch_total, [*ts, torch_cotangent], allow_unused=True)
+    for i, (x, e) in enumerate(zip([*xs, cotangent], expected, strict=True)):
+        if e is None:
+            assert x.grad is None or not x.grad.numpy().any(), f"second-order gradient {i}"
+        else:
+            ours_i = x.grad if x.grad is not None else ndl.zeros_like(x)
+            close(ours_i, e, f"second-order gradient {i}")
+
+
+def test_every_op_has_a_case():
+    classes = {n for n, c in vars(ops).items() if inspect.isclass(c) and issubclass(c, ndl.Op)}
+    classes -= {"TensorOp", "TensorTupleOp"}
+    assert classes <= {name.split(" ")[0] for name in CASES}
+
+
+def test_every_function_is_at_the_top():
+    functions = [
+        n for n, f in vars(ops).items() if inspect.isfunction(f) and f.__module__ == "needle.ops" and n[0] != "_"
+    ]
+    assert len(functions) > 35
+    for name in functions:
+        assert getattr(ndl, name) is getattr(ops, name)
+        assert name in ndl.__all__
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "LayerNorm", "SoftmaxCrossEntropy"])
+def test_fused_op_used_twice_does_not_mix_up_its_calls(name):
+    op = getattr(ops, name)()
+    rest = [ndl.Tensor(LABELS)] if name.startswith("Soft") else [ndl.ones(3, dtype="float64")] * 2
+    a, b = ndl.Tensor(normal(5, 3)), ndl.Tensor(normal(5, 3, seed=1))
+    y = op(a, *rest)
+    op(b, *rest)
+    g = ndl.Tensor(normal(*y.shape, seed=2))
+    y.backward(g)
+    twice = a.grad
+    type(op)()(a, *rest).backward(g)
+    np.testing.assert_allclose(twice.numpy(), a.grad.numpy(), rtol=1e-12)
+
+
+def test_softmax_gradient_of_logits_in_fortran_order():
+    z = np.asfortranarray(normal(5, 3))
+    x = ndl.Tensor.make_const(z, requires_grad=True)
+    ops.softmax_cross_entropy(x, ndl.Tensor(LABELS)).backward()
+    t = torch.tensor(z, requires_grad=True)
+    F.cross_entropy(t, torch.as_tensor(LABELS)).backward()
+    close(x.grad, t.grad, "gradient")
+
+
+def test_power_at_zero_has_the_limits_of_torch():
+    a, b = np.array([0.0, 0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0])
+    x, e = ndl.Tensor(a), ndl.Tensor(b)
+    (x**e).backward()
+    tx, te = torch.tensor(a, requires_grad=True), torch.tensor(b, requires_grad=True)
+    (tx**te).sum().backward()
+    close(x.grad, tx.grad, "base")
+    close(e.grad, te.grad, "exponent")
+
+
+def test_logsumexp_of_infinities():
+    x = np.array([[-np.inf, 0.0], [-np.inf, -np.inf], [np.inf, 1.0]])
+    ours = ops.logsumexp(ndl.Tensor(x), 1).numpy()
+    np.testing.assert_array_equal(ours, torch.tensor(x).logsumexp(1).numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_dtype_is_kept(dtype):
+    x = ndl.Tensor(positive(3, 4), dtype=dtype)
+    scalars = [x * np.float64(2), np.float64(2) * x, x + np.array(1.0), 1 / x, 2**x, 2.5 - x, x**0.5, x / np.float64(3)]
+    for y in [*scalars, ops.sigmoid(x), ops.logsumexp(x, 1), x.max(0), x.mean(), ops.relu(x), x @ x.T]:
+        assert isinstance(y, ndl.Tensor)
+        assert y.dtype == dtype
+        y.backward()
+        assert x.grad.dtype == dtype
+
+
+def test_ndarray_on_the_left():
+    x = ndl.Tensor(normal(3))
+    y = np.arange(3.0) * x
+    assert isinstance(y, ndl.Tensor)
+    y.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [0.0, 1.0, 2.0])
+    assert isinstance(np.ones((2, 3)) @ ndl.Tensor(normal(3, 1)), ndl.Tensor)
+
+
+def test_mixed_dtypes_give_each_leaf_its_own():
+    x, w = ndl.Tensor(normal(3), dtype="float32"), ndl.Tensor(normal(3))
+    for create_graph in (False, True):
+        (x * w + x).backward(create_graph=create_graph)
+        assert x.grad.dtype == np.float32
+        assert w.grad.dtype == np.float64
+        x.grad = w.grad = None
+
+
+def test_integer_tensors_take_gradients_as_they_come():
+    x = ndl.Tensor([1, 2])
+    (x * 2.5 + x * x).backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [4.5, 6.5])
+
+
+def test_zero_size():
+    x, w = ndl.Tensor(np.zeros((0, 3))), ndl.Tensor(normal(3, 2))
+    ops.linear(ops.relu(x), w, ndl.Tensor(normal(1, 2))).sum().backward()
+    assert x.grad.shape == (0, 3)
+    np.testing.assert_array_equal(w.grad.numpy(), np.zeros((3, 2)))
+
+
+def a(*shape):
+    return ndl.Tensor(np.ones(shape))
+
+
+MESSAGES = {
+    "matmul": (lambda: a(3, 4) @ a(5, 2), ValueError, r"matmul needs \(n, k\) @ \(k, m\), but got \(3, 4\) @ \(5, 2\)"),
+    "matmul flat": (lambda: a(4) @ a(4, 2), ValueError, r"matmul needs .* got \(4,\) @ \(4, 2\)"),
+    "add": (lambda: a(3) + a(2), ValueError, r"add: shapes \(3,\) and \(2,\) do not broadcast"),
+    "multiply": (lambda: a(3) * a(2), ValueError, r"multiply: shapes \(3,\) and \(2,\)"),
+    "divide": (lambda: a(3) / a(2), ValueError, r"divide: shapes \(3,\) and \(2,\)"),
+    "power": (lambda: a(3) ** a(2), ValueError, r"power: shapes \(3,\) and \(2,\)"),
+    "axis": (lambda: a(2, 3).sum(2), ValueError, r"summation: axis 2 does not exist in 2 dimensions; use -2\.\.1"),
+    "axis twice": (lambda: a(2, 3).sum((0, -2)), ValueError, "name an axis twice"),
+    "max axis": (lambda: a(2, 3).max(5), ValueError, "max: axis 5 does not exist"),
+    "max empty": (lambda: a(2, 0).max(1), ValueError, r"at least one element, but the shape is \(2, 0\)"),
+    "logsumexp axis": (lambda: ops.logsumexp(a(2), 1), ValueError, "logsumexp: axis 1"),
+    "logsumexp empty": (lambda: ops.logsumexp(a(2, 0), 1), ValueError, "at least one element"),
+    "mean empty": (lambda: a(0).mean(), ValueError, "at least one element"),
+    "logsoftmax": (lambda: ops.logsoftmax(a(3)), ValueError, r"\(batch, classes\).* got \(3,\)"),
+    "transpose": (lambda: ops.transpose(a(2, 3), (0, 2)), ValueError, "transpose: axis 2"),
+    "transpose triple": (lambda: ops.transpose(a(2, 3), (0, 1, 2)), ValueError, r"a pair of axes, .*\(0, 1, 2\)"),
+    "transpose flat": (lambda: ops.transpose(a(3)), ValueError, "at least 2 dimensions"),
+    "T": (lambda: a(2, 3, 4).T, ValueError, r"use transpose\(\(i, j\)\)"),
+    "reshape": (lambda: a(2, 3).reshape((4,)), ValueError, r"6 elements of shape \(2, 3\) do not fill \(4,\)"),
+    "broadcast_to": (lambda: a(2, 3).broadcast_to((2, 4)), ValueError, r"\(2, 3\) does not broadcast to \(2, 4\)"),
+    "index": (lambda: a(3)[5], IndexError, "5 is out of bounds"),
+    "stack": (lambda: ops.stack([a(2), a(3)]), ValueError, r"equal shape, but got shapes \[\(2,\), \(3,\)\]"),
+    "stack nothing": (lambda: ops.stack([]), ValueError, "one or more"),
+    "split": (lambda: ops.split(a(2), 1), ValueError, "split: axis 1"),
+    "tuple index": (lambda: ops.split(a(2))[2], IndexError, "index 2 is out of range for a tuple of 2"),
+    "flip": (lambda: ops.flip(a(2), (1,)), ValueError, "flip: axis 1"),
+    "dilate": (lambda: ops.dilate(a(2), (0,), -1), ValueError, "dilation must be 0 or more, but got -1"),
+    "linear": (lambda: ops.linear(a(2, 3), a(4, 5)), ValueError, r"got \(2, 3\) @ \(4, 5\)"),
+    "linear bias": (lambda: ops.linear(a(2, 3), a(3, 5), a(1, 1)), ValueError, r"bias of shape .* got \(1, 1\)"),
+    "conv": (lambda: ops.conv(a(1, 3, 3, 2), a(2, 2, 3, 1)), ValueError, "conv needs images"),
+    "conv size": (lambda: ops.conv(a(1, 3, 3, 1), a(4, 4, 1, 1)), ValueError, "does not fit"),
+    "conv stride": (lambda: ops.Conv(0), ValueError, "stride=0"),
+    "batch_norm": (lambda: ops.batch_norm(a(2, 3), a(2), a(3)), ValueError, r"batch_norm needs .*\(2, 3\), \(2,\)"),
+    "layer_norm": (lambda: ops.layer_norm(a(2, 3), a(3), a(2)), ValueError, "layer_norm needs"),
+    "eps": (lambda: ops.LayerNorm(0), ValueError, "eps must be a positive finite number, got eps=0"),
+    "scalar": (lambda: ops.mul_scalar(a(2), "3"), TypeError, "real number, but got '3'"),
+    "not a tensor": (lambda: ops.add(a(2), 3), TypeError, "EWiseAdd takes needle Tensors, but got int"),
+    "text": (lambda: a(2) + "3", TypeError, "unsupported operand"),
+    "text left": (lambda: "3" - a(2), TypeError, "unsupported operand"),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_message(name):
+    action, kind, match = MESSAGES[name]
+    with pytest.raises(kind, match=match):
+        action()
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "match"),
+    [
+        ([0, 3], ValueError, r"labels in 0\.\.2, but got 3"),
+        ([0, -1], ValueError, r"labels in 0\.\.2, but got -1"),
+        ([0.0, 1.5], ValueError, "integer labels, but got 1.5"),
+        ([0.0, np.nan], ValueError, "integer labels, but got nan"),
+        ([0.0, np.inf], ValueError, "integer labels, but got inf"),
+        ([False, True], TypeError, "integer labels, but got dtype bool"),
+        ([0], ValueError, r"labels of shape \(2,\) for logits \(2, 3\), but got \(1,\)"),
+        ([[0], [1]], ValueError, r"but got \(2, 1\)"),
+        ([0, 1, 2], ValueError, r"but got \(3,\)"),
+    ],
+    ids=["high", "negative", "fraction", "nan", "inf", "bool", "short", "column", "long"],
+)
+def test_labels_are_checked(labels, kind, match):
+    with pytest.raises(kind, match=match):
+        ops.softmax_cross_entropy(a(2, 3), ndl.Tensor(labels))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "uint64", "float32"])
+def test_labels_of_any_integer_kind(dtype):
+    z = ndl.Tensor(normal(5, 3))
+    labels = ndl.Tensor(LABELS, dtype=dtype)
+    loss = ops.softmax_cross_entropy(z, labels)
+    loss.backward()
+    assert labels.grad is None
+    expected = F.cross_entropy(torch.tensor(z.numpy()), torch.as_tensor(LABELS))
+    close(loss, expected, "loss")
+
+
+def test_softmax_needs_a_batch():
+    with pytest.raises(ValueError, match=r"not empty, but got \(0, 3\)"):
+        ops.softmax_cross_entropy(a(0, 3), ndl.Tensor(np.zeros(0, int)))
