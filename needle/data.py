@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import struct
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,19 +146,25 @@ def parse_mnist(image_filename: str, label_filename: str) -> tuple[Array, Array]
 
     ValueError if a file has another format or the two do not belong together.
     """
-    with gzip.open(image_filename) as file:
-        magic, n, rows, columns = struct.unpack(">4i", file.read(16))
-        if magic != 2051:
-            raise ValueError(f"{image_filename} is no IDX file of images: it starts with {magic} instead of 2051")
-        images = np.frombuffer(file.read(), np.uint8).reshape(n, rows * columns)
-    with gzip.open(label_filename) as file:
-        magic, m = struct.unpack(">2i", file.read(8))
-        if magic != 2049:
-            raise ValueError(f"{label_filename} is no IDX file of labels: it starts with {magic} instead of 2049")
-        labels = np.frombuffer(file.read(), np.uint8)
-    if n != m or m != len(labels):
-        raise ValueError(f"there are {n} images in {image_filename} but {len(labels)} labels in {label_filename}")
-    return images.astype(np.float32) / np.float32(255), labels.copy()
+    images, (n, rows, columns) = _read_idx(image_filename, "images", 2051, 3)
+    labels, (m,) = _read_idx(label_filename, "labels", 2049, 1)
+    if n != m:
+        raise ValueError(f"there are {n} images in {image_filename} but {m} labels in {label_filename}")
+    return images.reshape(n, rows * columns).astype(np.float32) / np.float32(255), labels.copy()
+
+
+def _read_idx(filename: str, what: str, magic: int, ndim: int) -> tuple[Array, tuple[int, ...]]:
+    """Read an IDX file: a magic number and the sizes as big-endian integers, then the bytes."""
+    with gzip.open(filename) as file:
+        content = file.read()
+    start = int.from_bytes(content[:4], "big")
+    if start != magic:
+        raise ValueError(f"{filename} is no IDX file of {what}: it starts with {start} instead of {magic}")
+    head = 4 + 4 * ndim
+    sizes = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4))
+    if len(content) - head != math.prod(sizes):
+        raise ValueError(f"{filename} should hold {sizes} bytes of {what}, but holds {len(content) - head}")
+    return np.frombuffer(content, np.uint8, offset=head), sizes
 
 
 class DataLoader:

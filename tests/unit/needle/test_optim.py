@@ -1,0 +1,347 @@
+"""SGD, Adam and clipping: the rule, the state, and what must stay untouched."""
+
+import numpy as np
+import pytest
+import torch
+
+import needle as ndl
+from needle import nn
+from needle.optim import SGD, Adam, Optimizer
+
+
+def parameter(*shape, seed=0, dtype="float32"):
+    return nn.Parameter(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype=dtype)
+
+
+def give(p, seed=0, scale=1.0, dtype=None):
+    g = np.random.default_rng([99, seed, *p.shape]).standard_normal(p.shape) * scale
+    p.grad = ndl.Tensor(g, dtype=dtype or p.dtype, requires_grad=False)
+    return p.grad.numpy()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(3, 4), (), (400_003,)], ids=str)
+def test_sgd_follows_the_formula(momentum, weight_decay, shape):
+    p = parameter(*shape, dtype="float64")
+    opt = SGD([p], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    theta, u = p.numpy().copy(), np.zeros(shape)
+    assert p not in opt.u
+    for i in range(4):
+        g = give(p, i)
+        before = g.copy()
+        opt.step()
+        u = momentum * u + (1 - momentum) * (before + weight_decay * theta)
+        theta = theta - 0.1 * u
+        np.testing.assert_array_equal(g, before)
+        assert p.shape == opt.u[p].shape == shape
+        np.testing.assert_allclose(opt.u[p].numpy(), u, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(p.numpy(), theta, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01), (0.999, 0.5)])
+def test_sgd_equals_torch_with_a_zero_buffer(momentum, weight_decay):
+    p = parameter(5, 3)
+    t = torch.tensor(p.numpy().copy(), requires_grad=True)
+    ours = SGD([p], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    theirs = torch.optim.SGD([t], lr=0.1, momentum=momentum, dampening=momentum, weight_decay=weight_decay)
+    if momentum:
+        theirs.state[t]["momentum_buffer"] = torch.zeros_like(t)
+    for i in range(20):
+        t.grad = torch.tensor(give(p, i).copy())
+        ours.step()
+        theirs.step()
+        assert p.dtype == ours.u[p].dtype == np.float32
+        np.testing.assert_allclose(p.numpy(), t.detach().numpy(), rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_equals_torch(weight_decay):
+    p, late = parameter(5, 3, dtype="float64"), parameter(2, dtype="float64")
+    ts = [torch.tensor(q.numpy().copy(), requires_grad=True) for q in (p, late)]
+    ours = Adam([p, late], lr=0.1, weight_decay=weight_decay)
+    theirs = torch.optim.Adam(ts, lr=0.1, weight_decay=weight_decay)
+    for i in range(20):
+        ts[0].grad = torch.tensor(give(p, i).copy())
+        if i >= 5:  # its own t starts here
+            ts[1].grad = torch.tensor(give(late, i).copy())
+        ours.step()
+        theirs.step()
+        for q, t in zip((p, late), ts, strict=True):
+            np.testing.assert_allclose(q.numpy(), t.detach().numpy(), rtol=1e-10, atol=1e-12)
+    assert ours.t == {p: 20, late: 15}
+    assert ours.m[p].dtype == ours.v[p].dtype == np.float64
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_state_and_parameters_keep_dtype_and_hold_no_graph(make):
+    p = parameter(3)
+    opt = make([p], lr=np.float64(0.1), weight_decay=np.float64(0.1))
+    for _ in range(2):
+        (p * p).sum().backward(create_graph=True)
+        g = p.grad
+        opt.step()
+        assert p.grad is g
+        states = [opt.u[p]] if make is SGD else [opt.m[p], opt.v[p]]
+        for t in [p, *states]:
+            assert t.dtype == np.float32
+            assert t.op is None
+            assert len(t.inputs) == 0
+        assert p.requires_grad
+        assert not any(s.requires_grad for s in states)
+        opt.reset_grad()
+        assert p.grad is None
+    give(p, dtype="float64")
+    opt.step()
+    assert p.dtype == np.float32
+
+
+def test_parameters_without_gradient_are_skipped():
+    p, q = parameter(2), parameter(3)
+    opt = SGD([p, q], momentum=0.9, weight_decay=0.5)
+    old = q.numpy().copy()
+    give(p)
+    opt.step()
+    assert p in opt.u
+    assert q not in opt.u
+    np.testing.assert_array_equal(q.numpy(), old)
+
+
+def test_repeated_parameters_step_once_and_generators_work():
+    p, q = parameter(2), parameter(2)
+    give(p), give(q)
+    SGD((x for x in (p, p, p)), lr=0.5).step()
+    SGD([q], lr=0.5).step()
+    np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+def test_hyperparameters_can_change_between_steps():
+    p = parameter(2, dtype="float64")
+    opt = SGD([p], lr=0.1)
+    g = give(p)
+    for name, lr in (("first", 0.1), ("second", 0.7)):
+        before = p.numpy().copy()
+        opt.lr = lr
+        opt.step()
+        np.testing.assert_allclose(before - p.numpy(), lr * g, rtol=1e-12, err_msg=name)
+
+
+def test_state_can_be_written_into_and_replaced():
+    p = parameter(2, dtype="float64")
+    opt = SGD([p], lr=1.0, momentum=0.5)
+    give(p, scale=0.0)
+    opt.step()
+    opt.u[p].cached_data[...] = 2.0
+    opt.step()
+    np.testing.assert_array_equal(opt.u[p].numpy(), [1.0, 1.0])
+    mine = ndl.Tensor([8.0, 4.0])
+    opt.u[p] = mine
+    before = p.numpy().copy()
+    opt.step()
+    np.testing.assert_array_equal(opt.u[p].numpy(), [4.0, 2.0])
+    np.testing.assert_array_equal(mine.numpy(), [8.0, 4.0])
+    np.testing.assert_allclose(p.numpy(), before - [4.0, 2.0], rtol=1e-12)
+    opt.u[p] = ndl.Tensor([8.0, 4.0], dtype="float32")
+    opt.step()
+    assert opt.u[p].dtype == np.float64
+    p.data = ndl.Tensor([1.0, 1.0])
+    opt.step()
+    np.testing.assert_array_equal(p.numpy(), [-1.0, 0.0])
+    p.cached_data = np.ones(2)
+    opt.step()
+    np.testing.assert_array_equal(p.numpy(), [0.0, 0.5])
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_who_keeps_the_old_array_keeps_the_old_numbers(make):
+    p, q = parameter(3), parameter(3, seed=1)
+    opt = make([p], lr=0.1)
+    give(p)
+    opt.step()
+    q.data = p.data
+    kept, view, copy = p.numpy(), p.data[1:], p.numpy().copy()
+    opt.step()
+    np.testing.assert_array_equal(kept, copy)
+    np.testing.assert_array_equal(view.numpy(), copy[1:])
+    np.testing.assert_array_equal(q.numpy(), copy)
+    assert (p.numpy() != copy).all()
+
+
+def test_a_steady_step_writes_in_place():
+    p = parameter(3)
+    opt = SGD([p], lr=0.1, momentum=0.9)
+    give(p)
+    opt.step()
+    where = p.numpy().ctypes.data, opt.u[p].numpy().ctypes.data
+    opt.step()
+    assert where == (p.numpy().ctypes.data, opt.u[p].numpy().ctypes.data)
+
+
+def test_memory_that_cannot_be_written_is_replaced():
+    p = parameter(3)
+    opt = SGD([p], lr=0.5)
+    give(p)
+    p.cached_data = np.broadcast_to(np.float32(1), (3,))
+    opt.step()
+    np.testing.assert_allclose(p.numpy(), 1 - 0.5 * p.grad.numpy(), rtol=1e-6)
+
+
+def test_one_minus_momentum_is_computed_in_double():
+    p = parameter(1)
+    opt = SGD([p], momentum=0.999)
+    p.grad = ndl.ones(1)
+    opt.step()
+    assert opt.u[p].numpy()[0] == np.float32(1 - 0.999)
+
+
+BAD = {
+    "lr 0": ({"lr": 0}, "lr must be a positive finite number, got lr=0"),
+    "lr negative": ({"lr": -0.1}, "lr must be a positive finite number, got lr=-0.1"),
+    "lr nan": ({"lr": float("nan")}, "got lr=nan"),
+    "lr inf": ({"lr": float("inf")}, "got lr=inf"),
+    "lr text": ({"lr": "0.1"}, "got lr='0.1'"),
+    "momentum 1": ({"momentum": 1}, r"momentum must be in \[0, 1\), got momentum=1; with 1 .* for ever"),
+    "momentum negative": ({"momentum": -0.1}, r"got momentum=-0\.1"),
+    "momentum nan": ({"momentum": float("nan")}, "got momentum=nan"),
+    "decay negative": ({"weight_decay": -1}, "weight_decay must be finite and at least 0, got weight_decay=-1"),
+    "decay inf": ({"weight_decay": float("inf")}, "got weight_decay=inf"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_hyperparameters_are_checked_at_construction_and_at_the_step(name):
+    settings, match = BAD[name]
+    p = parameter(2)
+    with pytest.raises(ValueError, match="^SGD: .*" + match):
+        SGD([p], **settings)
+    opt = SGD([p])
+    give(p)
+    old = p.numpy().copy()
+    ((key, value),) = settings.items()
+    setattr(opt, key, value)
+    with pytest.raises(ValueError, match=match):
+        opt.step()
+    np.testing.assert_array_equal(p.numpy(), old)
+    assert not opt.u
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"beta1": 1.0}, r"Adam: beta1 must be in \[0, 1\), got beta1=1.0"),
+        ({"beta2": -1.0}, r"Adam: beta2 must be in"),
+        ({"eps": 0.0}, "Adam: eps must be a positive finite number"),
+        ({"lr": 0.0}, "Adam: lr must be a positive"),
+        ({"weight_decay": -1.0}, "Adam: weight_decay must be"),
+    ],
+    ids=["beta1", "beta2", "eps", "lr", "decay"],
+)
+def test_adam_checks_its_settings(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Adam([parameter(1)], **settings)
+
+
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match=r"SGD: the list of parameters is empty; pass model\.parameters\(\)"):
+        SGD([])
+    with pytest.raises(TypeError, match="SGD: params must be Parameters, but got str"):
+        SGD(["w"])
+    with pytest.raises(TypeError, match=r"got one Tensor: use \[tensor\]"):
+        SGD(parameter(2))
+    with pytest.raises(TypeError, match="a Tensor that needs no gradient"):
+        SGD([ndl.ones(2)])
+    with pytest.raises(TypeError, match="a Tensor that an op made"):
+        SGD([parameter(2) * 2])
+    with pytest.raises(TypeError, match="floating dtype, but got int64"):
+        SGD([nn.Parameter([1, 2])])
+    frozen = parameter(2)
+    frozen.requires_grad = False
+    SGD([frozen, ndl.Tensor([1.0])]).step()
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_bad_gradients_are_found_before_anything_is_updated(make):
+    p, q = parameter(2), parameter(3)
+    opt = make([p, q])
+    old = p.numpy().copy()
+    give(p)
+    for bad, kind, match in (
+        (ndl.ones(2), ValueError, r"p.grad must have the shape \(3,\) of its parameter, but got \(2,\)"),
+        (ndl.ones(3, dtype="bool"), TypeError, "must hold numbers, but got dtype bool"),
+        (np.ones(3), TypeError, "must be a Tensor or None, but got ndarray"),
+    ):
+        q.grad = bad
+        with pytest.raises(kind, match=match):
+            opt.step()
+        with pytest.raises(kind, match=match):
+            opt.clip_grad_norm()
+        np.testing.assert_array_equal(p.numpy(), old)
+        assert not (opt.u if make is SGD else opt.m)
+    give(q)
+    state = opt.u if make is SGD else opt.v
+    state[q] = ndl.ones(7)
+    with pytest.raises(ValueError, match=r"must have the shape \(3,\) of its parameter, but got \(7,\)"):
+        opt.step()
+    np.testing.assert_array_equal(p.numpy(), old)
+    assert p not in state
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("max_norm", [0.25, 10.0])
+def test_clip_grad_norm_equals_torch(scale, max_norm):
+    ps = [parameter(3, 4), parameter(5), parameter(2)]
+    opt = SGD(ps)
+    ts = [torch.tensor(p.numpy().copy(), requires_grad=True, dtype=torch.float64) for p in ps]
+    kept = []
+    for i, (p, t) in enumerate(zip(ps[:2], ts, strict=False)):
+        g = give(p, i, scale)
+        kept.append((g, g.copy()))
+        t.grad = torch.tensor(g.astype(np.float64))
+    expected = torch.nn.utils.clip_grad_norm_(ts, max_norm)
+    norm = opt.clip_grad_norm(max_norm)
+    assert type(norm) is float
+    np.testing.assert_allclose(norm, expected, rtol=1e-12)
+    for p, t in zip(ps[:2], ts, strict=False):
+        assert p.grad.dtype == np.float32
+        np.testing.assert_allclose(p.grad.numpy(), t.grad, rtol=3e-7)
+    assert ps[2].grad is None
+    for g, before in kept:
+        np.testing.assert_array_equal(g, before)
+
+
+def test_clip_grad_norm_edges():
+    p = parameter(2)
+    opt = SGD([p, p])
+    assert opt.clip_grad_norm() == 0.0
+    p.grad = ndl.Tensor([3.0, 4.0], dtype="float32")
+    assert opt.clip_grad_norm(1.0) == 5.0
+    np.testing.assert_allclose(p.grad.numpy(), [0.6, 0.8], rtol=1e-6)
+    p.grad = ndl.Tensor([np.nan, 4.0], dtype="float32")
+    assert np.isnan(opt.clip_grad_norm(1.0))
+    assert np.isnan(p.grad.numpy()).all()
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=f"max_norm must be a positive number, got max_norm={bad}"):
+            opt.clip_grad_norm(bad)
+
+
+def test_an_optimizer_in_the_style_of_the_course():
+    class Plain(Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params)
+            self.lr = lr
+
+        def step(self):
+            for p in self.params:
+                p.data = p.data - self.lr * p.grad.data
+
+    p = parameter(2)
+    old = p.numpy().copy()
+    opt = Plain([p], 0.5)
+    (p * p).sum().backward()
+    opt.step()
+    opt.reset_grad()
+    np.testing.assert_allclose(p.numpy(), 0.0 * old, atol=1e-7)
+    assert p.is_leaf()
+    assert p.grad is None
+    with pytest.raises(NotImplementedError, match=r"Optimizer must define step\(self\)"):
+        Optimizer([p]).step()
