@@ -165,6 +165,15 @@ def test_tuple_elements_passed_on_are_not_shared():
     np.testing.assert_array_equal(seed.numpy(), [1, 1])
 
 
+def test_a_tuple_passes_its_gradient_on_without_giving_it_away():
+    a, b, seed = leaf(1, 2), leaf(3, 4), leaf(5, 6)
+    first = ops.TupleGetItem(0)(ops.make_tuple(a, b))
+    (first + a).backward(seed)
+    np.testing.assert_array_equal(a.grad.numpy(), [10, 12])
+    np.testing.assert_array_equal(b.grad.numpy(), [0, 0])
+    np.testing.assert_array_equal(seed.numpy(), [5, 6])
+
+
 def test_backward_of_a_leaf():
     x = leaf(1, 2)
     seed = leaf(3, 4)
@@ -332,6 +341,19 @@ class PassOn(ndl.TensorOp):
         return out_grad, out_grad
 
 
+class Kept(ndl.TensorOp):
+    """Returns a tensor that it goes on holding."""
+
+    def __init__(self):
+        self.slope = leaf(7)
+
+    def compute(self, a):
+        return a * 7
+
+    def gradient(self, out_grad, node):
+        return self.slope
+
+
 class Wrong(ndl.TensorOp):
     def __init__(self, answer):
         self.answer = answer
@@ -376,6 +398,15 @@ def test_user_op_that_passes_its_gradient_on():
     assert x.grad.numpy() == 2
     assert y.grad.numpy() == 1
     assert not np.shares_memory(x.grad.numpy(), y.grad.numpy())
+
+
+def test_user_op_that_holds_what_it_returns():
+    x, op = leaf(1), Kept()
+    (op(x) + op(x)).backward()
+    assert x.grad.numpy() == 14
+    assert op.slope.numpy() == 7
+    op(x).backward()
+    assert not np.shares_memory(x.grad.numpy(), op.slope.numpy())
 
 
 @pytest.mark.parametrize(
@@ -495,6 +526,18 @@ def test_memory_check_second_order_is_freed_by_the_next_backward(no_collector):
         y.backward(create_graph=True)
         (y + (w.grad * w.grad).sum() + (x.grad * x.grad).sum()).backward()
     del y
+    assert gc.collect() == 0
+
+
+def test_memory_check_a_plain_backward_drops_gradients_of_inner_nodes(no_collector):
+    x = leaf(1, 2)
+    y = x * 2
+    loss = (y * y).sum()  # the gradient of y is computed from y
+    loss.backward(create_graph=True)
+    assert y.grad is not None
+    loss.backward()
+    assert y.grad is None
+    del y, loss
     assert gc.collect() == 0
 
 

@@ -186,6 +186,16 @@ def test_memory_that_cannot_be_written_is_replaced():
     np.testing.assert_allclose(p.numpy(), 1 - 0.5 * p.grad.numpy(), rtol=1e-6)
 
 
+def test_a_parameter_that_is_a_view_leaves_the_rest_alone():
+    whole = np.ones(5, "float32")
+    p = parameter(3)
+    p.cached_data = whole[1:4]
+    give(p)
+    SGD([p], lr=0.5).step()
+    np.testing.assert_array_equal(whole, np.ones(5))
+    np.testing.assert_allclose(p.numpy(), 1 - 0.5 * p.grad.numpy(), rtol=1e-6)
+
+
 def test_one_minus_momentum_is_computed_in_double():
     p = parameter(1)
     opt = SGD([p], momentum=0.999)
