@@ -61,12 +61,6 @@ class Divergence:
         at = "" if not self.index else f"[{', '.join(map(str, self.index))}]"
         return f"{self.quantity} {self.name}{at}".replace("loss loss", "loss")
 
-    @property
-    def signature(self) -> tuple[str, str, str]:
-        """What makes two divergences the same failure: quantity, rule and kind of tensor."""
-        kind = self.failure.kind if self.failure else self.name.rsplit(".", 1)[-1] if "." in self.name else ""
-        return self.quantity, self.rule, "" if kind.isdigit() else kind
-
 
 @dataclass
 class Tally:
@@ -120,9 +114,9 @@ def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) 
     steps = None
     for quantity, values in truth.items():
         for name, value in values.items():
-            size = np.abs(value[0])
-            limit = LOGIT_DOMAIN if quantity == "activation" and name == logits else DOMAIN
-            bad = ~(size.max(axis=tuple(range(1, size.ndim)), initial=0) < limit)
+            # np.abs(nan) < limit is false: a replica that is not a number ends the domain too
+            size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
+            bad = ~(size < (LOGIT_DOMAIN if name == logits and quantity in ("activation", "evaluation") else DOMAIN))
             steps = bad if steps is None else steps | bad
     assert steps is not None
     return steps

@@ -32,14 +32,26 @@ _POOL = np.random.RandomState(20240229).uniform(-2 * U, 2 * U, _POOL_SIZE)
 
 
 class Noise:
-    """Uniform noise in ±2u, sliced from one pre-drawn pool; the same seed gives the same noise."""
+    """Uniform noise in ±2u, sliced from one pre-drawn pool; the same seed gives the same noise.
 
-    def __init__(self, seed: int, replicas: int = REPLICAS) -> None:
+    In the last ``coherent`` replicas all rows of a matrix get the same noise, as identical rows do in a real kernel:
+    a column that is constant then stays constant, and the norms stay in the regime in which the real system is.
+    """
+
+    def __init__(self, seed: int, replicas: int = REPLICAS, coherent: int = 0) -> None:
         self.replicas = replicas
+        self.coherent = coherent
         self._cursor = seed % _POOL_SIZE
 
     def draw(self, shape: Shape) -> Array:
-        """Noise for the perturbed replicas: float64 of shape ``(replicas - 1, *shape)``."""
+        """Noise for the perturbed replicas, of the shape (steps, *shape): float64 ``(replicas - 1, steps, *shape)``."""
+        noise = self._draw(shape)
+        if self.coherent and len(shape) >= 1 + LEAD:
+            rows = noise[-self.coherent :, :, :1]
+            noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
+        return noise
+
+    def _draw(self, shape: Shape) -> Array:
         count = (self.replicas - 1) * math.prod(shape)
         if count > _POOL_SIZE:
             block = np.random.RandomState(self._cursor).uniform(-2 * U, 2 * U, count)
@@ -80,6 +92,7 @@ class Tape:
 
     noise: Noise | None
     usual_norms: bool = False
+    special: bool = False  # operands may be nan or infinite; they stay what they are
     records: list[tuple[Var, tuple[Var, ...], Vjp]] = field(default_factory=list)
 
     def noisy(self, x: Array) -> Array:
@@ -99,7 +112,7 @@ class Tape:
             np.maximum(amplitude, np.abs(x[:1]), out=amplitude)
             np.multiply(e, amplitude, out=out[1:])
             out[1:] += x[1:]
-        return out
+        return np.where(np.isfinite(x), out, x) if self.special else out
 
     def roughened(self, y: Array, magnitude: Array, weight: float) -> Array:
         """y with extra noise ``weight · u · magnitude · ξ``, ξ uniform in ±2, in replicas 1…."""
@@ -498,31 +511,40 @@ def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
 # -- normalisation, softmax -------------------------------------------------------------------------------------------
 
 
+def _shifted(t: Tape, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
+    """Noisy x, its maximum, e^(x − max) and the sum of that: the shift is by the maximum of what is shifted."""
+    seen = t.noisy(x)
+    top = seen.max(axis=axes, keepdims=True)
+    e = np.exp(np.minimum(t.noisy(seen - top), 0))
+    return seen, top, e, _sum(t, t.noisy(e), axes, keepdims=True)
+
+
+def _softmax(t: Tape, x: Array, lse: Array) -> Array:
+    """e^(x − lse) and e^(x − max) / Σ are both in use; min(·, 0) admits either."""
+    return np.exp(np.minimum(t.noisy(x) - t.noisy(lse), 0))
+
+
 def logsumexp(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
     """ln Σ eˣ over axes, which are dropped."""
     over = _axes(axes, len(x.shape))
-    top = x.value.max(axis=over, keepdims=True)
-    total = _sum(t, t.noisy(np.exp(t.noisy(x.value) - t.noisy(top))), over, keepdims=True)
+    _, top, _, total = _shifted(t, x.value, over)
     y = t.noisy(np.log(t.noisy(total))) + t.noisy(top)
 
     def vjp(g: Array) -> Sequence[Array]:
-        # exp(x − y) and exp(x − max) / Σ are both in use; min(·, 0) admits either
-        soft = np.exp(np.minimum(t.noisy(x.value) - t.noisy(y), 0))
-        return (t.noisy(g.reshape(g.shape[:LEAD] + top.shape[LEAD:])) * t.noisy(soft),)
+        return (t.noisy(g.reshape(g.shape[:LEAD] + top.shape[LEAD:])) * t.noisy(_softmax(t, x.value, y)),)
 
     return t.emit(np.squeeze(y, axis=over), (x,), vjp)
 
 
 def logsoftmax(t: Tape, x: Var) -> Var:
     """x − ln Σ eˣ over the last axis of a matrix: (n, k) -> (n, k)."""
-    top = x.value.max(axis=-1, keepdims=True)
-    total = _sum(t, t.noisy(np.exp(t.noisy(x.value) - t.noisy(top))), (x.value.ndim - 1,), keepdims=True)
+    seen, top, _, total = _shifted(t, x.value, (x.value.ndim - 1,))
     lse = t.noisy(np.log(t.noisy(total))) + t.noisy(top)
-    y = t.noisy(x.value) - t.noisy(lse)
+    y = seen - t.noisy(lse)
 
     def vjp(g: Array) -> Sequence[Array]:
-        soft = np.exp(np.minimum(t.noisy(x.value) - t.noisy(lse), 0))
-        return (t.noisy(g) - t.noisy(soft) * t.noisy(_sum(t, t.noisy(g), (g.ndim - 1,), keepdims=True)),)
+        total_g = _sum(t, t.noisy(g), (g.ndim - 1,), keepdims=True)
+        return (t.noisy(g) - t.noisy(t.noisy(_softmax(t, x.value, lse)) * t.noisy(total_g)),)
 
     return t.emit(y, (x,), vjp)
 
@@ -531,12 +553,10 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     """Mean over the rows of ln Σ e^z − z_y: logits (n, k), labels (steps, n) -> ()."""
     n, k = z.shape
     onehot = (labels[..., None] == np.arange(k)).astype(np.float64)[None]
-    top = z.value.max(axis=-1, keepdims=True)
-    e = np.exp(t.noisy(z.value) - t.noisy(top))
-    s = t.noisy(e).sum(axis=-1, keepdims=True)
+    seen, top, e, s = _shifted(t, z.value, (z.value.ndim - 1,))
     # needle sums the two terms apart, so each has rounding of its own size
     normalisers = _mean(t, t.noisy(np.log(t.noisy(s)))[..., 0], (LEAD,))
-    picked = _mean(t, (t.noisy(z.value - top) * onehot).sum(axis=-1), (LEAD,))
+    picked = _mean(t, (t.noisy(seen - top) * onehot).sum(axis=-1), (LEAD,))
     loss = (t.noisy(normalisers) - t.noisy(picked))[..., 0]
 
     def vjp(g: Array) -> Sequence[Array]:

@@ -193,7 +193,7 @@ class OpRow:
     drawn: st.SearchStrategy[Drawn]
     covers: tuple[str, ...]  # classes of needle.ops
     values: str = "real"  # "real", "positive" or "nonzero": what the operands are made of
-    nonfinite: bool = True  # nan and inf among the operands: both sides must agree on where they end up
+    special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
 
 
 def _dims(x: torch.Tensor, axes: Any) -> Any:
@@ -221,7 +221,10 @@ def _torch_dilate(x: torch.Tensor, axes: Shape, dilation: int) -> torch.Tensor:
 
 
 def _torch_conv(x: torch.Tensor, w: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
-    out = nn.functional.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=stride, padding=padding)
+    out = nn.functional.conv2d(
+        # torch's own backward wants a contiguous kernel
+        x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(), stride=stride, padding=padding
+    )
     return out.permute(0, 2, 3, 1)
 
 
@@ -251,22 +254,22 @@ OPS: Mapping[str, OpRow] = {
     "subtract": OpRow(lambda n, a, b: a - b, torch.sub, _two(), ("EWiseAdd", "Negate")),
     "multiply": OpRow(lambda n, a, b: n.multiply(a, b), torch.mul, _two(), ("EWiseMul",)),
     "divide": OpRow(lambda n, a, b: n.divide(a, b), torch.div, _two(), ("EWiseDiv",), values="nonzero"),
-    "power": OpRow(lambda n, a, b: n.power(a, b), torch.pow, _two(), ("EWisePow",), values="positive", nonfinite=False),
+    "power": OpRow(lambda n, a, b: n.power(a, b), torch.pow, _two(), ("EWisePow",), values="positive", special=()),
     "negate": OpRow(lambda n, x: n.negate(x), torch.neg, _one(), ("Negate",)),
     "log": OpRow(lambda n, x: n.log(x), torch.log, _one(), ("Log",), values="positive"),
     "exp": OpRow(lambda n, x: n.exp(x), torch.exp, _one(), ("Exp",)),
     "tanh": OpRow(lambda n, x: n.tanh(x), torch.tanh, _one(), ("Tanh",)),
     "sigmoid": OpRow(lambda n, x: n.sigmoid(x), torch.sigmoid, _one(), ("Sigmoid",)),
-    "relu": OpRow(lambda n, x: n.relu(x), torch.relu, _one(), ("ReLU",)),
+    "relu": OpRow(lambda n, x: n.relu(x), torch.relu, _one(), ("ReLU",), special=("inf", "-inf")),
     "add_scalar": OpRow(lambda n, x, c: x + c, lambda x, c: x + c, _scalar(_CS), ("AddScalar",)),
     "mul_scalar": OpRow(lambda n, x, c: c * x, lambda x, c: x * c, _scalar(_CS), ("MulScalar",)),
     "divide_scalar": OpRow(lambda n, x, c: x / c, lambda x, c: x / c, _scalar(_CS[:4]), ("DivScalar",)),
     "power_scalar": OpRow(
-        lambda n, x, c: x**c, lambda x, c: x**c, _scalar(_POWERS), ("PowerScalar",), values="positive", nonfinite=False
+        lambda n, x, c: x**c, lambda x, c: x**c, _scalar(_POWERS), ("PowerScalar",), values="positive", special=()
     ),
     "rsub": OpRow(lambda n, x, c: c - x, lambda x, c: c - x, _scalar(_CS), ("AddScalar", "Negate")),
-    "rdiv": OpRow(lambda n, x, c: c / x, lambda x, c: c / x, _scalar(_CS), (), values="nonzero", nonfinite=False),
-    "rpow": OpRow(lambda n, x, c: c**x, lambda x, c: c**x, _scalar((2.0, 0.5, 1.0, 3.0)), (), nonfinite=False),
+    "rdiv": OpRow(lambda n, x, c: c / x, lambda x, c: c / x, _scalar(_CS), (), values="nonzero", special=()),
+    "rpow": OpRow(lambda n, x, c: c**x, lambda x, c: c**x, _scalar((2.0, 0.5, 1.0, 3.0)), (), special=()),
     "transpose": OpRow(lambda n, x, **a: n.transpose(x, **a), _torch_transpose, _transposed(), ("Transpose",)),
     "reshape": OpRow(lambda n, x, shape: n.reshape(x, shape), torch.reshape, _reshaped(), ("Reshape",)),
     "broadcast_to": OpRow(
@@ -281,7 +284,7 @@ OPS: Mapping[str, OpRow] = {
         lambda x, axes=None: torch.amax(x, _dims(x, axes)),
         _reduced(min_size=1),
         ("Max",),
-        nonfinite=False,
+        special=(),
     ),
     "getitem": OpRow(lambda n, x, index: x[_slices(index)], lambda x, index: x[_slices(index)], _indexed(), ("GetItem",)),
     "flip": OpRow(lambda n, x, axes: n.flip(x, axes), lambda x, axes: torch.flip(x, axes), _flipped(), ("Flip",)),
@@ -305,25 +308,25 @@ OPS: Mapping[str, OpRow] = {
         _affine(),
         ("Linear",),
     ),
-    "conv": OpRow(lambda n, x, w, **a: n.conv(x, w, **a), _torch_conv, _convolved(), ("Conv",), nonfinite=False),
+    "conv": OpRow(lambda n, x, w, **a: n.conv(x, w, **a), _torch_conv, _convolved(), ("Conv",), special=()),
     "logsumexp": OpRow(lambda n, x, **a: n.logsumexp(x, **a), _torch_lse, _reduced(min_size=1), ("LogSumExp",)),
     "logsoftmax": OpRow(
-        lambda n, x: n.logsoftmax(x), lambda x: torch.log_softmax(x, 1), _matrix(), ("LogSoftmax",), nonfinite=False
+        lambda n, x: n.logsoftmax(x), lambda x: torch.log_softmax(x, 1), _matrix(), ("LogSoftmax",), special=()
     ),
-    "softmax_loss": OpRow(_needle_loss, _torch_loss, _labelled(), ("SoftmaxCrossEntropy",), nonfinite=False),
+    "softmax_loss": OpRow(_needle_loss, _torch_loss, _labelled(), ("SoftmaxCrossEntropy",), special=()),
     "batch_norm": OpRow(
         lambda n, x, w, b, eps: n.ops.batch_norm(x, w, b, eps),
         _torch_batch_norm,
         _normalised(min_rows=2),
         ("BatchNorm",),
-        nonfinite=False,
+        special=(),
     ),
     "layer_norm": OpRow(
         lambda n, x, w, b, eps: n.ops.layer_norm(x, w, b, eps),
         lambda x, w, b, eps: nn.functional.layer_norm(x, (x.shape[-1],), w, b, eps),
         _normalised(min_rows=1),
         ("LayerNorm",),
-        nonfinite=False,
+        special=(),
     ),
 }
 

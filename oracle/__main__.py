@@ -1,0 +1,88 @@
+"""The command line: ``python -m oracle diff | replay``. Heavy imports happen after the arguments are understood."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
+
+
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type: a positive number."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"a positive {'whole ' * (kind is int)}number is needed, got {text!r}")
+        return value
+
+    return parse
+
+
+def seed(text: str) -> int:
+    """An argparse type: a seed."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on is needed, got {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    main = argparse.ArgumentParser(prog="python -m oracle", description="Differential testing of needle against PyTorch.")
+    commands = main.add_subparsers(dest="command", required=True)
+
+    diff = commands.add_parser(
+        "diff",
+        help="fuzz needle against PyTorch",
+        description="Fuzz needle against PyTorch on generated training runs, single operations and real data. "
+        "Exit code: 0 they agree, 1 a divergence, 2 usage, 3 the oracle contradicts itself, 130 interrupted.",
+    )
+    diff.add_argument("--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000")
+    diff.add_argument("--cases", type=positive(int), help="how many cases, in shards of 50 (default: by profile)")
+    diff.add_argument("--minutes", type=positive(float), help="go on for this long instead of a number of cases")
+    diff.add_argument("--seed", type=seed, help="seed of the run (default: drawn, and shown; 0 for the ci profile)")
+    diff.add_argument("--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it")
+    diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
+    diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
+    diff.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for failing cases and summary.json")
+
+    replay = commands.add_parser(
+        "replay",
+        help="replay a case step by step",
+        description="Replay a case step by step. Exit code: 0 it agrees, 1 it diverges, 2 no such case.",
+    )
+    replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
+    replay.add_argument("--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    if arguments.command == "replay":
+        from oracle.replay import replay
+
+        return replay(arguments.case, [arguments.folder, Path("tests/cases")])
+    from oracle.diff import diff
+
+    cases = arguments.cases or PROFILES[arguments.profile]
+    fixed = 0 if arguments.profile == "ci" else None
+    return diff(
+        seed=fixed if arguments.seed is None else arguments.seed,
+        cases=cases,
+        minutes=arguments.minutes,
+        workers=arguments.workers,
+        keep_going=arguments.keep_going,
+        digits=not arguments.no_digits,
+        folder=arguments.out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""``python -m oracle diff``: progress while it runs, a summary at the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from oracle import report
+
+
+def diff(
+    *,
+    seed: int | None,
+    cases: int,
+    minutes: float | None,
+    workers: int | None,
+    keep_going: bool,
+    digits: bool,
+    folder: Path,
+) -> int:
+    """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
+    console = Console(highlight=False)
+    shown = console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
+    try:
+        with console.status("importing NumPy and torch") if shown else nullcontext():
+            from oracle import runner
+        plan = runner.Plan(
+            seed=secrets.randbelow(2**20) if seed is None else seed,
+            cases=cases,
+            workers=workers or os.cpu_count() or 1,
+            minutes=minutes,
+            digits=digits,
+            keep_going=keep_going,
+            folder=folder,
+        )
+        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
+        console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
+        bar = _bar(console) if shown else None
+        with bar or nullcontext():
+            task = bar.add_task("starting", total=None if minutes else _rounded(cases, runner.SHARD_SIZE)) if bar else None
+
+            def progress(run: runner.Run, text: str) -> None:
+                if bar is not None and task is not None:
+                    tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
+                    bar.update(task, completed=run.shards * runner.SHARD_SIZE, description=tensors)
+
+            outcome = runner.run(plan, progress)
+    except KeyboardInterrupt:
+        console.print("interrupted before the first case")
+        return 130
+    report.dump(folder / "summary.json", to_json(outcome))
+    summary(console, outcome)
+    return outcome.exit_code
+
+
+def _rounded(cases: int, size: int) -> int:
+    return -(-cases // size) * size
+
+
+def _bar(console: Console) -> Progress:
+    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.description}"), console=console, transient=True)
+
+
+def _failures(run: Any) -> str:
+    count = sum(f.count for f in run.result.failed)
+    return "no divergence" if not count else f"{count} failing cases"
+
+
+# -- summary ----------------------------------------------------------------------------------------------------------
+
+
+def summary(console: Console, run: Any) -> None:
+    """What a run has done and found; the verdict comes last."""
+    result = run.result
+    total = sum(result.cases.values())
+    kinds = {"train": "training runs", "op": "single operations", "second": "second order"}
+    console.print()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items()))
+    facts.add_row("steps", f"{result.steps:,} training steps, synchronised")
+    facts.add_row("compared", f"{result.tally.tensors:,} tensors, {result.tally.elements:,} elements; shape and dtype first")
+    share = f"{result.out_of_domain / total:.1%}" if total else "-"
+    facts.add_row("out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it")
+    if run.digits is not None:
+        d = run.digits
+        facts.add_row("real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors, test accuracy {d.accuracy:.1%}")
+    console.print(facts)
+    console.print()
+    _coverage(console, result.coverage)
+    _tolerances(console, result)
+    seconds: Counter[str] = result.seconds
+    busy = sum(seconds.values())
+    if busy:
+        parts = ", ".join(f"{name} {value / busy:.0%}" for name, value in seconds.most_common())
+        rate = total / busy
+        console.print(f"time: {run.wall:.0f} s, {total / run.wall:.0f} cases/s ({rate:.0f} per core): {parts}", style="dim")
+    console.print(f"verdicts: digest {result.digest} (the same for every number of workers)", style="dim")
+    console.print()
+    for failed in run.failures:
+        console.print(report.block(failed.case, failed.divergence), soft_wrap=True, markup=False)
+        if failed.count > 1:
+            console.print(f"  seen     in {failed.count} generated cases")
+        console.print()
+    for error in result.oracle_errors[:5]:
+        console.print(f"the oracle contradicts itself: {error}", soft_wrap=True, markup=False, style="yellow")
+    if len(result.oracle_errors) > 5:
+        console.print(f"… and {len(result.oracle_errors) - 5} more like it", style="yellow")
+    again = f"--seed {run.plan.seed} --cases {run.shards * _shard_size()}"
+    if run.interrupted:
+        console.print(f"[bold yellow]interrupted[/] after {total:,} cases; nox -s diff -- {again} runs the same ones again")
+    if run.failures:
+        places = len(run.failures)
+        count = sum(f.count for f in run.failures)
+        console.print(f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases; pages in {run.plan.folder}")
+    elif result.oracle_errors:
+        console.print("[bold yellow]no verdict[/]: the oracle contradicts itself; this is not about needle")
+    elif not run.interrupted:
+        console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: nox -s diff -- {again}")
+
+
+def _shard_size() -> int:
+    from oracle.runner import SHARD_SIZE
+
+    return SHARD_SIZE
+
+
+def _coverage(console: Console, coverage: Counter[str]) -> None:
+    """How many cases reached what, by group."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(coverage):
+        group, _, rest = name.partition(" ")
+        groups.setdefault(group, []).append(f"{rest} {coverage[name]:,}")
+    table = Table.grid(padding=(0, 2))
+    for group in ("layer", "op", "loss", "optimizer", "backward", "shape", "memory", "value"):
+        if group in groups:
+            table.add_row(group, " · ".join(groups[group]), style="dim" if group == "op" else "")
+    console.print("cases that reached", style="bold")
+    console.print(table)
+    console.print()
+
+
+RULES = {
+    "G": "needle against the truth, within 16 x measured noise",
+    "L": "the update, from needle's own gradients",
+    "T": "torch's optimizer on needle's gradients",
+    "P": "torch against the truth (the oracle checking itself)",
+    "validation": "the truth against torch float64, limit 1e-4",
+}
+
+
+def _tolerances(console: Console, result: Any) -> None:
+    """Per rule, the comparison that came nearest to its limit."""
+    table = Table.grid(padding=(0, 2))
+    for rule, meaning in RULES.items():
+        keys = [k for k in result.tally.largest if k.partition(" ")[0] == rule]
+        if keys:
+            key = max(keys, key=lambda k: result.tally.largest[k])
+            table.add_row(rule, f"{result.tally.largest[key]:.1%}", result.tally.where[key], meaning)
+    table.add_row("", f"{result.largest_difference:.1%}", "", "largest |needle - torch|, in units of rule G's tolerance")
+    console.print("largest share of the tolerance used", style="bold")
+    console.print(table)
+    console.print()
+
+
+def to_json(run: Any) -> dict[str, Any]:
+    """The summary as data."""
+    result = run.result
+    return {
+        "seed": run.plan.seed,
+        "workers": run.plan.workers,
+        "cases": dict(result.cases),
+        "steps": result.steps,
+        "tensors": result.tally.tensors,
+        "elements": result.tally.elements,
+        "out_of_domain": result.out_of_domain,
+        "digits": None
+        if run.digits is None
+        else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
+        "coverage": dict(sorted(result.coverage.items())),
+        "largest_share": dict(sorted(result.tally.largest.items())),
+        "largest_share_at": dict(sorted(result.tally.where.items())),
+        "largest_difference": result.largest_difference,
+        "seconds": dict(result.seconds),
+        "wall_seconds": run.wall,
+        "digest": result.digest,
+        "interrupted": run.interrupted,
+        "oracle_errors": result.oracle_errors,
+        "failures": [
+            {"case": f.case.digest, "count": f.count, "culprit": f.culprit, **report.to_json(f.divergence)}
+            for f in run.failures
+        ],
+        "exit_code": run.exit_code,
+    }

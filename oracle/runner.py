@@ -1,0 +1,390 @@
+"""A whole run of ``nox -s diff``: shards of generated cases on a pool of processes, merged in a fixed order.
+
+A shard is a fixed number of cases drawn from its own seed, so that what is found depends on the seed and on the number
+of cases, never on the number of workers. Shards run in waves; the run ends after the first wave with a failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+import needle
+from oracle import case as c
+from oracle import engine, inputs, report, shrink, strategies
+from oracle.compare import Divergence, Tally
+from oracle.locate import culprit
+
+SHARD = {"train": 32, "op": 15, "second": 3}  # cases of each kind in a shard
+SHARD_SIZE = sum(SHARD.values())
+WAVE = 8  # shards between two looks at the failures
+SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
+STRATEGIES = {
+    "train": strategies.train_cases,
+    "op": strategies.op_cases,
+    "second": strategies.second_order_cases,
+}
+
+
+@dataclass
+class Failed:
+    """A failing case."""
+
+    case: c.Case
+    divergence: Divergence
+    count: int = 1
+
+    @property
+    def culprit(self) -> str:
+        """What is to blame, without places."""
+        return culprit(self.case, self.divergence)
+
+
+@dataclass
+class Result:
+    """What a shard found, or several of them."""
+
+    cases: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+    out_of_domain: int = 0
+    tally: Tally = field(default_factory=Tally)
+    coverage: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    largest_difference: float = 0.0
+    failed: list[Failed] = field(default_factory=list)
+    oracle_errors: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)  # one per shard: cases and verdicts
+
+    def add(self, other: Result) -> None:
+        """Merge another result; failures are folded by culprit."""
+        self.cases.update(other.cases)
+        self.steps += other.steps
+        self.out_of_domain += other.out_of_domain
+        self.tally.add(other.tally)
+        self.coverage.update(other.coverage)
+        self.seconds.update(other.seconds)
+        self.largest_difference = max(self.largest_difference, other.largest_difference)
+        self.oracle_errors.extend(other.oracle_errors)
+        self.digests.extend(other.digests)
+        for failed in other.failed:
+            self.fold(failed)
+
+    def fold(self, failed: Failed) -> None:
+        """Count a failure, as one more of its kind where the kind is known."""
+        for known in self.failed:
+            if known.culprit == failed.culprit:
+                known.count += failed.count
+                return
+        self.failed.append(failed)
+
+    @property
+    def digest(self) -> str:
+        """The same seed and number of cases give the same digest, whatever the number of workers."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()[:16]
+
+    def judge(self, case: c.Case, *, validate: bool | None = None) -> None:
+        """Judge one case and count it."""
+        try:
+            one_in_eight = int(case.digest, 16) % 8 == 0
+            verdict = engine.judge(case, needle, validate=one_in_eight if validate is None else validate)
+        except Exception:
+            # an error of the oracle itself is a finding about the oracle, and must not end the run
+            last = traceback.format_exc(limit=-2).strip()
+            self.oracle_errors.append(f"{case.digest}: {c.describe(case)}: {last}")
+            return
+        self.count(verdict)
+
+    def count(self, verdict: engine.Verdict) -> None:
+        """Count a verdict."""
+        case = verdict.case
+        self.cases[case.__struct_config__.tag] += 1  # type: ignore[index]
+        self.steps += verdict.steps
+        self.out_of_domain += verdict.out_of_domain
+        self.tally.add(verdict.tally)
+        self.coverage.update(covered(case))
+        self.seconds.update(verdict.seconds)
+        self.largest_difference = max(self.largest_difference, verdict.largest_difference)
+        self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
+        if verdict.divergence is not None:
+            self.fold(Failed(case, verdict.divergence))
+
+
+def covered(case: c.Case) -> set[str]:
+    """What a case reaches: "op exp", "layer Linear", "shape size 1", "optimizer SGD momentum and decay", …."""
+    if isinstance(case, c.OpCase):
+        found = {f"op {case.op}"}
+        shapes = [o.shape for o in case.operands]
+        found |= {"shape size 1"} if any(1 in s for s in shapes) else set()
+        found |= {"shape zero size"} if any(0 in s for s in shapes) else set()
+        found |= {"shape broadcast"} if len(set(shapes)) > 1 else set()
+        found |= {"shape square"} if any(len(s) > 1 and s[-1] == s[-2] for s in shapes) else set()
+        found |= {f"memory {o.layout}" for o in case.operands if o.layout != "C"}
+        found |= {f"value {v}" for o in case.operands for v in o.values if isinstance(v, str)}
+        return found
+    found = {f"loss {type(case.loss).__name__}"}
+    for _, layer in c.walk(case.model):
+        found.add(f"layer {type(layer).__name__}")
+        if isinstance(layer, c.Ops):
+            found |= {f"op {s.op}" for s in layer.steps}
+        if isinstance(layer, c.Linear):
+            found |= {"layer Linear, tied"} if layer.tie is not None else set()
+            found |= {"layer Linear, frozen"} if layer.frozen else set()
+    rows, features = case.data.rows, case.data.features
+    found |= {"shape size 1"} if 1 in (rows, features) else set()
+    found |= {"shape square"} if rows == features else set()
+    if isinstance(case, c.TrainCase):
+        spec = case.optimizer
+        name = type(spec).__name__
+        found.add(f"optimizer {name}")
+        if isinstance(spec, c.SGD):
+            found |= {"optimizer SGD, momentum"} if spec.momentum else set()
+            found |= {"optimizer SGD, momentum and decay"} if spec.momentum and spec.weight_decay else set()
+        found |= {"optimizer clipping"} if case.clip is not None else set()
+        found |= {"optimizer lr changed"} if case.lr_changes else set()
+        found |= {f"backward {case.backward}"}
+        found |= {"backward to the input"} if case.input_grad else set()
+    else:
+        found.add("backward second order")
+    return found
+
+
+def draw(kind: str, count: int, seed: int) -> list[c.Case]:
+    """``count`` cases of a kind; the same seed gives the same cases."""
+    drawn: list[c.Case] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        database=None,
+        derandomize=False,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(STRATEGIES[kind]())
+    def collect(case: c.Case) -> None:
+        drawn.append(case)
+
+    collect()
+    return drawn[:count]
+
+
+def seed_of(seed: int, *parts: Any) -> int:
+    """A seed for a part of a run."""
+    text = ":".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
+
+
+def run_shard(seed: int, index: int) -> Result:
+    """All cases of one shard."""
+    result = Result()
+    trace = hashlib.sha256()
+    for kind, count in SHARD.items():
+        started = time.perf_counter()
+        cases = draw(kind, count, seed_of(seed, index, kind))
+        result.seconds["drawing"] += time.perf_counter() - started
+        for case in cases:
+            before = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
+            result.judge(case)
+            after = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
+            changes = [b - a for a, b in zip(before, after, strict=True)]
+            trace.update(f"{case.digest} {changes};".encode())
+    result.digests.append(trace.hexdigest())
+    return result
+
+
+# -- real data --------------------------------------------------------------------------------------------------------
+
+
+def digits_case(seed: int = 0, epochs: int = 6) -> c.TrainCase:
+    """The MLPResNet of the course on the UCI digits: two residual blocks with BatchNorm and dropout."""
+    rows = 64
+    block = (c.Linear(32), c.BatchNorm(), c.ReLU(), c.Dropout(0.1), c.Linear(64), c.BatchNorm())
+    model = (c.Linear(64), c.ReLU(), c.Residual(block), c.ReLU(), c.Residual(block), c.ReLU(), c.Linear(10))
+    return c.TrainCase(
+        model=model,
+        data=c.Digits(rows),
+        loss=c.SoftmaxLoss(),
+        optimizer=c.SGD(lr=0.2, momentum=0.9, weight_decay=1e-3),
+        seed=seed,
+        steps=epochs * (1437 // rows),
+        keep_init=True,
+    )
+
+
+@dataclass
+class Digits:
+    """What came of the run on real data."""
+
+    result: Result
+    steps: int
+    tensors: int
+    accuracy: float  # of needle, on 360 images that it was not trained on
+
+
+def run_digits(seed: int) -> Digits:
+    """Train on the digits, every step compared, and test what needle has learned."""
+    case = digits_case(seed)
+    result = Result()
+    verdict, accuracy = engine.judge_digits(case, needle)
+    result.count(verdict)
+    return Digits(result, verdict.steps, verdict.tally.tensors, accuracy)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
+    """The smallest case that fails in the same quantity, and what the oracle has to say against itself."""
+
+    def fails(case: c.Case) -> bool:
+        try:
+            found = engine.judge(case, needle).divergence
+        except Exception:
+            return False
+        if found is None or found.quantity != failed.divergence.quantity:
+            return False
+        return found.failure is None or found.name == failed.divergence.name
+
+    smallest = shrink.shrink(failed.case, fails)
+    verdict = engine.judge(smallest, needle, validate=True)
+    divergence = verdict.divergence or failed.divergence
+    return Failed(smallest, divergence, failed.count), verdict.oracle_errors
+
+
+# -- the pool ---------------------------------------------------------------------------------------------------------
+
+
+def _start_worker() -> None:
+    # Ctrl-C is the parent's to handle: it prints the summary so far
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def warm_up() -> None:
+    """Pay torch's first optimizer and first kernels once, before the workers are forked."""
+    data = c.Data(rows=2, features=2)
+    optimizers: tuple[c.Optimizer, ...] = (c.SGD(momentum=0.9), c.Adam())
+    for optimizer in optimizers:
+        model = (c.Linear(2), c.BatchNorm(), c.ReLU())
+        engine.judge(c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0), needle)
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """A pool of processes that start with everything imported."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+@dataclass
+class Plan:
+    """What to run."""
+
+    seed: int
+    cases: int
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    minutes: float | None = None
+    digits: bool = True
+    keep_going: bool = False
+    folder: Path = report.LATEST
+
+
+@dataclass
+class Run:
+    """What a run found."""
+
+    plan: Plan
+    result: Result = field(default_factory=Result)
+    digits: Digits | None = None
+    failures: list[Failed] = field(default_factory=list)  # shrunk and folded
+    interrupted: bool = False
+    wall: float = 0.0
+    shards: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all agree, 1 a divergence, 3 the oracle contradicts itself, 130 interrupted."""
+        if self.failures:
+            return 1
+        if self.result.oracle_errors:
+            return 3
+        return 130 if self.interrupted else 0
+
+
+def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: None) -> Run:
+    """Run a plan. Ctrl-C ends it early, with what is known so far."""
+    started = time.perf_counter()
+    outcome = Run(plan)
+    warm_up()
+    executor = pool(plan.workers)
+    try:
+        with_digits = executor.submit(run_digits, plan.seed) if plan.digits else None
+        for wave in _waves(plan, started):
+            futures = [executor.submit(run_shard, plan.seed, index) for index in wave]
+            for future in futures:
+                outcome.result.add(_outcome(future))
+                outcome.shards += 1
+                outcome.wall = time.perf_counter() - started
+                progress(outcome, "comparing")
+            if outcome.result.failed and not plan.keep_going:
+                break
+        if with_digits is not None:
+            progress(outcome, "real data")
+            outcome.digits = with_digits.result()
+            outcome.result.add(outcome.digits.result)
+        _shrink_all(executor, outcome, progress)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+        outcome.failures = outcome.failures or outcome.result.failed
+    finally:
+        if outcome.interrupted:
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+        executor.shutdown(wait=not outcome.interrupted, cancel_futures=True)
+    for failed in outcome.failures[:SHOWN]:
+        report.write(failed.case, failed.divergence, plan.folder, failed.count)
+    outcome.wall = time.perf_counter() - started
+    return outcome
+
+
+def _waves(plan: Plan, started: float) -> Iterator[Sequence[int]]:
+    """Indices of the shards, wave by wave, until the cases are used up or the time is."""
+    index = 0
+    total = -(-plan.cases // SHARD_SIZE)
+    while plan.minutes is not None or index < total:
+        if plan.minutes is not None and time.perf_counter() - started > 60 * plan.minutes:
+            return
+        size = WAVE if plan.minutes is not None else min(WAVE, total - index)
+        yield range(index, index + size)
+        index += size
+
+
+def _outcome(future: Future[Result]) -> Result:
+    return future.result()
+
+
+def _shrink_all(executor: ProcessPoolExecutor, outcome: Run, progress: Callable[[Run, str], None]) -> None:
+    found = outcome.result.failed
+    shrunk = [executor.submit(shrink_failure, failed) for failed in found[:SHOWN]]
+    folded = Result()
+    for i, future in enumerate(shrunk):
+        progress(outcome, f"shrinking failure {i + 1} of {len(shrunk)}")
+        smaller, errors = future.result()
+        outcome.result.oracle_errors.extend(f"{smaller.case.digest}: {e}" for e in errors)
+        folded.fold(smaller)
+    for failed in found[SHOWN:]:
+        folded.fold(failed)
+    outcome.failures = folded.failed
