@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +154,8 @@ def parse_mnist(image_filename: str, label_filename: str) -> tuple[Array, Array]
 
 def _read_idx(filename: str, what: str, magic: int, ndim: int) -> tuple[Array, tuple[int, ...]]:
     """Read an IDX file: a magic number and the sizes as big-endian integers, then the bytes."""
+    import gzip  # here, because few programs read such files and importing needle should cost nothing
+
     with gzip.open(filename) as file:
         content = file.read()
     start = int.from_bytes(content[:4], "big")

@@ -278,7 +278,6 @@ def test_topological_order_is_the_post_order():
     d = c + a
     e = b * d
     order = find_topo_sort([e, c])
-    assert [id(n) for n in order] == [id(n) for n in (b, a, c, d, e)] or order[0] is b
     expected, seen = [], set()
 
     def visit(node):
