@@ -1,0 +1,363 @@
+"""``python -m oracle faults``: every fault of the catalogue against the cases of ``nox -s diff``, and the kill table.
+
+Each fault runs in a process of its own, forked when everything is imported and the first cases are drawn, so that
+nothing leaks from one to the next. The cases are those of the default run of ``nox -s diff``, in its order; a fault is
+killed by the first divergence.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import needle
+from oracle import case as c
+from oracle import engine, report, runner, shrink
+from oracle.compare import Divergence
+from oracle.faults import CONTROLS, FAULTS, Fault
+from oracle.locate import suspect
+from oracle.pairs import OPS
+
+BASELINE = Path("reports/baselines/faults.json")
+PAGE = Path("reports/faults.md")
+SEEDS = (0, 1, 2)
+HELD_OUT = 977  # seed of the cases on which the probability of a kill is estimated
+ESTIMATED = 2  # shards of them
+AHEAD = 4  # shards per seed that are drawn before the first fork
+PATIENCE = 900  # seconds for one fault
+SHRINKS = 250  # cases tried while one is shrunk
+SYNONYMS = {
+    "backward": ("backward", "vjp", "gradient"),
+    "forward": ("forward", "value", "output"),
+    "accumulation": ("accumulation", "contribution"),
+    "parameters": ("module.parameters",),
+}
+
+
+@dataclass
+class Kill:
+    """How one seed went."""
+
+    seed: int
+    cases: int  # judged until the kill, or all of them
+    rule: str | None = None  # None: survived
+    suspect: str = ""
+    right: bool = False
+    layers: int | None = None  # of the shrunk case
+    steps: int | None = None
+    digest: str = ""
+    error: str = ""
+
+
+@dataclass
+class Row:
+    """One line of the kill table."""
+
+    name: str
+    group: str
+    about: str
+    expected: str
+    kills: list[Kill] = field(default_factory=list)
+    probability: float | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+    @property
+    def killed(self) -> bool:
+        """Killed with every seed."""
+        return bool(self.kills) and all(k.rule is not None for k in self.kills)
+
+    @property
+    def cases(self) -> float | None:
+        """Median of the cases until the kill."""
+        return statistics.median(k.cases for k in self.kills) if self.killed else None
+
+    @property
+    def right(self) -> float:
+        """Share of the kills with the right suspect."""
+        found = [k for k in self.kills if k.rule is not None]
+        return sum(k.right for k in found) / len(found) if found else 0.0
+
+    @property
+    def rules(self) -> str:
+        """The rules that killed, the usual one first."""
+        return ", ".join(rule for rule, _ in Counter(k.rule for k in self.kills if k.rule).most_common())
+
+    @property
+    def suspect(self) -> str:
+        """The suspect named most often."""
+        return next(iter(Counter(k.suspect for k in self.kills if k.rule).most_common(1)), ("", 0))[0]
+
+
+# -- who is to blame --------------------------------------------------------------------------------------------------
+
+
+def matches(expected: str, named: str) -> bool:
+    """Whether all words of one of the alternatives of ``expected`` occur in what the oracle says."""
+    text = named.partition(";")[0].lower()
+    return any(all(_occurs(word, text) for word in way.split()) for way in expected.split("|"))
+
+
+def _occurs(word: str, text: str) -> bool:
+    rows = [name for name, row in OPS.items() if word in row.covers]
+    return any(w.lower() in text for w in (*SYNONYMS.get(word, (word,)), *rows))
+
+
+# -- one fault --------------------------------------------------------------------------------------------------------
+
+
+class Cases:
+    """The cases of ``nox -s diff`` with a seed, drawn shard by shard as they are needed."""
+
+    def __init__(self, seeds: Sequence[int], ahead: int) -> None:
+        self.shards: dict[tuple[int, int], list[c.Case]] = {}
+        for seed in seeds:
+            for index in range(ahead):
+                self.shard(seed, index)
+
+    def shard(self, seed: int, index: int) -> list[c.Case]:
+        """One shard."""
+        if (seed, index) not in self.shards:
+            self.shards[seed, index] = runner.shard_cases(seed, index)
+        return self.shards[seed, index]
+
+    def run(self, seed: int, budget: int) -> Iterator[c.Case]:
+        """The first ``budget`` cases of a seed."""
+        for i in range(budget):
+            yield self.shard(seed, i // runner.SHARD_SIZE)[i % runner.SHARD_SIZE]
+
+
+def judged(case: c.Case) -> Divergence | None:
+    """The divergence of a case; an error of the oracle is a finding about the oracle, and no kill."""
+    return engine.judge(case, needle, peer_too=False).divergence
+
+
+def kill(fault: Fault, cases: Cases, seed: int, budget: int, shrunk: int) -> Kill:
+    """Run one fault with one seed until it is killed; the patch is in force already."""
+    errors: list[str] = []
+    for count, case in enumerate(cases.run(seed, budget), 1):
+        try:
+            found = judged(case)
+        except Exception:
+            errors.append(traceback.format_exc(limit=-1))
+            continue
+        if found is None:
+            continue
+        named = suspect(case, found)
+        result = Kill(seed, count, found.rule, named, matches(fault.suspect, named), digest=case.digest)
+        if shrunk:
+            smallest = shrink.shrink(case, lambda small: _fails_alike(small, found), shrunk)
+            result.layers, result.steps = size(smallest)
+            result.digest = smallest.digest
+        return result
+    return Kill(seed, budget, error=errors[0] if errors else "")
+
+
+def _fails_alike(case: c.Case, like: Divergence) -> bool:
+    try:
+        found = judged(case)
+    except Exception:
+        return False
+    return found is not None and (found.quantity, found.rule) == (like.quantity, like.rule)
+
+
+def size(case: c.Case) -> tuple[int, int]:
+    """Layers and steps of a case; a single operation is one of each."""
+    if isinstance(case, c.OpCase):
+        return 1, 1
+    return sum(1 for _ in c.walk(case.model)), getattr(case, "steps", 1)
+
+
+def probability(cases: Cases, shards: int) -> float:
+    """Share of a fixed set of cases that kill."""
+    found = 0
+    for case in cases.run(HELD_OUT, shards * runner.SHARD_SIZE):
+        try:
+            found += judged(case) is not None
+        except Exception:  # noqa: PERF203 - an error of the oracle is no kill
+            continue
+    return found / (shards * runner.SHARD_SIZE)
+
+
+def run_fault(fault: Fault, cases: Cases, plan: Plan) -> Row:
+    """One line of the table."""
+    started = time.perf_counter()
+    row = Row(fault.name, fault.group, fault.about, fault.suspect)
+    with fault.patch.applied():
+        for seed in plan.seeds:
+            row.kills.append(kill(fault, cases, seed, plan.budget, plan.shrinks))
+        if plan.estimated and any(k.rule for k in row.kills):
+            row.probability = probability(cases, plan.estimated)
+    row.error = next((k.error for k in row.kills if k.error), "")
+    row.seconds = time.perf_counter() - started
+    return row
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """What to run."""
+
+    faults: Sequence[Fault] = tuple(FAULTS.values())
+    seeds: Sequence[int] = SEEDS
+    budget: int = 4000  # cases, as in the default run of `nox -s diff`
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    shrinks: int = SHRINKS
+    estimated: int = ESTIMATED
+    ahead: int = AHEAD
+
+
+def controls() -> list[Fault]:
+    """The skeletons of the faults, as faults that must survive."""
+    return [Fault(name, "control", "nothing is wrong", "", patch) for name, patch in CONTROLS.items()]
+
+
+def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pipe.send(run_fault(fault, cases, plan))
+    except BaseException:
+        row = Row(fault.name, fault.group, fault.about, fault.suspect, error=traceback.format_exc(limit=-3))
+        pipe.send(row)
+    finally:
+        pipe.close()
+        os._exit(0)
+
+
+def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """The kill table, in the order of the catalogue."""
+    runner.warm_up()
+    cases = Cases(plan.seeds, plan.ahead)
+    if plan.estimated:
+        for index in range(plan.estimated):
+            cases.shard(HELD_OUT, index)
+    context = multiprocessing.get_context("fork")
+    waiting = list(plan.faults)[::-1]
+    running: dict[Any, tuple[Any, Fault, float]] = {}
+    done: dict[str, Row] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < plan.workers:
+                fault = waiting.pop()
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(fault, cases, plan, theirs))
+                process.start()
+                theirs.close()
+                running[ours] = (process, fault, time.monotonic())
+            for pipe in connection.wait(list(running), timeout=5):
+                process, fault, _ = running.pop(pipe)
+                try:
+                    row = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error="the process died")
+                process.join()
+                done[fault.name] = row
+                progress(row)
+            for pipe, (process, fault, started) in list(running.items()):
+                if time.monotonic() - started > PATIENCE:
+                    process.kill()
+                    process.join()
+                    del running[pipe]
+                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error=f"no end after {PATIENCE} s")
+                    done[fault.name] = row
+                    progress(row)
+    finally:
+        for process, _, _ in running.values():
+            process.kill()
+    return [done[f.name] for f in plan.faults if f.name in done]
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def totals(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures that stand above the table."""
+    kills = [k for r in rows for k in r.kills if k.rule is not None]
+    medians = [r.cases for r in rows if r.cases is not None]
+    shrunk = [k for k in kills if k.layers is not None]
+    return {
+        "faults": len(rows),
+        "killed": sum(r.killed for r in rows),
+        "median_cases": statistics.median(medians) if medians else None,
+        "kills": len(kills),
+        "kills_by_exception": sum(k.rule == "exception" for k in kills),
+        "right_suspect": sum(k.right for k in kills) / len(kills) if kills else None,
+        "median_layers": statistics.median(k.layers for k in shrunk if k.layers is not None) if shrunk else None,
+        "median_steps": statistics.median(k.steps for k in shrunk if k.steps is not None) if shrunk else None,
+    }
+
+
+def to_json(rows: Sequence[Row], plan: Plan) -> dict[str, Any]:
+    """The table as data."""
+    table = []
+    for r in rows:
+        entry = asdict(r)
+        entry.pop("seconds")
+        table.append({**entry, "killed": r.killed, "cases": r.cases, "right": r.right})
+    return {"seeds": list(plan.seeds), "budget": plan.budget, "totals": totals(rows), "faults": table}
+
+
+def markdown(rows: Sequence[Row], plan: Plan) -> str:
+    """The table as a page."""
+    t = totals(rows)
+    lines = [
+        "# Kill table",
+        "",
+        f"`nox -s faults` plants {t['faults']} faults in needle, one at a time, and runs the cases of `nox -s diff` "
+        f"(seeds {', '.join(map(str, plan.seeds))}; at most {plan.budget:,} cases each) until one of them shows it. "
+        "`oracle/faults.py` says what each fault is.",
+        "",
+        f"- killed with every seed: **{t['killed']} of {t['faults']}**",
+        f"- cases until the kill, median over the faults: **{t['median_cases']}**",
+        f"- kills that name the right suspect: **{_percent(t['right_suspect'])}** of {t['kills']}"
+        f" ({t['kills_by_exception']} kills by an exception)",
+        f"- shrunk cases, median: **{t['median_layers']} layers, {t['median_steps']} steps**",
+        "",
+    ]
+    for group in dict.fromkeys(r.group for r in rows):
+        part = [r for r in rows if r.group == group]
+        lines += [
+            f"## {group}: {sum(r.killed for r in part)} of {len(part)}",
+            "",
+            "| fault | what is wrong | cases | per case | rule | suspect named | right | layers, steps |",
+            "|---|---|--:|--:|---|---|--:|---|",
+        ]
+        for r in part:
+            shrunk = [k for k in r.kills if k.layers is not None]
+            small = (
+                f"{statistics.median(k.layers or 0 for k in shrunk):g}, {statistics.median(k.steps or 0 for k in shrunk):g}"
+                if shrunk
+                else ""
+            )
+            cases = f"{r.cases:g}" if r.cases is not None else "**survived**"
+            named = r.suspect.partition(";")[0].replace("|", "\\|")
+            about = r.about.replace("|", "\\|")
+            lines.append(
+                f"| {r.name} | {about} | {cases} | {_percent(r.probability)} | {r.rules} | {named} "
+                f"| {_percent(r.right)} | {small} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}" if share >= 0.01 or share == 0 else f"{share:.1%}"
+
+
+def write(rows: Sequence[Row], plan: Plan, page: Path, data: Path) -> None:
+    """The page and the data."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(markdown(rows, plan), encoding="utf-8")
+    report.dump(data, to_json(rows, plan))
