@@ -34,7 +34,9 @@ def seed(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    main = argparse.ArgumentParser(prog="python -m oracle", description="Differential testing of needle against PyTorch.")
+    main = argparse.ArgumentParser(
+        prog="python -m oracle", description="Differential testing of needle against PyTorch."
+    )
     commands = main.add_subparsers(dest="command", required=True)
 
     diff = commands.add_parser(
@@ -43,14 +45,20 @@ def parser() -> argparse.ArgumentParser:
         description="Fuzz needle against PyTorch on generated training runs, single operations and real data. "
         "Exit code: 0 they agree, 1 a divergence, 2 usage, 3 the oracle contradicts itself, 130 interrupted.",
     )
-    diff.add_argument("--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000")
+    diff.add_argument(
+        "--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000"
+    )
     diff.add_argument("--cases", type=positive(int), help="how many cases, in shards of 50 (default: by profile)")
     diff.add_argument("--minutes", type=positive(float), help="go on for this long instead of a number of cases")
     diff.add_argument("--seed", type=seed, help="seed of the run (default: drawn, and shown; 0 for the ci profile)")
-    diff.add_argument("--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it")
+    diff.add_argument(
+        "--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it"
+    )
     diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
-    diff.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for failing cases and summary.json")
+    diff.add_argument(
+        "--out", type=Path, default=Path("reports/latest"), help="folder for failing cases and summary.json"
+    )
 
     replay = commands.add_parser(
         "replay",
@@ -58,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
         description="Replay a case step by step. Exit code: 0 it agrees, 1 it diverges, 2 no such case.",
     )
     replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
-    replay.add_argument("--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up")
+    replay.add_argument(
+        "--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up"
+    )
     return main
 
 

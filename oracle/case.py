@@ -266,6 +266,14 @@ class LrChange(_Part, frozen=True, tag="LrChange"):
     lr: Positive
 
 
+class Memory(_Part, frozen=True, tag="Memory"):
+    """Makes a case one for the memory gates: what is traced, and what its loop does beside training steps."""
+
+    allocators: Literal["malloc", "python"] = "malloc"  # "python" traces every small object too
+    evaluate: bool = True  # the model is also run in evaluation mode after every third step
+    create_graph: bool = False  # the norm of the gradients is differentiated too
+
+
 # -- the three kinds of cases -----------------------------------------------------------------------------------------
 
 
@@ -300,6 +308,7 @@ class TrainCase(_Case, frozen=True, tag="train"):
     input_grad: bool = False
     keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
     weight_scale: NonNegative = 1.0
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         _check_model(self)
@@ -341,7 +350,9 @@ class Operand(_Part, frozen=True, tag="Operand"):
 
     def __post_init__(self) -> None:
         size = math.prod(self.shape)
-        _require(len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}")
+        _require(
+            len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}"
+        )
 
     @property
     def array(self) -> Array:
@@ -450,7 +461,9 @@ class _Checker:
             shape = (width, layer.out)
             if layer.tie is not None:
                 known = self.linears[layer.tie] if 0 <= layer.tie < len(self.linears) else None
-                _require(not layer.frozen, f"{where}: a Linear with a tie cannot be frozen; freeze the one it is tied to")
+                _require(
+                    not layer.frozen, f"{where}: a Linear with a tie cannot be frozen; freeze the one it is tied to"
+                )
                 _require(known == shape, f"{where}: tie={layer.tie} names a Linear of shape {known}, but needs {shape}")
             self.linears.append(shape)
             return layer.out
@@ -535,9 +548,10 @@ def decode(text: bytes | str) -> Case:
     if raw.pop("format") != FORMAT:
         raise CaseError(f"a case of another format: this version reads format {FORMAT}; take the oracle that wrote it")
     try:
-        return msgspec.convert(raw, Case)
+        case: Case = msgspec.convert(raw, Case)
     except msgspec.ValidationError as error:
         raise CaseError(str(error)) from None
+    return case
 
 
 def read(path: Path) -> Case:

@@ -32,13 +32,36 @@ LOGIT_DOMAIN = 1e6
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """Who is to blame for a divergence, by what is known; see `oracle.locate`."""
+
+    what: str  # "Tanh backward", "Dropout forward in training mode", "SGD velocity update"
+    place: str = ""  # where in the model: a layer, a node of the tape, a parameter
+    known: str = ""  # what agrees
+    words: str = ""  # what needle seems to do instead
+    line: str = ""  # where in needle that is defined: "needle/ops.py:351"
+    operator: str = ""  # rule OP's own verdict, if it has one
+    tensor: str = ""  # the verdict of the first bad tensor, where it is another one
+    key: str = ""  # equal for one fault, wherever it shows; ``what`` if empty
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        parts = [self.what + (f" ({self.line})" if self.line else "")]
+        parts += [p for p in (self.place, self.words, self.known) if p]
+        if self.tensor:
+            parts.append(f"the first bad tensor alone would point at {self.tensor}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
 class Divergence:
     """The first place where needle parts from what it must equal."""
 
     step: int
     quantity: str
     name: str
-    rule: str  # "G", "L", "T", "exact", "shape", "dtype", "missing", "unexpected", "exception", "nonfinite"
+    rule: str  # "G", "L", "T", "OP", "exact", "shape", "dtype", "missing", "unexpected", "exception", "nonfinite"
     message: str  # one line, complete in itself
     index: tuple[int, ...] | None = None
     ours: float | str | None = None
@@ -48,6 +71,7 @@ class Divergence:
     error: float | None = None
     allowed: float | None = None
     failure: Failure | None = None
+    suspect: Suspect | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -111,14 +135,13 @@ def share_g(ours: Array, truth: Array) -> Array:
 
 def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) -> Array:
     """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite."""
-    steps = None
+    steps: Array = np.zeros(1, dtype=bool)
     for quantity, values in truth.items():
         for name, value in values.items():
             # np.abs(nan) < limit is false: a replica that is not a number ends the domain too
             size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
             bad = ~(size < (LOGIT_DOMAIN if name == logits and quantity in ("activation", "evaluation") else DOMAIN))
-            steps = bad if steps is None else steps | bad
-    assert steps is not None
+            steps = steps | bad
     return steps
 
 

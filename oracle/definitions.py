@@ -201,7 +201,7 @@ def _mean(t: Tape, x: Array, axes: tuple[int, ...]) -> Array:
 
 def _product(t: Tape, a: Array, b: Array) -> Array:
     """Matrix product of noisy operands; beyond 64 summands also the systematic part of the rounding."""
-    y = np.matmul(t.noisy(a), t.noisy(b))
+    y: Array = np.matmul(t.noisy(a), t.noisy(b))
     weight = math.sqrt(a.shape[-1]) - 8
     if weight > 0 and t.noise is not None:
         y = t.roughened(y, np.matmul(np.abs(a[:1]), np.abs(b[:1])), weight)
@@ -337,6 +337,11 @@ def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
     return _elementwise(t, x, lambda x: t.noisy(x**c), slope)
 
 
+def fused_add_scalars(t: Tape, x: Var, *, c: float, c1: float) -> Var:
+    """(x + c) · (x + c1): both elements of the tuple that FusedAddScalars makes."""
+    return multiply(t, add_scalar(t, x, c=c), add_scalar(t, x, c=c1))
+
+
 def rsub(t: Tape, x: Var, *, c: float) -> Var:
     """c - x."""
     return t.emit(t.noisy(np.full_like(x.value, c)) - t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
@@ -413,6 +418,23 @@ def getitem(t: Tape, x: Var, *, index: tuple[tuple[int | None, int | None, int |
         return out
 
     return _moved(t, x, lambda v: v[where], back)
+
+
+def put_item(t: Tape, x: Var, *, shape: Shape, index: tuple[tuple[int | None, int | None, int | None], ...]) -> Var:
+    """Zeros of ``shape`` with x at a basic slice."""
+    where = (slice(None),) * LEAD + tuple(slice(*s) for s in index)
+
+    def there(v: Array) -> Array:
+        out = np.zeros(v.shape[:LEAD] + tuple(shape))
+        out[where] = v
+        return out
+
+    return _moved(t, x, there, lambda g: g[where])
+
+
+def cast(t: Tape, x: Var) -> Var:
+    """float64 and back: exact both ways."""
+    return _moved(t, x, lambda v: v, lambda g: g)
 
 
 def flip(t: Tape, x: Var, *, axes: int | tuple[int, ...]) -> Var:
@@ -492,20 +514,21 @@ def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
 
     def patches(v: Array) -> Array:
         taken = np.pad(v, around)[:, :, :, rows, cols, :]
-        return taken.reshape(v.shape[:LEAD] + (n * oh * ow, k * k2 * c))
+        return taken.reshape((*v.shape[:LEAD], n * oh * ow, k * k2 * c))
 
-    flat, kernel = patches(x.value), w.value.reshape(w.value.shape[:LEAD] + (k * k2 * c, o))
+    flat, kernel = patches(x.value), w.value.reshape((*w.value.shape[:LEAD], k * k2 * c, o))
 
     def vjp(g: Array) -> Sequence[Array]:
-        g = g.reshape(g.shape[:LEAD] + (n * oh * ow, o))
-        dflat = _product(t, g, _swap(kernel)).reshape((-1, g.shape[1], n, oh, ow, k, k2, c))
-        padded = np.zeros((*dflat.shape[:LEAD], n, h + 2 * padding, wd + 2 * padding, c))
-        np.add.at(padded, (slice(None), slice(None), slice(None), rows, cols), dflat)
+        g = g.reshape((*g.shape[:LEAD], n * oh * ow, o))
+        dflat: Array = _product(t, g, _swap(kernel)).reshape((-1, g.shape[1], n, oh, ow, k, k2, c))
+        padded: Array = np.zeros((dflat.shape[0], dflat.shape[1], n, h + 2 * padding, wd + 2 * padding, c))
+        where: Any = (slice(None), slice(None), slice(None), rows, cols)
+        np.add.at(padded, where, dflat)
         dx = padded[:, :, :, padding : padding + h, padding : padding + wd]
         return dx, _product(t, _swap(flat), g).reshape((-1, g.shape[1], *w.shape))
 
     y = _product(t, flat, kernel)
-    return t.emit(y.reshape(y.shape[:LEAD] + (n, oh, ow, o)), (x, w), vjp)
+    return t.emit(y.reshape((*y.shape[:LEAD], n, oh, ow, o)), (x, w), vjp)
 
 
 # -- normalisation, softmax -------------------------------------------------------------------------------------------
@@ -521,7 +544,8 @@ def _shifted(t: Tape, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Ar
 
 def _softmax(t: Tape, x: Array, lse: Array) -> Array:
     """e^(x − lse) and e^(x − max) / Σ are both in use; min(·, 0) admits either."""
-    return np.exp(np.minimum(t.noisy(x) - t.noisy(lse), 0))
+    soft: Array = np.exp(np.minimum(t.noisy(x) - t.noisy(lse), 0))
+    return soft
 
 
 def logsumexp(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
@@ -650,8 +674,8 @@ OPS: dict[str, Callable[..., Var]] = {
     f.__name__: f
     for f in (
         *(add, subtract, multiply, divide, power, negate, log, exp, tanh, sigmoid, relu),
-        *(add_scalar, mul_scalar, divide_scalar, power_scalar, rsub, rdiv, rpow),
-        *(transpose, reshape, broadcast_to, summation, maximum, getitem, flip, dilate, stack, split),
+        *(add_scalar, mul_scalar, divide_scalar, power_scalar, rsub, rdiv, rpow, fused_add_scalars, cast),
+        *(transpose, reshape, broadcast_to, summation, maximum, getitem, put_item, flip, dilate, stack, split),
         *(matmul, linear, conv, logsumexp, logsoftmax, softmax_loss, batch_norm, layer_norm),
     )
 }

@@ -27,7 +27,7 @@ def diff(
     folder: Path,
 ) -> int:
     """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
-    console = Console(highlight=False)
+    console = wide_console()
     shown = console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
     try:
         with console.status("importing NumPy and torch") if shown else nullcontext():
@@ -45,7 +45,9 @@ def diff(
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
         bar = _bar(console) if shown else None
         with bar or nullcontext():
-            task = bar.add_task("starting", total=None if minutes else _rounded(cases, runner.SHARD_SIZE)) if bar else None
+            task = (
+                bar.add_task("starting", total=None if minutes else _rounded(cases, runner.SHARD_SIZE)) if bar else None
+            )
 
             def progress(run: runner.Run, text: str) -> None:
                 if bar is not None and task is not None:
@@ -59,6 +61,12 @@ def diff(
     report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome)
     return outcome.exit_code
+
+
+def wide_console() -> Console:
+    """A console that wraps no sooner than at 120 columns where nobody sees the window's edge."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -87,22 +95,32 @@ def summary(console: Console, run: Any) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items()))
     facts.add_row("steps", f"{result.steps:,} training steps, synchronised")
-    facts.add_row("compared", f"{result.tally.tensors:,} tensors, {result.tally.elements:,} elements; shape and dtype first")
+    facts.add_row(
+        "compared", f"{result.tally.tensors:,} tensors, {result.tally.elements:,} elements; shape and dtype first"
+    )
     share = f"{result.out_of_domain / total:.1%}" if total else "-"
-    facts.add_row("out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it")
+    facts.add_row(
+        "out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it"
+    )
     if run.digits is not None:
         d = run.digits
-        facts.add_row("real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors, test accuracy {d.accuracy:.1%}")
+        facts.add_row(
+            "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors, test accuracy {d.accuracy:.1%}"
+        )
     console.print(facts)
     console.print()
     _coverage(console, result.coverage)
     _tolerances(console, result)
-    seconds: Counter[str] = result.seconds
+    seconds: dict[str, float] = result.seconds
     busy = sum(seconds.values())
     if busy:
-        parts = ", ".join(f"{name} {value / busy:.0%}" for name, value in seconds.most_common())
+        parts = ", ".join(
+            f"{name} {value / busy:.0%}" for name, value in sorted(seconds.items(), key=lambda item: -item[1])
+        )
         rate = total / busy
-        console.print(f"time: {run.wall:.0f} s, {total / run.wall:.0f} cases/s ({rate:.0f} per core): {parts}", style="dim")
+        console.print(
+            f"time: {run.wall:.0f} s, {total / run.wall:.0f} cases/s ({rate:.0f} per core): {parts}", style="dim"
+        )
     console.print(f"verdicts: digest {result.digest} (the same for every number of workers)", style="dim")
     console.print()
     for failed in run.failures:
@@ -116,11 +134,15 @@ def summary(console: Console, run: Any) -> None:
         console.print(f"… and {len(result.oracle_errors) - 5} more like it", style="yellow")
     again = f"--seed {run.plan.seed} --cases {run.shards * _shard_size()}"
     if run.interrupted:
-        console.print(f"[bold yellow]interrupted[/] after {total:,} cases; nox -s diff -- {again} runs the same ones again")
+        console.print(
+            f"[bold yellow]interrupted[/] after {total:,} cases; nox -s diff -- {again} runs the same ones again"
+        )
     if run.failures:
         places = len(run.failures)
         count = sum(f.count for f in run.failures)
-        console.print(f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases; pages in {run.plan.folder}")
+        console.print(
+            f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases; pages in {run.plan.folder}"
+        )
     elif result.oracle_errors:
         console.print("[bold yellow]no verdict[/]: the oracle contradicts itself; this is not about needle")
     elif not run.interrupted:
@@ -165,7 +187,9 @@ def _tolerances(console: Console, result: Any) -> None:
         if keys:
             key = max(keys, key=lambda k: result.tally.largest[k])
             table.add_row(rule, f"{result.tally.largest[key]:.1%}", result.tally.where[key], meaning)
-    table.add_row("", f"{result.largest_difference:.1%}", "", "largest |needle - torch|, in units of rule G's tolerance")
+    table.add_row(
+        "", f"{result.largest_difference:.1%}", "", "largest |needle - torch|, in units of rule G's tolerance"
+    )
     console.print("largest share of the tolerance used", style="bold")
     console.print(table)
     console.print()

@@ -72,7 +72,8 @@ def judge(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = Fal
             return _judge_op(case, ndl, peer_too)
         from oracle import second_order
 
-        return second_order.judge(case, ndl)
+        second: Verdict = second_order.judge(case, ndl)
+        return second
 
 
 def trajectory(case: c.TrainCase, ndl: Any) -> Iterator[Step]:
@@ -172,7 +173,7 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         states = [s.before.tensors for s in part]
         about = (self.case, *self.slots, states, self.batches, self.masks, kinks)
-        expected = truth.training(*about, Noise(self.case.seed_for("noise")), first=first)  # type: ignore[arg-type]
+        expected = truth.training(*about, Noise(self.case.seed_for("noise")), first=first)
         bad = cmp.out_of_domain(expected.values, self._last_layer)
         usable = int(np.argmax(bad)) if bad.any() else len(part)
         part = part[:usable]
@@ -188,7 +189,7 @@ class _Train:
         if peer_too:
             if any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(self.case.model)):
                 noise = Noise(self.case.seed_for("twin"), coherent=3)
-                twin = truth.training(*about, noise, usual_norms=True, first=first)  # type: ignore[arg-type]
+                twin = truth.training(*about, noise, usual_norms=True, first=first)
                 own = _cut(twin.values, usable)
             peers = [s.peer for s in part]
             self._rule_g(peers, peers, own, self.peer_found, first, "P")
@@ -510,7 +511,11 @@ class _Train:
                     )
 
     def _validate(
-        self, part: Sequence[Step], own: Mapping[str, Mapping[str, Array]], first: int, kinks: Sequence[dict[str, Array]]
+        self,
+        part: Sequence[Step],
+        own: Mapping[str, Mapping[str, Array]],
+        first: int,
+        kinks: Sequence[dict[str, Array]],
     ) -> None:
         """Replica 0 against the same model in torch float64, under rule G with a limit of 1e-4."""
         run = peer_side.TorchRun(

@@ -59,7 +59,9 @@ def batches(case: c.TrainCase | c.SecondOrderCase) -> Batches:
         count = steps * micro * case.data.rows
         rng = case.rng("shuffle")
         usable = len(images) - len(images) % case.data.rows
-        order = np.concatenate([rng.permutation(len(images))[:usable] for _ in range(math.ceil(count / usable))])[:count]
+        order = np.concatenate([rng.permutation(len(images))[:usable] for _ in range(math.ceil(count / usable))])[
+            :count
+        ]
         lead = (steps, micro, case.data.rows)
         return Batches(images[order].reshape((*lead, 64)), classes[order].reshape(lead), None)
     data = case.data
@@ -102,7 +104,6 @@ def digits(*, train: bool) -> tuple[Array, Array]:
 
 def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c.Layer, int, bool]]:
     """Plain layers in execution order, each with its path, input width and mode."""
-
     widths = c.input_widths(case)
 
     def visit(layers: Sequence[c.Layer], prefix: str, training: bool) -> Iterator[Any]:
@@ -189,7 +190,9 @@ def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, A
 def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]:
     """Dropout masks by path: bool of shape (steps, micro, rows, width), as ``np.random.seed(step seed)`` gives them."""
     found: dict[str, Array] = {}
-    droppers = [(path, layer, width) for path, layer, width, on in plain_layers(case) if on and isinstance(layer, c.Dropout)]
+    droppers = [
+        (path, layer, width) for path, layer, width, on in plain_layers(case) if on and isinstance(layer, c.Dropout)
+    ]
     if not droppers:
         return found
     micro, rows = micro_batches(case), case.data.rows

@@ -6,6 +6,7 @@ as a user calls them; layers are observed by wrapping their ``forward``.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle import case as c
+from oracle import op_rule
 from oracle.inputs import Batches, Slot, step_seed
 from oracle.trace import STATE, Failure, Observation, State
 
@@ -40,6 +42,11 @@ def _phase(name: str) -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
         raise _Failed(Failure(name, type(error).__name__, str(error), where)) from None
+
+
+def _position() -> Any:
+    """How far NumPy's global generator has come in its current block."""
+    return np.random.get_state(legacy=False)["state"]["pos"]
 
 
 def _array(value: Any) -> Array:
@@ -105,6 +112,7 @@ class NeedleRun:
         self.kept: list[tuple[int, str, Any, Array]] = []
         self.failed: Failure | None = None
         self._recording: list[tuple[str, Any, Any]] | None = None
+        self._findings: op_rule.Findings | None = None
         try:
             with _phase("build"):
                 self._build(layers)
@@ -115,6 +123,7 @@ class NeedleRun:
         np.random.seed(self.case.seed_for("build"))
         model = build(self.case, self.ndl, layers)
         self.model = model.module
+        self.modules = model.modules
         self.eval_modules = model.eval_modules
         self.tensors: dict[str, tuple[Any, str]] = {}  # name -> (owner, attribute)
         for slot in (*self.parameter_slots, *self.buffer_slots):
@@ -174,8 +183,12 @@ class NeedleRun:
 
     # -- a training step ----------------------------------------------------------------------------------------------
 
-    def step(self, t: int) -> Observation:
-        """One training step; an exception of needle ends up in ``observation.failure``."""
+    def step(self, t: int, findings: op_rule.Findings | None = None) -> Observation:
+        """One training step; an exception of needle ends up in ``observation.failure``.
+
+        With ``findings``, rule OP judges the tape of every backward pass.
+        """
+        self._findings = findings
         self.observation = obs = Observation(step=t)
         if self.failed is not None:
             obs.failure = self.failed
@@ -201,7 +214,8 @@ class NeedleRun:
         collected: dict[str, Any] = {}
         for m in range(self.batches.micro):
             mark = f"#{m}" if m else ""
-            self._recording = record = []
+            record: list[tuple[str, Any, Any]] = []
+            self._recording = record
             with _phase("forward"):
                 x = self.ndl.Tensor(self.batches.x[t, m], requires_grad=case.input_grad)
                 out = self.model(x)
@@ -216,10 +230,14 @@ class NeedleRun:
                 obs.kinks[path + mark] = _array(given) > 0
             if loss is not out:
                 obs.put("loss", f"loss{mark}", _array(loss))
+            tape = self._record_tape(loss)
             with _phase("backward"):
                 if m == 0:
                     self.optimizer.reset_grad()
                 self._backward(loss, cotangent)
+            self._judge_tape(tape, cotangent, record)
+            del tape
+            with _phase("backward"):
                 if m == 0 and self.batches.micro > 1:
                     collected = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
                 elif m:
@@ -239,7 +257,11 @@ class NeedleRun:
                 given_norm = () if case.clip.max_norm is None else (case.clip.max_norm,)
                 obs.put("clip norm", "norm", np.float64(self.optimizer.clip_grad_norm(*given_norm)))
             self._gradients("clipped", obs)
-        held = [(t, f"gradient {n}", p.grad, np.array(_array(p.grad))) for n, p in self.parameters.items() if p.grad is not None]
+        held = [
+            (t, f"gradient {n}", p.grad, np.array(_array(p.grad)))
+            for n, p in self.parameters.items()
+            if p.grad is not None
+        ]
         with _phase("step"):
             self.optimizer.step()
         self._gradients("gradient after step", obs)
@@ -273,6 +295,21 @@ class NeedleRun:
             loss.backward(*given, retain_graph=True)  # the second one overwrites
         loss.backward(*given)
 
+    def _record_tape(self, root: Any, *, retain: bool = True) -> list[op_rule.Node]:
+        """The tape, for rule OP: the backward pass frees it."""
+        return op_rule.record(root, retain=retain) if self._findings is not None else []
+
+    def _judge_tape(
+        self, tape: list[op_rule.Node], cotangent: Any, record: Sequence[tuple[str, Any, Any]], *, backward: bool = True
+    ) -> None:
+        """Rule OP, at once: the optimizer rebinds the parameters, and nothing of the step may be held on to."""
+        if self._findings is not None and tape:
+            started = time.perf_counter()
+            labels = {id(made): path for path, given, made in record if made is not given}
+            seed = None if cotangent is None else _array(cotangent)
+            op_rule.judge(tape, seed, backward=backward, labels=labels, found=self._findings)
+            self._findings.seconds += time.perf_counter() - started
+
     def _gradients(self, quantity: str, obs: Observation) -> None:
         for name, parameter in reversed(self.parameters.items()):
             if parameter.grad is not None:
@@ -287,17 +324,20 @@ class NeedleRun:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def evaluate(self, t: int) -> Observation:
+    def evaluate(self, t: int, findings: op_rule.Findings | None = None) -> Observation:
         """A forward pass in evaluation mode on the batch of step t; buffers and random state must not change."""
         obs = Observation(step=t)
+        self._findings = findings
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
         np.random.seed(7)
-        position = np.random.get_state()[2]
-        self._recording = record = []
+        position = _position()
+        record: list[tuple[str, Any, Any]] = []
+        self._recording = record
         try:
             with _phase("evaluation"):
                 self.model.eval()
-                self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
+                out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
+                self._judge_tape(self._record_tape(out, retain=False), None, record, backward=False)
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()
@@ -311,11 +351,35 @@ class NeedleRun:
             obs.kinks[path] = _array(given) > 0
         for name, value in before.items():
             obs.put("untouched", name, np.bool_(np.array_equal(self._array(name), value)))
-        obs.put("untouched", "random state", np.bool_(np.random.get_state()[2] == position))
+        obs.put("untouched", "random state", np.bool_(_position() == position))
         return obs
 
 
-def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any]) -> Observation:
+    # -- for localisation ---------------------------------------------------------------------------------------------
+
+    def modes(self, *, evaluation: bool) -> dict[str, tuple[bool, bool]]:
+        """Of every layer: whether it is in training mode after train() or eval(), and whether it should be."""
+        with np.errstate(all="ignore"):
+            if evaluation:
+                self.model.eval()
+            found = {path: bool(getattr(m, "training", not evaluation)) for path, m in self.modules.items()}
+            self.model.train()
+            if not evaluation:
+                found = {path: bool(getattr(m, "training", True)) for path, m in self.modules.items()}
+            for module in self.eval_modules:
+                module.eval()
+            if not evaluation:
+                now = {path: bool(getattr(m, "training", True)) for path, m in self.modules.items()}
+                quiet = [p for p, layer in c.walk(self.case.model) if isinstance(layer, c.Eval)]
+                inside = {p for p in now if any(p == q or p.startswith(f"{q}.") for q in quiet)}
+                found = {p: now[p] if p in inside else found[p] for p in now}
+                return {p: (found[p], p not in inside) for p in found}
+        return {path: (mode, False) for path, mode in found.items()}
+
+
+def run_op(
+    case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None
+) -> Observation:
     """One operation: its value, and the gradient of its inner product with the cotangent."""
     obs = Observation(step=0)
     try:
@@ -330,8 +394,10 @@ def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any]) -> Observation:
                 operands.append(tensor)
             out = op(ndl, *operands, **attributes)
             obs.put("activation", case.op, _array(out))
+        tape = op_rule.record(out) if findings is not None else []
         with _phase("backward"):
             out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False))
+        op_rule.judge(tape, case.cotangent_array, found=findings)
         for i, (operand, tensor) in enumerate(zip(case.operands, operands, strict=True)):
             if tensor.grad is not None:
                 obs.put("gradient", f"operand {i}", _array(tensor.grad))
@@ -342,8 +408,14 @@ def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any]) -> Observation:
 
 
 def run_second(
-    case: c.SecondOrderCase, ndl: Any, layers: Mapping[type, Build], slots: tuple[list[Slot], list[Slot]],
-    batches: Batches, state: dict[str, Array], directions: dict[str, Array],
+    case: c.SecondOrderCase,
+    ndl: Any,
+    layers: Mapping[type, Build],
+    slots: tuple[list[Slot], list[Slot]],
+    batches: Batches,
+    state: dict[str, Array],
+    directions: dict[str, Array],
+    findings: op_rule.Findings | None = None,
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
     obs = Observation(step=0)
@@ -354,7 +426,8 @@ def run_second(
                 raise _Failed(run.failed)
             run.load(State(state))
         np.random.seed(step_seed(case, 0))
-        run._recording = record = []
+        record: list[tuple[str, Any, Any]] = []
+        run._recording = record
         with _phase("forward"):
             out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))
             loss, cotangent = run._loss(out, 0, 0)
@@ -362,8 +435,12 @@ def run_second(
         for path, given, made in record:
             obs.put("activation", path, _array(made))
             obs.kinks[path] = _array(given) > 0
+        run._findings = findings
+        tape = run._record_tape(loss)
         with _phase("backward"):
             loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
+        run._judge_tape(tape, cotangent, record)
+        del tape
         first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, _array(grad))
@@ -375,7 +452,9 @@ def run_second(
             run.optimizer.reset_grad()
             assert total is not None
             if total.requires_grad:
+                tape = run._record_tape(total)
                 total.backward()
+                run._judge_tape(tape, None, [])
         for name, parameter in reversed(run.parameters.items()):
             if parameter.grad is not None:
                 obs.put("second", name, _array(parameter.grad))

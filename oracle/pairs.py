@@ -24,6 +24,8 @@ Drawn = tuple[list[Shape], dict[str, Any]]
 
 # -- drawing operands -------------------------------------------------------------------------------------------------
 
+_CS = (2.0, -1.0, 0.5, 1.0, 0.0, -3.0)
+_POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
 SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 1, 5, 7, 33, 0])
 
 
@@ -108,7 +110,9 @@ def _multiplied(draw: Draw) -> Drawn:
     n, k, m = draw(st.tuples(SIZES, SIZES, SIZES))
     if draw(st.booleans()):
         n = m = k
-    batch = draw(st.sampled_from([((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,))]))
+    batch = draw(
+        st.sampled_from([((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,))])
+    )
     return [(*batch[0], n, k), (*batch[1], k, m)], {}
 
 
@@ -121,6 +125,25 @@ def _indexed(draw: Draw) -> Drawn:
         stop = draw(st.none() | st.integers(-n, n))
         index.append((start, stop, draw(st.sampled_from([None, 1, 2]))))
     return [shape], {"index": tuple(index)}
+
+
+@st.composite
+def _put(draw: Draw) -> Drawn:
+    """A shape, and an index that takes a slice of that shape out of a larger one."""
+    shape = draw(shapes(min_rank=1))
+    wide, index = [], []
+    for n in shape:
+        start, step = draw(st.integers(0, 2)), draw(st.integers(1, 2))
+        stop = start + n * step
+        wide.append(stop + draw(st.integers(0, 2)))
+        index.append((start, stop, step))
+    return [shape], {"shape": tuple(wide), "index": tuple(index)}
+
+
+@st.composite
+def _two_scalars(draw: Draw) -> Drawn:
+    scalar = st.sampled_from(_CS) | st.floats(0.25, 4, width=32)
+    return [draw(shapes())], {"c": float(draw(scalar)), "c1": float(draw(scalar))}
 
 
 @st.composite
@@ -220,10 +243,19 @@ def _torch_dilate(x: torch.Tensor, axes: Shape, dilation: int) -> torch.Tensor:
     return out
 
 
+def _torch_put(x: torch.Tensor, shape: Shape, index: Any) -> torch.Tensor:
+    out = x.new_zeros(shape)
+    out[_slices(index)] = x
+    return out
+
+
 def _torch_conv(x: torch.Tensor, w: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
     out = nn.functional.conv2d(
         # torch's own backward wants a contiguous kernel
-        x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1).contiguous(), stride=stride, padding=padding
+        x.permute(0, 3, 1, 2),
+        w.permute(3, 2, 0, 1).contiguous(),
+        stride=stride,
+        padding=padding,
     )
     return out.permute(0, 2, 3, 1)
 
@@ -246,9 +278,6 @@ def _needle_loss(ndl: Any, z: Any, labels: Sequence[int]) -> Any:
     return ndl.nn.SoftmaxLoss()(z, ndl.Tensor(np.array(labels), requires_grad=False))
 
 
-_CS = (2.0, -1.0, 0.5, 1.0, 0.0, -3.0)
-_POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
-
 OPS: Mapping[str, OpRow] = {
     "add": OpRow(lambda n, a, b: n.add(a, b), torch.add, _two(), ("EWiseAdd",)),
     "subtract": OpRow(lambda n, a, b: a - b, torch.sub, _two(), ("EWiseAdd", "Negate")),
@@ -270,6 +299,12 @@ OPS: Mapping[str, OpRow] = {
     "rsub": OpRow(lambda n, x, c: c - x, lambda x, c: c - x, _scalar(_CS), ("AddScalar", "Negate")),
     "rdiv": OpRow(lambda n, x, c: c / x, lambda x, c: c / x, _scalar(_CS), (), values="nonzero", special=()),
     "rpow": OpRow(lambda n, x, c: c**x, lambda x, c: c**x, _scalar((2.0, 0.5, 1.0, 3.0)), (), special=()),
+    "fused_add_scalars": OpRow(
+        lambda n, x, c, c1: (lambda pair: pair[0] * pair[1])(n.fused_add_scalars(x, c, c1)),
+        lambda x, c, c1: (x + c) * (x + c1),
+        _two_scalars(),
+        ("FusedAddScalars", "TupleGetItem"),
+    ),
     "transpose": OpRow(lambda n, x, **a: n.transpose(x, **a), _torch_transpose, _transposed(), ("Transpose",)),
     "reshape": OpRow(lambda n, x, shape: n.reshape(x, shape), torch.reshape, _reshaped(), ("Reshape",)),
     "broadcast_to": OpRow(
@@ -286,9 +321,17 @@ OPS: Mapping[str, OpRow] = {
         ("Max",),
         special=(),
     ),
-    "getitem": OpRow(lambda n, x, index: x[_slices(index)], lambda x, index: x[_slices(index)], _indexed(), ("GetItem",)),
+    "getitem": OpRow(
+        lambda n, x, index: x[_slices(index)], lambda x, index: x[_slices(index)], _indexed(), ("GetItem",)
+    ),
+    "put_item": OpRow(
+        lambda n, x, shape, index: n.ops.put_item(x, shape, _slices(index)), _torch_put, _put(), ("PutItem",)
+    ),
+    "cast": OpRow(
+        lambda n, x: n.ops.cast(n.ops.cast(x, "float64"), "float32"), lambda x: x.double().float(), _one(), ("Cast",)
+    ),
     "flip": OpRow(lambda n, x, axes: n.flip(x, axes), lambda x, axes: torch.flip(x, axes), _flipped(), ("Flip",)),
-    "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate", "UnDilate")),
+    "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate",)),
     "stack": OpRow(
         lambda n, *xs, axis: n.stack(xs, axis),
         lambda *xs, axis: torch.stack(xs, axis),

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from oracle import case as c
 from oracle import report
+from oracle.diff import wide_console
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -30,7 +30,7 @@ def find(name: str, folders: Sequence[Path]) -> c.Case:
 
 def replay(name: str, folders: Sequence[Path]) -> int:
     """Show the case step by step; 0 it agrees, 1 it diverges, 2 no such case, 3 the oracle contradicts itself."""
-    console = Console(highlight=False)
+    console = wide_console()
     try:
         case = find(name, folders)
     except c.CaseError as error:
@@ -46,8 +46,8 @@ def replay(name: str, folders: Sequence[Path]) -> int:
     console.print()
     if verdict.divergence is not None:
         console.print(report.block(case, verdict.divergence), soft_wrap=True, markup=False)
-    for error in verdict.oracle_errors:
-        console.print(f"the oracle contradicts itself: {error}", soft_wrap=True, markup=False, style="yellow")
+    for problem in verdict.oracle_errors:
+        console.print(f"the oracle contradicts itself: {problem}", soft_wrap=True, markup=False, style="yellow")
     if verdict.divergence is not None:
         return 1
     if verdict.oracle_errors:
@@ -88,7 +88,13 @@ def _steps(case: c.TrainCase, ndl: Any, verdict: Any) -> Table:
         else:
             word = "agrees"
         table.add_row(
-            str(t), "default" if lr is None else f"{lr:g}", _loss(seen), _loss(peer), f"{norm:.6g}", f"{moved:.6g}", word
+            str(t),
+            "default" if lr is None else f"{lr:g}",
+            _loss(seen),
+            _loss(peer),
+            f"{norm:.6g}",
+            f"{moved:.6g}",
+            word,
         )
     return table
 

@@ -39,7 +39,9 @@ def block(case: c.Case, divergence: Divergence) -> str:
             if d.peer is not None:
                 lines.append(("torch", number(d.peer) + "   (float32)"))
             if d.truth is not None:
-                lines.append(("truth" if d.dtype else "expected", number(d.truth) + ("   (float64)" if d.dtype else "")))
+                lines.append(
+                    ("truth" if d.dtype else "expected", number(d.truth) + ("   (float64)" if d.dtype else ""))
+                )
         if d.error is not None and d.allowed is not None:
             lines.append(("error", f"{d.error:.2g}, allowed {d.allowed:.2g} (rule {d.rule})"))
     lines += [

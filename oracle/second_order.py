@@ -31,7 +31,7 @@ class Rounding(TorchDispatchMode):
     """Perturbs every floating-point operand of every operation by uniform noise in ±2u, as a float32 kernel might."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator().manual_seed(seed)
 
     def _perturbed(self, value: Any) -> Any:
@@ -65,7 +65,8 @@ class BatchNorm(nn.Module):
         """(n, d) -> (n, d)."""
         if isinstance(self.source, nn.BatchNorm1d) and not self.source.training:
             mean, var = self.source.running_mean, self.source.running_var
-            assert mean is not None and var is not None
+            assert mean is not None
+            assert var is not None
             return (x - mean) * (1 / torch.sqrt(var + self.eps)) * self.weight + self.bias
         n = x.shape[self.axis]
         centred = x - x.sum(self.axis, keepdim=True) / n
@@ -100,7 +101,9 @@ def _run(
     if written_out:
         _write_out(model.module)
     x = torch.from_numpy(batches.x[0, 0]).to(dtype)
-    drawn = {n: peer_side.to_torch(s, v).to(dtype) for s, (n, v) in zip(slots[0], directions(case).items(), strict=True)}
+    drawn = {
+        n: peer_side.to_torch(s, v).to(dtype) for s, (n, v) in zip(slots[0], directions(case).items(), strict=True)
+    }
     results: Results = {"gradient": {}, "second": {}}
 
     def work() -> None:

@@ -106,7 +106,7 @@ def _simpler_data(data: c.Data) -> Iterator[c.Data]:
 
 def _smaller(layers: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
     """Models with one layer dropped, unwrapped or made simpler."""
-    for i, layer in enumerate(layers):
+    for i in range(len(layers)):
         if len(layers) > 1:
             yield layers[:i] + layers[i + 1 :]
     for i, layer in enumerate(layers):
@@ -157,12 +157,12 @@ def _sizes(case: c.TrainCase | c.SecondOrderCase) -> set[int]:
 def _resized(case: c.TrainCase | c.SecondOrderCase, old: int, new: int) -> Iterator[dict[str, Any]]:
     """Every width ``old`` made ``new``; then the rows, the features and the layers each on their own."""
     rows = _replace(case.data, rows=new) if case.data.rows == old else case.data
-    both = _replace(rows, features=new) if rows.features == old else rows  # type: ignore[call-arg]
+    both = _replace(rows, features=new) if rows.features == old else rows
     model = tuple(_with_width(layer, old, new) for layer in case.model)
     yield {"model": model, "data": both}
     yield {"data": rows}
     yield {"model": model}
-    yield {"data": _replace(case.data, features=new) if case.data.features == old else case.data}  # type: ignore[call-arg]
+    yield {"data": _replace(case.data, features=new) if case.data.features == old else case.data}
     yield {"model": model, "data": rows}
 
 

@@ -69,7 +69,9 @@ class Branch(nn.Module):
     def __init__(self, left: nn.Module, right: nn.Module, join: str) -> None:
         super().__init__()
         self.left, self.right = left, right
-        self.join = {"add": torch.add, "subtract": torch.sub, "multiply": torch.mul}[join]
+        joins: dict[str, Callable[[Tensor, Tensor], Tensor]]
+        joins = {"add": torch.add, "subtract": torch.sub, "multiply": torch.mul}
+        self.join = joins[join]
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) -> (n, e)."""
@@ -183,7 +185,7 @@ class TorchRun:
         self.buffers = {s.name: self.model.tensor(s) for s in self.buffer_slots}
         names = {id(p): name for name, p in self.parameters.items()}
         self.listed = [names[id(p)] for p in self.model.module.parameters()]
-        self.optimizer = torch_optimizer(case, [p for p in self.model.module.parameters()])
+        self.optimizer = torch_optimizer(case, list(self.model.module.parameters()))
         self._record: list[tuple[str, Tensor, bool]] = []
         for path, module in self.model.modules.items():
             module.register_forward_hook(self._hook(path, module))
@@ -237,7 +239,8 @@ class TorchRun:
         for m in range(self.batches.micro):
             mark = f"#{m}" if m else ""
             self._dictate(t, m, mark, kinks)
-            self._record = record = []
+            record: list[tuple[str, Tensor, bool]] = []
+            self._record = record
             x = torch.from_numpy(self.batches.x[t, m]).to(self.dtype).requires_grad_(case.input_grad)
             out = self.model.module(x)
             loss, cotangent = torch_loss(case, out, self.batches, t, m)
@@ -290,7 +293,8 @@ class TorchRun:
             after = self.buffers[slot.name].detach().numpy().copy()
             module = self.model.modules[slot.name.rsplit(".", 1)[0]]
             if slot.name.endswith("running_var") and module.training:
-                assert isinstance(module, nn.BatchNorm1d) and module.momentum is not None
+                assert isinstance(module, nn.BatchNorm1d)
+                assert module.momentum is not None
                 rest = (1 - module.momentum) * before[slot.name].astype(np.float64)
                 after = (rest + (after - rest) * ((n - 1) / n)).astype(after.dtype)
                 with torch.no_grad():
@@ -311,7 +315,8 @@ class TorchRun:
         obs = Observation(step=t)
         self.model.module.eval()
         self._dictate(t, 0, "", kinks)
-        self._record = record = []
+        record: list[tuple[str, Tensor, bool]] = []
+        self._record = record
         with torch.no_grad():
             self.model.module(torch.from_numpy(self.batches.x[t, 0]).to(self.dtype))
         self.model.train()

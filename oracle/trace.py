@@ -21,6 +21,7 @@ QUANTITIES = (
     "second",  # second-order gradients, in a case that has them
     "adjoint",  # gradient of every layer output, last layer first
     "gradient",  # of every parameter, last layer first
+    "operator",  # a node of the tape, judged by itself (rule OP)
     "clip norm",  # what clip_grad_norm returned
     "clipped",  # gradients after clipping
     "gradient after step",  # must be the same bits as before

@@ -1,0 +1,67 @@
+"""What `nox -s diff` promises: the ci profile agrees, on generated models and on real data; kept cases stay fixed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import needle
+from oracle import case as c
+from oracle import engine, report
+
+ROOT = Path(__file__).parents[2]
+CASES = sorted((ROOT / "tests" / "cases").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def ci_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diff")
+    command = [sys.executable, "-m", "oracle", "diff", "--profile", "ci", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True)
+    return done, json.loads((folder / "summary.json").read_text())
+
+
+def test_the_ci_profile_agrees(ci_run):
+    done, summary = ci_run
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 divergences in 500 cases" in done.stdout
+    assert summary["failures"] == []
+    assert summary["oracle_errors"] == []
+    assert summary["tensors"] > 50_000
+    assert summary["out_of_domain"] < 0.1 * 500
+    assert max(v for k, v in summary["largest_share"].items()) < 1
+
+
+def test_it_reaches_every_layer_and_op(ci_run):
+    _, summary = ci_run
+    reached = summary["coverage"]
+    from oracle import pairs
+
+    for kind in pairs.LAYERS:
+        assert reached.get(f"layer {kind.__name__}"), f"no case has a {kind.__name__}"
+    missing = [op for op in pairs.OPS if not reached.get(f"op {op}")]
+    assert not missing, f"no case reaches {missing}"
+    for region in ("optimizer SGD, momentum and decay", "optimizer clipping", "backward twice", "backward accumulate",
+                   "backward second order", "shape size 1", "shape square", "shape zero size"):  # fmt: skip
+        assert reached.get(region), region
+
+
+def test_it_learns_the_digits(ci_run):
+    done, summary = ci_run
+    digits = summary["digits"]
+    print(f"UCI digits: accuracy {digits['accuracy']:.1%}, {digits['tensors']:,} tensors compared")
+    assert digits["accuracy"] >= 0.95
+    assert digits["tensors"] > 30_000
+    assert "test accuracy" in done.stdout
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_a_case_that_once_failed_agrees(path):
+    case = c.read(path)
+    assert path.stem == case.digest, f"rename it to {case.digest}.json: a case file is named by its digest"
+    verdict = engine.judge(case, needle, validate=True)
+    assert verdict.divergence is None, report.block(case, verdict.divergence)
+    assert verdict.oracle_errors == []

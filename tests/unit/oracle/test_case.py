@@ -1,0 +1,109 @@
+"""A Case validates itself, and survives the way through JSON."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from oracle import case as c
+from oracle.strategies import op_cases, second_order_cases, train_cases
+
+DATA = c.Data(rows=4, features=3)
+
+
+def train(*model, **changes):
+    given_by_default = {"data": DATA, "loss": c.SoftmaxLoss(), "optimizer": c.SGD(), "seed": 0}
+    return c.TrainCase(model=model or (c.Linear(2),), **(given_by_default | changes))
+
+
+@given(train_cases() | op_cases() | second_order_cases())
+def test_a_case_equals_what_its_json_says(case):
+    again = c.decode(c.encode(case))
+    assert again == case
+    assert again.digest == case.digest
+    assert c.describe(case)
+
+
+def test_the_digest_names_the_case():
+    assert train().digest == train().digest
+    assert train(seed=1).digest != train().digest
+    assert train().digest == "06aeef51", "digests are the names of files: they must not change between versions"
+
+
+def test_streams_are_apart_and_repeatable():
+    case = train()
+    assert np.array_equal(case.rng("a").random_sample(5), case.rng("a").random_sample(5))
+    assert not np.array_equal(case.rng("a").random_sample(5), case.rng("b").random_sample(5))
+    assert not np.array_equal(case.rng("a").random_sample(5), train(seed=1).rng("a").random_sample(5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: train(c.Residual((c.Linear(5),))), r"model\[0\]: Residual body must keep the width 3, but gives 5"),
+        (lambda: train(c.Branch((c.Linear(2),), (c.Linear(4),)), c.Linear(2)), r"got 2 and 4"),
+        (lambda: train(c.BatchNorm(), data=c.Data(rows=1, features=3)), "at least 2 rows in training, got 1"),
+        (lambda: train(c.Linear(2), c.Linear(2, tie=0)), r"model\[1\]: tie=0 names a Linear of shape \(3, 2\)"),
+        (lambda: train(c.Linear(2), c.Linear(2, tie=5)), "tie=5 names a Linear of shape None"),
+        (lambda: train(c.Linear(3, frozen=True), c.Linear(3, tie=0, frozen=True)), "cannot be frozen"),
+        (lambda: train(c.ReLU()), "at least one layer must have a parameter to train"),
+        (lambda: train(c.Linear(2, frozen=True)), "at least one layer must have a parameter"),
+        (lambda: train(lr_changes=(c.LrChange(3, 0.1),)), "step 3 is not below steps=1"),
+        (lambda: train(c.Linear(300), loss=c.SoftmaxLoss("uint8")), "uint8 allow 256 classes"),
+        (lambda: train(c.Linear(3), data=c.Digits()), "Digits have 10 classes, but the model's output is 3 wide"),
+        (lambda: train(c.Ops((c.OpStep("exq", (0,)),))), "unknown op 'exq'"),
+        (lambda: train(c.Ops((c.OpStep("exp", (1,)),))), "must index the 1 values so far"),
+        (lambda: train(c.Ops((c.OpStep("summation", (0,)),)), c.Linear(2)), r"must end with shape \(4, width\)"),
+        (
+            lambda: train(c.Ops((c.OpStep("matmul", (0, 0)),)), c.Linear(2)),
+            "matmul does not apply to operands of shape",
+        ),
+        (lambda: c.Operand((2, 2), (1.0,)), r"an operand of shape \(2, 2\) has 4 values, not 1"),
+        (
+            lambda: c.OpCase("add", (c.Operand((2,), (1.0, 2.0)), c.Operand((3,), (1.0, 2.0, 3.0)))),
+            "add does not apply",
+        ),
+        (lambda: c.OpCase("exp", (c.Operand((), (1.0,)),), cotangent=()), "at least one value"),
+    ],
+)
+def test_a_bad_case_cannot_exist(make, message):
+    with pytest.raises(c.CaseError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("format"), 'an object with "format" and "kind" is needed'),
+        (lambda d: d.update(format=99), "this version reads format 1"),
+        (lambda d: d.update(kind="trian"), "Invalid value 'trian'"),
+        (lambda d: d.update(sede=1), "unknown field `sede`"),
+        (lambda d: d.update(seed=-1), r">= 0 - at `\$.seed`"),
+        (lambda d: d.update(steps="3"), r"Expected `int`, got `str` - at `\$.steps`"),
+        (lambda d: d["model"][0].update(out=0), r"at `\$.model\[0\].out`"),
+        (lambda d: d["optimizer"].update(lr=-1), r"at `\$.optimizer.lr`"),
+        (lambda d: d["optimizer"].update(momentum=1.0), r"at `\$.optimizer.momentum`"),
+        (lambda d: d.pop("seed"), "missing required field `seed`"),
+    ],
+)
+def test_a_broken_file_is_refused_with_the_place(change, message):
+    data = json.loads(c.encode(train(optimizer=c.SGD(lr=0.1))))
+    change(data)
+    with pytest.raises(c.CaseError, match=message):
+        c.decode(json.dumps(data))
+
+
+def test_a_file_that_is_not_json_or_not_there(tmp_path):
+    with pytest.raises(c.CaseError, match="not JSON"):
+        c.decode("{")
+    with pytest.raises(c.CaseError, match=r"absent.json: No such file"):
+        c.read(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "reversed"])
+def test_memory_layouts_hold_the_same_numbers(layout):
+    operand = c.Operand((2, 3), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), layout)
+    assert operand.array.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert operand.array.flags.c_contiguous == (layout == "C")
+    assert c.Operand((), (7.0,), layout).array.shape == ()

@@ -1,0 +1,210 @@
+"""Every rule lets right results pass, and is shown to catch a planted wrong one."""
+
+import contextlib
+import types
+
+import numpy as np
+import pytest
+
+import needle
+from oracle import case as c
+from oracle import compare as cmp
+from oracle import engine
+
+SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+def train(*model, **changes):
+    given = {"data": c.Data(rows=4, features=3), "loss": c.SoftmaxLoss(), "optimizer": SGD, "seed": 2, "steps": 3}
+    return c.TrainCase(model=model or (c.Linear(4), c.Tanh(), c.Linear(2)), **(given | changes))
+
+
+@contextlib.contextmanager
+def patched(owner, name, make):
+    """owner.name replaced by make(original) for a while."""
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def after_step(change):
+    """A fault in SGD.step: ``change(optimizer)`` is applied behind the real step."""
+
+    def make(step):
+        def wrong(self):
+            step(self)
+            change(self)
+
+        return wrong
+
+    return patched(needle.optim.SGD, "step", make)
+
+
+def first(optimizer):
+    return optimizer.params[0]
+
+
+def scale(array, factor):
+    array *= np.float32(factor)
+
+
+def fresh(tensor, change):
+    tensor.cached_data = change(tensor.cached_data.copy())
+
+
+FAULTS = {
+    # rule, quantity, the fault
+    "forward": ("G", "activation", lambda: patched(needle.ops.Tanh, "compute", lambda f: lambda s, a: f(s, a) * np.float32(1.0001))),
+    "backward": ("G", "adjoint", lambda: patched(needle.ops.Tanh, "vjp", lambda f: lambda s, g, *r: f(s, g * np.float32(1.0001), *r))),
+    "nan": ("G", "activation", lambda: patched(needle.ops.Tanh, "compute", lambda f: lambda s, a: f(s, a) * np.float32("nan"))),
+    "dtype": ("dtype", "activation", lambda: patched(needle.ops.Tanh, "compute", lambda f: lambda s, a: f(s, a.astype("float64")))),
+    "shape": ("shape", "loss", lambda: patched(needle.nn.SoftmaxLoss, "forward", lambda f: lambda s, z, y: f(s, z, y).reshape((1,)))),
+    "missing gradient": ("missing", "gradient", lambda: patched(
+        needle.Tensor, "backward", lambda f: lambda s, *a, **k: (f(s, *a, **k), LAST.clear_first())[0])),
+    "in place": ("exact", "gradient after step", lambda: after_step(lambda o: scale(first(o).grad.cached_data, 1.5))),
+    "velocity": ("L", "velocity", lambda: after_step(lambda o: fresh(o.u[first(o)], lambda u: u * np.float32(1.00001)))),
+    "parameter": ("L", "parameter", lambda: after_step(lambda o: fresh(first(o), lambda p: p + np.float32(1e-5)))),
+    "exception": ("exception", "exception in step", lambda: after_step(lambda o: 1 / 0)),
+    "order": ("exact", "parameters", lambda: patched(
+        needle.nn.Sequential, "parameters", lambda f: lambda s: list(reversed(list(f(s)))))),
+}  # fmt: skip
+
+
+class Last:
+    """Remembers the newest optimizer, for the fault that loses a gradient."""
+
+    optimizer = None
+
+    def clear_first(self):
+        if self.optimizer is not None:
+            self.optimizer.params[0].grad = None
+
+
+LAST = Last()
+
+
+@pytest.fixture(autouse=True)
+def _remember(monkeypatch):
+    make = needle.optim.SGD.__init__
+
+    def remembering(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        LAST.optimizer = self
+
+    monkeypatch.setattr(needle.optim.SGD, "__init__", remembering)
+
+
+def test_the_case_of_these_tests_agrees():
+    verdict = engine.judge(train(), needle)
+    assert verdict.divergence is None
+    assert verdict.oracle_errors == []
+    assert verdict.tally.tensors > 100, "what was compared is counted"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught_by_its_rule(name):
+    rule, quantity, plant = FAULTS[name]
+    with plant():
+        found = engine.judge(train(), needle).divergence
+    assert found is not None
+    assert (found.rule, found.quantity) == (rule, quantity), found.message
+    assert engine.judge(train(), needle).divergence is None, "the fault has been taken out again"
+
+
+def test_rule_t_alone_catches_a_wrong_expectation(monkeypatch):
+    """If our own idea of the update were wrong and needle made the same mistake, torch's optimizer would tell."""
+    right = cmp.expected_update
+
+    def wrong(case, lr, p, g, old, t, k):
+        return right(case, lr * 1.01, p, g, old, t, k)
+
+    monkeypatch.setattr(cmp, "expected_update", wrong)
+
+    def make(step):
+        def faster(self):
+            self.lr *= 1.01
+            step(self)
+            self.lr /= 1.01
+
+        return faster
+
+    with patched(needle.optim.SGD, "step", make):
+        found = engine.judge(train(), needle).divergence
+    assert found is not None
+    assert found.rule == "T"
+
+
+@pytest.mark.parametrize("factor", [1 + 2.0**-k for k in (8, 14, 18)])
+def test_rule_l_sees_small_errors_of_a_velocity(factor):
+    with after_step(lambda o: [fresh(u, lambda a: a * np.float32(factor)) for u in o.u.values()]):
+        found = engine.judge(train(), needle).divergence
+    assert found is not None
+    assert found.quantity == "velocity"
+
+
+def test_an_array_kept_from_an_earlier_step_must_not_change():
+    kept = []
+
+    def make(step):
+        def wrong(self):
+            step(self)
+            for array in kept:
+                array += 1
+            kept[:] = [p.grad.cached_data for p in self.params if p.grad is not None]
+
+        return wrong
+
+    with patched(needle.optim.SGD, "step", make):
+        found = engine.judge(train(), needle).divergence
+    assert found is not None
+    assert found.quantity == "kept"
+
+
+@pytest.mark.parametrize(
+    ("target", "fault", "quantity"),
+    [
+        ("BatchNorm1d", lambda f: lambda s, x: (scale(s.running_mean.cached_data, 1.01), f(s, x))[1], "untouched"),
+        ("Dropout", lambda f: lambda s, x: (np.random.rand(), f(s, x))[1], "activation"),
+    ],
+)
+def test_evaluation_leaves_things_alone(target, fault, quantity):
+    case = train(c.BatchNorm(), c.Dropout(0.5), c.Linear(2))
+    with patched(getattr(needle.nn, target), "forward", fault):
+        found = engine.judge(case, needle).divergence
+    assert found is not None
+    assert found.quantity in (quantity, "evaluation", "buffer")
+
+
+def test_nothing_is_compared_beyond_the_domain_but_it_is_counted():
+    case = train(c.Ops((c.OpStep("mul_scalar", (0,), {"c": 1e20}),)), c.Linear(2))
+    verdict = engine.judge(case, needle)
+    assert (verdict.divergence, verdict.out_of_domain, verdict.steps) == (None, 1, 0)
+
+
+def test_forms_are_compared_before_values():
+    right = np.zeros((2, 3), dtype=np.float32)
+    assert cmp.check_form(0, "gradient", "w", right, (2, 3), "float32") is None
+    for wrong, rule in [(None, "missing"), (right[:1], "shape"), (right.T, "shape"), (right.astype(float), "dtype")]:
+        found = cmp.check_form(0, "gradient", "w", wrong, (2, 3), "float32")
+        assert found is not None
+        assert found.rule == rule
+
+
+def test_the_share_of_a_missing_number_is_infinite():
+    truth = np.ones((8, 1, 2))
+    assert np.isinf(cmp.share_g(np.array([[1.0, np.nan]]), truth)[0, 1])
+    assert np.isinf(cmp.share_g(np.array([[np.inf, 1.0]]), truth)[0, 0])
+    assert cmp.share_g(np.ones((1, 2)), truth).max() == 0
+
+
+def test_another_needle_is_judged_by_what_it_does():
+    """The package under test is an argument; a copy with its own fault is judged on its own."""
+    other = types.SimpleNamespace(**{n: getattr(needle, n) for n in dir(needle) if not n.startswith("__")})
+    other.tanh = lambda x: needle.tanh(x) * 1.01
+    assert engine.judge(train(), needle).divergence is None
+    found = engine.judge(train(), other).divergence
+    assert found is not None
+    assert found.place.startswith("activation 1")

@@ -1,0 +1,147 @@
+"""A run: deterministic, honest about what it did, and of use when something fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import needle
+from oracle import case as c
+from oracle import engine, report, runner
+from oracle.__main__ import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def oracle(*args, cwd, **env):
+    """``python -m oracle`` as a user runs it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", **env}
+    return subprocess.run(
+        [sys.executable, "-m", "oracle", *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_verdicts_do_not_depend_on_the_number_of_workers(tmp_path):
+    def run(workers):
+        return runner.run(runner.Plan(seed=11, cases=150, workers=workers, digits=False, folder=tmp_path))
+
+    one, two = run(1), run(2)
+    assert one.exit_code == two.exit_code == 0
+    assert one.result.digest == two.result.digest
+    assert one.result.tally.tensors == two.result.tally.tensors > 10_000
+    assert one.result.coverage == two.result.coverage
+    assert sum(one.result.cases.values()) == 150
+
+
+def test_a_seed_names_its_cases():
+    first = runner.run_shard(1, 0)
+    assert first.digests == runner.run_shard(1, 0).digests
+    assert first.digests != runner.run_shard(2, 0).digests
+    assert first.digests != runner.run_shard(1, 1).digests
+
+
+def wrong_tanh(self, g, y, needs, a):
+    return (g * (1 - y * y) * np.float32(1.01),)
+
+
+def test_a_fault_is_found_folded_shrunk_and_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(needle.ops.Tanh, "vjp", wrong_tanh)
+    outcome = runner.run(runner.Plan(seed=1, cases=250, workers=2, digits=False, folder=tmp_path))
+    assert outcome.exit_code == 1
+    assert sum(f.count for f in outcome.failures) > len(outcome.failures), "failures of one kind are one entry"
+    for failed in outcome.failures:
+        path = tmp_path / f"{failed.case.digest}.json"
+        assert c.read(path) == failed.case
+        assert report.block(failed.case, failed.divergence) in path.with_suffix(".md").read_text("utf-8")
+        assert "needle and torch part at step" in report.block(failed.case, failed.divergence)
+    digest = outcome.failures[0].case.digest
+    assert main(["replay", digest, "--from", str(tmp_path)]) == 1
+    assert f"nox -s replay -- {digest}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["replay", digest, "--from", str(tmp_path)]) == 0
+    assert "needle and torch agree" in capsys.readouterr().out
+
+
+def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(engine, "judge", broken)
+    result = runner.run_shard(1, 0)
+    assert not result.failed
+    assert len(result.oracle_errors) == runner.SHARD_SIZE
+    assert "ZeroDivisionError: planted" in result.oracle_errors[0]
+    outcome = runner.Run(runner.Plan(seed=1, cases=1), result)
+    assert outcome.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["diff", "--cases", "0"], "a positive whole number is needed, got '0'"),
+        (["diff", "--cases", "many"], "a positive whole number is needed, got 'many'"),
+        (["diff", "--seed", "-3"], "a whole number from 0 on is needed, got '-3'"),
+        (["diff", "--minutes", "nan"], "a positive number is needed, got 'nan'"),
+        (["diff", "--profile", "quick"], "invalid choice: 'quick'"),
+        (["dif"], "invalid choice: 'dif'"),
+        (["replay", "absent"], "no case 'absent' in"),
+        (["replay", "absent.json"], "absent.json: No such file"),
+    ],
+)
+def test_wrong_usage_is_told_without_a_traceback(args, message, tmp_path):
+    done = oracle(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_replay_of_broken_files(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text('{"format": 1, "kind": "train", "sede": 1}')
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for stem in ("abc1", "abc2"):
+        (folder / f"{stem}.json").write_text("{}")
+    for args, message in [
+        (["a.json"], "a.json: not JSON"),
+        (["b.json"], "b.json: Object"),
+        (["abc", "--from", "cases"], "'abc' is short for several cases: abc1, abc2"),
+    ]:
+        done = oracle("replay", *args, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_needs_no_torch(tmp_path):
+    code = "import sys; from oracle.__main__ import parser; parser(); print('torch' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_ctrl_c_leaves_a_correct_partial_summary(tmp_path, monkeypatch):
+    shards = iter([runner.run_shard(1, 0), runner.run_shard(1, 1)])
+
+    def outcome(future):
+        try:
+            return next(shards)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(runner, "_outcome", outcome)
+    run = runner.run(runner.Plan(seed=1, cases=2000, workers=1, digits=False, folder=tmp_path))
+    assert run.interrupted
+    assert run.exit_code == 130
+    assert run.shards == 2
+    assert sum(run.result.cases.values()) == 2 * runner.SHARD_SIZE
+
+
+def test_json_has_no_bare_infinities(tmp_path):
+    report.dump(tmp_path / "x.json", {"a": float("inf"), "b": [np.float64("nan"), np.int64(3)], "c": (1, 2)})
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {"a": "inf", "b": ["nan", 3], "c": [1, 2]}

@@ -1,0 +1,171 @@
+"""The definitions are right: against central differences, and whole models against torch float64."""
+
+import numpy as np
+import pytest
+
+import needle
+from oracle import case as c
+from oracle import compare as cmp
+from oracle import definitions as d
+from oracle import engine, pairs
+from oracle.runner import draw
+from oracle.strategies import op_cases
+
+
+def differences(f, x, g, step=1e-6):
+    """Central differences of <f(x), g>."""
+    out = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += step
+        down[i] -= step
+        out[i] = ((f(up) - f(down)) * g).sum() / (2 * step)
+    return out
+
+
+def _drawn(strategy, count):
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+
+    cases = []
+
+    @seed(0)
+    @settings(max_examples=count, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def collect(case):
+        cases.append(case)
+
+    collect()
+    return cases
+
+
+def _ordinary(case):
+    numbers = [v for o in case.operands for v in o.values]
+    # far from the kinks of relu and max, and of a size at which differences mean something
+    return (
+        numbers
+        and len(numbers) <= 60
+        and all(isinstance(v, float) and 1e-2 < abs(v) < 5 for v in numbers)
+        and (case.op != "maximum" or len(set(numbers)) == len(numbers))
+    )
+
+
+@pytest.mark.parametrize("name", sorted(pairs.OPS))
+def test_every_vjp_is_the_derivative_of_its_forward(name):
+    found = [case for case in _drawn(op_cases([name]), 60) if _ordinary(case)]
+    assert found, f"no ordinary case of {name} was drawn"
+    for case in found[-4:]:
+        check_vjps(case)
+
+
+def check_vjps(case):
+    value, grads = engine.op_truth(case, None)
+    g = case.cotangent_array.astype(np.float64)
+    arrays = [o.array.astype(np.float64) for o in case.operands]
+    attributes = dict(case.attributes)
+    if "labels" in attributes:
+        attributes["labels"] = np.asarray(attributes["labels"])[None]
+
+    def forward(i, x):
+        operands = [d.Var((x if j == i else a)[None, None]) for j, a in enumerate(arrays)]
+        return d.OPS[case.op](d.Tape(None), *operands, **attributes).value[0, 0]
+
+    assert value.shape[2:] == case.result_shape
+    for i, x in enumerate(arrays):
+        expected = differences(lambda v, i=i: forward(i, v), x, g)
+        found = grads[f"operand {i}"][0, 0]
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max(initial=0) <= 1e-6 * max(1, np.abs(expected).max(initial=0)), c.describe(
+            case
+        )
+
+
+def test_replica_0_is_exact_and_the_others_differ_by_roundings():
+    x = np.linspace(1, 2, 12).reshape(1, 1, 3, 4)
+    tape = d.Tape(d.Noise(1))
+    noisy = tape.noisy(x)
+    assert noisy.shape == (d.REPLICAS, 1, 3, 4)
+    assert np.array_equal(noisy[0], x[0])
+    relative = np.abs(noisy[1:] / x - 1)
+    assert relative.min() > 0
+    assert relative.max() <= 2 * d.U * (1 + 1e-9)
+    assert relative.max() > 1.5 * d.U, "the noise must reach its amplitude"
+    assert np.array_equal(noisy, d.Tape(d.Noise(1)).noisy(x)), "the same seed gives the same noise"
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (c.Linear(3), c.ReLU(), c.Linear(2, bias=False)),
+        (c.BatchNorm(), c.Linear(2)),
+        (c.LayerNorm(1e-3), c.Tanh(), c.Linear(2)),
+        (c.Linear(3), c.Sigmoid(), c.Dropout(0.5), c.Flatten(), c.Identity(), c.Linear(2)),
+        (c.Residual((c.Linear(3), c.BatchNorm(momentum=0.3))), c.Unused(2), c.Linear(2)),
+        (c.Branch((c.Linear(3),), (c.Tanh(),), "multiply"), c.Sequential((c.Linear(3), c.Linear(3, tie=1)))),
+        (c.Eval((c.BatchNorm(), c.Dropout())), c.Linear(2)),
+    ],
+    ids=lambda layers: "-".join(type(x).__name__ for x in layers),
+)
+@pytest.mark.parametrize("loss", [c.SoftmaxLoss(), c.MeanSquare(), c.WeightedSum(), c.Cotangent()], ids=type)
+def test_the_truth_is_torch_in_float64(layers, loss):
+    case = c.TrainCase(
+        model=layers,
+        data=c.Data(rows=4, features=3),
+        loss=loss,
+        optimizer=c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1),
+        seed=3,
+        steps=3,
+        backward="accumulate",
+        input_grad=True,
+    )
+    verdict = engine.judge(case, needle, validate=True)
+    assert verdict.oracle_errors == []
+    assert verdict.divergence is None
+    validated = [k for k in verdict.tally.largest if k.startswith("validation ")]
+    assert {"validation activation", "validation adjoint", "validation gradient"} <= set(validated)
+    assert max(verdict.tally.largest[k] for k in validated) < 0.1
+
+
+def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
+    right = d.tanh
+    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9)))
+    case = c.TrainCase(
+        model=(c.Linear(3), c.Tanh(), c.Linear(2)),
+        data=c.Data(rows=4, features=3),
+        loss=c.SoftmaxLoss(),
+        optimizer=c.SGD(),
+        seed=0,
+    )
+    errors = engine.judge(case, needle, validate=True).oracle_errors
+    assert errors
+    assert "the truth is wrong: adjoint 0" in errors[0]
+    monkeypatch.setattr(d, "tanh", right)
+    assert engine.judge(case, needle, validate=True).oracle_errors == []
+
+
+def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
+    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001))
+    case = c.TrainCase(
+        model=(c.Linear(3), c.Tanh(), c.Linear(2)),
+        data=c.Data(rows=4, features=3),
+        loss=c.SoftmaxLoss(),
+        optimizer=c.SGD(),
+        seed=0,
+    )
+    errors = engine.judge(case, needle).oracle_errors
+    assert any(e.startswith("rule P: torch's adjoint 0") for e in errors)
+
+
+def test_drawing_is_repeatable():
+    assert [k.digest for k in draw("train", 20, 5)] == [k.digest for k in draw("train", 20, 5)]
+    assert [k.digest for k in draw("train", 20, 5)] != [k.digest for k in draw("train", 20, 6)]
+
+
+def test_tolerance_grows_with_noise_and_size_alone():
+    exact = np.array([[1.0, 1000.0]])
+    quiet = np.repeat(exact[None], 8, axis=0)
+    tolerance = cmp.tolerance(quiet)[0]
+    assert tolerance[0] == pytest.approx(d.U * (1 + 0.01 * 1000))
+    assert tolerance[1] == pytest.approx(d.U * (1000 + 0.01 * 1000))
+    loud = quiet.copy()
+    loud[3, 0, 0] += 1e-3
+    assert cmp.tolerance(loud)[0, 0] == pytest.approx(1e-3 * 1.01, rel=0.1)
