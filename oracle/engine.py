@@ -20,7 +20,7 @@ import torch
 from oracle import case as c
 from oracle import compare as cmp
 from oracle import definitions as d
-from oracle import inputs, pairs, truth
+from oracle import inputs, locate, op_rule, pairs, truth
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
 from oracle.compare import Divergence, Tally
@@ -94,6 +94,7 @@ class _Train:
         self.masks = inputs.masks(case, case.steps)
         self.found: list[Divergence] = []
         self.peer_found: list[Divergence] = []
+        self.findings = op_rule.Findings()
         self._last_layer = f"{len(case.model) - 1}"
 
     def judge(self, peer_too: bool, validate: bool) -> Verdict:
@@ -104,12 +105,14 @@ class _Train:
         while in_domain and not self.found:
             started = time.perf_counter()
             part = list(itertools.islice(trajectory, chunk))
-            self._spend("systems", started)
+            self._spend("systems", started + (0.0 if verdict.steps else self.findings.seconds))
             if not part:
                 break
             started = time.perf_counter()
             complete = [s for s in part if s.ours.failure is None]
             usable = self._judge_part(complete, verdict.steps, peer_too, validate) if complete else 0
+            if usable and not verdict.steps:
+                self._operators()
             verdict.steps += usable
             in_domain = usable == len(complete)
             if in_domain:
@@ -117,7 +120,9 @@ class _Train:
             self._spend("rules", started)
         verdict.out_of_domain = int(not in_domain)
         if self.found:
-            verdict.divergence = min(self.found, key=lambda f: f.order)
+            started = time.perf_counter()
+            verdict.divergence = self._named(min(self.found, key=lambda f: f.order), part)
+            self._spend("rules", started)
         verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in self.peer_found)
         return verdict
 
@@ -138,7 +143,7 @@ class _Train:
             if ours.failed is None:
                 ours.load(state)
             peer.load(state)
-            seen = ours.step(t)
+            seen = ours.step(t, None if t else self.findings)
             if seen.failure is not None:
                 yield Step(state, seen, Observation(step=t))
                 return
@@ -163,6 +168,83 @@ class _Train:
                 if isinstance(layer, c.ReLU)
             }
         return self._kink_shapes
+
+    # -- localisation -------------------------------------------------------------------------------------------------
+
+    def _operators(self) -> None:
+        """Rule OP has judged the tape of the first step."""
+        found, tally = self.findings, self.verdict.tally
+        self.verdict.seconds["rules"] = self.verdict.seconds.get("rules", 0.0) + found.seconds
+        tally.count("OP", found.largest, found.tensors, found.elements, f"{self.case.digest} {found.where}")
+        if found.bad:
+            self.found.append(_of_finding(0, found.bad[0]))
+
+    def _named(self, divergence: Divergence, part: Sequence[Step]) -> Divergence:
+        """The divergence with its suspect; the failing step is taken once more, from the state that it started from."""
+        step = next((s for s in part if s.ours.step == divergence.step), None)
+        evidence = locate.Evidence(self.ndl)
+        if divergence.failure is None and step is not None:
+            evidence.modes = self.run.modes(evaluation=divergence.quantity in ("evaluation", "untouched"))
+            evidence.findings = self._again(divergence, step)
+            evidence.step = self._update(divergence, step)
+            evidence.clipping = self._clipped(divergence, step)
+        return locate.named(self.case, divergence, evidence)
+
+    def _again(self, divergence: Divergence, step: Step) -> op_rule.Findings | None:
+        """Rule OP on the failing step."""
+        if divergence.quantity not in (*locate.FORWARD, *locate.BACKWARD):
+            return None
+        if step.ours.step == 0 and divergence.quantity != "evaluation":
+            return self.findings
+        found = op_rule.Findings()
+        self.run.failed = None
+        if divergence.quantity != "evaluation":
+            self.run.load(step.before)
+            self.run.step(step.ours.step, found)
+        elif step.after is not None:
+            self.run.load(step.after)
+            self.run.evaluate(step.ours.step, found)
+        return found
+
+    def _update(self, divergence: Divergence, step: Step) -> locate.Step | None:
+        """The update of the parameter that diverged, in numbers."""
+        states = (*_state_of(self.case), "parameter")
+        name, seen, grads = divergence.name, step.ours.values, self._gradients(step.ours)
+        if divergence.quantity not in (*states, "gradient after step") or name not in grads:
+            return None
+        if grads[name].shape != step.before.tensors[name].shape:
+            return None
+
+        def wide(arrays: Mapping[str, Array], key: str) -> Array:
+            return arrays[key].astype(np.float64) if key in arrays else np.zeros(grads[key].shape)
+
+        def state(key: str) -> dict[str, Array]:
+            return {q: wide(step.before.slots.get(q, {}), key) for q in _state_of(self.case)}
+
+        after = {"gradient after step": "gradient after step"} | {q: q for q in states}
+        rates = [self.case.lr_at(t) for t in range(step.ours.step + 1)]
+        raw = seen.get("gradient", {})
+        return locate.Step(
+            name,
+            step.ours.step,
+            tuple(peer_side.DEFAULT_LR if r is None else r for r in rates),
+            wide(step.before.tensors, name),
+            wide(grads, name),
+            wide(raw, name) if self.case.clip is not None and name in raw else None,
+            state(name),
+            {q: wide(seen[q], name) for q in after if name in seen.get(q, {})},
+            {n: (wide(grads, n), state(n)) for n in grads},
+        )
+
+    def _clipped(self, divergence: Divergence, step: Step) -> locate.Clipping | None:
+        """Clipping, in numbers."""
+        if divergence.quantity not in ("clip norm", "clipped"):
+            return None
+        seen = step.ours.values
+        raw = {n: g.astype(np.float64) for n, g in seen.get("gradient", {}).items()}
+        clipped = {n: g.astype(np.float64) for n, g in seen.get("clipped", {}).items()}
+        norm = seen.get("clip norm", {}).get("norm", np.float64("nan"))
+        return locate.Clipping(raw, clipped, float(norm), divergence.name)
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -566,6 +648,12 @@ class _Flat:
         return self.names[i], tuple(int(k) for k in np.unravel_index(at - start, self.shapes[i]))
 
 
+def _of_finding(step: int, f: op_rule.Finding) -> Divergence:
+    """A finding of rule OP as a divergence of its own."""
+    return Divergence(step, "operator", f.name, "OP", f.message, f.index or None, f.ours, None, f.truth, f.dtype,
+                      f.error, f.allowed)  # fmt: skip
+
+
 def _state_of(case: c.TrainCase) -> tuple[str, ...]:
     return ("velocity",) if isinstance(case.optimizer, c.SGD) else ("first moment", "second moment")
 
@@ -649,7 +737,11 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
             if not same:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
     if found:
-        verdict.divergence = min(found, key=lambda f: f.order)
+        evidence = locate.Evidence(ndl)
+        if seen.failure is None:
+            evidence.findings = op_rule.Findings()
+            ours_side.run_op(case, ndl, row.needle, evidence.findings)
+        verdict.divergence = locate.named(case, min(found, key=lambda f: f.order), evidence)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     verdict.seconds["rules"] = time.perf_counter() - started
     return verdict

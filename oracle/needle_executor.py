@@ -337,7 +337,6 @@ class NeedleRun:
             with _phase("evaluation"):
                 self.model.eval()
                 out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
-                self._judge_tape(self._record_tape(out, retain=False), None, record, backward=False)
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()
@@ -346,6 +345,7 @@ class NeedleRun:
             return obs
         finally:
             self._recording = None
+        self._judge_tape(self._record_tape(out, retain=False), None, record, backward=False)
         for path, given, made in record:
             obs.put("evaluation", path, _array(made))
             obs.kinks[path] = _array(given) > 0
@@ -354,32 +354,24 @@ class NeedleRun:
         obs.put("untouched", "random state", np.bool_(_position() == position))
         return obs
 
-
     # -- for localisation ---------------------------------------------------------------------------------------------
 
     def modes(self, *, evaluation: bool) -> dict[str, tuple[bool, bool]]:
         """Of every layer: whether it is in training mode after train() or eval(), and whether it should be."""
-        with np.errstate(all="ignore"):
-            if evaluation:
-                self.model.eval()
-            found = {path: bool(getattr(m, "training", not evaluation)) for path, m in self.modules.items()}
-            self.model.train()
-            if not evaluation:
-                found = {path: bool(getattr(m, "training", True)) for path, m in self.modules.items()}
-            for module in self.eval_modules:
-                module.eval()
-            if not evaluation:
-                now = {path: bool(getattr(m, "training", True)) for path, m in self.modules.items()}
-                quiet = [p for p, layer in c.walk(self.case.model) if isinstance(layer, c.Eval)]
-                inside = {p for p in now if any(p == q or p.startswith(f"{q}.") for q in quiet)}
-                found = {p: now[p] if p in inside else found[p] for p in now}
-                return {p: (found[p], p not in inside) for p in found}
-        return {path: (mode, False) for path, mode in found.items()}
+        quiet = [f"{p}." for p, layer in c.walk(self.case.model) if isinstance(layer, c.Eval)]
+        right = {p: not evaluation and not f"{p}.".startswith(tuple(quiet)) for p in self.modules}
+        if evaluation:
+            self.model.eval()
+            found = {p: bool(getattr(m, "training", right[p])) for p, m in self.modules.items()}
+        self.model.train()
+        for module in self.eval_modules:
+            module.eval()
+        if not evaluation:
+            found = {p: bool(getattr(m, "training", right[p])) for p, m in self.modules.items()}
+        return {p: (found[p], right[p]) for p in self.modules}
 
 
-def run_op(
-    case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None
-) -> Observation:
+def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None) -> Observation:
     """One operation: its value, and the gradient of its inner product with the cotangent."""
     obs = Observation(step=0)
     try:
@@ -445,16 +437,16 @@ def run_second(
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, _array(grad))
         with _phase("second backward"):
-            total = None
+            total, second = None, []
             for name, grad in first.items():
                 part = (grad * ndl.Tensor(directions[name], requires_grad=False)).sum()
                 total = part if total is None else total + part
             run.optimizer.reset_grad()
             assert total is not None
             if total.requires_grad:
-                tape = run._record_tape(total)
+                second = run._record_tape(total)
                 total.backward()
-                run._judge_tape(tape, None, [])
+        run._judge_tape(second, None, [])
         for name, parameter in reversed(run.parameters.items()):
             if parameter.grad is not None:
                 obs.put("second", name, _array(parameter.grad))

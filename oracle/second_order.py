@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracle import case as c
 from oracle import compare as cmp
-from oracle import inputs, pairs
+from oracle import inputs, locate, op_rule, pairs
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
 from oracle.definitions import REPLICAS, U
@@ -165,7 +165,8 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
     if seen.failure is not None:
         f = seen.failure
         message = f"needle raised {f.kind} in {f.phase}: {f.message}"
-        verdict.divergence = cmp.Divergence(0, f"exception in {f.phase}", f.kind, "exception", message, failure=f)
+        raised = cmp.Divergence(0, f"exception in {f.phase}", f.kind, "exception", message, failure=f)
+        verdict.divergence = locate.named(case, raised, locate.Evidence(ndl))
         return verdict
     relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
@@ -196,5 +197,23 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
                     wrong = cmp.numeric(0, quantity, name, "G", at, ours, theirs, value, allowed)
             if wrong is not None and verdict.divergence is None:
                 verdict.divergence = wrong
+    if verdict.divergence is not None:
+        verdict.divergence = _named(case, ndl, verdict.divergence)
     verdict.seconds["rules"] = time.perf_counter() - started
     return verdict
+
+
+def _named(case: c.SecondOrderCase, ndl: Any, divergence: cmp.Divergence) -> cmp.Divergence:
+    """The divergence with its suspect: that of a plain training step on the same model, if that fails too."""
+    from oracle import engine
+
+    evidence = locate.Evidence(ndl)
+    given = {n: getattr(case, n) for n in case.__struct_fields__}
+    evidence.twin = engine.judge(c.TrainCase(**given, optimizer=c.SGD()), ndl, peer_too=False).divergence
+    if evidence.twin is not None and evidence.twin.quantity not in (*locate.FORWARD, *locate.BACKWARD):
+        evidence.twin = None  # another matter: the optimizer's, for one
+    if evidence.twin is None:
+        evidence.findings = op_rule.Findings()
+        about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
+        ours_side.run_second(case, ndl, pairs.NEEDLE_LAYERS, *about, evidence.findings)
+    return locate.named(case, divergence, evidence)
