@@ -332,7 +332,7 @@ def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
 def optimizer_words(case: c.TrainCase, quantity: str, step: Step) -> str:
     """The first of the usual mistakes that gives needle's numbers, in words; empty if none does."""
     guesses: Callable[[Any, Step], Iterator[tuple[str, str, Array]]]
-    guesses = _sgd if isinstance(case.optimizer, c.SGD) else _adam
+    guesses = {c.SGD: _sgd, c.Adam: _adam}[type(case.optimizer)]  # type: ignore[assignment]
     if quantity == "gradient after step":
         guesses = _written
     ours = step.new.get(quantity)

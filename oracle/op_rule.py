@@ -471,9 +471,10 @@ def _norm_back(g: Array, e_g: Array, xh: Array, e_xh: Array, axis: int) -> Bound
     """g − xh·mean(g·xh) − mean of that, in any order."""
     n, size, reach = xh.shape[axis], np.abs(g), np.abs(xh)
     q = (g * xh).mean(axis, keepdims=True)
-    e_q = (size * e_xh + e_g * reach + (n + 8) * U * size * reach).mean(axis, keepdims=True)
+    e_q = ((size + e_g) * e_xh + e_g * reach + (n + 8) * U * size * reach).mean(axis, keepdims=True)
     t = g - xh * q
-    e_t = e_g + 4 * U * (size + reach * np.abs(q)) + e_xh * np.abs(q) + reach * e_q
+    # the products of two errors count: in a column that is constant but for rounding, xh and q are nothing else
+    e_t = e_g + 4 * U * (size + reach * np.abs(q)) + e_xh * (np.abs(q) + e_q) + reach * e_q
     mean = t.mean(axis, keepdims=True)
     e_mean = (e_t + (n + 8) * U * (size + reach * np.abs(q))).mean(axis, keepdims=True)
     return t - mean, e_t + e_mean + 2 * U * (np.abs(t) + np.abs(mean))
