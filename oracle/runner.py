@@ -6,15 +6,18 @@ of cases, never on the number of workers. Shards run in waves; the run ends afte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from oracle.locate import culprit
 SHARD = {"train": 32, "op": 15, "second": 3}  # cases of each kind in a shard
 SHARD_SIZE = sum(SHARD.values())
 WAVE = 8  # shards between two looks at the failures
+CASE_SECONDS = 120.0  # generous: a case takes 20 ms
 SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
 OP_NAMES = sorted(pairs.OPS)
 OP_GROUPS = 4  # a shard draws from a quarter of the ops, the next one from the next quarter: none is missed for long
@@ -109,7 +113,8 @@ class Result:
         """Judge one case and count it."""
         try:
             one_in_eight = int(case.digest, 16) % 8 == 0
-            verdict = engine.judge(case, needle, validate=one_in_eight if validate is None else validate)
+            with time_limit():
+                verdict = engine.judge(case, needle, validate=one_in_eight if validate is None else validate)
         except Exception:
             # an error of the oracle itself is a finding about the oracle, and must not end the run
             last = traceback.format_exc(limit=-2).strip()
@@ -130,6 +135,25 @@ class Result:
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
         if verdict.divergence is not None:
             self.fold(Failed(case, verdict.divergence))
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = CASE_SECONDS) -> Iterator[None]:
+    """TimeoutError inside a case that takes too long: a needle that hangs is a failing needle, not a hanging run."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"the case takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def covered(case: c.Case) -> set[str]:
@@ -272,7 +296,8 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
 
     def fails(case: c.Case) -> bool:
         try:
-            found = engine.judge(case, needle).divergence
+            with time_limit():
+                found = engine.judge(case, needle).divergence
         except Exception:
             return False
         # a smaller case may fail elsewhere in the model, but it must fail in the same way
@@ -370,6 +395,10 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
         _shrink_all(executor, outcome, progress)
     except KeyboardInterrupt:
         outcome.interrupted = True
+        outcome.failures = outcome.failures or outcome.result.failed
+    except BrokenProcessPool:
+        # not an exception but a crash: a segmentation fault, or the system's memory killer
+        outcome.result.oracle_errors.append("a worker process died; `--workers 1` uses less memory")
         outcome.failures = outcome.failures or outcome.result.failed
     finally:
         if outcome.interrupted:

@@ -145,3 +145,35 @@ def test_json_has_no_bare_infinities(tmp_path):
     report.dump(tmp_path / "x.json", {"a": float("inf"), "b": [np.float64("nan"), np.int64(3)], "c": (1, 2)})
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {"a": "inf", "b": ["nan", 3], "c": [1, 2]}
+
+
+def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
+    def hang(self, g, y, needs, a):
+        while True:
+            pass
+
+    monkeypatch.setattr(needle.ops.Tanh, "vjp", hang)
+    case = c.TrainCase(
+        model=(c.Linear(2), c.Tanh()),
+        data=c.Data(rows=2, features=2),
+        loss=c.WeightedSum(),
+        optimizer=c.SGD(),
+        seed=0,
+    )
+    monkeypatch.setattr(runner.time_limit.__wrapped__, "__defaults__", (0.5,))
+    result = runner.Result()
+    result.judge(case)
+    assert result.oracle_errors == []
+    assert result.failed[0].divergence.failure.kind == "TimeoutError"
+    assert result.failed[0].divergence.quantity == "exception in backward"
+
+
+def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "run_shard", _die)
+    outcome = runner.run(runner.Plan(seed=1, cases=50, workers=1, digits=False, folder=tmp_path))
+    assert outcome.exit_code == 3
+    assert "a worker process died" in outcome.result.oracle_errors[0]
+
+
+def _die(seed, index):
+    os._exit(9)
