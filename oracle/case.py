@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -277,11 +278,27 @@ class Memory(_Part, frozen=True, tag="Memory"):
 # -- the three kinds of cases -----------------------------------------------------------------------------------------
 
 
+def _canonical(value: Any) -> Any:
+    """Plain data that is the same for equal values: 1.0 as 1, and without fields at their defaults, so that a new
+    field leaves the digests of old cases alone.
+    """
+    if isinstance(value, Struct):
+        defaults = dict(zip(reversed(value.__struct_fields__), reversed(value.__struct_defaults__), strict=False))
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        told = {n: _canonical(v) for n, v in fields.items() if v != {} and (n not in defaults or v != defaults[n])}
+        return {"kind": value.__struct_config__.tag, **told}
+    if isinstance(value, dict):
+        return {k: _canonical(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [_canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _Case(_Part, frozen=True):
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that name the case."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(_canonical(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def rng(self, purpose: str) -> np.random.RandomState:
         """A generator of its own for each purpose. RandomState: its streams are frozen across NumPy versions."""
