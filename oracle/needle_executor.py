@@ -171,7 +171,18 @@ class NeedleRun:
     # -- state --------------------------------------------------------------------------------------------------------
 
     def load(self, state: State) -> None:
-        """Take over the common state before a step."""
+        """Take over the common state before a step. A needle that cannot take it over, because it has changed a shape or
+        a dtype, has failed: the run ends with the steps so far.
+        """
+        if self.failed is not None:
+            return
+        try:
+            with _phase("taking over the state"):
+                self._load(state)
+        except _Failed as failed:
+            self.failed = failed.failure
+
+    def _load(self, state: State) -> None:
         for name, value in state.tensors.items():
             self._tensor(name).data = self.ndl.Tensor(value, dtype="float32", requires_grad=False)
         for quantity, values in state.slots.items():
@@ -326,7 +337,9 @@ class NeedleRun:
 
     def evaluate(self, t: int, findings: op_rule.Findings | None = None) -> Observation:
         """A forward pass in evaluation mode on the batch of step t; buffers and random state must not change."""
-        obs = Observation(step=t)
+        obs = Observation(step=t, failure=self.failed)
+        if self.failed is not None:
+            return obs
         self._findings = findings
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
         np.random.seed(7)
