@@ -32,9 +32,7 @@ def chosen(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name.lower() not in by_lower:
-                raise argparse.ArgumentTypeError(
-                    f"{name!r} is not one of {', '.join(known)} (or all, or none)"
-                )
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)} (or all, or none)")
         return tuple(dict.fromkeys(by_lower[name.lower()] for name in names))
 
     return parse
@@ -78,18 +76,10 @@ def parser() -> argparse.ArgumentParser:
         default="torch",
         help="all: MyGrad, HIPS autograd and JAX as well, where they are installed",
     )
-    p.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1"
-    )
-    p.add_argument(
-        "--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick"
-    )
-    p.add_argument(
-        "--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict"
-    )
-    p.add_argument(
-        "--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest"
-    )
+    p.add_argument("--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1")
+    p.add_argument("--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick")
+    p.add_argument("--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict")
+    p.add_argument("--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest")
     return p
 
 
@@ -115,12 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def again(arguments: Sequence[str], env: dict[str, str]) -> int:
     """The same command in a fresh process with this environment."""
-    path = os.pathsep.join(p for p in sys.path if p)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "oracle.bench", *arguments], env={**os.environ, "PYTHONPATH": path, **env}
-    )
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child has it too, and prints the table so far
-            continue
+    command = [sys.executable, "-m", "oracle.bench", *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
+    if os.name != "posix":
+        return subprocess.run(command, env=env, check=False).returncode
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # In place of this process, so that an interrupt reaches the one that measures.
+    os.execve(sys.executable, command, env)

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -39,9 +40,9 @@ OPS = 16
 Tick = Callable[[], None]
 
 
-def child(*arguments: str) -> str:
-    """What a fresh Python with our import path prints."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+def child(*arguments: str, **variables: str) -> str:
+    """What a fresh Python with our import path, and these environment variables, prints."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **variables}
     run = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} failed:\n{run.stderr}")
@@ -49,19 +50,25 @@ def child(*arguments: str) -> str:
 
 
 def import_time(rounds: int, tick: Tick) -> Timing:
-    """CPU seconds of the import statement alone, in fresh processes, in turn."""
+    """CPU seconds of the import statement alone, in fresh processes, in turn.
+
+    With bytecode, as for whoever imports a package twice: in a folder of its own, filled by a first round
+    that does not count, so that it does not matter whether this environment lets Python write any.
+    """
     timing = Timing()
-    for i in range(rounds + 1):
-        for package in ("numpy", "needle"):
-            show = (
-                "import time; w, c = time.perf_counter(), time.process_time(); "
-                f"import {package}; print(time.process_time() - c, time.perf_counter() - w)"
-            )
-            cpu, wall = map(float, child("-c", show).split())
-            if i:  # the first round writes the bytecode
-                timing.cpu.setdefault(package, []).append(cpu)
-                timing.wall.setdefault(package, []).append(wall)
-        tick()
+    with tempfile.TemporaryDirectory() as folder:
+        bytecode = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        for i in range(rounds + 1):
+            for package in ("numpy", "needle"):
+                show = (
+                    "import time; w, c = time.perf_counter(), time.process_time(); "
+                    f"import {package}; print(time.process_time() - c, time.perf_counter() - w)"
+                )
+                cpu, wall = map(float, child("-c", show, **bytecode).split())
+                if i:
+                    timing.cpu.setdefault(package, []).append(cpu)
+                    timing.wall.setdefault(package, []).append(wall)
+            tick()
     return timing
 
 

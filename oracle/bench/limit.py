@@ -124,9 +124,7 @@ class Mlp:
         for i, d in enumerate(widths[1:]):
             weight, bias = names[2 * i : 2 * i + 2]
             relu = i < len(widths) - 2 or workload.last_relu
-            spare = (
-                adjoints if i % 2 else above
-            )  # a layer reads its own adjoint while it writes the one below
+            spare = adjoints if i % 2 else above  # a layer reads its own adjoint while it writes the one below
             h = np.empty((n, d), np.float32)
             g = spare[d] if relu else h  # logits are no longer needed once the loss has its gradient
             w = flat.params[weight]

@@ -42,15 +42,12 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
             if not abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 1e-3):
                 raise Disagreement(f"{where}: loss {theirs:.9g} against {ours:.9g}")
             if list(params[name]) != list(params[reference]):
-                raise Disagreement(
-                    f"{where}: parameters {list(params[name])} against {list(params[reference])}"
-                )
+                raise Disagreement(f"{where}: parameters {list(params[name])} against {list(params[reference])}")
             for key, at_start in start.items():
                 theirs_p, ours_p = params[name][key], params[reference][key]
                 if theirs_p.shape != ours_p.shape or theirs_p.dtype != ours_p.dtype:
                     raise Disagreement(
-                        f"{where}: {key} is {theirs_p.dtype} {theirs_p.shape} "
-                        f"against {ours_p.dtype} {ours_p.shape}"
+                        f"{where}: {key} is {theirs_p.dtype} {theirs_p.shape} against {ours_p.dtype} {ours_p.shape}"
                     )
                 moved = float(np.abs(ours_p - at_start).max())
                 error = float(np.abs(theirs_p - ours_p).max())
@@ -58,8 +55,7 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
                 allowed = TOLERANCE * moved + 2**-23 * (step + 1) * float(np.abs(ours_p).max())
                 if not error <= allowed:
                     raise Disagreement(
-                        f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} "
-                        f"(it has moved by {moved:.3g})"
+                        f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} (it has moved by {moved:.3g})"
                     )
 
 

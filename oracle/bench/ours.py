@@ -12,9 +12,7 @@ from needle import nn, optim
 from oracle.bench.workloads import Start, Workload
 
 
-def residual_block(
-    dim: int, hidden: int, norm: type[nn.BatchNorm1d] | type[nn.LayerNorm1d], p: float
-) -> nn.Module:
+def residual_block(dim: int, hidden: int, norm: type[nn.BatchNorm1d] | type[nn.LayerNorm1d], p: float) -> nn.Module:
     """ResidualBlock of the course's homework."""
     return nn.Sequential(
         nn.Residual(
@@ -47,16 +45,12 @@ def load(params: Iterable[ndl.Tensor], start: Start) -> None:
     """Every parameter gets the shared start value; the order of construction is the order of `start`."""
     for p, (name, value) in zip(params, start.items(), strict=True):
         if p.shape != value.shape:
-            raise ValueError(
-                f"needle's parameter for {name} has shape {p.shape}, the start value {value.shape}"
-            )
+            raise ValueError(f"needle's parameter for {name} has shape {p.shape}, the start value {value.shape}")
         p.data = ndl.Tensor(value)
 
 
 def sgd(params: Iterable[ndl.Tensor], workload: Workload) -> optim.SGD:
-    return optim.SGD(
-        list(params), lr=workload.lr, momentum=workload.momentum, weight_decay=workload.weight_decay
-    )
+    return optim.SGD(list(params), lr=workload.lr, momentum=workload.momentum, weight_decay=workload.weight_decay)
 
 
 class NeedleTrainer:
@@ -68,8 +62,7 @@ class NeedleTrainer:
         self.opt = sgd(self.model.parameters(), workload)
         # What a DataLoader yields: constants.
         batches = [
-            (ndl.Tensor(x, requires_grad=False), ndl.Tensor(y, requires_grad=False))
-            for x, y in workload.batches()
+            (ndl.Tensor(x, requires_grad=False), ndl.Tensor(y, requires_grad=False)) for x, y in workload.batches()
         ]
         self.stream: Iterator[tuple[ndl.Tensor, ndl.Tensor]] = cycle(batches)
 

@@ -69,9 +69,7 @@ def _to_torch(name: str, value: Array, like: Any) -> Any:
     """A weight (in, out) becomes torch's (out, in), a bias (1, out) torch's (out,)."""
     import torch
 
-    return torch.from_numpy(value.T if value.ndim == 2 and name.endswith("weight") else value).reshape(
-        like.shape
-    )
+    return torch.from_numpy(value.T if value.ndim == 2 and name.endswith("weight") else value).reshape(like.shape)
 
 
 class TorchTrainer:
@@ -133,9 +131,7 @@ class TorchTrainer:
 # --- libraries without layers: one model, written once over their common vocabulary
 
 
-def _forward(
-    workload: Workload, p: Mapping[str, Any], x: Any, ops: Mapping[str, Any], draw: Callable[..., Any]
-) -> Any:
+def _forward(workload: Workload, p: Mapping[str, Any], x: Any, ops: Mapping[str, Any], draw: Callable[..., Any]) -> Any:
     """(batch, in) -> logits (batch, classes), from the operations of a NumPy-like library."""
     maximum, sqrt = ops["relu"], ops["sqrt"]
 
@@ -257,7 +253,9 @@ class JaxTrainer:
     def __init__(self, workload: Workload) -> None:
         self.jax = jax = importlib.import_module("jax")
         jnp = importlib.import_module("jax.numpy")
-        self.state: Any = {name: jnp.asarray(p) for name, p in workload.start().items()}
+        start = workload.start()
+        self.names = list(start)  # jit returns a dict with its keys sorted
+        self.state: Any = {name: jnp.asarray(p) for name, p in start.items()}
         self.velocity: Any = {name: jnp.zeros_like(p) for name, p in self.state.items()}
         self.key: Any = jax.random.key(0)
         keep = 1 - workload.dropout
@@ -303,7 +301,7 @@ class JaxTrainer:
         return float(loss)
 
     def parameters(self) -> Start:
-        return {name: np.asarray(p) for name, p in self.state.items()}
+        return {name: np.asarray(self.state[name]) for name in self.names}
 
 
 def _limit(workload: Workload) -> Trainer:

@@ -29,10 +29,11 @@ from rich.text import Text
 from oracle.bench import extras
 from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
+from oracle.bench.peers import ON_REQUEST
 from oracle.bench.workloads import WORKLOADS
 
 FORMAT = 1
-WIDTH = 150
+WIDTH = 160
 """Columns of the table where the output is not a terminal."""
 
 
@@ -71,7 +72,8 @@ def met(value: float, target: float) -> bool:
 
 
 def terminal(results: Results, console: Console) -> None:
-    console.print(workload_table(results))
+    if any(results.timed()):
+        console.print(workload_table(results))
     threads = "1 thread" if results.threads == 1 else f"{results.threads} threads"
     console.print(
         f"[dim]Process CPU time, {threads}; medians of per-round ratios (min–max) over {results.rounds} "
@@ -87,14 +89,12 @@ def terminal(results: Results, console: Console) -> None:
 
 
 def workload_table(results: Results) -> Table:
-    table = Table(
-        title="needle: cost of a training step", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
-    )
+    table = Table(title="needle: cost of a training step", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("workload", no_wrap=True)
     others = [name for name in results.names if name not in ("limit", "needle")]
     columns = ["limit µs", "needle / limit", "needle / torch", *(f"{name} / limit" for name in others)]
     if results.threads > 1:
-        columns.append("wall: needle / torch")
+        columns.append("by the clock: needle / torch")
     for column in columns:
         table.add_column(column, justify="right")
     for key, timing in results.timed():
@@ -103,7 +103,10 @@ def workload_table(results: Results) -> Table:
         for over, target in (("limit", workload.target_limit), ("torch", workload.target_torch)):
             ratio = timing.ratio("needle", over)
             row.append(Text(f"{_spread(ratio)} ").append(_mark(ratio.median, target)))
-        row += [_spread(timing.ratio(name, "limit")) for name in others]
+        for name in others:
+            ratio = timing.ratio(name, "limit")
+            # Those on request are for orientation; with their ranges the table would be too wide.
+            row.append(f"{ratio.median:.2f}" if name in ON_REQUEST else _spread(ratio))
         if results.threads > 1:
             row.append(_spread(timing.ratio("needle", "torch", clock="wall")))
         table.add_row(*row)
@@ -127,9 +130,7 @@ def _mark(value: float, target: float | None, unit: str = "") -> Text:
 def extra_lines(found: Extras) -> list[Text]:
     lines = []
 
-    def line(
-        what: str, text: str, value: float | None = None, target: float | None = None, unit: str = ""
-    ) -> None:
+    def line(what: str, text: str, value: float | None = None, target: float | None = None, unit: str = "") -> None:
         entry = Text(f"{what:13}{text}")
         if value is not None:
             entry.append("  ").append(_mark(value, target, unit))
@@ -185,9 +186,7 @@ def op_table(ops: Mapping[str, Timing]) -> Table:
 def write(results: Results, folder: Path) -> None:
     """bench.json, bench.svg and bench.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(
-        json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
+    (folder / "bench.json").write_text(json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n", "utf-8")
     bars = svg(ratio_plot(results))
     (folder / "bench.svg").write_text(bars, "utf-8")
     (folder / "bench.html").write_text(page(results, bars), "utf-8")
@@ -298,10 +297,9 @@ def ratio_plot(results: Results) -> Figure:
             axes.hlines(target, j - 0.4, j - 0.4 + width, color="black", lw=2)
     axes.axhline(1, color="grey", lw=0.8)
     axes.set_yscale("log")
-    axes.set_xticks(
-        range(len(timings)), [f"{key}\n{WORKLOADS[key].title.split(',')[0]}" for key, _ in timings]
-    )
-    axes.tick_params("x", labelsize=8)
+    labels = [f"{key}\n{WORKLOADS[key].title.partition(',')[0]}" for key, _ in timings]
+    axes.set_xticks(range(len(timings)), labels)
+    axes.tick_params("x", labelsize=7)
     axes.set_ylabel("cost of a step / hand-written NumPy")
     axes.set_title("process CPU time, median of rounds with range; black: needle's target", fontsize=9)
     if timings:

@@ -126,6 +126,27 @@ def test_a_disagreement_ends_the_run_before_anything_is_timed(monkeypatch, tmp_p
     assert " part at step 0: " in err
 
 
+def test_an_interrupt_prints_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
+    from oracle.bench import session
+
+    interleave = measure.interleave
+
+    def interrupted(contestants, rounds, burst, tick, timing):
+        interleave(contestants, 1, burst, tick, timing)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "interleave", interrupted)
+    options = cli.parser().parse_args(["--workloads", "W1,W6", "--quick", "--out", str(tmp_path)])
+    assert session.run(options) == 130
+    out = capsys.readouterr().out
+    assert "W1  MLP 8-16-4" in out
+    assert "W6" not in out
+    assert "interrupted" in out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["complete"] is False
+    assert found["workloads"]["W1"]["rounds"] == 1
+
+
 @pytest.fixture
 def results():
     def timing(**costs):
@@ -149,9 +170,7 @@ def results():
             heap={"needle": {"peak": 2**20, "tool": "memray", "cycles": 0}},
             depth={d: timing(needle=3.0 * d, torch=4.0 * d**2) for d in (100, 1000)},
             width={w: timing(limit=1.0 * w, needle=2.0 * w, torch=3.0 * w) for w in (1, 10)},
-            second=timing(
-                **{f"{n}_{m}": 2.0 for n in ("needle", "torch") for m in ("first", "graph", "second")}
-            ),
+            second=timing(**{f"{n}_{m}": 2.0 for n in ("needle", "torch") for m in ("first", "graph", "second")}),
         ),
     )
 
@@ -274,9 +293,7 @@ def test_the_command_runs_silently_when_redirected(tmp_path):
 def test_importing_the_benchmark_loads_no_library():
     def loaded(package):
         show = f"import sys, {package}; print(*{{m.split('.')[0] for m in sys.modules}})"
-        run = subprocess.run(
-            [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
         return set(run.stdout.split()) - set(sys.stdlib_module_names) - {"oracle"}
 
     assert loaded("oracle.bench") <= loaded("oracle")
