@@ -104,6 +104,12 @@ def replay(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def mutants(session: nox.Session) -> None:
+    """How many changes of needle's source diff notices; `-- --accept` writes reports/mutants.md."""
+    harness(session, "mutants")
+
+
+@nox.session(python=False, requires=["env"])
 def tests(session: nox.Session) -> None:
     """Run pytest; `-- -k NAME` selects."""
     session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m oracle diff | replay``. Heavy imports happen after the arguments are understood."""
+"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up"
     )
+
+    mutants = commands.add_parser(
+        "mutants",
+        help="how many changes of needle's source are noticed",
+        description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
+        "Exit code: 0 enough mutants are killed, 1 not, or an excused one is killed, or a probe raises a false alarm, "
+        "2 usage, 130 interrupted.",
+    )
+    mutants.add_argument("--file", action="append", choices=("autograd", "ops", "nn", "optim"), help="only this file")
+    mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
+    mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
+    mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
+    mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
+    mutants.add_argument("--all", action="store_true", help="every mutant, not one in three")
+    mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
+    mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
+    mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
     return main
 
 
@@ -79,6 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")])
+    if arguments.command == "mutants":
+        from oracle.mutants import cli
+
+        return cli.main(arguments)
     from oracle.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]

@@ -1,0 +1,258 @@
+"""All mutants of a run: drawn cases, the unmutated baseline, the trials, and what is known to be equivalent."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oracle import case as c
+from oracle import runner
+from oracle.mutants import trial
+from oracle.mutants.claims import FILES
+from oracle.mutants.operators import OPERATORS, Mutant, mutants_of
+from oracle.mutants.trial import Judged, Outcome
+
+BASELINE = Path("reports/baselines/mutants.json")
+EXCUSED = Path("reports/baselines/mutants_excused.toml")
+TABLE = Path("reports/mutants.md")
+LATEST = Path("reports/latest/mutants.json")
+PART = (0, 3)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
+LADDER_CASES = 60  # per rung
+ROOT = Path(__file__).parents[2]
+REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
+
+
+class NotAlive(RuntimeError):
+    """The unmutated needle does not survive: nothing can be said about mutants."""
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """Why a mutant need not be killed."""
+
+    kind: str  # "equivalent" or "unclaimed"
+    reason: str
+
+
+def excuses(path: Path) -> dict[str, Excuse]:
+    """Mutants that need not be killed, by key: groups of ``"key text"`` lines that share a reason."""
+    if not path.exists():
+        return {}
+    found: dict[str, Excuse] = {}
+    for group in tomllib.loads(path.read_text("utf-8")).get("group", []):
+        if group["kind"] not in ("equivalent", "unclaimed") or not group["reason"].strip():
+            raise ValueError(f"{path}: kind must be equivalent or unclaimed, with a reason, but got {group['kind']!r}")
+        for line in group["mutants"]:
+            key = line.partition(" ")[0]
+            if key in found:
+                raise ValueError(f"{path}: {key} is listed twice")
+            found[key] = Excuse(group["kind"], group["reason"])
+    return found
+
+
+@dataclass
+class Plan:
+    """What to run."""
+
+    files: Sequence[str] = FILES
+    operators: Sequence[str] = tuple(OPERATORS)
+    budget: int = 1000  # cases, at most
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    seed: int = 0
+    part: tuple[int, int] = PART  # the mutants whose key is r modulo m
+    keys: frozenset[str] | None = None  # only these
+    ladder: bool = True
+    root: Path = ROOT
+    draw: Callable[[int, int], Sequence[c.Case]] | None = None  # (seed, shard) -> cases
+
+
+@dataclass
+class Campaign:
+    """What a run found."""
+
+    plan: Plan
+    mutants: list[Mutant] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    excused: dict[str, Excuse] = field(default_factory=dict)
+    cases: int = 0
+    interrupted: bool = False
+    baseline_seconds: float = 0.0
+    wall: float = 0.0
+
+    def chosen(self, kind: str = "mutant") -> list[Mutant]:
+        """The judged mutants of a kind."""
+        return [m for m in self.mutants if m.kind == kind and m.key in self.outcomes]
+
+    def counted(self) -> list[Mutant]:
+        """The mutants of the score: judged and not excused."""
+        return [m for m in self.chosen() if m.key not in self.excused]
+
+    def survivors(self) -> list[Mutant]:
+        """What should have been killed and was not."""
+        return [m for m in self.counted() if self.outcomes[m.key].status != "killed"]
+
+    def resurrected(self) -> list[Mutant]:
+        """Excused mutants that were killed: their reason is wrong."""
+        return [m for m in self.chosen() if m.key in self.excused and self.outcomes[m.key].status == "killed"]
+
+    def false_alarms(self) -> list[Mutant]:
+        """Probes, which only round differently, that were killed."""
+        return [m for m in self.chosen("probe") if self.outcomes[m.key].status == "killed"]
+
+    @property
+    def exit_code(self) -> int:
+        """0 good; 1 an excused mutant was killed, a probe raised an alarm, or too few were killed; 130 interrupted."""
+        if self.resurrected() or self.false_alarms():
+            return 1
+        if self.interrupted:
+            return 130
+        overall, numeric = score([self.outcomes[m.key] for m in self.counted()])
+        return int(overall < REQUIRED or numeric < REQUIRED_NUMERIC)
+
+
+def score(outcomes: Iterable[Outcome]) -> tuple[float, float]:
+    """The share killed, and the share killed of those that do not crash."""
+    outcomes = list(outcomes)
+    killed = sum(o.status == "killed" for o in outcomes)
+    calm = [o for o in outcomes if not o.crashed]
+    return killed / max(len(outcomes), 1), sum(o.status == "killed" for o in calm) / max(len(calm), 1)
+
+
+def draw_shard(seed: int, shard: int) -> list[c.Case]:
+    """The cases of a shard of ``nox -s diff``, the quick ones first."""
+    kinds = ("op", "train", "second")
+    return [x for k in kinds for x in runner.draw(k, runner.SHARD[k], runner.seed_of(seed, shard, k))]
+
+
+def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign, text: None) -> Campaign:
+    """Judge all mutants of a plan. Ctrl-C ends it early with what is known so far."""
+    started = time.perf_counter()
+    campaign = Campaign(plan, excused=excuses(plan.root / EXCUSED))
+    texts = trial.sources(plan.root)
+    for file in plan.files:
+        for m in mutants_of(file, texts[file]):
+            wanted = m.operator in plan.operators if m.kind != "ladder" else plan.ladder
+            if wanted and int(m.key, 16) % plan.part[1] == plan.part[0] and (plan.keys is None or m.key in plan.keys):
+                campaign.mutants.append(m)
+    try:
+        judged, always = _baseline(campaign, texts, progress)
+        campaign.baseline_seconds = time.perf_counter() - started
+        for stage in _stages(campaign, judged, always):
+            for mutant, outcome in trial.try_mutants(texts, stage, plan.workers):
+                _record(campaign, mutant, outcome)
+                campaign.wall = time.perf_counter() - started
+                progress(campaign, "judging")
+    except KeyboardInterrupt:
+        campaign.interrupted = True
+    campaign.wall = time.perf_counter() - started
+    return campaign
+
+
+def _baseline(
+    campaign: Campaign, texts: trial.Sources, progress: Callable[[Campaign, str], None]
+) -> tuple[list[Judged], trial.Lines]:
+    plan = campaign.plan
+    draw = plan.draw or draw_shard
+    shards = range(max(1, -(-plan.budget // runner.SHARD_SIZE)))
+    found: dict[int, list[Judged]] = {}
+    always: trial.Lines = frozenset()
+    runner.warm_up()
+    for shard, judged, lines in trial.try_baseline(texts, shards, lambda i: draw(plan.seed, i), plan.workers):
+        found[shard], always = judged, lines
+        campaign.cases = sum(map(len, found.values()))
+        progress(campaign, "unmutated needle")
+    judged = [j for shard in sorted(found) for j in found[shard]][: plan.budget]
+    campaign.cases = len(judged)
+    for j in judged:
+        if j.failure:
+            raise NotAlive(f"the unmutated needle fails on {j.case.digest}, {c.describe(j.case)}: {j.failure}")
+    return judged, always
+
+
+Stage = Iterator[tuple[Mutant, Sequence[tuple[int, Judged]]]]
+
+
+def _stages(campaign: Campaign, judged: Sequence[Judged], always: trial.Lines) -> Iterator[Stage]:
+    """Every mutant on the first cases that reach it; then those that are still alive on all others."""
+    reaching = {m.key: _reaching(m, judged, always) for m in campaign.mutants}
+    for m in campaign.mutants:
+        if not reaching[m.key]:
+            campaign.outcomes[m.key] = Outcome("unreached")
+    todo = [m for m in campaign.mutants if reaching[m.key]]
+    plain = [m for m in todo if m.kind != "ladder"]
+    yield ((m, reaching[m.key][: trial.FIRST]) for m in plain)
+    alive = [m for m in plain if campaign.outcomes[m.key].status == "survived"]
+    # the longest first, so that no worker is left alone with one at the end
+    alive.sort(key=lambda m: -sum(j.seconds for _, j in reaching[m.key]))
+    yield ((m, reaching[m.key][trial.FIRST :]) for m in alive if len(reaching[m.key]) > trial.FIRST)
+    yield ((m, reaching[m.key][:LADDER_CASES]) for m in todo if m.kind == "ladder")
+
+
+def _reaching(m: Mutant, judged: Sequence[Judged], always: trial.Lines) -> list[tuple[int, Judged]]:
+    lines = {(m.file, line) for line in m.reach}
+    if not lines or lines & always:
+        return list(enumerate(judged))
+    return [(i, j) for i, j in enumerate(judged) if not lines.isdisjoint(j.lines)]
+
+
+def _record(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
+    if outcome.status == "invalid":
+        campaign.mutants.remove(mutant)
+        campaign.outcomes.pop(mutant.key, None)
+        return
+    before = campaign.outcomes.get(mutant.key)
+    if before is not None:
+        outcome.cases += before.cases
+        outcome.doubtful += before.doubtful
+        outcome.fired += before.fired
+        outcome.oracle_errors = (before.oracle_errors + outcome.oracle_errors)[: trial.ORACLE_ERRORS]
+    campaign.outcomes[mutant.key] = outcome
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def to_json(campaign: Campaign) -> dict[str, Any]:
+    """Everything that is kept of a run."""
+    plan = campaign.plan
+    return {
+        "seed": plan.seed,
+        "cases": campaign.cases,
+        "part": list(plan.part),
+        "complete": not campaign.interrupted and plan.keys is None,
+        "mutants": {
+            m.key: {
+                "file": m.file, "function": m.function, "line": m.line, "kind": m.kind, "operator": m.operator,
+                "before": m.before, "after": m.after,
+                **{k: v for k, v in asdict(campaign.outcomes[m.key]).items() if v},
+                **({"excused": campaign.excused[m.key].kind} if m.key in campaign.excused else {}),
+            }
+            for m in campaign.mutants if m.key in campaign.outcomes
+        },
+    }  # fmt: skip
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """One mutant a line, so that a diff of two runs can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {k: v for k, v in content.items() if k != "mutants"}
+    lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(content["mutants"].items())]
+    text = json.dumps(head, ensure_ascii=False)[:-1] + ', "mutants": {\n' + ",\n".join(lines) + "\n}}\n"
+    path.write_text(text, "utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote; empty if there is nothing yet."""
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {"mutants": {}}
+
+
+def survivors_of(path: Path) -> frozenset[str]:
+    """Keys of the mutants that a run left alive, excused ones not counted."""
+    found = read(path)["mutants"].items()
+    return frozenset(k for k, v in found if v["kind"] == "mutant" and v["status"] != "killed" and "excused" not in v)

@@ -1,0 +1,59 @@
+"""Which functions the harness leaves to the unit tests, and why. Everything else of the four files is mutated.
+
+Beside these: docstrings, messages, annotations and imports are never mutated, nor are guards, the ``if`` and ``try``
+statements that do nothing but raise. What must be refused is a matter of needle's unit tests.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+FILES = ("autograd", "ops", "nn", "optim")
+
+# file, function (a pattern), reason
+_LOOKS = "how it prints; tests/unit/needle"
+_COURSE = "gradient rules in the course's style: no op of needle has one; test_autograd.py"
+_CONVERTS = "conversion to Python and NumPy, which computes nothing; test_autograd.py"
+_STATE = "saving and loading; test_nn.py"
+_TESTED = "a name of the course for something that is claimed; test_autograd.py, test_ops.py"
+_REFUSES = "refuses what is not allowed; test_optim.py, test_ops.py"
+
+UNCLAIMED: tuple[tuple[str, str, str], ...] = (
+    ("autograd", "__getattr__", "counts live tensors for the memory report; test_autograd.py, `nox -s memory`"),
+    ("autograd", "CPUDevice.*", "there is one device"),
+    ("autograd", "cpu", "there is one device"),
+    ("autograd", "all_devices", "there is one device"),
+    ("autograd", "Tensor.device", "there is one device"),
+    ("autograd", "Op.__init_subclass__", _COURSE),
+    ("autograd", "Op.gradient*", _COURSE),
+    ("autograd", "_stand_in", _COURSE),
+    ("autograd", "_checked", _COURSE),
+    ("autograd", "_refuse_other_than_tensors", _REFUSES),
+    ("autograd", "Value.realize_cached_data", _CONVERTS),
+    *(("autograd", f"Tensor.{name}", _CONVERTS) for name in (
+        "numpy", "item", "__array__", "__len__", "__bool__", "__float__", "__int__", "__iter__", "size", "__pos__")),
+    *(("autograd", f"TensorTuple.{name}", _CONVERTS) for name in ("__len__", "__iter__", "tuple", "__add__", "detach")),
+    ("autograd", "find_topo_sort", "a function of the course that backward does not use; test_autograd.py"),
+    ("autograd", "compute_gradient_of_variables", _TESTED),
+    ("nn", "Module._settings", _LOOKS),
+    ("nn", "Module.forward", "raises"),
+    ("nn", "Module.named_buffers", _STATE),
+    ("nn", "Module.buffers", _STATE),
+    ("nn", "Module._children", "a name of the course; test_nn.py"),
+    ("nn", "Module._state", _STATE),
+    ("nn", "Module.*state_dict", _STATE),
+    ("nn", "_check_norm", _REFUSES),
+    ("optim", "Optimizer.step", "raises"),
+    ("optim", "*._check", _REFUSES),
+    ("optim", "_within", _REFUSES),
+    ("ops", "_no_broadcast", "the text of an error"),
+    ("ops", "_checked_eps", _REFUSES),
+)  # fmt: skip
+
+
+def unclaimed(file: str, function: str) -> str | None:
+    """The reason why a function is not mutated, or None."""
+    for where, pattern, reason in UNCLAIMED:
+        if where == file and fnmatchcase(function, pattern):
+            return reason
+    return None

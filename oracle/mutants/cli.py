@@ -1,0 +1,121 @@
+"""``python -m oracle mutants``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oracle.mutants import campaign as cp
+from oracle.mutants import report
+from oracle.mutants.claims import FILES
+from oracle.mutants.operators import OPERATORS
+
+
+def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
+    """Run, show, write; the exit code."""
+    kept = cp.read(root / cp.BASELINE)
+    unknown = [o for o in arguments.operators or () if o not in OPERATORS]
+    if unknown:
+        print(f"mutants: no operator {unknown[0]!r}; there are {', '.join(OPERATORS)}", file=sys.stderr)
+        return 2
+    keys = frozenset(arguments.key) if arguments.key else None
+    if arguments.only_survivors:
+        keys = cp.survivors_of(root / cp.BASELINE)
+    plan = cp.Plan(
+        files=arguments.file or FILES,
+        operators=arguments.operators or tuple(OPERATORS),
+        budget=arguments.budget,
+        seed=arguments.seed,
+        part=(0, 1) if arguments.all or keys is not None else cp.PART,
+        keys=keys,
+        ladder=not arguments.operators and keys is None,
+        root=root,
+        **({"workers": arguments.workers} if arguments.workers else {}),
+    )
+    try:
+        found = cp.run(plan, Progress())
+    except cp.NotAlive as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        return 1
+    content = cp.to_json(found)
+    lost = _lost(kept, content)
+    cp.write(root / cp.LATEST, content)
+    print("", file=sys.stderr)
+    _show(found, content, lost)
+    if arguments.accept:
+        if found.interrupted:
+            print("not accepted: the run was interrupted", file=sys.stderr)
+        else:
+            whole = merged(kept, content) if _partial(plan) else content
+            cp.write(root / cp.BASELINE, whole)
+            (root / cp.TABLE).write_text(report.markdown(whole, found.excused), "utf-8")
+            print(f"accepted: {cp.TABLE} and {cp.BASELINE}")
+            return found.exit_code if not _partial(plan) else 0
+    if _partial(plan):  # too few mutants for a score
+        return 130 if found.interrupted else int(bool(lost or found.resurrected() or found.false_alarms()))
+    return found.exit_code or int(bool(lost))
+
+
+def _partial(plan: cp.Plan) -> bool:
+    return plan.keys is not None or set(plan.files) != set(FILES) or set(plan.operators) != set(OPERATORS)
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old results with the new ones in their places."""
+    return {**new, **{k: v for k, v in old.items() if k != "cases"},
+            "cases": max(old.get("cases", 0), new["cases"]), "mutants": {**old["mutants"], **new["mutants"]}}  # fmt: skip
+
+
+def _lost(kept: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """Mutants that were killed by the accepted run and live now, on as many cases of the same seed."""
+    if kept.get("seed") != content["seed"] or kept.get("cases", 0) > content["cases"]:
+        return []
+    killed = {k for k, v in kept["mutants"].items() if v["kind"] == "mutant" and v["status"] == "killed"}
+    return [k for k, v in content["mutants"].items() if k in killed and v["status"] != "killed"]
+
+
+def _show(found: cp.Campaign, content: dict[str, Any], lost: Sequence[str]) -> None:
+    name = {m.key: str(m) for m in found.mutants}
+    for title, keys in (
+        ("survivors", [m.key for m in found.survivors()]),
+        ("excused, but killed: the reason is wrong", [m.key for m in found.resurrected()]),
+        ("false alarms: only the rounding differs, and a rule fails", [m.key for m in found.false_alarms()]),
+        ("killed before, alive now", list(lost)),
+    ):
+        if keys:
+            print(f"{title}:")
+        for key in keys:
+            o = found.outcomes[key]
+            fired = f", condition held {o.fired} times" if "_m.rare" in name[key] else ""
+            judged = f"{o.cases} cases reach it" if o.status != "killed" else f"{o.rule} {o.quantity}, case {o.case}"
+            print(f"  {key} {name[key]} ({judged}{fired})")
+    errors = sorted({e for o in found.outcomes.values() for e in o.oracle_errors})
+    for error in errors[:10]:
+        print(f"the engine itself raised on a mutant, case {error}")
+    print("\n".join(report.summary(content)))
+    trials = max(found.wall - found.baseline_seconds, 1e-9)
+    print(
+        f"{len(found.outcomes)} mutants on up to {found.cases} cases, seed {found.plan.seed}, {found.plan.workers} workers: "
+        f"{found.wall:.0f} s, {60 * len(found.outcomes) / trials:.0f} mutants a minute"
+        + (" (interrupted: the rest was not judged)" if found.interrupted else "")
+    )
+
+
+class Progress:
+    """One line, rewritten in place on a terminal; a line every hundred mutants elsewhere."""
+
+    def __init__(self) -> None:
+        self.last = -1
+
+    def __call__(self, found: cp.Campaign, text: str) -> None:
+        done, total = len(found.outcomes), len(found.mutants)
+        alive = len(found.survivors())
+        line = f"{text}: {found.cases} cases, {done} of {total} mutants, {alive} alive, {found.wall:.0f} s"
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif done // 100 != self.last:
+            self.last = done // 100
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""What a mutated line may call, as ``_m.name(...)``. Works on arrays, Tensors, numbers and tuples of them."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+fired: Counter[str] = Counter()  # how often the condition of a rare trigger held
+
+
+def _array(x: Any) -> Any:
+    return getattr(x, "cached_data", x)
+
+
+def _each(x: Any, f: Callable[[Any], Any]) -> Any:
+    """f of x, or of its elements; what holds no floating-point numbers stays as it is."""
+    if isinstance(x, tuple):
+        return tuple(_each(v, f) for v in x)
+    if isinstance(x, float):
+        return f(x)
+    kind = getattr(getattr(_array(x), "dtype", None), "kind", "")
+    return f(x) if kind == "f" else x
+
+
+def scaled(x: Any, k: int) -> Any:
+    """x · (1 + 2⁻ᵏ)."""
+    return _each(x, lambda v: v * (1 + 2.0**-k))
+
+
+def cast(x: Any, dtype: str) -> Any:
+    """x in another dtype."""
+    return _each(x, lambda v: float(np.dtype(dtype).type(v)) if isinstance(v, float) else v.astype(dtype))
+
+
+def rounded(x: Any, dtype: str) -> Any:
+    """x rounded to a narrower dtype, in the dtype that it has."""
+    return _each(
+        x, lambda v: float(np.dtype(dtype).type(v)) if isinstance(v, float) else v.astype(dtype).astype(v.dtype)
+    )
+
+
+def wide(f: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """f computed in float64 and rounded once: only the rounding differs."""
+    arrays = [a for a in args if isinstance(a, np.ndarray) and a.dtype == np.float32]
+    if not arrays:
+        return f(*args, **keywords)
+    out = f(
+        *(a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a for a in args), **keywords
+    )
+    return np.asarray(out).astype(np.float32)
+
+
+_OPS: dict[str, Any] = {
+    "+": (np.add, operator.add),
+    "-": (np.subtract, operator.sub),
+    "*": (np.multiply, operator.mul),
+    "/": (np.divide, operator.truediv),
+}
+
+
+def in_place(op: str, a: Any, b: Any) -> Any:
+    """a op b, written into a where that is possible."""
+    ufunc, plain = _OPS[op]
+    owned = isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.flags.writeable and a.ndim > 0
+    if owned and not hasattr(b, "cached_data") and np.broadcast_shapes(a.shape, np.shape(b)) == a.shape:
+        return ufunc(a, b, a, casting="unsafe")
+    return plain(a, b)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """The mean where the maximum belongs."""
+    return np.asarray(x.mean(axis=axis, keepdims=keepdims), x.dtype)
+
+
+CONDITIONS: dict[str, Callable[[Any], bool]] = {
+    "beyond 64": lambda a: bool((np.abs(a) > 64).any()),
+    "size over 32": lambda a: a.size > 32,
+    "size over 256": lambda a: a.size > 256,
+    "square": lambda a: a.ndim > 1 and a.shape[-1] == a.shape[-2] > 1,
+    "a size of 1": lambda a: 1 in a.shape,
+    "an exact zero": lambda a: bool(a.size and not a.all()),
+}
+
+
+def rare(x: Any, condition: str) -> Any:
+    """x · 1.5 where a rare condition holds, else x."""
+
+    def damaged(v: Any) -> Any:
+        if not CONDITIONS[condition](np.asarray(_array(v))):
+            return v
+        fired[condition] += 1
+        return v * 1.5
+
+    return _each(x, damaged)

@@ -1,0 +1,176 @@
+"""The tables of a run: on the terminal while it goes on, and as reports/mutants.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from oracle.mutants.campaign import Excuse
+from oracle.mutants.claims import FILES, UNCLAIMED
+from oracle.mutants.operators import GENERIC, OPERATORS, RUNGS
+
+Row = Mapping[str, Any]
+
+
+def counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many of which fate, excused ones apart."""
+    found = dict.fromkeys(("mutants", "excused", "numeric", "crashed", "survived"), 0)
+    for r in rows:
+        found["mutants"] += 1
+        if "excused" in r:
+            found["excused"] += 1
+        elif r["status"] != "killed":
+            found["survived"] += 1
+        else:
+            found["numeric" if r["how"] == "numeric" else "crashed"] += 1
+    return found
+
+
+def shares(n: Mapping[str, int]) -> tuple[float, float]:
+    """The score, and the score of those that do not crash."""
+    alive = n["survived"]
+    whole, calm = n["numeric"] + n["crashed"] + alive, n["numeric"] + alive
+    return (1 - alive / whole if whole else 1.0), (1 - alive / calm if calm else 1.0)
+
+
+_HEAD = ("mutants", "excused", "killed by numbers", "killed by a crash", "survive", "score", "score without crashes")
+
+
+def _cells(rows: Sequence[Row]) -> list[str]:
+    n = counts(rows)
+    overall, numeric = shares(n)
+    return [*(str(n[k]) for k in ("mutants", "excused", "numeric", "crashed", "survived")),
+            f"{overall:.1%}", f"{numeric:.1%}"]  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
+    marks = ["---" if i < text_columns else "---:" for i in range(len(head))]
+    return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
+
+
+def by(rows: Sequence[Row], field: str, names: Sequence[str]) -> list[list[str]]:
+    """One line per name of a field, and one for all."""
+    lines = []
+    for name in names:
+        some = [r for r in rows if r[field] == name]
+        if some:
+            lines.append([name, *_cells(some)])
+    return [*lines, ["all", *_cells(rows)]]
+
+
+def _code(text: str) -> str:
+    short = text if len(text) <= 90 else text[:87] + "…"
+    return "`` " + short.replace("|", "\\|") + " ``"
+
+
+def _where(r: Row) -> str:
+    return f"{r['file']}.py {r['function']}"
+
+
+def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
+    """reports/mutants.md."""
+    rows = {k: r for k, r in content["mutants"].items() if r["kind"] == "mutant"}
+    probes = [r for r in content["mutants"].values() if r["kind"] == "probe"]
+    ladder = [r for r in content["mutants"].values() if r["kind"] == "ladder"]
+    every = list(rows.values())
+    alive = [(k, r) for k, r in rows.items() if r["status"] != "killed" and "excused" not in r]
+    part = content["part"]
+    share = "" if part[1] == 1 else f" Judged are the mutants whose key is {part[0]} modulo {part[1]}."
+    numbers = sorted(r["number"] for r in every if r["status"] == "killed" and r.get("number"))
+    median = numbers[len(numbers) // 2] if numbers else 0
+    generic = [r for r in every if r["operator"] in GENERIC]
+    numeric = [r for r in every if r["operator"] not in GENERIC]
+    out = [
+        "# Source mutants of needle",
+        "",
+        "Written by `nox -s mutants -- --accept`. One place of needle's source is changed in memory, and the engine of",
+        f"`nox -s diff` alone judges the result on up to {content['cases']:,} cases (seed {content['seed']}).{share}",
+        "",
+        "A kill by a crash (an exception, an endless loop) needs no rule about numbers and is counted apart. A case in which",
+        "correct code already uses more than a quarter of rule G's tolerance is no evidence for a kill. Excused are mutants",
+        "that change nothing which `nox -s diff` claims to notice; each has its reason below, and the run fails if one of",
+        f"them is ever killed. Half of the kills need no more than the first {median} cases of the run.",
+        "",
+        "## Score per file",
+        "",
+        *_table(("file", *_HEAD), by(every, "file", FILES)),
+        "",
+        "## Score per operator",
+        "",
+        *_table(("operator", *_HEAD), [["*generic*", *_cells(generic)], ["*numeric*", *_cells(numeric)],
+                                       *by(every, "operator", list(OPERATORS))]),
+        "",
+        "## The rules that kill",
+        "",
+        *_table(("rule", "quantity", "mutants"), _rules(every), 2),
+        "",
+        f"## Survivors: {len(alive)}",
+        "",
+        *(_table(("key", "where", "operator", "before", "after", "cases"), (
+            (k, _where(r), r["operator"], _code(r["before"]), _code(r["after"]), str(r.get("cases", 0))) for k, r in alive
+        ), 5) if alive else ["None."]),
+        "",
+        "## Excused",
+        "",
+        *_excuses(rows, excused),
+        "",
+        f"## False-alarm probes: {sum(r['status'] == 'killed' for r in probes)} of {len(probes)} killed",
+        "",
+        "Correct code that rounds differently (a product or sum in float64, a reciprocal for a division). None may be killed.",
+        "",
+        "## Sensitivity ladder",
+        "",
+        "A result or hyperparameter scaled by 1 + 2⁻ᵏ: the largest k that is still killed on at most 60 cases.",
+        f"k = {', '.join(map(str, RUNGS))} were tried; 0 means that not even 2⁻⁴ is noticed there.",
+        "",
+        *_table(("where", "what is scaled", "largest k"), sorted(
+            ((_where(r), _code(r["before"]), str(r.get("rung", 0))) for r in ladder), key=lambda t: (int(t[2]), t)
+        ), 2),
+        "",
+        "## Left to the unit tests",
+        "",
+        *_table(("function", "reason"), ((f"{f}.py {name}", reason) for f, name, reason in UNCLAIMED), 2),
+        "",
+        "Guards (an `if` that only raises), messages, docstrings, annotations and `__repr__` are never mutated.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(out)
+
+
+def _rules(rows: Sequence[Row]) -> list[list[str]]:
+    found: dict[tuple[str, str], int] = {}
+    for r in rows:
+        if r["status"] == "killed" and r["how"] == "numeric":
+            key = (r["rule"], r["quantity"])
+            found[key] = found.get(key, 0) + 1
+    return [[*key, str(n)] for key, n in sorted(found.items(), key=lambda item: -item[1])]
+
+
+def _excuses(rows: Mapping[str, Row], excused: Mapping[str, Excuse]) -> list[str]:
+    groups: dict[Excuse, list[str]] = {}
+    for key, excuse in excused.items():
+        if key in rows:
+            groups.setdefault(excuse, []).append(key)
+    lines: list[str] = []
+    for excuse, keys in groups.items():
+        lines += [f"**{excuse.kind}** — {excuse.reason}", ""]
+        lines += [
+            f"- {k} {_where(rows[k])}, {rows[k]['operator']}: {_code(rows[k]['before'])} → {_code(rows[k]['after'])}"
+            for k in keys
+        ]
+        lines.append("")
+    return lines[:-1] or ["None."]
+
+
+def summary(content: Mapping[str, Any]) -> list[str]:
+    """What the terminal shows at the end."""
+    rows = [r for r in content["mutants"].values() if r["kind"] == "mutant"]
+    table = [
+        ["file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"],
+        *by(rows, "file", FILES),
+    ]
+    widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(f"{v:<{w}}" if i == 0 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]

@@ -1,0 +1,332 @@
+"""A mutated package in a forked process, judged by the engine; the verdict comes back through a pipe.
+
+The parent has imported everything once. A child serves needle's modules from memory, one of them mutated, judges cases
+until one diverges, and leaves by ``os._exit``. A timer whose signal nobody handles stops loops, a limit on the address
+space stops blow-ups. Nothing is ever written to the source tree.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import inspect
+import json
+import os
+import pickle
+import selectors
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from oracle import case as c
+from oracle import engine
+from oracle.mutants import damage
+from oracle.mutants.claims import FILES
+from oracle.mutants.operators import RUNGS, Mutant
+
+FIRST = 20  # cases after which most mutants are dead
+EVIDENCE = 0.25  # share of rule G's tolerance beyond which correct code makes a case no evidence
+GRACE = 5.0  # seconds that any case may take …
+SLOWER = 40.0  # … beside this many times what it took needle itself
+MEMORY = 3 << 30  # bytes of address space that a child may add
+ORACLE_ERRORS = 3  # errors of the engine itself after which a mutant is given up
+
+Sources = dict[str, bytes]  # "optim" -> text; "" is the package itself
+Lines = frozenset[tuple[str, int]]
+Task = TypeVar("Task")
+
+
+def sources(root: Path) -> Sources:
+    """All modules of needle, read once: what others edit meanwhile changes nothing."""
+    return {"" if p.stem == "__init__" else p.stem: p.read_bytes() for p in sorted((root / "needle").glob("*.py"))}
+
+
+class _FromMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self.texts = texts
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        package, _, rest = fullname.partition(".")
+        if package != "needle" or rest not in self.texts:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=_filename(rest), is_package=not rest)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        name = module.__name__.partition(".")[2]
+        module.__dict__["_m"] = damage
+        exec(compile(self.texts[name], _filename(name), "exec"), module.__dict__)
+
+
+def _filename(name: str) -> str:
+    return f"<memory>/needle/{name or '__init__'}.py"
+
+
+def load(texts: Mapping[str, bytes]) -> Any:
+    """A fresh needle made of these texts; whatever needle was there before is forgotten."""
+    for name in [m for m in sys.modules if m == "needle" or m.startswith("needle.")]:
+        del sys.modules[name]
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _FromMemory)]
+    sys.meta_path.insert(0, _FromMemory(texts))
+    return importlib.import_module("needle")
+
+
+# -- the unmutated needle ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Judged:
+    """A case, and what the unmutated needle makes of it."""
+
+    case: c.Case
+    lines: Lines  # of needle's functions that it runs
+    shares: dict[str, float]  # "G gradient" -> largest share of the tolerance
+    seconds: float
+    failure: str = ""  # a divergence of needle itself: it must not have one
+
+    def is_evidence(self, rule: str, quantity: str) -> bool:
+        """Rule G measures its noise: correct code that comes near the limit here makes the case no evidence."""
+        op = self.case.op if isinstance(self.case, c.OpCase) else ""
+        return rule != "G" or self.shares.get(f"G op {op}" if op else f"G {quantity}", 0.0) <= EVIDENCE
+
+
+class _Tracer:
+    """Which lines of needle's functions run."""
+
+    def __init__(self) -> None:
+        self.names = {_filename(name): name for name in FILES}
+        self.lines: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> _Tracer:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename not in self.names or not code.co_flags & inspect.CO_OPTIMIZED:
+            return None
+        return self._line
+
+    def _line(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        self.lines.add((self.names[frame.f_code.co_filename], frame.f_lineno))
+        return self._line
+
+
+def baseline(texts: Sources, cases: Sequence[c.Case]) -> tuple[list[Judged], Lines]:
+    """The unmutated needle on cases; and the lines of its functions that run on import."""
+    with _Tracer() as on_import:
+        ndl = load(texts)
+    judged = []
+    for case in cases:
+        started = time.perf_counter()
+        try:
+            with _Tracer() as tracer:
+                verdict = engine.judge(case, ndl, peer_too=False)
+        except Exception as error:
+            judged.append(Judged(case, frozenset(tracer.lines), {}, 0.0, f"{type(error).__name__}: {error}"))
+            continue
+        failure = verdict.divergence.message if verdict.divergence is not None else ""
+        seconds = time.perf_counter() - started
+        judged.append(Judged(case, frozenset(tracer.lines), dict(verdict.tally.largest), seconds, failure))
+    return judged, frozenset(on_import.lines)
+
+
+# -- a mutant ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What became of a mutant."""
+
+    status: str  # "killed", "survived", "unreached", "invalid"
+    how: str = ""  # "numeric", "exception", "import", "timeout", "crash"
+    rule: str = ""
+    quantity: str = ""
+    case: str = ""  # digest of the case that killed it
+    cases: int = 0  # judged, of those that reach the mutant
+    number: int = 0  # of the killing case among all cases of the run, from 1
+    fired: int = 0  # how often the condition of a rare trigger held
+    rung: int = 0  # of the ladder: the largest k that was killed
+    doubtful: int = 0  # divergences that are no evidence
+    oracle_errors: list[str] = field(default_factory=list)
+
+    @property
+    def crashed(self) -> bool:
+        """Killed without any rule about numbers."""
+        return self.status == "killed" and self.how != "numeric"
+
+
+def attempt(texts: Sources, mutant: Mutant, cases: Sequence[tuple[int, Judged]], beat: Callable[[], None]) -> Outcome:
+    """Judge cases until one kills the mutant. Runs in a child."""
+    if mutant.kind == "ladder":
+        return climb(texts, mutant, cases, beat)
+    return _attempt({**texts, mutant.file: mutant.apply(texts[mutant.file])}, cases, beat)
+
+
+def climb(texts: Sources, mutant: Mutant, cases: Sequence[tuple[int, Judged]], beat: Callable[[], None]) -> Outcome:
+    """The outcome of the last rung of the ladder that is killed; ends after two in a row that are not."""
+    last = Outcome("survived", cases=len(cases))
+    for k in RUNGS:
+        out = _attempt({**texts, mutant.file: mutant.apply(texts[mutant.file], k)}, cases, beat)
+        if out.status == "killed":
+            last, last.rung = out, k
+        elif k > last.rung + RUNGS[1] - RUNGS[0]:
+            break
+    return last
+
+
+def _attempt(changed: Sources, cases: Sequence[tuple[int, Judged]], beat: Callable[[], None]) -> Outcome:
+    signal.setitimer(signal.ITIMER_REAL, 2 * GRACE)
+    try:
+        ndl = load(changed)
+    except SyntaxError:
+        return Outcome("invalid")
+    except Exception:
+        return Outcome("killed", "import", cases=0, number=1)
+    out = Outcome("survived")
+    for number, judged in cases:
+        signal.setitimer(signal.ITIMER_REAL, GRACE + SLOWER * judged.seconds)
+        beat()
+        out.cases += 1
+        try:
+            found = engine.judge(judged.case, ndl, peer_too=False).divergence
+        except Exception as error:
+            out.oracle_errors.append(f"{judged.case.digest}: {type(error).__name__}: {error}"[:300])
+            if len(out.oracle_errors) >= ORACLE_ERRORS:
+                break
+            continue
+        if found is None:
+            continue
+        if not judged.is_evidence(found.rule, found.quantity):
+            out.doubtful += 1
+            continue
+        out.status, out.how = "killed", "exception" if found.rule == "exception" else "numeric"
+        out.rule, out.quantity, out.case, out.number = found.rule, found.quantity, judged.case.digest, number + 1
+        break
+    out.fired = sum(damage.fired.values())
+    return out
+
+
+def decoded(data: bytes | None, signal_number: int) -> Outcome:
+    """The outcome that a child has sent, or how it died."""
+    beats, _, text = (data or b"").partition(b"{")
+    if text:
+        return Outcome(**json.loads(b"{" + text))
+    return Outcome("killed", "timeout" if signal_number == signal.SIGALRM else "crash", cases=len(beats), number=0)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def forked(
+    tasks: Iterable[Task], work: Callable[[Task, Callable[[bytes], None]], None], workers: int
+) -> Iterator[tuple[Task, bytes, int]]:
+    """One child per task, ``workers`` at a time: the task, what the child wrote, and the signal that ended it (or 0).
+
+    ``work(task, write)`` runs in the child. Leaving the loop early ends all children.
+    """
+    selector = selectors.DefaultSelector()
+    running: dict[int, tuple[int, Task, bytearray]] = {}
+    waiting = iter(tasks)
+    try:
+        while True:
+            while len(running) < workers:
+                try:
+                    task = next(waiting)
+                except StopIteration:
+                    break
+                reading, pid = _fork(task, work)
+                running[reading] = (pid, task, bytearray())
+                selector.register(reading, selectors.EVENT_READ)
+            if not running:
+                return
+            for key, _ in selector.select():
+                reading = key.fd
+                pid, task, data = running[reading]
+                chunk = os.read(reading, 1 << 20)
+                if chunk:
+                    data += chunk
+                    continue
+                selector.unregister(reading)
+                os.close(reading)
+                del running[reading]
+                status = os.waitpid(pid, 0)[1]
+                yield task, bytes(data), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    finally:
+        for reading, (pid, _, _) in running.items():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(reading)
+        selector.close()
+
+
+def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> tuple[int, int]:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return reading, pid
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        os.close(reading)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        _limit_memory()
+
+        def write(data: bytes) -> None:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(writing, view) :]
+
+        work(task, write)
+    finally:
+        os._exit(0)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError, ValueError):
+        pass  # not Linux: the timer alone protects
+
+
+def try_mutants(
+    texts: Sources, tasks: Iterable[tuple[Mutant, Sequence[tuple[int, Judged]]]], workers: int
+) -> Iterator[tuple[Mutant, Outcome]]:
+    """Each mutant on its cases, in the order in which they finish."""
+
+    def work(task: tuple[Mutant, Sequence[tuple[int, Judged]]], write: Callable[[bytes], None]) -> None:
+        outcome = attempt(texts, task[0], task[1], lambda: write(b"."))
+        write(json.dumps(asdict(outcome)).encode())
+
+    for (mutant, _), data, number in forked(tasks, work, workers):
+        yield mutant, decoded(data, number)
+
+
+def try_baseline(
+    texts: Sources, shards: Iterable[int], draw: Callable[[int], Sequence[c.Case]], workers: int
+) -> Iterator[tuple[int, list[Judged], Lines]]:
+    """The unmutated needle on shards of cases."""
+
+    def work(shard: int, write: Callable[[bytes], None]) -> None:
+        write(pickle.dumps(baseline(texts, draw(shard))))
+
+    for shard, data, number in forked(shards, work, workers):
+        if not data:
+            raise RuntimeError(f"shard {shard} of the unmutated needle did not finish (signal {number})")
+        judged, lines = pickle.loads(data)
+        yield shard, judged, lines

@@ -1,0 +1,236 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from oracle import case as c
+from oracle.mutants import campaign, cli, report, trial
+from oracle.mutants.operators import Mutant, mutants_of
+
+ROOT = Path(__file__).parents[3]
+
+
+def _op(name, *values, **attributes):
+    return c.OpCase(name, (c.Operand((len(values),), values),), attributes)
+
+
+CASES = [_op("tanh", 0.5, -1.0, 2.0), _op("exp", 0.5, -1.0), _op("relu", 1.0, -1.0, 0.0)]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A copy of needle that a test may break."""
+    shutil.copytree(ROOT / "needle", tmp_path / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def planted(texts, file, before, after):
+    """A mutant of a test's own."""
+    text = texts[file].decode()
+    assert text.count(before) == 1
+    start = len(text[: text.index(before)].encode())
+    line = text[: text.index(before)].count("\n") + 1
+    end = start + len(before.encode())
+    return Mutant("0" * 12, file, "planted", line, "planted", before, after, start, end, after, (line,))
+
+
+def outcome(mutant, texts, cases=CASES, shares=None):
+    judged = [trial.Judged(case, frozenset(), shares or {}, 0.0) for case in cases]
+    ((_, found),) = trial.try_mutants(texts, [(mutant, list(enumerate(judged)))], workers=1)
+    return found
+
+
+TANH = ("ops", "return (g * (1 - y * y),)", "return (g * (1 + y * y),)")
+
+
+def test_a_planted_mutant_is_killed_by_numbers(root):
+    texts = trial.sources(root)
+    found = outcome(planted(texts, *TANH), texts)
+    assert (found.status, found.how, found.rule, found.quantity) == ("killed", "numeric", "G", "gradient")
+    assert (found.cases, found.number, found.case) == (1, 1, CASES[0].digest)
+
+
+def test_a_crash_is_counted_as_a_crash(root):
+    texts = trial.sources(root)
+    found = outcome(planted(texts, "ops", "return np.tanh(a)", "return np.tahn(a)"), texts)
+    assert (found.status, found.how) == ("killed", "exception")
+    assert found.crashed
+    found = outcome(planted(texts, "optim", "import math\n", "import maths\n"), texts)
+    assert (found.status, found.how) == ("killed", "import")
+
+
+def test_what_no_case_notices_survives(root):
+    texts = trial.sources(root)
+    found = outcome(planted(texts, "ops", "return np.log(a)", "return np.log1p(a)"), texts)
+    assert (found.status, found.cases) == ("survived", len(CASES))
+
+
+def test_a_case_near_the_limit_is_no_evidence(root):
+    texts = trial.sources(root)
+    found = outcome(planted(texts, *TANH), texts, shares={"G op tanh": 0.26})
+    assert (found.status, found.doubtful) == ("survived", 1)
+    assert outcome(planted(texts, *TANH), texts, shares={"G op tanh": 0.25}).status == "killed"
+
+
+def test_a_mutant_that_loops_is_stopped(root, monkeypatch):
+    monkeypatch.setattr(trial, "GRACE", 0.5)
+    texts = trial.sources(root)
+    found = outcome(planted(texts, "ops", "return np.tanh(a)", "exec('while True: pass')"), texts)
+    assert (found.status, found.how) == ("killed", "timeout")
+
+
+def test_a_mutant_that_blows_up_is_stopped(root):
+    texts = trial.sources(root)
+    found = outcome(planted(texts, "ops", "return np.tanh(a)", "return np.ones(1 << 38)"), texts)
+    assert (found.status, found.crashed) == ("killed", True)
+
+
+def test_the_unmutated_needle_is_alive_and_its_lines_are_known(root):
+    texts = trial.sources(root)
+    ((_, judged, always),) = trial.try_baseline(texts, [0], lambda shard: CASES, workers=1)
+    assert [j.failure for j in judged] == ["", "", ""]
+    tanh, exp = (planted(texts, "ops", f"return np.{name}(a)", "").line for name in ("tanh", "exp"))
+    assert [("ops", tanh) in j.lines for j in judged] == [True, False, False]
+    assert [("ops", exp) in j.lines for j in judged] == [False, True, False]
+    assert always
+    assert all(j.shares for j in judged)
+
+
+def _plan(root, **changes):
+    settings = {"files": ("ops",), "budget": 3, "workers": 2, "part": (0, 1), "ladder": False, "root": root}
+    return campaign.Plan(**{**settings, "draw": lambda seed, shard: CASES, **changes})
+
+
+def _tanh_keys(root):
+    found = mutants_of("ops", (root / "needle/ops.py").read_bytes())
+    return {m.after: m.key for m in found if m.function == "Tanh.vjp"}
+
+
+def test_a_broken_needle_is_refused(root):
+    path = root / "needle/ops.py"
+    path.write_text(path.read_text("utf-8").replace(TANH[1], TANH[2]), "utf-8")
+    with pytest.raises(campaign.NotAlive, match="the unmutated needle fails on"):
+        campaign.run(_plan(root))
+
+
+def _tree(root):
+    return {str(p): hashlib.sha256(p.read_bytes()).digest() for p in root.rglob("*") if p.is_file()}
+
+
+def test_a_run_writes_nothing_into_the_source_tree(root):
+    before = _tree(root)
+    keys = frozenset(list(_tanh_keys(root).values())[:6])
+    found = campaign.run(_plan(root, keys=keys))
+    assert _tree(root) == before
+    assert set(found.outcomes) == keys
+    assert any(o.status == "killed" for o in found.outcomes.values())
+
+
+def _excuse(root, key, kind="equivalent", reason="a test says so"):
+    path = root / campaign.EXCUSED
+    path.parent.mkdir(parents=True)
+    path.write_text(f'[[group]]\nkind = "{kind}"\nreason = "{reason}"\nmutants = ["{key} text"]\n', "utf-8")
+
+
+def test_an_excused_mutant_that_is_killed_fails_the_run(root):
+    key = _tanh_keys(root)["1 + y * y"]
+    assert campaign.run(_plan(root, keys=frozenset([key]))).exit_code == 0
+    _excuse(root, key)
+    found = campaign.run(_plan(root, keys=frozenset([key])))
+    assert [m.key for m in found.resurrected()] == [key]
+    assert found.exit_code == 1
+    assert found.counted() == []
+
+
+def test_an_excuse_needs_a_reason(root):
+    _excuse(root, "0" * 12, reason=" ")
+    with pytest.raises(ValueError, match="with a reason"):
+        campaign.excuses(root / campaign.EXCUSED)
+
+
+def test_a_survivor_that_is_not_excused_fails_the_run(root):
+    log = next(m.key for m in mutants_of("ops", (root / "needle/ops.py").read_bytes()) if m.function == "Log.vjp")
+    found = campaign.run(_plan(root, keys=frozenset([log])))
+    assert found.outcomes[log].status == "unreached"
+    assert found.exit_code == 1
+
+
+def test_ctrl_c_gives_a_partial_report(root):
+    def progress(found, text):
+        if len(found.outcomes) == 2:
+            raise KeyboardInterrupt
+
+    found = campaign.run(_plan(root, keys=frozenset(_tanh_keys(root).values()), workers=1), progress)
+    assert found.interrupted
+    assert len(found.outcomes) == 2
+    content = campaign.to_json(found)
+    assert not content["complete"]
+    assert report.counts(content["mutants"].values())["mutants"] == 2
+
+
+def test_results_survive_unrelated_edits():
+    source = (ROOT / "needle/ops.py").read_bytes()
+    before = {m.key for m in mutants_of("ops", source)}
+    edited = b"# a comment\n\n" + source.replace(b'"""Hyperbolic tangent."""', b'"""Another docstring."""')
+    assert {m.key for m in mutants_of("ops", edited)} == before
+    changed = source.replace(TANH[1].encode(), TANH[2].encode())
+    assert len(before - {m.key for m in mutants_of("ops", changed)}) >= 5
+
+
+SNIPPET = b'''
+def f(a: int = 3) -> "Tensor":
+    """Docstring 1."""
+    if a < 0:
+        raise ValueError(f"f: a must be 1 or more, got {a + 1}")
+    return a.inputs[0] + 2
+
+
+class Thing:
+    def __repr__(self):
+        return "x" + 1
+'''
+
+
+def test_what_is_not_mutated():
+    found = mutants_of("ops", SNIPPET)
+    assert all(m.function == "f" for m in found)
+    assert not any("raise" in m.before or m.before in ("a < 0", "a + 1", "int") for m in found)
+    assert {m.after for m in found if m.before == "0"} == {"1"}  # never inputs[-1]
+    assert not any("2 + a.inputs[0]" in m.after for m in found)  # commutative
+    assert {m.after for m in found if m.operator == "default"} == {"4"}
+    assert {m.after for m in found if m.operator == "arithmetic"} == {"a.inputs[0] - 2"}
+
+
+def test_every_mutant_is_python_and_has_a_key_of_its_own():
+    for file in ("autograd", "ops", "nn", "optim"):
+        source = (ROOT / f"needle/{file}.py").read_bytes()
+        found = mutants_of(file, source)
+        assert len({m.key for m in found}) == len(found)
+        for m in found[::25]:
+            compile(m.apply(source), file, "exec")
+
+
+def test_the_report_counts_honestly():
+    base = {"file": "ops", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
+    fates = [{"status": "killed", "how": "numeric"}] * 8 + [{"status": "killed", "how": "exception"}] * 10
+    fates += [{"status": "survived"}, {"status": "unreached"}, {"status": "survived", "excused": "equivalent"}]
+    rows = {str(i): {**base, "rule": "G", "quantity": "loss", **fate} for i, fate in enumerate(fates)}
+    n = report.counts(rows.values())
+    assert n == {"mutants": 21, "excused": 1, "numeric": 8, "crashed": 10, "survived": 2}
+    assert report.shares(n) == (0.9, 0.8)
+    excused = {"20": campaign.Excuse("equivalent", "because")}
+    page = report.markdown({"mutants": rows, "cases": 3, "seed": 0, "part": [0, 1]}, excused)
+    assert "| ops | 21 | 1 | 8 | 10 | 2 | 90.0% | 80.0% |" in page
+    assert "because" in page
+
+
+def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
+    old = {"seed": 0, "cases": 9, "part": [0, 3], "complete": True, "mutants": {"a": {"status": "survived"}, "b": {}}}
+    new = {"seed": 0, "cases": 5, "part": [0, 1], "complete": False, "mutants": {"a": {"status": "killed"}}}
+    whole = cli.merged(old, new)
+    assert whole["mutants"] == {"a": {"status": "killed"}, "b": {}}
+    assert (whole["cases"], whole["part"], whole["complete"]) == (9, [0, 3], True)
+    campaign.write(tmp_path / "kept.json", whole)
+    assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
