@@ -107,9 +107,8 @@ def again(arguments: Sequence[str], env: dict[str, str]) -> int:
     """The same command in a fresh process with this environment."""
     command = [sys.executable, "-m", "oracle.bench", *arguments]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
-    if os.name != "posix":
-        return subprocess.run(command, env=env, check=False).returncode
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # In place of this process, so that an interrupt reaches the one that measures.
-    os.execve(sys.executable, command, env)
+    if os.name == "posix":  # in place of this process, so that an interrupt reaches the one that measures
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, command, env)
+    return subprocess.run(command, env=env, check=False).returncode
