@@ -48,12 +48,13 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000"
     )
-    diff.add_argument("--cases", type=positive(int), help="how many cases, in shards of 50 (default: by profile)")
+    diff.add_argument("--cases", type=positive(int), help="how many cases, in shards of 100 (default: by profile)")
     diff.add_argument("--minutes", type=positive(float), help="go on for this long instead of a number of cases")
     diff.add_argument("--seed", type=seed, help="seed of the run (default: drawn, and shown; 0 for the ci profile)")
     diff.add_argument(
         "--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it"
     )
+    diff.add_argument("--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours")
     diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument(
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         description="Replay a case step by step. Exit code: 0 it agrees, 1 it diverges, 2 no such case.",
     )
     replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
+    replay.add_argument("--needle", type=Path, metavar="DIR", help="replay on the package needle in this folder")
     replay.add_argument(
         "--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up"
     )
@@ -92,10 +94,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     arguments = parser().parse_args(argv)
+    if getattr(arguments, "needle", None) is not None:
+        from oracle import foreign
+
+        try:
+            foreign.load(arguments.needle)
+        except foreign.ForeignError as error:
+            print(f"{arguments.command}: {error}", file=sys.stderr)
+            return 2
     if arguments.command == "replay":
         from oracle.replay import replay
 
-        return replay(arguments.case, [arguments.folder, Path("tests/cases")])
+        return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "mutants":
         from oracle.mutants import cli
 
@@ -112,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_going=arguments.keep_going,
         digits=not arguments.no_digits,
         folder=arguments.out,
+        needle=arguments.needle,
     )
 
 

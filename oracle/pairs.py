@@ -7,6 +7,7 @@ covers. Its float64 definition is the function of the same name in `oracle.defin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,21 +30,34 @@ _POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
 SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 1, 5, 7, 33, 0])
 
 
+@functools.cache
 def shapes(min_rank: int = 0, max_rank: int = 3) -> st.SearchStrategy[Shape]:
     """Small shapes, with size-1, zero-size and, rarely, long dimensions."""
     return st.lists(SIZES, min_size=min_rank, max_size=max_rank).map(tuple)
 
 
-@st.composite
+@functools.cache
+def integers(low: int, high: int) -> st.SearchStrategy[int]:
+    """Whole numbers from low to high; made once, because making a strategy costs more than drawing from it."""
+    return st.integers(low, high)
+
+
+@functools.cache
+def _chosen(rank: int, most: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, rank - 1), min_size=1, max_size=most, unique=True)
+
+
+BOOLEANS = st.booleans()
+
+
 def _axes(draw: Draw, rank: int, allow_none: bool = True) -> Any:
     """None, one axis or several; some of them negative."""
-    kinds = (["none"] if allow_none else []) + (["one", "several"] if rank else [])
-    kind = draw(st.sampled_from(kinds))
-    if kind == "none":
+    kind = draw(integers(0 if allow_none else 1, 2 if rank else 0))
+    if kind == 0:
         return None
-    chosen = draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=1 if kind == "one" else rank, unique=True))
-    signed = tuple(a - rank if draw(st.booleans()) else a for a in chosen)
-    return signed[0] if kind == "one" else signed
+    chosen = draw(_chosen(rank, 1 if kind == 1 else rank))
+    signed = tuple(a - rank if draw(BOOLEANS) else a for a in chosen)
+    return signed[0] if kind == 1 else signed
 
 
 @st.composite
@@ -57,8 +71,8 @@ def _two(draw: Draw) -> Drawn:
     wide = draw(shapes())
     pair = []
     for _ in range(2):
-        dims = tuple(1 if draw(st.booleans()) and draw(st.booleans()) else n for n in wide)
-        pair.append(dims[draw(st.integers(0, len(dims))) :] if draw(st.booleans()) else dims)
+        dims = tuple(1 if draw(BOOLEANS) and draw(BOOLEANS) else n for n in wide)
+        pair.append(dims[draw(integers(0, len(dims))) :] if draw(BOOLEANS) else dims)
     return pair, {}
 
 
@@ -70,9 +84,9 @@ def _scalar(values: Sequence[float]) -> st.SearchStrategy[Drawn]:
 @st.composite
 def _transposed(draw: Draw) -> Drawn:
     shape = draw(shapes(min_rank=2, max_rank=4))
-    if draw(st.booleans()):
+    if draw(BOOLEANS):
         return [shape], {}
-    axis = st.integers(-len(shape), len(shape) - 1)
+    axis = integers(-len(shape), len(shape) - 1)
     return [shape], {"axes": (draw(axis), draw(axis))}
 
 
@@ -83,7 +97,7 @@ def _reshaped(draw: Draw) -> Drawn:
     for n in shape:
         flat = (flat[0] * n,)
     targets = [flat, shape[::-1], (1, *shape), (*shape, 1), tuple(n for n in shape if n != 1)]
-    return [shape], {"shape": draw(st.sampled_from(targets))}
+    return [shape], {"shape": targets[draw(integers(0, 4))]}
 
 
 @st.composite
@@ -100,15 +114,18 @@ def _pad(shape: Shape, other: Shape) -> Shape:
 @st.composite
 def _reduced(draw: Draw, min_size: int = 0, default: bool = True) -> Drawn:
     shape = tuple(max(n, min_size) for n in draw(shapes()))
-    axes = draw(_axes(len(shape)))
-    return [shape], {} if axes is None and default and draw(st.booleans()) else {"axes": axes}
+    axes = _axes(draw, len(shape))
+    return [shape], {} if axes is None and default and draw(BOOLEANS) else {"axes": axes}
+
+
+_BATCHES = st.sampled_from([((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,))])
 
 
 @st.composite
 def _multiplied(draw: Draw) -> Drawn:
     """(…, n, k) @ (…, k, m), batch dimensions broadcast; now and then all square."""
-    n, k, m = draw(st.tuples(SIZES, SIZES, SIZES))
-    if draw(st.booleans()):
+    n, k, m = draw(SIZES), draw(SIZES), draw(SIZES)
+    if draw(BOOLEANS):
         n = m = k
     batch = draw(
         st.sampled_from([((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,))])
@@ -116,14 +133,16 @@ def _multiplied(draw: Draw) -> Drawn:
     return [(*batch[0], n, k), (*batch[1], k, m)], {}
 
 
+_STRIDES = st.sampled_from([None, 1, 2])
+
+
 @st.composite
 def _indexed(draw: Draw) -> Drawn:
     shape = draw(shapes(min_rank=1))
     index = []
-    for n in shape[: draw(st.integers(1, len(shape)))]:
-        start = draw(st.none() | st.integers(-n, n))
-        stop = draw(st.none() | st.integers(-n, n))
-        index.append((start, stop, draw(st.sampled_from([None, 1, 2]))))
+    for n in shape[: draw(integers(1, len(shape)))]:
+        start, stop = (draw(integers(-n, n)) if draw(BOOLEANS) else None for _ in range(2))
+        index.append((start, stop, draw(_STRIDES)))
     return [shape], {"index": tuple(index)}
 
 
@@ -133,9 +152,9 @@ def _put(draw: Draw) -> Drawn:
     shape = draw(shapes(min_rank=1))
     wide, index = [], []
     for n in shape:
-        start, step = draw(st.integers(0, 2)), draw(st.integers(1, 2))
+        start, step = draw(integers(0, 2)), draw(integers(1, 2))
         stop = start + n * step
-        wide.append(stop + draw(st.integers(0, 2)))
+        wide.append(stop + draw(integers(0, 2)))
         index.append((start, stop, step))
     return [shape], {"shape": tuple(wide), "index": tuple(index)}
 
@@ -149,59 +168,62 @@ def _two_scalars(draw: Draw) -> Drawn:
 @st.composite
 def _flipped(draw: Draw) -> Drawn:
     shape = draw(shapes(min_rank=1))
-    axes = draw(_axes(len(shape), allow_none=False))
+    axes = _axes(draw, len(shape), allow_none=False)
     return [shape], {"axes": axes if isinstance(axes, tuple) else (axes,)}
 
 
 @st.composite
 def _dilated(draw: Draw) -> Drawn:
     shape = draw(shapes(min_rank=1))
-    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
-    return [shape], {"axes": tuple(axes), "dilation": draw(st.integers(0, 3))}
+    axes = draw(_chosen(len(shape), len(shape)))
+    return [shape], {"axes": tuple(axes), "dilation": draw(integers(0, 3))}
 
 
 @st.composite
 def _stacked(draw: Draw) -> Drawn:
     shape = draw(shapes())
-    return [shape] * draw(st.integers(1, 4)), {"axis": draw(st.integers(0, len(shape)))}
+    return [shape] * draw(integers(1, 4)), {"axis": draw(integers(0, len(shape)))}
 
 
 @st.composite
 def _split(draw: Draw) -> Drawn:
     shape = tuple(max(n, 1) for n in draw(shapes(min_rank=1)))
-    axis = draw(st.integers(0, len(shape) - 1))
-    return [shape], {"axis": axis, "pick": draw(st.integers(0, shape[axis] - 1))}
+    axis = draw(integers(0, len(shape) - 1))
+    return [shape], {"axis": axis, "pick": draw(integers(0, shape[axis] - 1))}
 
 
 @st.composite
 def _convolved(draw: Draw) -> Drawn:
-    k, stride, padding = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
-    n, channels, out = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    h, w = (max(draw(st.integers(1, 8)), k - 2 * padding, 1) for _ in range(2))
+    k, stride, padding = draw(integers(1, 4)), draw(integers(1, 3)), draw(integers(0, 2))
+    n, channels, out = draw(integers(1, 3)), draw(integers(1, 3)), draw(integers(1, 4))
+    h, w = (max(draw(integers(1, 8)), k - 2 * padding, 1) for _ in range(2))
     return [(n, h, w, channels), (k, k, channels, out)], {"stride": stride, "padding": padding}
 
 
 @st.composite
 def _matrix(draw: Draw) -> Drawn:
-    return [(draw(SIZES), draw(st.integers(1, 8)))], {}
+    return [(draw(SIZES), draw(integers(1, 8)))], {}
 
 
 @st.composite
 def _affine(draw: Draw) -> Drawn:
-    n, k, m = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    return [(n, k), (k, m), *([(1, m)] if draw(st.booleans()) else [])], {}
+    n, k, m = draw(integers(1, 5)), draw(integers(1, 5)), draw(integers(1, 5))
+    return [(n, k), (k, m), *([(1, m)] if draw(BOOLEANS) else [])], {}
 
 
 @st.composite
 def _labelled(draw: Draw) -> Drawn:
-    n, k = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    return [(n, k)], {"labels": tuple(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))}
+    n, k = draw(integers(1, 5)), draw(integers(1, 5))
+    return [(n, k)], {"labels": tuple(draw(integers(0, k - 1)) for _ in range(n))}
+
+
+_EPS = st.sampled_from([1e-5, 1e-3, 1.0])
 
 
 @st.composite
 def _normalised(draw: Draw, min_rows: int) -> Drawn:
-    n, k = draw(st.integers(min_rows, 6)), draw(st.integers(1, 6))
-    return [(n, k), (k,), (k,)], {"eps": draw(st.sampled_from([1e-5, 1e-3, 1.0]))}
+    n, k = draw(integers(min_rows, 6)), draw(integers(1, 6))
+    return [(n, k), (k,), (k,)], {"eps": draw(_EPS)}
 
 
 # -- ops --------------------------------------------------------------------------------------------------------------

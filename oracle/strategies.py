@@ -6,6 +6,7 @@ seed in the case. The first alternative of every choice is the simplest one: it 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,9 +26,27 @@ ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 7, 33, 64])
 SEEDS = st.integers(0, 2**16)
 
 
+# A strategy is made once, here and not while drawing: making one costs more than drawing from it.
+
+
 def choice(*weighted: tuple[int, Any]) -> st.SearchStrategy[Any]:
     """One of the values, drawn with integer weights."""
     return st.sampled_from([value for weight, value in weighted for _ in range(weight)])
+
+
+@functools.cache
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    """True once in n times."""
+    return choice((n - 1, False), (1, True))
+
+
+@functools.cache
+def integers(low: int, high: int) -> st.SearchStrategy[int]:
+    """Whole numbers from low to high."""
+    return st.integers(low, high)
+
+
+BOOLEANS = st.booleans()
 
 
 # -- blocks of plain operations ---------------------------------------------------------------------------------------
@@ -102,7 +121,7 @@ def _picked(b: _Builder, x: int) -> int:
 
 
 def _sliced(b: _Builder, x: int) -> int:
-    n, d = b.shapes[x]
+    _, d = b.shapes[x]
     part = b("getitem", x, index=((None, None, None), (0, max(1, d - 1), None)))
     first = b("summation", part, axes=(1,))
     return b("add", b.spread(first, 1, x), b("flip", x, axes=(0, 1)))
@@ -157,18 +176,53 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
 )
 
 
-@st.composite
+_MACRO = st.sampled_from(_MACROS)
+_MACRO_COUNT = choice((2, 1), (2, 2), (1, 3))
+
+
 def _ops(draw: Draw, rows: int, width: int) -> c.Ops:
     b = _Builder(rows, width)
     x = 0
-    for _ in range(draw(choice((3, 1), (2, 2), (1, 3)))):
-        x = draw(st.sampled_from(_MACROS))(b, x)
+    for _ in range(draw(_MACRO_COUNT)):
+        x = draw(_MACRO)(b, x)
     return c.Ops(tuple(b.steps))
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
 _EPS = st.sampled_from([None, None, 1e-5, 1e-3, 1e-2])
+_MOMENTA = st.sampled_from([None, None, 0.1, 0.5, 0.0, 1.0])
+_DROPPED = st.sampled_from([None, 0.1, 0.5, 0.9, 0.0, 1.0])
+_UNUSED = st.sampled_from([1, 3])
+_JOINS = st.sampled_from(["add", "subtract", "multiply"])
+_SMALL_WIDTHS = st.sampled_from([1, 2, 3, 4, 5])
+
+
+@functools.cache
+def _kinds(norms: bool, nested: bool) -> st.SearchStrategy[str]:
+    """Kinds of layers, where batch statistics (``norms``) and containers (``nested``) are possible or not."""
+    return choice(
+        (6, "linear"),
+        (4, "relu"),
+        (2, "tanh"),
+        (2, "sigmoid"),
+        (4 if norms else 0, "batch norm"),
+        (3, "layer norm"),
+        (2, "dropout"),
+        (5, "ops"),
+        (1, "identity"),
+        (1, "flatten"),
+        (1, "unused"),
+        (3 if nested else 0, "residual"),
+        (2 if nested else 0, "branch"),
+        (2 if nested else 0, "sequential"),
+        (1 if nested else 0, "eval"),
+    )
+
+
+@functools.cache
+def _ties(same: tuple[int, ...]) -> st.SearchStrategy[int | None]:
+    return st.sampled_from([None, *same])
 
 
 class _Models:
@@ -176,26 +230,26 @@ class _Models:
 
     def __init__(self, draw: Draw, rows: int, square: bool, small: bool) -> None:
         self.draw, self.rows, self.square = draw, rows, square
-        self.widths = st.sampled_from([1, 2, 3, 4, 5]) if small else WIDTHS
+        self.widths = _SMALL_WIDTHS if small else WIDTHS
         self.linears: list[Shape] = []
         self.budget = 8
 
     def width(self) -> int:
         """Batch == features hides nothing from a wrong-axis bug only where it is rare; here it is common."""
-        return self.rows if self.square and self.draw(st.booleans()) else int(self.draw(self.widths))
+        return self.rows if self.square and self.draw(BOOLEANS) else int(self.draw(self.widths))
 
     def linear(self, width: int, out: int | None = None) -> c.Linear:
         out = self.width() if out is None else out
         same = [i for i, shape in enumerate(self.linears) if shape == (width, out)]
-        tie = self.draw(st.sampled_from([None, *same])) if same else None
+        tie = self.draw(_ties(tuple(same))) if same else None
         self.linears.append((width, out))
-        bias = not self.draw(choice((3, False), (1, True)))
-        frozen = tie is None and self.draw(choice((9, False), (1, True)))
+        bias = not self.draw(one_in(4))
+        frozen = tie is None and self.draw(one_in(10))
         return c.Linear(out, bias=bias, frozen=frozen, tie=tie)
 
     def body(self, width: int, depth: int, most: int, training: bool = True) -> tuple[tuple[c.Layer, ...], int]:
         layers: list[c.Layer] = []
-        for _ in range(self.draw(st.integers(0 if depth else 1, most))):
+        for _ in range(self.draw(integers(0 if depth else 1, most))):
             if self.budget <= 0:
                 break
             self.budget -= 1
@@ -206,25 +260,7 @@ class _Models:
     def layer(self, width: int, depth: int, training: bool) -> tuple[c.Layer, int]:
         nested = depth < 2
         norms = self.rows > 1 or not training
-        kind = self.draw(
-            choice(
-                (6, "linear"),
-                (4, "relu"),
-                (2, "tanh"),
-                (2, "sigmoid"),
-                (4 if norms else 0, "batch norm"),
-                (3, "layer norm"),
-                (2, "dropout"),
-                (3, "ops"),
-                (1, "identity"),
-                (1, "flatten"),
-                (1, "unused"),
-                (3 if nested else 0, "residual"),
-                (2 if nested else 0, "branch"),
-                (2 if nested else 0, "sequential"),
-                (1 if nested else 0, "eval"),
-            )
-        )
+        kind = self.draw(_kinds(norms, nested))
         draw = self.draw
         if kind == "linear":
             linear = self.linear(width)
@@ -237,7 +273,7 @@ class _Models:
             right, second = self.body(width, depth + 1, 2, training)
             if first != second:
                 right = (*right, self.linear(second, first))
-            return c.Branch(left, right, draw(st.sampled_from(["add", "subtract", "multiply"]))), first
+            return c.Branch(left, right, draw(_JOINS)), first
         if kind in ("sequential", "eval"):
             body, out = self.body(width, depth + 1, 3, training and kind == "sequential")
             return (c.Sequential(body) if kind == "sequential" else c.Eval(body)), out
@@ -247,49 +283,46 @@ class _Models:
             "sigmoid": c.Sigmoid,
             "identity": c.Identity,
             "flatten": c.Flatten,
-            "unused": lambda: c.Unused(draw(st.sampled_from([1, 3]))),
-            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(st.sampled_from([None, None, 0.1, 0.5, 0.0, 1.0]))),
+            "unused": lambda: c.Unused(draw(_UNUSED)),
+            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(_MOMENTA)),
             "layer norm": lambda: c.LayerNorm(draw(_EPS)),
-            "dropout": lambda: c.Dropout(draw(st.sampled_from([None, 0.1, 0.5, 0.9, 0.0, 1.0]))),
-            "ops": lambda: draw(_ops(self.rows, width)),
+            "dropout": lambda: c.Dropout(draw(_DROPPED)),
+            "ops": lambda: _ops(draw, self.rows, width),
         }
         return simple[kind](), width
 
 
-@st.composite
+_OFFSETS = choice((8, 0.0), (1, 1.0), (3, 100.0), (1, -1000.0))
+_SCALES = choice((6, 1.0), (1, 0.0), (1, 0.01), (2, 30.0))
+_ATOMS = choice((3, 0), (2, 1), (1, 2), (1, 3))
+_PLACES = st.integers(0, 4095)  # modulo the size
+_SPECIAL = st.sampled_from([0.0, 1.0, -1.0, 100.0, -100.0, 1e-3, 1e4])
+
+
 def _data(draw: Draw, rows: int, features: int) -> c.Data:
-    offset = draw(choice((8, 0.0), (1, 1.0), (3, 100.0), (1, -1000.0)))
-    atoms = draw(
-        st.lists(
-            st.builds(
-                c.Atom, st.integers(0, rows * features - 1), st.sampled_from([0.0, 1.0, -1.0, 100.0, -100.0, 1e-3, 1e4])
-            ),
-            max_size=3,
-        )
-    )
     return c.Data(
         rows=rows,
         features=features,
-        scale=draw(choice((6, 1.0), (1, 0.0), (1, 0.01), (2, 30.0))),
-        offset=offset,
-        atoms=tuple(atoms),
-        repeated_rows=draw(choice((11, False), (1, True))),
-        constant_column=draw(choice((7, False), (1, True))),
-        rounded=draw(choice((5, False), (1, True))),
-        same_batch=draw(choice((3, False), (1, True))),
+        scale=draw(_SCALES),
+        offset=draw(_OFFSETS),
+        atoms=tuple(c.Atom(draw(_PLACES) % (rows * features), draw(_SPECIAL)) for _ in range(draw(_ATOMS))),
+        repeated_rows=draw(one_in(12)),
+        constant_column=draw(one_in(8)),
+        rounded=draw(one_in(6)),
+        same_batch=draw(one_in(4)),
     )
 
 
 _LRS = st.sampled_from([0.1, 0.01, None, 1.0, 0.3, 1e-3, 0.0123456789, 0.70710678, 1e-4])
 _BETAS = st.sampled_from([0.9, 0.0, 0.5, 0.99, 0.999, 0.3])
 _DECAYS = st.sampled_from([0.1, 0.01, 0.5, 1e-4, 1.0])
+# decay outside the momentum shows only where both are positive
+_WHICH_BETA = choice((2, "none"), (1, "zero"), (7, "some"))
+_WHICH_DECAY = choice((2, "none"), (1, "zero"), (5, "some"))
 
 
-@st.composite
 def _sgd(draw: Draw) -> c.SGD:
-    # decay outside the momentum shows only where both are positive
-    beta = draw(choice((2, "none"), (1, "zero"), (7, "some")))
-    decay = draw(choice((2, "none"), (1, "zero"), (5, "some")))
+    beta, decay = draw(_WHICH_BETA), draw(_WHICH_DECAY)
     return c.SGD(
         lr=draw(_LRS),
         momentum={"none": None, "zero": 0.0}.get(beta) if beta != "some" else draw(_BETAS),
@@ -297,70 +330,78 @@ def _sgd(draw: Draw) -> c.SGD:
     )
 
 
-@st.composite
+_BETA1 = st.sampled_from([None, 0.9, 0.5, 0.0])
+_BETA2 = st.sampled_from([None, 0.999, 0.9, 0.5])
+_ADAM_EPS = st.sampled_from([None, 1e-8, 1e-3])
+_ADAM_DECAYS = st.sampled_from([None, 0.0, 0.01, 0.5])
+
+
 def _adam(draw: Draw) -> c.Adam:
     return c.Adam(
         lr=draw(_LRS),
-        beta1=draw(st.sampled_from([None, 0.9, 0.5, 0.0])),
-        beta2=draw(st.sampled_from([None, 0.999, 0.9, 0.5])),
-        eps=draw(st.sampled_from([None, 1e-8, 1e-3])),
-        weight_decay=draw(st.sampled_from([None, 0.0, 0.01, 0.5])),
+        beta1=draw(_BETA1),
+        beta2=draw(_BETA2),
+        eps=draw(_ADAM_EPS),
+        weight_decay=draw(_ADAM_DECAYS),
     )
 
 
+_THEMES = choice((6, "plain"), (2, "norm first"), (2, "saturated"))
+_SATURATIONS = st.sampled_from([100.0, 1000.0, 10_000.0])
+_LOSSES = choice(
+    (6, c.SoftmaxLoss()),
+    (1, c.SoftmaxLoss("uint8")),
+    (1, c.SoftmaxLoss("int32")),
+    (2, c.WeightedSum()),
+    (2, c.MeanSquare()),
+    (1, c.Cotangent()),
+)
+_STEPS = choice((4, 1), (5, 2), (8, 3), (3, 4), (2, 6), (1, 13))
+_LATER_LRS = st.sampled_from([0.05, 1e-3, 0.5])
+_CLIPS = choice((6, "none"), (1, "default"), (3, "some"))
+_MAX_NORMS = st.sampled_from([1.0, 0.01, 5.0, 100.0])
+_BACKWARDS = choice((8, "once"), (1, "twice"), (1, "accumulate"))
+_WEIGHT_SCALES = choice((6, 1.0), (1, 0.1), (1, 4.0), (1, 0.0))
+
+
 @st.composite
-def train_cases(draw: Draw, max_steps: int = 13) -> c.TrainCase:
+def train_cases(draw: Draw) -> c.TrainCase:
     """Training runs, biased toward what finds faults.
 
     Batch == features in at least 35 % of them; a norm layer first, on data far from zero; saturation; exact zeros and
     ties; momentum together with decay; fan-out; nested evaluation mode; clipping on both sides of max_norm; size 1.
     """
     rows = int(draw(ROWS))
-    square = draw(choice((1, False), (1, True)))
-    features = rows if square else int(draw(WIDTHS))
+    features = rows if (square := draw(BOOLEANS)) else int(draw(WIDTHS))
     models = _Models(draw, rows, square, small=False)
     layers: list[c.Layer] = []
-    width = features
-    theme = draw(choice((6, "plain"), (2, "norm first"), (2, "saturated")))
+    theme = draw(_THEMES)
     if theme == "norm first":
-        layers.append(c.BatchNorm() if rows > 1 and draw(st.booleans()) else c.LayerNorm())
-    body, width = models.body(width, 0, 7)
+        layers.append(c.BatchNorm() if rows > 1 and draw(BOOLEANS) else c.LayerNorm())
+    body, _ = models.body(features, 0, 7)
     layers.extend(body)
     if not _trained(layers):
         layers.append(c.Linear(models.width()))
     if theme == "saturated":
-        scale = draw(st.sampled_from([100.0, 1000.0, 10_000.0]))
-        layers.append(c.Ops((c.OpStep("mul_scalar", (0,), {"c": scale}),)))
-    loss = draw(
-        choice(
-            (6, c.SoftmaxLoss()),
-            (1, c.SoftmaxLoss("uint8")),
-            (1, c.SoftmaxLoss("int32")),
-            (2, c.WeightedSum()),
-            (2, c.MeanSquare()),
-            (1, c.Cotangent()),
-        )
-    )
-    steps = draw(choice((4, 1), (5, 2), (8, 3), (3, 4), (2, 6), (1, max_steps)))
+        layers.append(c.Ops((c.OpStep("mul_scalar", (0,), {"c": draw(_SATURATIONS)}),)))
+    steps = draw(_STEPS)
     lr_changes: tuple[c.LrChange, ...] = ()
-    if steps > 1 and draw(choice((3, False), (1, True))):
-        lr_changes = (c.LrChange(draw(st.integers(1, steps - 1)), draw(st.sampled_from([0.05, 1e-3, 0.5]))),)
-    clip = draw(choice((6, "none"), (1, "default"), (3, "some")))
+    if steps > 1 and draw(one_in(4)):
+        lr_changes = (c.LrChange(draw(integers(1, steps - 1)), draw(_LATER_LRS)),)
+    clip = draw(_CLIPS)
     return c.TrainCase(
         model=tuple(layers),
-        data=draw(_data(rows, features)),
-        loss=loss,
-        optimizer=draw(_adam()) if draw(choice((7, False), (1, True))) else draw(_sgd()),
+        data=_data(draw, rows, features),
+        loss=draw(_LOSSES),
+        optimizer=_adam(draw) if draw(one_in(8)) else _sgd(draw),
         seed=draw(SEEDS),
         steps=steps,
-        clip=None
-        if clip == "none"
-        else c.Clip(None if clip == "default" else draw(st.sampled_from([1.0, 0.01, 5.0, 100.0]))),
+        clip=None if clip == "none" else c.Clip(None if clip == "default" else draw(_MAX_NORMS)),
         lr_changes=lr_changes,
-        backward=draw(choice((8, "once"), (1, "twice"), (1, "accumulate"))),
-        input_grad=draw(choice((2, False), (1, True))),
-        keep_init=draw(choice((2, False), (1, True))),
-        weight_scale=draw(choice((6, 1.0), (1, 0.1), (1, 4.0), (1, 0.0))),
+        backward=draw(_BACKWARDS),
+        input_grad=draw(one_in(3)),
+        keep_init=draw(one_in(3)),
+        weight_scale=draw(_WEIGHT_SCALES),
     )
 
 
@@ -369,22 +410,28 @@ def _trained(layers: Sequence[c.Layer]) -> bool:
     return any(isinstance(x, c.BatchNorm | c.LayerNorm) or (isinstance(x, c.Linear) and not x.frozen) for x in parts)
 
 
+_FEW_ROWS = st.sampled_from([1, 2, 3, 4, 6])
+_FEW_FEATURES = st.sampled_from([1, 2, 3, 4])
+_SECOND_LOSSES = choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))
+_SECOND_SCALES = st.sampled_from([1.0, 0.5])
+
+
 @st.composite
 def second_order_cases(draw: Draw) -> c.SecondOrderCase:
     """Small models, differentiated twice."""
-    rows = int(draw(st.sampled_from([1, 2, 3, 4, 6])))
-    features = int(draw(st.sampled_from([1, 2, 3, 4])))
+    rows = int(draw(_FEW_ROWS))
+    features = int(draw(_FEW_FEATURES))
     models = _Models(draw, rows, False, small=True)
     models.budget = 4
-    body, _ = models.body(features, 1, 3)
-    head = models.linear(c.output_width(body, rows, features))
+    body, width = models.body(features, 1, 3)
+    head = models.linear(width)
     return c.SecondOrderCase(
         model=(*body, c.Linear(head.out, bias=head.bias)),
-        data=c.Data(rows=rows, features=features, rounded=draw(choice((5, False), (1, True)))),
-        loss=draw(choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))),
+        data=c.Data(rows=rows, features=features, rounded=draw(one_in(6))),
+        loss=draw(_SECOND_LOSSES),
         seed=draw(SEEDS),
-        weight_scale=draw(st.sampled_from([1.0, 0.5])),
-        keep_init=draw(st.booleans()),
+        weight_scale=draw(_SECOND_SCALES),
+        keep_init=draw(BOOLEANS),
     )
 
 
@@ -402,48 +449,73 @@ def _legal(value: float, domain: str) -> float:
     return value
 
 
-@st.composite
-def _operand(draw: Draw, shape: Shape, domain: str, special: Sequence[str], extreme: bool) -> c.Operand:
+_LAYOUTS = choice((5, "C"), (1, "F"), (1, "strided"), (1, "reversed"))
+_FINE = st.floats(-4, 4, width=16)
+_TAME_VALUES = st.sampled_from(_REAL[:9]) | _FINE
+_EXTREME_VALUES = st.sampled_from(_REAL) | _FINE
+_ANY_REAL = st.sampled_from(_REAL)
+_SPREADS = st.sampled_from([1.0, 30.0])
+
+
+def _operand(draw: Draw, shape: Shape, domain: str, special: st.SearchStrategy[str] | None, extreme: bool) -> c.Operand:
     size = math.prod(shape)
-    layout = draw(choice((5, "C"), (1, "F"), (1, "strided"), (1, "reversed")))
-    if size <= 6:
-        plain = st.sampled_from(_REAL if extreme else _REAL[:9]) | st.floats(-4, 4, width=16)
-        values = [_legal(float(v), domain) for v in draw(st.lists(plain, min_size=size, max_size=size))]
+    layout = draw(_LAYOUTS)
+    if size <= 4:
+        plain = _EXTREME_VALUES if extreme else _TAME_VALUES
+        values = [_legal(float(draw(plain)), domain) for _ in range(size)]
     else:
         rng = np.random.RandomState(draw(SEEDS))
-        drawn = np.round(rng.standard_normal(size) * (draw(st.sampled_from([1.0, 30.0])) if extreme else 1.0), 3)
-        values = [_legal(float(v), domain) for v in drawn]
-        for _ in range(draw(st.integers(0, 2)) if extreme else 0):
-            values[draw(st.integers(0, size - 1))] = _legal(float(draw(st.sampled_from(_REAL))), domain)
-    out: list[Any] = [float(np.float32(v)) for v in values]
-    if special and size:
-        out[draw(st.integers(0, size - 1))] = draw(st.sampled_from(special))
+        values = np.round(rng.standard_normal(size) * (draw(_SPREADS) if extreme else 1.0), 3).tolist()
+        values = [_legal(v, domain) for v in values] if domain != "real" else values
+        for _ in range(draw(integers(0, 2)) if extreme else 0):
+            values[draw(integers(0, size - 1))] = _legal(float(draw(_ANY_REAL)), domain)
+    out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()
+    if special is not None and size:
+        out[draw(integers(0, size - 1))] = draw(special)
     return c.Operand(shape, tuple(out), layout)
 
 
 _STATEFUL = ("batch_norm", "layer_norm", "conv")  # products of large values: kept to ordinary ones
 
 
+_COTANGENT = st.lists(st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0]), min_size=1, max_size=5).filter(any)
+
+
+@functools.cache
+def _drawn(name: str) -> st.SearchStrategy[Any]:
+    """Shapes and attributes of an op; a long dimension is worth its while only once in a case."""
+    return OPS[name].drawn.filter(lambda drawn: all(math.prod(shape) <= _LARGEST for shape in drawn[0]))
+
+
+@functools.cache
+def _special(values: tuple[str, ...]) -> st.SearchStrategy[str] | None:
+    return st.sampled_from(values) if values else None
+
+
 @st.composite
 def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
     """One operation over its whole domain: broadcasting, zero-size, memory layouts, extreme values, nan and inf."""
-    name = draw(st.sampled_from(sorted(OPS) if names is None else list(names)))
+    known = tuple(sorted(OPS) if names is None else names)
+    name = known[0] if len(known) == 1 else draw(_names(known))
     row = OPS[name]
-    shapes, attributes = draw(row.drawn)
-    # a long dimension is worth its while once; the rest of the operand is cut down to keep the case readable
-    if any(math.prod(s) > _LARGEST for s in shapes):
-        shapes, attributes = draw(row.drawn.filter(lambda d: all(math.prod(s) <= _LARGEST for s in d[0])))
-    special = row.special if row.special and draw(choice((7, False), (1, True))) else ()
-    extreme = name not in _STATEFUL and draw(st.booleans())
-    domain = row.values
-    operands = tuple(draw(_operand(s, domain, special if i == 0 else (), extreme)) for i, s in enumerate(shapes))
-    cotangent = draw(
-        st.lists(st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0]), min_size=1, max_size=5).filter(any)
-    )
+    shapes, attributes = draw(_drawn(name))
+    special = _special(row.special) if row.special and draw(one_in(8)) else None
+    extreme = name not in _STATEFUL and draw(BOOLEANS)
+    operands = tuple(_operand(draw, s, row.values, special if i == 0 else None, extreme) for i, s in enumerate(shapes))
     return c.OpCase(
         op=name,
         operands=operands,
         attributes=attributes,
-        cotangent=tuple(cotangent),
-        numpy_scalars=bool("c" in attributes and draw(st.booleans())),
+        cotangent=tuple(draw(_COTANGENT)),
+        numpy_scalars=bool("c" in attributes and draw(BOOLEANS)),
     )
+
+
+@functools.cache
+def _names(known: tuple[str, ...]) -> st.SearchStrategy[str]:
+    return st.sampled_from(known)
+
+
+def every_op(names: Sequence[str]) -> st.SearchStrategy[tuple[c.OpCase, ...]]:
+    """One case of each of these ops: no op has to wait for its turn."""
+    return st.tuples(*(op_cases([name]) for name in names))
