@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it"
     )
-    diff.add_argument("--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours")
+    diff.add_argument(
+        "--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours"
+    )
     diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument(

@@ -25,6 +25,7 @@ def diff(
     keep_going: bool,
     digits: bool,
     folder: Path,
+    needle: Path | None = None,
 ) -> int:
     """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
     console = wide_console()
@@ -32,6 +33,8 @@ def diff(
     try:
         with console.status("importing NumPy and torch") if shown else nullcontext():
             from oracle import runner
+
+            lacking = _foreign(needle) if needle is not None else {}
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -40,8 +43,11 @@ def diff(
             digits=digits,
             keep_going=keep_going,
             folder=folder,
+            lacking=lacking,
         )
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
+        if needle is not None:
+            console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
         bar = _bar(console) if shown else None
         with bar or nullcontext():
@@ -61,6 +67,15 @@ def diff(
     report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome)
     return outcome.exit_code
+
+
+def _foreign(folder: Path) -> dict[str, str]:
+    """Another needle takes the place of ours; returns what it does not offer."""
+    import needle
+    from oracle import engine, foreign
+
+    engine.foreign = True
+    return foreign.missing(needle)
 
 
 def wide_console() -> Console:
@@ -102,6 +117,9 @@ def summary(console: Console, run: Any) -> None:
     facts.add_row(
         "out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it"
     )
+    if run.plan.lacking:
+        facts.add_row("not offered", ", ".join(sorted(run.plan.lacking)))
+        facts.add_row("left out", f"{result.left_out:,} cases that need it")
     if run.digits is not None:
         d = run.digits
         facts.add_row(
@@ -206,6 +224,8 @@ def to_json(run: Any) -> dict[str, Any]:
         "tensors": result.tally.tensors,
         "elements": result.tally.elements,
         "out_of_domain": result.out_of_domain,
+        "not_offered": run.plan.lacking,
+        "left_out": result.left_out,
         "digits": None
         if run.digits is None
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},

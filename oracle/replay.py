@@ -28,7 +28,7 @@ def find(name: str, folders: Sequence[Path]) -> c.Case:
     return c.read(next(iter(found.values())))
 
 
-def replay(name: str, folders: Sequence[Path]) -> int:
+def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     """Show the case step by step; 0 it agrees, 1 it diverges, 2 no such case, 3 the oracle contradicts itself."""
     console = wide_console()
     try:
@@ -39,6 +39,7 @@ def replay(name: str, folders: Sequence[Path]) -> int:
     import needle
     from oracle import engine
 
+    engine.foreign = foreign
     console.print(f"{case.digest}: {c.describe(case)}", soft_wrap=True, markup=False)
     verdict = engine.judge(case, needle, validate=True)
     if isinstance(case, c.TrainCase):

@@ -175,5 +175,5 @@ def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
     assert "a worker process died" in outcome.result.oracle_errors[0]
 
 
-def _die(seed, index):
+def _die(seed, index, lacking):
     os._exit(9)

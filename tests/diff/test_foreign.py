@@ -1,0 +1,89 @@
+"""`--needle DIR`: another package called needle is put to the same test."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def other(folder, **changes):
+    """A copy of needle, changed: module -> (text, replacement)."""
+    shutil.copytree(ROOT / "needle", folder / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+    for module, (text, replacement) in changes.items():
+        path = folder / "needle" / f"{module}.py"
+        source = path.read_text("utf-8")
+        assert text in source
+        path.write_text(source.replace(text, replacement), "utf-8")
+    return folder
+
+
+def oracle(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "oracle", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def diff(folder, out):
+    done = oracle("diff", "--needle", folder, "--cases", 100, "--seed", 1, "--out", out, "--no-digits")
+    return done, json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else None
+
+
+def test_a_good_one_agrees(tmp_path):
+    done, summary = diff(other(tmp_path / "good"), tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary["not_offered"] == {}
+    assert summary["left_out"] == 0
+    assert summary["tensors"] > 5_000
+
+
+def test_a_faulty_one_parts_and_replays(tmp_path):
+    folder = other(tmp_path / "faulty", optim=("rest = 1 - beta", "rest = 1.0"))
+    done, summary = diff(folder, tmp_path / "out")
+    assert done.returncode == 1, done.stdout + done.stderr
+    digest = summary["failures"][0]["case"]
+    assert summary["failures"][0]["quantity"] == "velocity"
+    assert oracle("replay", digest, "--from", tmp_path / "out", "--needle", folder).returncode == 1
+    assert oracle("replay", digest, "--from", tmp_path / "out").returncode == 0, "ours is not at fault"
+
+
+def test_what_one_does_not_offer_is_left_out_and_listed(tmp_path):
+    folder = other(
+        tmp_path / "less",
+        ops=("def tanh(a: Tensor) -> Tensor:", "def tanh(a: Tensor) -> Tensor:\n    raise NotImplementedError"),
+        optim=("def clip_grad_norm", "def _clip_grad_norm"),
+        autograd=("def retain_grad", "def _retain_grad"),
+    )
+    done, summary = diff(folder, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"op tanh", "layer Tanh", "optimizer clipping"} <= set(summary["not_offered"])
+    assert summary["left_out"] > 0
+    assert "not offered" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no package"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("", "not the needle of the course"),
+    ],
+    ids=["absent", "broken", "empty"],
+)
+def test_no_needle_there_is_a_usage_error(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "needle").mkdir()
+        (tmp_path / "needle" / "__init__.py").write_text(content)
+    done, _ = diff(tmp_path, tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
