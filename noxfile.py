@@ -46,9 +46,7 @@ Without one, put the wheel for this Python and machine into a folder DIR and run
 def env(session: nox.Session) -> None:
     """Install the project and its tools into .nox/env, unless they are there already."""
     files = [ROOT / "pyproject.toml", ROOT / "noxfile.py"]
-    wanted = hashlib.sha256(
-        f"{ROOT} {sys.version}".encode() + b"".join(f.read_bytes() for f in files)
-    ).hexdigest()
+    wanted = hashlib.sha256(f"{ROOT} {sys.version}".encode() + b"".join(f.read_bytes() for f in files)).hexdigest()
     stamp = ENV / "installed"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -107,6 +105,14 @@ def replay(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """How many changes of needle's source diff notices; `-- --accept` writes reports/mutants.md."""
     harness(session, "mutants")
+
+
+@nox.session(python=False, requires=["env"])
+def bench(session: nox.Session) -> None:
+    """Time needle against hand-written NumPy and torch; `-- --peers all` installs MyGrad, autograd and JAX too."""
+    if "all" in session.posargs:
+        session.run(PYTHON, "-m", "pip", "install", "--quiet", "mygrad", "autograd", "jax")
+    harness(session, "bench")
 
 
 @nox.session(python=False, requires=["env"])

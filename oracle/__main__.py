@@ -90,12 +90,18 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
+    commands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
     return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    arguments = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["bench"]:  # sets the number of threads, which must come before NumPy
+        from oracle import bench
+
+        return bench.main(given[1:])
+    arguments = parser().parse_args(given)
     if getattr(arguments, "needle", None) is not None:
         from oracle import foreign
 

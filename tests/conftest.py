@@ -9,13 +9,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 # defaults, and a profile that leaves them out tries the same examples for ever. No deadline: no verdict hangs
 # on a clock.
 _FOUND = DirectoryBasedExampleDatabase(".hypothesis/examples")
-settings.register_profile(
-    "dev", derandomize=False, database=_FOUND, deadline=None, max_examples=50, print_blob=True
-)
+settings.register_profile("dev", derandomize=False, database=_FOUND, deadline=None, max_examples=50, print_blob=True)
 # The same examples for everybody: a pull request fails for what it changes. New examples are nightly's task.
-settings.register_profile(
-    "ci", derandomize=True, database=None, deadline=None, max_examples=100, print_blob=True
-)
+settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=100, print_blob=True)
 settings.register_profile(
     "nightly", derandomize=False, database=_FOUND, deadline=None, max_examples=2000, print_blob=True
 )

@@ -54,9 +54,7 @@ def imported(name: str, path: Path, files: dict[str, Path]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
-            for (
-                alias
-            ) in node.names:  # `from oracle import case` imports a module, `from math import pi` a name
+            for alias in node.names:  # `from oracle import case` imports a module, `from math import pi` a name
                 submodule = f"{source}.{alias.name}"
                 yield submodule if submodule in files else source
         elif (
@@ -154,9 +152,7 @@ def test_a_planted_import_is_found(tmp_path, where, line, what):
 def test_importing_needle_loads_numpy_and_nothing_else():
     def loaded(package: str) -> set[str]:
         show = f"import sys, {package}; print(*{{m.split('.')[0] for m in sys.modules}})"
-        run = subprocess.run(
-            [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
         return set(run.stdout.split()) - sys.stdlib_module_names
 
     assert loaded("needle") - loaded("numpy") == {"needle"}

@@ -49,9 +49,7 @@ def test_every_program_is_checked():
 
 @pytest.mark.parametrize(("program", "promised"), PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_prints_what_the_readme_says(program, promised):
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert same(run.stdout, promised), run.stdout
 
