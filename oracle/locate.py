@@ -92,6 +92,11 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if evidence.twin is not None and evidence.twin.suspect is not None:
         return evidence.twin.suspect
     by_tensor = _by_tensor(case, divergence, evidence)
+    if divergence.rule == "unexpected":
+        what = f"{divergence.quantity} that should not exist (requires_grad)"
+        return Suspect(
+            what, divergence.message, line=line_of(evidence.ndl, "Tensor", "backward"), tensor=by_tensor.what
+        )
     switched = _mode(divergence, evidence)
     if switched is not None:
         return dataclasses.replace(switched, tensor=by_tensor.what)
@@ -113,9 +118,11 @@ def _exception(divergence: Divergence) -> Suspect:
     assert f is not None
     function = f.where.rpartition(" in ")[2]
     line = f.where.partition(" in ")[0]
-    return Suspect(
-        f"{f.phase}, in {function}" if f.where else f.phase, line=line, key=f"{f.kind} in {f.phase}, at {function}"
-    )
+    if f.operator:
+        what = f"{f.operator} {f.phase}"
+        return Suspect(what, f"{f.kind} in {function}", line=line, key=f"{f.kind} in {what}")
+    what = f"{f.phase}, in {function}" if f.where else f.phase
+    return Suspect(what, f.kind, line=line, key=f"{f.kind} in {f.phase}, at {function}")
 
 
 # -- rule OP ----------------------------------------------------------------------------------------------------------
@@ -144,21 +151,26 @@ def _by_operator(
     case: c.Case, divergence: Divergence, finding: Finding, evidence: Evidence, by_tensor: Suspect
 ) -> Suspect:
     assert evidence.findings is not None
-    own = finding.message
+    words = finding.words
     if finding.direction == "accumulation":
         what, key = "accumulation of gradients", "accumulation"
+        line = line_of(evidence.ndl, "Tensor", "backward")
+    elif finding.direction == "seed":
+        what = key = "seed of backward (out_grad)"
         line = line_of(evidence.ndl, "Tensor", "backward")
     else:
         what = key = f"{finding.kind} {finding.direction}"
         line = line_of(evidence.ndl, f"ops.{finding.kind}", *_METHODS[finding.direction])
-    words = finding.words
-    behind = [f for f in evidence.findings.bad if f.direction == "backward"]
-    if finding.broadcast and all(f.broadcast for f in behind):
-        words = "only where an operand was broadcast: see how gradients are reduced to its shape"
+    if finding.fault == "dtype" and finding.direction == "backward":
+        what, key = f"dtype of gradients, {what}", "dtype of gradients"
+    elif finding.fault != "value":
+        what = f"{what}, {finding.fault}"
+    if finding.broadcast:
+        words = "so is another op on these operands: see how gradients are reduced to the shape of what was broadcast"
         key = "reduction to the shape of a broadcast operand"
     where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
     other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
-    return Suspect(what, f"{own}, {where}", "", words, line, finding.name, other, key)
+    return Suspect(what, f"{finding.message}, {where}", "", words, line, finding.name, other, key)
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,20 @@ def _phase(name: str) -> Iterator[None]:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
-        raise _Failed(Failure(name, type(error).__name__, str(error), where)) from None
+        operator = _operator(error.__traceback__)
+        raise _Failed(Failure(name, type(error).__name__, str(error), where, operator)) from None
+
+
+def _operator(tb: TracebackType | None) -> str:
+    """Class of the innermost op on the way to an exception; empty if there was none."""
+    found = ""
+    while tb is not None:
+        for name in ("op", "self"):
+            thing = tb.tb_frame.f_locals.get(name)
+            if hasattr(type(thing), "compute") and hasattr(type(thing), "gradient_as_tuple"):
+                found = type(thing).__name__
+        tb = tb.tb_next
+    return found
 
 
 def _position() -> Any:
@@ -113,6 +127,7 @@ class NeedleRun:
         self.failed: Failure | None = None
         self._recording: list[tuple[str, Any, Any]] | None = None
         self._findings: op_rule.Findings | None = None
+        self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
         try:
             with _phase("build"):
                 self._build(layers)
@@ -228,7 +243,7 @@ class NeedleRun:
             record: list[tuple[str, Any, Any]] = []
             self._recording = record
             with _phase("forward"):
-                x = self.ndl.Tensor(self.batches.x[t, m], requires_grad=case.input_grad)
+                x = self.ndl.Tensor(self.batches.x[t, m], requires_grad=case.input_grad or self.taped)
                 out = self.model(x)
                 loss, cotangent = self._loss(out, t, m)
             self._recording = None
@@ -245,6 +260,7 @@ class NeedleRun:
             with _phase("backward"):
                 if m == 0:
                     self.optimizer.reset_grad()
+                    self._left_over(obs)
                 self._backward(loss, cotangent)
             self._judge_tape(tape, cotangent, record)
             del tape
@@ -273,8 +289,11 @@ class NeedleRun:
             for n, p in self.parameters.items()
             if p.grad is not None
         ]
+        data = self._held_data(t)
         with _phase("step"):
             self.optimizer.step()
+        for name, (tensor, value) in data.items():
+            obs.put("kept", f"p.data of {name} before step {t}", np.bool_(np.array_equal(_array(tensor), value)))
         self._gradients("gradient after step", obs)
         for quantity, attribute in STATE.items():
             for parameter_name, parameter in self.parameters.items():
@@ -293,7 +312,7 @@ class NeedleRun:
             assert self.batches.labels is not None
             return self.loss(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=False)), None
         assert self.batches.drawn is not None
-        drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=False)
+        drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=self.taped)
         if isinstance(loss, c.Cotangent):
             return out, drawn
         if isinstance(loss, c.WeightedSum):
@@ -326,6 +345,20 @@ class NeedleRun:
             if parameter.grad is not None:
                 obs.put(quantity, name, _array(parameter.grad))
 
+    def _left_over(self, obs: Observation) -> None:
+        """Gradients that reset_grad has left: there should be none."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                obs.put("gradient", f"{name} after reset_grad", _array(parameter.grad))
+
+    def _held_data(self, t: int) -> dict[str, tuple[Any, Array]]:
+        """``p.data`` as a user may hold it during a step, which must then leave it alone; in every second step, because
+        an optimizer may write into what nobody holds.
+        """
+        if (self.case.seed_for("holds") + t) % 2:
+            return {}
+        return {n: (p.data, np.array(_array(p))) for n, p in self.parameters.items()}
+
     def _keep(self, t: int, held: list[tuple[int, str, Any, Array]], loss: Any, obs: Observation) -> None:
         """Arrays that a user kept from the steps before must not change later."""
         for step, name, tensor, before in self.kept:
@@ -341,6 +374,7 @@ class NeedleRun:
         if self.failed is not None:
             return obs
         self._findings = findings
+        constant = t % 2 == 1 and findings is None and hasattr(self.ndl, "no_grad")  # rule OP needs the tape
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
         np.random.seed(7)
         position = _position()
@@ -349,7 +383,8 @@ class NeedleRun:
         try:
             with _phase("evaluation"):
                 self.model.eval()
-                out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
+                with self.ndl.no_grad() if constant else nullcontext():
+                    out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.taped))
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()
@@ -365,9 +400,27 @@ class NeedleRun:
         for name, value in before.items():
             obs.put("untouched", name, np.bool_(np.array_equal(self._array(name), value)))
         obs.put("untouched", "random state", np.bool_(_position() == position))
+        if constant:
+            obs.put("untouched", "what no_grad promises", np.bool_(not any(made.requires_grad for *_, made in record)))
         return obs
 
     # -- for localisation ---------------------------------------------------------------------------------------------
+
+    def again(self, state: State, t: int, *, evaluation: bool) -> op_rule.Findings:
+        """Rule OP on one step or evaluation, from its state, with every op on the tape."""
+        found = op_rule.Findings()
+        self.failed, self.taped = None, True
+        self.load(state)
+        buffers = [self._tensor(s.name) for s in self.buffer_slots]
+        for tensor in buffers:
+            tensor.requires_grad = True
+        try:
+            _ = self.evaluate(t, found) if evaluation else self.step(t, found)
+        finally:
+            self.taped = False
+            for tensor in buffers:
+                tensor.requires_grad = False
+        return found
 
     def modes(self, *, evaluation: bool) -> dict[str, tuple[bool, bool]]:
         """Of every layer: whether it is in training mode after train() or eval(), and whether it should be."""
@@ -384,8 +437,13 @@ class NeedleRun:
         return {p: (found[p], right[p]) for p in self.modules}
 
 
-def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None) -> Observation:
-    """One operation: its value, and the gradient of its inner product with the cotangent."""
+def run_op(
+    case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None, *, graph: bool = False
+) -> Observation:
+    """One operation: its value, and the gradient of its inner product with the cotangent.
+
+    With ``graph``, once more with ``create_graph=True``: the same gradient, computed by operations on Tensors.
+    """
     obs = Observation(step=0)
     try:
         attributes = dict(case.attributes)
@@ -407,6 +465,15 @@ def run_op(case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.F
             if tensor.grad is not None:
                 obs.put("gradient", f"operand {i}", _array(tensor.grad))
             obs.put("kept", f"operand {i}", np.bool_(np.array_equal(_array(tensor), operand.array, equal_nan=True)))
+        if graph:
+            with _phase("backward with create_graph"):
+                for tensor in operands:
+                    tensor.grad = None
+                out = op(ndl, *operands, **attributes)
+                out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False), create_graph=True)
+            for i, tensor in enumerate(operands):
+                if tensor.grad is not None:
+                    obs.put("gradient with graph", f"operand {i}", _array(tensor.grad))
     except _Failed as failed:
         obs.failure = failed.failure
     return obs

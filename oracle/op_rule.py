@@ -15,6 +15,7 @@ counted; a needle without a tape gives no nodes, and the other rules stand alone
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ Parts = tuple[Bounded | None, ...]  # one per element of a TensorTuple; one for 
 Vjp = Callable[[Array, Sequence[bool]], "Sequence[Bounded | Parts | None]"]
 Rule = Callable[..., "tuple[Any, Any, Vjp]"]  # (op, *operands) -> value, bound, vjp
 
+_BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow")
 HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
 TRANSCENDENTAL = 8 * U  # NumPy's vector loops for exp, log and tanh err by up to 4 ulp
 
@@ -596,7 +598,7 @@ class Finding:
     """A node, or what arrives at a tensor, that is not what its definition says."""
 
     kind: str  # class of the op; of the first consumer for an accumulation
-    direction: str  # "forward", "backward", "accumulation"
+    direction: str  # "forward", "backward", "accumulation", "seed"
     node: int  # place in the tape, oldest first
     fault: str  # "value", "shape", "dtype", "missing"
     message: str
@@ -607,18 +609,19 @@ class Finding:
     dtype: str | None = None
     error: float | None = None
     allowed: float | None = None
-    broadcast: bool = False  # the operand had been broadcast
+    broadcast: bool = False  # what is wrong is the reduction to the shape of an operand that was broadcast
     words: str = ""  # what the numbers look like
     second: bool = False  # on the tape of a gradient
     label: str = ""  # layer whose output the node is
+    tape: int = 0  # number of the backward pass within the step
 
     @property
     def name(self) -> str:
         """Like ``BatchNorm backward, operand 0 (node 2)``."""
-        if self.direction == "accumulation":
-            return f"accumulation (node {self.node})"
         of = "" if self.operand is None else f", operand {self.operand}"
-        return f"{self.kind} {self.direction}{of} (node {self.node})"
+        at = f"node {self.node}" + (f" of pass {self.tape}" if self.tape else "")
+        what = self.direction if self.direction in ("accumulation", "seed") else f"{self.kind} {self.direction}"
+        return f"{what}{of} ({at})"
 
 
 @dataclass
@@ -633,6 +636,7 @@ class Findings:
     largest: float = 0.0
     where: str = ""
     seconds: float = 0.0
+    tapes: int = 0
     outputs: dict[str, int] = field(default_factory=dict)  # layer -> place of its output in the last tape
 
     def note(self, share: float, size: int, where: str) -> None:
@@ -666,6 +670,7 @@ def judge(
     if nodes:
         with np.errstate(all="ignore"):
             _Judge(nodes, found, labels or {}, second).run(seed, backward)
+        found.tapes += 1
     return found
 
 
@@ -732,7 +737,7 @@ class _Judge:
                          "message": f"has dtype {mine.dtype}, not {dtype}"}  # fmt: skip
             if wrong is not None:
                 text = f"the value of {node.kind} {wrong.pop('message')}"
-                self._bad(Finding(node.kind, "forward", i, message=text, second=self.second, label=where, **wrong))
+                self._bad(Finding(node.kind, "forward", i, message=text, tape=self.found.tapes, label=where, **wrong))
                 break
         return vjp
 
@@ -765,7 +770,7 @@ class _Judge:
         data = _parts_of(tensor.cached_data)
         raw = None if grad is None else _parts_of(getattr(grad, "cached_data", grad))
         if raw is None or len(raw) != len(data):
-            if arrival.known and self._owed(arrival):
+            if arrival.known and (self._owed(arrival) if isinstance(tensor.cached_data, tuple) else arrival.parts):
                 self._blame(arrival, {"fault": "missing", "message": "is missing", "truth": "a gradient"})
             return None
         fits = True
@@ -833,62 +838,93 @@ class _Judge:
     # -- whose fault is a bad adjoint? --------------------------------------------------------------------------------
 
     def _blame(self, arrival: _Arrival, wrong: dict[str, Any], place: int = 0) -> None:
-        """The consumer whose own rule gives a bad contribution; where all rules are right, their addition."""
+        """The consumer that gives a bad contribution when it is run alone; where all are right, their addition."""
         uses = [(i, j) for _, i, j in arrival.parts if j >= 0]
         message = wrong.pop("message")
         where = self.labels.get(id(arrival.tensor), "")
-        guilty: tuple[int, int] | None = None
-        if len(uses) == 1:
-            guilty = uses[0]
-            if wrong["fault"] == "missing" and self._own_rule_is_right(arrival, 0):
-                guilty = None
-        else:
-            for k, use in enumerate(uses):
-                if not self._own_rule_is_right(arrival, k):
-                    guilty = use
-                    break
+        guilty = next(((i, j) for i, j in uses if self._alone_is_right(self.nodes[i], j) is False), None)
+        about: dict[str, Any] = {"second": self.second, "tape": self.found.tapes, **wrong}
         if guilty is not None:
             i, j = guilty
             node = self.nodes[i]
             text = f"what {node.kind} passes back to its operand {j} {message}"
-            shape = np.shape(node.inputs[j].cached_data) if not isinstance(node.inputs[j].cached_data, tuple) else ()
-            made = np.shape(node.tensor.cached_data) if not isinstance(node.tensor.cached_data, tuple) else ()
-            wide = node.kind in ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "BroadcastTo") and shape != made
             self._bad(
-                Finding(node.kind, "backward", i, message=text, operand=j, broadcast=wide, second=self.second,
-                        label=self.labels.get(id(node.tensor), ""), **wrong)
+                Finding(node.kind, "backward", i, message=text, operand=j, broadcast=self._reduction_is_wrong(node, j),
+                        label=self.labels.get(id(node.tensor), ""), **about)
             )  # fmt: skip
             return
-        i = uses[0][0] if uses else len(self.nodes) - 1
-        kind = self.nodes[i].kind
+        i, operand = uses[0] if uses else (len(self.nodes) - 1, None)
+        if not uses:
+            text = f"the adjoint that backward starts from {message}"
+            self._bad(Finding(self.nodes[i].kind, "seed", i, message=text, label=where, **about))
+            return
         words = self._addition(arrival, place) if wrong["fault"] == "value" else ""
-        text = f"the adjoint of a tensor with {len(uses)} use{'s' * (len(uses) != 1)} {message}{words and ': ' + words}"
-        self._bad(Finding(kind, "accumulation", i, message=text, words=words, second=self.second, label=where, **wrong))
+        text = f"the adjoint of a tensor with {len(uses)} use{'s' * (len(uses) != 1)} {message}"
+        finding = Finding(self.nodes[i].kind, "accumulation", i, message=text, operand=operand, words=words,
+                          label=where, **about)  # fmt: skip
+        self._bad(finding)
 
-    def _own_rule_is_right(self, arrival: _Arrival, k: int) -> bool:
-        """Ask the op itself, through ``gradient_as_tuple``, for its contribution."""
-        parts, i, j = [a for a in arrival.parts if a[2] >= 0][k]
-        node = self.nodes[i]
+    def _alone_is_right(self, node: Node, j: int, op: Any = None) -> bool | None:
+        """Whether the op, on leaves of its own and with nothing around it, passes the right gradient to operand j.
+
+        None where that cannot be found out.
+        """
+        op = node.op if op is None else op
+        rule = RULES.get(type(op).__name__)
+        g = getattr(node.tensor, "grad", None)
+        if rule is None or g is None:
+            return None
+        wide = [self._values(x) for x in node.inputs]
+        needs = [bool(getattr(x, "requires_grad", False)) for x in node.inputs]
+        try:
+            kind = type(node.tensor)
+            if any(isinstance(x.cached_data, tuple) for x in (node.tensor, *node.inputs)):
+                got = self._asked(node, j)
+            else:
+                leaves = [
+                    kind.make_const(x.cached_data, requires_grad=n) for x, n in zip(node.inputs, needs, strict=True)
+                ]
+                out = op(*leaves)
+                out.backward(kind.make_const(np.array(g.cached_data)))
+                got = leaves[j].grad
+            if got is None:
+                return False
+            given = _parts_of(g.cached_data)
+            adjoint: Any = (
+                tuple(_wide(a) for a in given) if isinstance(node.tensor.cached_data, tuple) else _wide(given[0])
+            )
+            made = rule(op, *wide)[2](adjoint, needs)[j]
+        except Exception:
+            return None
+        parts: Any = made if isinstance(node.inputs[j].cached_data, tuple) else (made,)
+        quiet = _Judge(self.nodes, Findings(), {}, self.second)
+        for mine, part in zip(_parts_of(getattr(got, "cached_data", got)), parts, strict=False):
+            value, bound = (np.zeros(mine.shape),) * 2 if part is None else part
+            if quiet._compare(mine, value, bound, "") is not None:
+                return False
+        return True
+
+    def _asked(self, node: Node, j: int) -> Any:
+        """The contribution that ``gradient_as_tuple`` gives; for tuples, which cannot be run alone."""
         tensor = node.tensor
         freed = tensor.op, tensor.inputs
         try:
             tensor.op, tensor.inputs = node.op, node.inputs
             grad = type(tensor).make_const(tensor.grad.cached_data)
-            answer = node.op.gradient_as_tuple(grad, tensor)[j]
-            if answer is None:
-                return not self._owed(arrival)
-            got = _parts_of(answer.cached_data)
-        except Exception:
-            return True  # it cannot be asked: blame the addition, which is what was seen
+            return node.op.gradient_as_tuple(grad, tensor)[j]
         finally:
             tensor.op, tensor.inputs = freed
-        quiet = Findings()
-        ask = _Judge(self.nodes, quiet, {}, self.second)
-        for mine, part in zip(got, parts, strict=False):
-            value, bound = (np.zeros(mine.shape),) * 2 if part is None else part
-            if ask._compare(mine, value, bound, "") is not None:
-                return False
-        return True
+
+    def _reduction_is_wrong(self, node: Node, j: int) -> bool:
+        """Whether another op that broadcasts the same operands is wrong too: then it is the reduction that they share."""
+        shapes = [np.shape(x.cached_data) for x in node.inputs]
+        if node.kind not in _BROADCASTING or shapes[j] == np.shape(node.tensor.cached_data):
+            return False
+        for other in _BROADCASTING[:2]:
+            kind = getattr(sys.modules.get(type(node.op).__module__), other, None)
+            if kind is not None and other != node.kind and len(shapes) == 2:
+                return self._alone_is_right(node, j, kind()) is False
+        return False
 
     def _addition(self, arrival: _Arrival, place: int) -> str:
         """What a wrong sum looks like."""

@@ -21,6 +21,7 @@ QUANTITIES = (
     "second",  # second-order gradients, in a case that has them
     "adjoint",  # gradient of every layer output, last layer first
     "gradient",  # of every parameter, last layer first
+    "gradient with graph",  # of an operation, by create_graph=True
     "operator",  # a node of the tape, judged by itself (rule OP)
     "clip norm",  # what clip_grad_norm returned
     "clipped",  # gradients after clipping
@@ -46,6 +47,7 @@ class Failure:
     kind: str
     message: str
     where: str = ""
+    operator: str = ""  # class of the op that was at work
 
 
 @dataclass
