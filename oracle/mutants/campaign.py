@@ -124,12 +124,6 @@ def score(outcomes: Iterable[Outcome]) -> tuple[float, float]:
     return killed / max(len(outcomes), 1), sum(o.status == "killed" for o in calm) / max(len(calm), 1)
 
 
-def draw_shard(seed: int, shard: int) -> list[c.Case]:
-    """The cases of a shard of ``nox -s diff``, the quick ones first."""
-    kinds = ("op", "train", "second")
-    return [x for k in kinds for x in runner.draw(k, runner.SHARD[k], runner.seed_of(seed, shard, k))]
-
-
 def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign, text: None) -> Campaign:
     """Judge all mutants of a plan. Ctrl-C ends it early with what is known so far."""
     started = time.perf_counter()
@@ -158,7 +152,7 @@ def _baseline(
     campaign: Campaign, texts: trial.Sources, progress: Callable[[Campaign, str], None]
 ) -> tuple[list[Judged], trial.Lines]:
     plan = campaign.plan
-    draw = plan.draw or draw_shard
+    draw = plan.draw or runner.shard_cases
     shards = range(max(1, -(-plan.budget // runner.SHARD_SIZE)))
     found: dict[int, list[Judged]] = {}
     always: trial.Lines = frozenset()
