@@ -586,7 +586,7 @@ def walk(
         for x, g in adjoints.items():
             x.grad = _const(leaf(g, x))
         for node, g in kept:
-            node.grad = _const(keep(g, node))
+            node.grad = autograd.TensorTuple.make_const(g) if type(g) is tuple else _const(keep(g, node))
 
     return replace("autograd._walk_arrays", walk_arrays)
 
@@ -802,7 +802,7 @@ def _swap(x: Any) -> Any:
 
 
 def _square(x: Any) -> bool:
-    return x.ndim >= 2 and x.shape[-1] == x.shape[-2]
+    return bool(x.ndim >= 2 and x.shape[-1] == x.shape[-2])
 
 
 op(

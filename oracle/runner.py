@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 import needle
@@ -197,15 +199,29 @@ def covered(case: c.Case) -> set[str]:
 def draw(kind: str, count: int, seed: int) -> list[c.Case]:
     """``count`` cases of a kind; the same seed gives the same cases."""
     if kind == "train":
-        return draw_from(strategies.train_cases(), count, seed)
+        return independent(strategies.train_cases(), count, seed)
     if kind == "second":
-        return draw_from(strategies.second_order_cases(), count, seed)
-    # Hypothesis begins with the simplest example, which is left out, and repeats itself: an op of its choice is
-    # drawn five times as often as another, so that each round draws all of them.
-    rounds = draw_from(strategies.every_op(OP_NAMES), 1 - (-count // len(OP_NAMES)), seed)[1:]
-    cases = [case for cases in rounds for case in cases]
+        return independent(strategies.second_order_cases(), count, seed)
+    rounds = independent(strategies.every_op(OP_NAMES), -(-count // len(OP_NAMES)), seed, at_once=1)
+    cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)
     return cases[:count]
+
+
+def independent(source: SearchStrategy[_T], count: int, seed: int, at_once: int = 8) -> list[_T]:
+    """``count`` examples that have nothing to do with each other, ``at_once`` of them as one example of Hypothesis.
+
+    From one example to the next, Hypothesis mutates what it had: three of ten cases were all but the same as another.
+    Its first example is the simplest one, and always the same; it is left out.
+    """
+    found: list[_T] = []
+    together = st.tuples(*[source] * at_once)
+    for i in itertools.count():
+        if len(found) >= count:
+            break
+        for examples in draw_from(together, 2, seed_of(seed, i))[1:]:
+            found.extend(examples)
+    return found[:count]
 
 
 def draw_from(source: SearchStrategy[_T], count: int, seed: int) -> list[_T]:
