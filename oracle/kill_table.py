@@ -256,10 +256,11 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[
                 process.start()
                 theirs.close()
                 running[ours] = (process, fault, time.monotonic())
-            for pipe in connection.wait(list(running), timeout=5):
+            ready: list[Any] = connection.wait(list(running), timeout=5)
+            for pipe in ready:
                 process, fault, _ = running.pop(pipe)
                 try:
-                    row = pipe.recv()  # type: ignore[union-attr]
+                    row = pipe.recv()
                 except EOFError:
                     row = Row(fault.name, fault.group, fault.about, fault.suspect, error="the process died")
                 process.join()
