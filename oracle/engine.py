@@ -382,6 +382,12 @@ class _Train:
             wrong = _forms(seen, "parameter", name, after, slot.shape, "float32")
             if wrong is not None:
                 found.append(wrong)
+                for quantity in _state_of(case) if name in graded and rule == "L" else ():
+                    # the state may have gone wrong before
+                    states = [s.values.get(quantity, {}).get(name) for s in seen]
+                    earlier = _forms(seen, quantity, name, states, slot.shape, "float32")
+                    if earlier is not None:
+                        found.append(earlier)
                 continue
             p = np.stack([s.before.tensors[name] for s in part]).astype(np.float64)
             if name not in graded:
@@ -417,6 +423,10 @@ class _Train:
             if not np.array_equal(value, before.astype(np.float32)):
                 message = f"parameter {name} has no gradient, but the step changed it"
                 found.append(Divergence(s.step, "parameter", name, "exact", message))
+            for quantity in _state_of(self.case):
+                if name in s.values.get(quantity, {}):
+                    message = f"parameter {name} has no gradient, but the step made a {quantity} for it"
+                    found.append(Divergence(s.step, quantity, name, "unexpected", message))
 
     def _clipping(self, seen: Sequence[Observation], found: list[Divergence], rule: str, graded: set[str]) -> None:
         assert self.case.clip is not None
@@ -552,7 +562,7 @@ class _Train:
             for name, same in seen.get("kept", {}).items():
                 self.verdict.tally.count("exact kept", 0.0, 1, 1)
                 if not same:
-                    message = f"an array kept from an earlier step has changed: {name}"
+                    message = f"what must stay as it is has changed: {name}"
                     self.found.append(Divergence(t, "kept", name, "exact", message))
 
     def _evaluations(self, part: Sequence[Step], first: int, peer_too: bool) -> None:

@@ -21,16 +21,22 @@ def number(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.9g}"
 
 
+def headline(divergence: Divergence) -> str:
+    """What happened and where, in one line."""
+    d = divergence
+    if d.failure is not None:
+        return f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
+    return f"needle and torch part at step {d.step}: {d.place}"
+
+
 def block(case: c.Case, divergence: Divergence) -> str:
     """What the terminal shows of a failing case."""
     d = divergence
     if d.failure is not None:
-        head = f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
         lines = [("needle", d.failure.message or "(no message)")]
         if d.failure.where:
             lines.append(("at", d.failure.where))
     else:
-        head = f"needle and torch part at step {d.step}: {d.place}"
         if d.rule in ("missing", "unexpected", "exact"):
             lines = [("finding", d.message)]
         else:
@@ -49,19 +55,31 @@ def block(case: c.Case, divergence: Divergence) -> str:
         ("case", f"{case.digest}: {c.describe(case)}"),
         ("replay", f"nox -s replay -- {case.digest}"),
     ]
-    return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines)])
+    return "\n".join([headline(d), *(f"  {name:<8} {text}" for name, text in lines)])
 
 
 def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) -> Path:
-    """``<digest>.json`` to replay and ``<digest>.md`` to read; returns the path of the case."""
+    """``<digest>.json`` to replay, ``<digest>.md`` to read, ``<digest>.py`` to run without the oracle.
+
+    Returns the path of the case.
+    """
+    from oracle import script
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{case.digest}.json"
     path.write_bytes(c.encode(case))
-    (folder / f"{case.digest}.md").write_text(markdown(case, divergence, count), encoding="utf-8")
+    try:
+        text = script.checked(case, divergence)
+        (folder / f"{case.digest}.py").write_text(text, encoding="utf-8")
+        alone = f"`python {case.digest}.py` shows it with numpy, torch and a needle alone; same exit codes."
+    except Exception as error:
+        # the case and the page are worth more than the script
+        alone = f"There is no standalone script: {type(error).__name__}: {error}"
+    (folder / f"{case.digest}.md").write_text(markdown(case, divergence, count, alone), encoding="utf-8")
     return path
 
 
-def markdown(case: c.Case, divergence: Divergence, count: int = 1) -> str:
+def markdown(case: c.Case, divergence: Divergence, count: int = 1, alone: str = "") -> str:
     """The page beside a failing case."""
     seen = f"\nSeen in {count} generated cases of this run; this is the smallest found.\n" if count > 1 else ""
     return f"""# {case.digest}: {divergence.place}
@@ -71,7 +89,7 @@ def markdown(case: c.Case, divergence: Divergence, count: int = 1) -> str:
 ```
 {seen}
 - Replay it step by step: `nox -s replay -- {case.digest}`. It exits with 1 while it diverges, with 0 once it is fixed.
-- When it is fixed, keep it: move `{case.digest}.json` to `tests/cases/`; the tests replay every file there.
+{f"- {alone}" + chr(10) if alone else ""}- When it is fixed, keep it: move `{case.digest}.json` to `tests/cases/`; the tests replay every file there.
 
 The case:
 
