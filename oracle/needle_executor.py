@@ -169,8 +169,10 @@ class NeedleRun:
         spec = self.case.optimizer
         given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
         kind = self.ndl.optim.SGD if isinstance(spec, c.SGD) else self.ndl.optim.Adam
-        # a generator, as a user may pass one
-        return kind((p for p in self.model.parameters()), **given)
+        tied = [layer for _, layer in c.walk(self.case.model) if isinstance(layer, c.Linear) and layer.tie is not None]
+        # a generator, as a user may pass one; with tied weights, as if they had been listed layer by layer
+        repeated = [p for p in self.model.parameters() for _ in range(2 if tied else 1)]
+        return kind((p for p in repeated), **given)
 
     def _observe(self, path: str, module: Any) -> None:
         forward = module.forward
@@ -279,16 +281,20 @@ class NeedleRun:
             if case.input_grad and x.grad is not None:
                 obs.put("adjoint", f"input{mark}", _array(x.grad))
         self._gradients("gradient", obs)
+        unclipped = self._held_gradients(t)
         if case.clip is not None:
             with _phase("clip_grad_norm"):
                 given_norm = () if case.clip.max_norm is None else (case.clip.max_norm,)
                 obs.put("clip norm", "norm", np.float64(self.optimizer.clip_grad_norm(*given_norm)))
             self._gradients("clipped", obs)
-        held = [
-            (t, f"gradient {n}", p.grad, np.array(_array(p.grad)))
-            for n, p in self.parameters.items()
-            if p.grad is not None
-        ]
+            for _, name, tensor, before in unclipped:
+                same = np.array_equal(_array(tensor), before, equal_nan=True)
+                obs.put("kept", f"{name} before clipping", np.bool_(same))
+        held = self._held_gradients(t)
+        constant = not any(
+            p.grad.requires_grad or p.data.requires_grad for p in self.parameters.values() if p.grad is not None
+        )
+        obs.put("kept", "p.grad and p.data, which are constants", np.bool_(constant))
         data = self._held_data(t)
         with _phase("step"):
             self.optimizer.step()
@@ -299,7 +305,10 @@ class NeedleRun:
             for parameter_name, parameter in self.parameters.items():
                 state = getattr(self.optimizer, attribute, {})
                 if parameter in state:
-                    obs.put(quantity, parameter_name, _array(state[parameter]))
+                    array = _array(state[parameter])
+                    obs.put(quantity, parameter_name, array)
+                    apart = parameter.grad is None or not np.may_share_memory(array, _array(parameter.grad))
+                    obs.put("kept", f"{quantity} {parameter_name}, apart from its gradient", np.bool_(apart))
         for name, parameter in self.parameters.items():
             obs.put("parameter", name, _array(parameter))
         for slot in self.buffer_slots:
@@ -324,6 +333,12 @@ class NeedleRun:
         if self.case.backward == "twice":
             loss.backward(*given, retain_graph=True)  # the second one overwrites
         loss.backward(*given)
+        if self.case.backward == "twice":
+            try:
+                loss.backward(*given)
+            except RuntimeError:
+                return
+            self.observation.put("kept", "the freed graph, through which a third backward went", np.bool_(False))
 
     def _record_tape(self, root: Any, *, retain: bool = True) -> list[op_rule.Node]:
         """The tape, for rule OP: the backward pass frees it."""
@@ -358,6 +373,13 @@ class NeedleRun:
         if (self.case.seed_for("holds") + t) % 2:
             return {}
         return {n: (p.data, np.array(_array(p))) for n, p in self.parameters.items()}
+
+    def _held_gradients(self, t: int) -> list[tuple[int, str, Any, Array]]:
+        return [
+            (t, f"gradient {n}", p.grad, np.array(_array(p.grad)))
+            for n, p in self.parameters.items()
+            if p.grad is not None
+        ]
 
     def _keep(self, t: int, held: list[tuple[int, str, Any, Array]], loss: Any, obs: Observation) -> None:
         """Arrays that a user kept from the steps before must not change later."""
@@ -509,7 +531,8 @@ def run_second(
             obs.kinks[path] = _array(given) > 0
         run._findings = findings
         tape = run._record_tape(loss)
-        with _phase("backward"):
+        # create_graph asks for a graph, inside no_grad too
+        with _phase("backward"), ndl.no_grad() if case.seed % 2 else nullcontext():
             loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
         run._judge_tape(tape, cotangent, record)
         del tape

@@ -294,6 +294,23 @@ def _torch_loss(z: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
     return nn.functional.cross_entropy(z, torch.tensor(labels))
 
 
+# Functions and methods of the same name are two doors to one op: operands of even and of odd rank take different ones.
+
+
+def _needle_transpose(ndl: Any, x: Any, **a: Any) -> Any:
+    if not a and len(x.shape) == 2:
+        return x.T if hasattr(type(x), "T") else ndl.transpose(x)
+    return x.transpose(**a) if len(x.shape) % 2 else ndl.transpose(x, **a)
+
+
+def _needle_reshape(ndl: Any, x: Any, shape: Shape) -> Any:
+    return x.reshape(shape) if len(x.shape) % 2 else ndl.reshape(x, shape)
+
+
+def _needle_matmul(ndl: Any, a: Any, b: Any) -> Any:
+    return a @ b if len(a.shape) % 2 == 0 else ndl.matmul(a, b)
+
+
 def _needle_loss(ndl: Any, z: Any, labels: Sequence[int]) -> Any:
     import numpy as np
 
@@ -327,10 +344,10 @@ OPS: Mapping[str, OpRow] = {
         _two_scalars(),
         ("FusedAddScalars", "TupleGetItem"),
     ),
-    "transpose": OpRow(lambda n, x, **a: n.transpose(x, **a), _torch_transpose, _transposed(), ("Transpose",)),
-    "reshape": OpRow(lambda n, x, shape: n.reshape(x, shape), torch.reshape, _reshaped(), ("Reshape",)),
+    "transpose": OpRow(_needle_transpose, _torch_transpose, _transposed(), ("Transpose",)),
+    "reshape": OpRow(_needle_reshape, torch.reshape, _reshaped(), ("Reshape",)),
     "broadcast_to": OpRow(
-        lambda n, x, shape: n.broadcast_to(x, shape),
+        lambda n, x, shape: x.broadcast_to(shape),
         lambda x, shape: x.broadcast_to(shape),
         _broadcasted(),
         ("BroadcastTo",),
@@ -366,7 +383,7 @@ OPS: Mapping[str, OpRow] = {
         _split(),
         ("Split", "TupleGetItem"),
     ),
-    "matmul": OpRow(lambda n, a, b: n.matmul(a, b), torch.matmul, _multiplied(), ("MatMul",)),
+    "matmul": OpRow(_needle_matmul, torch.matmul, _multiplied(), ("MatMul",)),
     "linear": OpRow(
         lambda n, x, w, *b: n.ops.linear(x, w, *b),
         lambda x, w, *b: nn.functional.linear(x, w.t(), *(v.reshape(-1) for v in b)),
@@ -425,6 +442,12 @@ def _applied(ndl: Any, function: Callable[..., Any], *children: Any) -> Any:
     return Applied()
 
 
+def _named(ndl: Any, layer: str, function: str) -> Any:
+    """A layer that not every course needle has; the function as a module where it has not."""
+    kind = getattr(ndl.nn, layer, None)
+    return _applied(ndl, getattr(ndl, function)) if kind is None else kind()
+
+
 _JOINS: Mapping[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
@@ -464,8 +487,8 @@ LAYERS: Mapping[type, LayerRow] = {
         lambda s, d, _: nn.Linear(d, s.out, bias=s.bias),
     ),
     c.ReLU: LayerRow(lambda n, s, d, _: n.nn.ReLU(), lambda s, d, _: peer.ReLU()),
-    c.Tanh: LayerRow(lambda n, s, d, _: _applied(n, n.tanh), lambda s, d, _: nn.Tanh()),
-    c.Sigmoid: LayerRow(lambda n, s, d, _: _applied(n, n.sigmoid), lambda s, d, _: nn.Sigmoid()),
+    c.Tanh: LayerRow(lambda n, s, d, _: _named(n, "Tanh", "tanh"), lambda s, d, _: nn.Tanh()),
+    c.Sigmoid: LayerRow(lambda n, s, d, _: _named(n, "Sigmoid", "sigmoid"), lambda s, d, _: nn.Sigmoid()),
     c.Identity: LayerRow(lambda n, s, d, _: n.nn.Identity(), lambda s, d, _: nn.Identity()),
     c.Flatten: LayerRow(lambda n, s, d, _: n.nn.Flatten(), lambda s, d, _: nn.Flatten()),
     c.BatchNorm: LayerRow(

@@ -164,7 +164,8 @@ def condition(s: Site) -> Iterator[Change]:
     if isinstance(n, ast.If | ast.IfExp | ast.While):
         if not isinstance(n.test, ast.Compare):
             yield n.test, f"(not ({_source(n.test)}))"
-        yield n.test, "True"
+        if not _source(n.test).startswith("needs["):  # to compute what nobody asked for only costs time
+            yield n.test, "True"
         yield n.test, "False"
     elif isinstance(n, ast.comprehension):
         for test in n.ifs:
@@ -186,6 +187,8 @@ def logic(s: Site) -> Iterator[Change]:
 def constant(s: Site) -> Iterator[Change]:
     n = s.node
     if not isinstance(n, ast.Constant) or _is_axis(s) or _is_default(s):
+        return
+    if isinstance(s.parent, ast.keyword) and s.parent.arg == "strict":
         return
     if isinstance(n.value, bool):
         yield n, str(not n.value)
@@ -303,7 +306,8 @@ def loop(s: Site) -> Iterator[Change]:
     if isinstance(n, ast.For):
         yield n.iter, f"list({_source(n.iter)})[1:]"
         yield n.iter, f"list({_source(n.iter)})[:-1]"
-        yield n.iter, f"list({_source(n.iter)})[::-1]"
+        if s.outer is not None and s.outer.name == "forward":
+            yield n.iter, f"list({_source(n.iter)})[::-1]"
     elif isinstance(n, ast.Call) and _called(n) == "reversed":
         yield n, _source(n.args[0])
 
@@ -456,6 +460,12 @@ def results(s: Site) -> Iterator[ast.expr]:
                 yield inner
 
 
+def outputs(s: Site) -> Iterator[ast.expr]:
+    """What ops and layers return; the dtype of a gradient is not the rule's business but the walk's."""
+    if s.outer is not None and s.outer.name in ("compute", "forward"):
+        yield from results(s)
+
+
 def hyperparameters(s: Site) -> Iterator[ast.expr]:
     """``float(self.lr)`` and its like, and what a layer hands to its op."""
     n = s.node
@@ -591,7 +601,7 @@ OPERATORS: dict[str, Callable[[Site], Iterator[Change]]] = {
     "gradient swapped": gradient_swapped,
     "graph kept": graph_kept,
     "mean for maximum": mean_for_maximum,
-    "float64": _wrapped("_m.cast({}, 'float64')", results),
+    "float64": _wrapped("_m.cast({}, 'float64')", outputs),
     "float16": _wrapped("_m.rounded({}, 'float16')", values),
     "scaled by 1 + 2⁻⁴": _wrapped("_m.scaled({}, 4)", values),
     "rare": rare,
