@@ -143,7 +143,7 @@ def _finding(divergence: Divergence, findings: Findings | None) -> Finding | Non
         return None
     if divergence.quantity == "adjoint":
         first = findings.outputs.get(divergence.name.split("#")[0], -1)
-        backward = [f for f in backward if f.node > first]
+        backward = [f for f in backward if f.node > first or (f.direction == "seed" and f.node == first)]
     return (forward + backward)[0] if forward or backward else None
 
 

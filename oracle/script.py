@@ -187,7 +187,9 @@ def _table() -> tuple[ast.Module, dict[str, ast.Call]]:
     for node in module.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OPS" and isinstance(node.value, ast.Dict):
             pairs = zip(node.value.keys, node.value.values, strict=True)
-            return module, {str(k.value): v for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Call)}
+            return module, {
+                str(k.value): v for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Call)
+            }
     raise LookupError("oracle.pairs has no table OPS")
 
 
@@ -470,6 +472,7 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
                 {t: r for t, r in rates.items() if r is not None and r != (case.lr_at(t - 1) if t > first else spec.lr)}
             ),
         ),
+        ("HOLDS", repr({t: (case.seed_for("holds") + t) % 2 == 0 for t in rates})),
         ("STATE_KEYS", repr(keys)),
         ("BUILD_SEED", repr(case.seed_for("build"))),
     ]
@@ -478,6 +481,8 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
         values["op"] = _place(divergence.name)
     if divergence.quantity == "initial" and isinstance(divergence.truth, float):
         values["expected"] = f"np.full(ours.shape, {_number(divergence.truth)}) if ours is not None else None"
+    tied = any(isinstance(layer, c.Linear) and layer.tie is not None for _, layer in c.walk(case.model))
+    listed = f"(p for p in model.parameters(){' for _ in range(2)' if tied else ''})"
     clip = None if case.clip is None else 0.25 if case.clip.max_norm is None else case.clip.max_norm
     return _render(
         "script.py.j2",
@@ -485,7 +490,7 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
         mode="train",
         data=data,
         packed=any("unpack(" in v for _, v in data),
-        needle_optimizer=f"ndl.optim.{type(spec).__name__}((p for p in model.parameters()){', ' if given else ''}{given})",
+        needle_optimizer=f"ndl.optim.{type(spec).__name__}({listed}{', ' if given else ''}{given})",
         torch_optimizer=torch_optimizer,
         micro=inputs.micro_batches(case),
         input_grad=case.input_grad,
