@@ -27,13 +27,16 @@ Drawn = tuple[list[Shape], dict[str, Any]]
 
 _CS = (2.0, -1.0, 0.5, 1.0, 0.0, -3.0)
 _POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
-SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 1, 5, 7, 33, 0])
+SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 5, 2, 3, 4, 7, 33, 2, 3, 1, 0])
+RANKS = st.sampled_from([0, 1, 2, 3, 2, 1, 2, 3])
+_TUPLES = [st.tuples(*[SIZES] * rank) for rank in range(5)]
 
 
 @functools.cache
 def shapes(min_rank: int = 0, max_rank: int = 3) -> st.SearchStrategy[Shape]:
     """Small shapes, with size-1, zero-size and, rarely, long dimensions."""
-    return st.lists(SIZES, min_size=min_rank, max_size=max_rank).map(tuple)
+    ranks = RANKS.map(lambda rank: min(max(rank, min_rank), max_rank))
+    return ranks.flatmap(_TUPLES.__getitem__)
 
 
 @functools.cache
@@ -83,7 +86,9 @@ def _scalar(values: Sequence[float]) -> st.SearchStrategy[Drawn]:
 
 @st.composite
 def _transposed(draw: Draw) -> Drawn:
-    shape = draw(shapes(min_rank=2, max_rank=4))
+    shape = draw(shapes(min_rank=2))
+    if draw(BOOLEANS):
+        shape = (shape[0],) * len(shape)  # a wrong pair of axes then has the right shape
     if draw(BOOLEANS):
         return [shape], {}
     axis = integers(-len(shape), len(shape) - 1)

@@ -92,6 +92,17 @@ def _attention(b: _Builder, x: int) -> int:
     return b("matmul", s, b("matmul", b("transpose", s), s))
 
 
+def _refilled(b: _Builder, x: int) -> int:
+    """(n, d) read as (d, n) and transposed: the order of the elements shows."""
+    n, d = b.shapes[x]
+    return b("transpose", b("reshape", x, shape=(d, n)))
+
+
+def _exponential(b: _Builder, x: int) -> int:
+    """ln of an e^x that becomes as large as 1e10."""
+    return b("log", b("exp", b("mul_scalar", b.small(x), c=24.0)))
+
+
 def _batched(b: _Builder, x: int) -> int:
     """A batched product whose batch dimension broadcasts: (n, 1, d) @ (d, d)."""
     n, d = b.shapes[x]
@@ -165,6 +176,8 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
     lambda b, x: b("mul_scalar", x, c=100.0),
     _centre,
     _negative_axis,
+    _refilled,
+    _exponential,
     _three_cycle,
     _attention,
     _batched,
