@@ -102,6 +102,18 @@ def replay(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def faults(session: nox.Session) -> None:
+    """Plant deliberate faults in needle, one at a time; `-- --accept` writes the kill table, reports/faults.md."""
+    harness(session, "faults")
+
+
+@nox.session(python=False, requires=["env"])
+def calibrate(session: nox.Session) -> None:
+    """Count false alarms on correct variants of needle; `-- --accept` writes reports/calibration.md."""
+    harness(session, "calibrate")
+
+
+@nox.session(python=False, requires=["env"])
 def mutants(session: nox.Session) -> None:
     """How many changes of needle's source diff notices; `-- --accept` writes reports/mutants.md."""
     harness(session, "mutants")

@@ -90,6 +90,34 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
+    faults = commands.add_parser(
+        "faults",
+        help="plant deliberate faults in needle, one at a time: the kill table",
+        description="Plant deliberate faults in needle, one at a time, and count the cases of `diff` until one shows it. "
+        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, 2 usage.",
+    )
+    faults.add_argument("--faults", default="", help="names, patterns or groups, with commas between (default: all)")
+    faults.add_argument("--seeds", type=positive(int), default=3, help="how many seeds (default: 3)")
+    faults.add_argument(
+        "--budget", type=positive(int), default=PROFILES["dev"], help="cases before a fault has survived"
+    )
+    faults.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
+    faults.add_argument(
+        "--accept", action="store_true", help="write reports/faults.md and reports/baselines/faults.json"
+    )
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="let the rules judge correct variants of needle",
+        description="Let the rules judge correct variants of needle: every divergence is a false alarm. "
+        "Exit code: 0 none, 1 some, 2 usage, 3 the oracle contradicts itself.",
+    )
+    calibrate.add_argument("--cases", type=positive(int), default=2000, help="for each variant (default: 2000)")
+    calibrate.add_argument("--variants", default="", help="names, with commas between (default: all)")
+    calibrate.add_argument("--seed", type=seed, default=20_240_229, help="seed of the cases, held out from all tuning")
+    calibrate.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
+    calibrate.add_argument("--accept", action="store_true", help="write reports/calibration.md and its baseline")
+
     commands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
     return main
 
@@ -114,6 +142,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
+    if arguments.command == "faults":
+        from oracle.kill_table import faults
+
+        return faults(
+            names=[n.strip() for n in arguments.faults.split(",") if n.strip()],
+            seeds=arguments.seeds,
+            budget=arguments.budget,
+            workers=arguments.workers,
+            accept=arguments.accept,
+        )
+    if arguments.command == "calibrate":
+        from oracle.calibrate import calibrate
+
+        return calibrate(
+            cases=arguments.cases,
+            variants=[n.strip() for n in arguments.variants.split(",") if n.strip()],
+            seed=arguments.seed,
+            workers=arguments.workers,
+            accept=arguments.accept,
+        )
     if arguments.command == "mutants":
         from oracle.mutants import cli
 

@@ -442,10 +442,12 @@ def _with_repetitions(init: Any, self: Any, params: list[Any]) -> None:
 # -- clipping ---------------------------------------------------------------------------------------------------------
 
 
+def _norm(gs: list[Any]) -> float:
+    return math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs))
+
+
 def clip(
-    norm: Callable[[list[Any]], float] = lambda gs: math.sqrt(
-        sum(float((g.astype(np.float64) ** 2).sum()) for g in gs)
-    ),
+    norm: Callable[[list[Any]], float] = _norm,
     factor: Callable[[float, float], float] = lambda norm, most: min(1.0, most / (norm + 1e-6)),
     apply: Callable[[Any, float], Any] = lambda g, factor: g * factor,
     answer: Callable[[float, float], float] = lambda norm, factor: norm,

@@ -7,6 +7,7 @@ killed by the first divergence.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,9 +17,15 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 import needle
 from oracle import case as c
@@ -32,10 +39,10 @@ BASELINE = Path("reports/baselines/faults.json")
 PAGE = Path("reports/faults.md")
 SEEDS = (0, 1, 2)
 HELD_OUT = 977  # seed of the cases on which the probability of a kill is estimated
-ESTIMATED = 2  # shards of them
+ESTIMATED = 40  # of them
 AHEAD = 4  # shards per seed that are drawn before the first fork
 PATIENCE = 900  # seconds for one fault
-SHRINKS = 250  # cases tried while one is shrunk
+SHRINKS = 100  # cases tried while the first kill of a fault is shrunk
 SYNONYMS = {
     "backward": ("backward", "vjp", "gradient"),
     "forward": ("forward", "value", "output"),
@@ -98,6 +105,12 @@ class Row:
         """The suspect named most often."""
         return next(iter(Counter(k.suspect for k in self.kills if k.rule).most_common(1)), ("", 0))[0]
 
+    @property
+    def small(self) -> str:
+        """Layers and steps of the shrunk cases, medians."""
+        shrunk = [(k.layers, k.steps) for k in self.kills if k.layers is not None and k.steps is not None]
+        return ", ".join(f"{statistics.median(sizes):g}" for sizes in zip(*shrunk, strict=True))
+
 
 # -- who is to blame --------------------------------------------------------------------------------------------------
 
@@ -156,7 +169,7 @@ def kill(fault: Fault, cases: Cases, seed: int, budget: int, shrunk: int) -> Kil
         named = suspect(case, found)
         result = Kill(seed, count, found.rule, named, matches(fault.suspect, named), digest=case.digest)
         if shrunk:
-            smallest = shrink.shrink(case, lambda small: _fails_alike(small, found), shrunk)
+            smallest = shrink.shrink(case, partial(_fails_alike, like=found), shrunk)
             result.layers, result.steps = size(smallest)
             result.digest = smallest.digest
         return result
@@ -178,15 +191,15 @@ def size(case: c.Case) -> tuple[int, int]:
     return sum(1 for _ in c.walk(case.model)), getattr(case, "steps", 1)
 
 
-def probability(cases: Cases, shards: int) -> float:
+def probability(cases: Cases, count: int) -> float:
     """Share of a fixed set of cases that kill."""
     found = 0
-    for case in cases.run(HELD_OUT, shards * runner.SHARD_SIZE):
+    for case in cases.run(HELD_OUT, count):
         try:
             found += judged(case) is not None
-        except Exception:  # noqa: PERF203 - an error of the oracle is no kill
-            continue
-    return found / (shards * runner.SHARD_SIZE)
+        except Exception:
+            continue  # an error of the oracle is no kill
+    return found / count
 
 
 def run_fault(fault: Fault, cases: Cases, plan: Plan) -> Row:
@@ -195,7 +208,7 @@ def run_fault(fault: Fault, cases: Cases, plan: Plan) -> Row:
     row = Row(fault.name, fault.group, fault.about, fault.suspect)
     with fault.patch.applied():
         for seed in plan.seeds:
-            row.kills.append(kill(fault, cases, seed, plan.budget, plan.shrinks))
+            row.kills.append(kill(fault, cases, seed, plan.budget, plan.shrinks if seed == plan.seeds[0] else 0))
         if plan.estimated and any(k.rule for k in row.kills):
             row.probability = probability(cases, plan.estimated)
     row.error = next((k.error for k in row.kills if k.error), "")
@@ -241,8 +254,8 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[
     runner.warm_up()
     cases = Cases(plan.seeds, plan.ahead)
     if plan.estimated:
-        for index in range(plan.estimated):
-            cases.shard(HELD_OUT, index)
+        for _ in cases.run(HELD_OUT, plan.estimated):
+            pass
     context = multiprocessing.get_context("fork")
     waiting = list(plan.faults)[::-1]
     running: dict[Any, tuple[Any, Fault, float]] = {}
@@ -336,18 +349,12 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
             "|---|---|--:|--:|---|---|--:|---|",
         ]
         for r in part:
-            shrunk = [k for k in r.kills if k.layers is not None]
-            small = (
-                f"{statistics.median(k.layers or 0 for k in shrunk):g}, {statistics.median(k.steps or 0 for k in shrunk):g}"
-                if shrunk
-                else ""
-            )
             cases = f"{r.cases:g}" if r.cases is not None else "**survived**"
             named = r.suspect.partition(";")[0].replace("|", "\\|")
             about = r.about.replace("|", "\\|")
             lines.append(
                 f"| {r.name} | {about} | {cases} | {_percent(r.probability)} | {r.rules} | {named} "
-                f"| {_percent(r.right)} | {small} |"
+                f"| {_percent(r.right)} | {r.small} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -362,3 +369,70 @@ def write(rows: Sequence[Row], plan: Plan, page: Path, data: Path) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(markdown(rows, plan), encoding="utf-8")
     report.dump(data, to_json(rows, plan))
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def known_kills(data: Path = BASELINE) -> dict[str, float]:
+    """The committed table: name of each killed fault -> cases until the kill."""
+    if not data.exists():
+        return {}
+    table = json.loads(data.read_text(encoding="utf-8"))["faults"]
+    return {row["name"]: row["cases"] for row in table if row["killed"]}
+
+
+def faults(
+    *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
+) -> int:
+    """Run, print and write the table; 0 as good as the committed one, 1 a fault survives that was killed, 2 usage."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 160)
+    chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
+    if not chosen:
+        console.print(f"no fault is called {', '.join(names)}; oracle/faults.py lists them", markup=False)
+        return 2
+    plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
+    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
+    shown = console.is_terminal and not os.environ.get("CI")
+    started = time.perf_counter()
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not shown
+    ) as bar:
+        task = bar.add_task("drawing cases", total=len(chosen))
+        rows = run(plan, lambda row: bar.update(task, advance=1, description=row.name))
+    for group in dict.fromkeys(r.group for r in rows):
+        console.print(_table(group, [r for r in rows if r.group == group]))
+    t = totals(rows)
+    for row in rows:
+        if row.error:
+            console.print(f"{row.name}: {row.error.strip().splitlines()[-1]}", markup=False, style="yellow")
+    complete = len(chosen) == len(FAULTS)
+    page, data = (PAGE, BASELINE) if accept and complete else (report.LATEST / PAGE.name, report.LATEST / BASELINE.name)
+    write(rows, plan, page, data)
+    known = known_kills()
+    lost = [r.name for r in rows if not r.killed and r.name in known]
+    console.print(
+        f"{t['killed']} of {t['faults']} faults killed with every one of {seeds} seeds; median {t['median_cases']} cases; "
+        f"right suspect in {_percent(t['right_suspect'])} of {t['kills']} kills; shrunk to {t['median_layers']} layers "
+        f"and {t['median_steps']} steps; {time.perf_counter() - started:.0f} s; {page}",
+        style="bold red" if lost else "bold green",
+        soft_wrap=True,
+    )
+    if accept and not complete:
+        console.print("nothing accepted: --accept needs all faults", style="yellow")
+    if lost:
+        console.print(f"killed according to {BASELINE}, but alive: {', '.join(lost)}", style="bold red", soft_wrap=True)
+    return 1 if lost else 0
+
+
+def _table(group: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=group, box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
+    for heading, side in (("fault", "left"), ("cases", "right"), ("per case", "right"), ("rule", "left"), ("right", "right"),
+                          ("layers, steps", "left"), ("suspect named", "left")):  # fmt: skip
+        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for r in rows:
+        cases = f"{r.cases:g}" if r.cases is not None else "[bold red]survived[/]"
+        table.add_row(r.name, cases, _percent(r.probability), r.rules, _percent(r.right), r.small,
+                      r.suspect.partition(";")[0].replace("[", "\\["))  # fmt: skip
+    return table
