@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
     mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
-    mutants.add_argument("--all", action="store_true", help="every mutant, not one in three")
+    mutants.add_argument("--all", action="store_true", help="every mutant, not one in five")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")

@@ -213,7 +213,8 @@ def _matrix(draw: Draw) -> Drawn:
 @st.composite
 def _affine(draw: Draw) -> Drawn:
     n, k, m = draw(integers(1, 5)), draw(integers(1, 5)), draw(integers(1, 5))
-    return [(n, k), (k, m), *([(1, m)] if draw(BOOLEANS) else [])], {}
+    bias = ((1, m) if draw(BOOLEANS) else (m,),) if draw(BOOLEANS) else ()
+    return [(2, n, k) if draw(BOOLEANS) and draw(BOOLEANS) else (n, k), (k, m), *bias], {}
 
 
 @st.composite
@@ -312,6 +313,15 @@ def _needle_reshape(ndl: Any, x: Any, shape: Shape) -> Any:
     return x.reshape(shape) if len(x.shape) % 2 else ndl.reshape(x, shape)
 
 
+def _unusual(**keywords: tuple[Any, Any]) -> dict[str, Any]:
+    """Only the keywords whose value is not the default, so that the defaults are tested."""
+    return {name: value for name, (value, usual) in keywords.items() if value != usual}
+
+
+def _needle_conv(ndl: Any, x: Any, w: Any, stride: int, padding: int) -> Any:
+    return ndl.conv(x, w, **_unusual(stride=(stride, 1), padding=(padding, 0)))
+
+
 def _needle_matmul(ndl: Any, a: Any, b: Any) -> Any:
     return a @ b if len(a.shape) % 2 == 0 else ndl.matmul(a, b)
 
@@ -377,7 +387,7 @@ OPS: Mapping[str, OpRow] = {
     "flip": OpRow(lambda n, x, axes: n.flip(x, axes), lambda x, axes: torch.flip(x, axes), _flipped(), ("Flip",)),
     "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate",)),
     "stack": OpRow(
-        lambda n, *xs, axis: n.stack(xs, axis),
+        lambda n, *xs, axis: n.stack(xs, **_unusual(axis=(axis, 0))),
         lambda *xs, axis: torch.stack(xs, axis),
         _stacked(),
         ("Stack", "MakeTensorTuple"),
@@ -395,21 +405,21 @@ OPS: Mapping[str, OpRow] = {
         _affine(),
         ("Linear",),
     ),
-    "conv": OpRow(lambda n, x, w, **a: n.conv(x, w, **a), _torch_conv, _convolved(), ("Conv",), special=()),
+    "conv": OpRow(_needle_conv, _torch_conv, _convolved(), ("Conv",), special=()),
     "logsumexp": OpRow(lambda n, x, **a: n.logsumexp(x, **a), _torch_lse, _reduced(min_size=1), ("LogSumExp",)),
     "logsoftmax": OpRow(
         lambda n, x: n.logsoftmax(x), lambda x: torch.log_softmax(x, 1), _matrix(), ("LogSoftmax",), special=()
     ),
     "softmax_loss": OpRow(_needle_loss, _torch_loss, _labelled(), ("SoftmaxCrossEntropy",), special=()),
     "batch_norm": OpRow(
-        lambda n, x, w, b, eps: n.ops.batch_norm(x, w, b, eps),
+        lambda n, x, w, b, eps: n.ops.batch_norm(x, w, b, **_unusual(eps=(eps, 1e-5))),
         _torch_batch_norm,
         _normalised(min_rows=2),
         ("BatchNorm",),
         special=(),
     ),
     "layer_norm": OpRow(
-        lambda n, x, w, b, eps: n.ops.layer_norm(x, w, b, eps),
+        lambda n, x, w, b, eps: n.ops.layer_norm(x, w, b, **_unusual(eps=(eps, 1e-5))),
         lambda x, w, b, eps: nn.functional.layer_norm(x, (x.shape[-1],), w, b, eps),
         _normalised(min_rows=1),
         ("LayerNorm",),

@@ -22,7 +22,8 @@ BASELINE = Path("reports/baselines/mutants.json")
 EXCUSED = Path("reports/baselines/mutants_excused.toml")
 TABLE = Path("reports/mutants.md")
 LATEST = Path("reports/latest/mutants.json")
-PART = (0, 3)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
+PART = (0, 5)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
+REACHING = 120  # cases, of those that reach a mutant, after which it counts as alive
 LADDER_CASES = 60  # per rung
 ROOT = Path(__file__).parents[2]
 REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
@@ -183,8 +184,8 @@ def _stages(campaign: Campaign, judged: Sequence[Judged], always: trial.Lines) -
     yield ((m, reaching[m.key][: trial.FIRST]) for m in plain)
     alive = [m for m in plain if campaign.outcomes[m.key].status == "survived"]
     # the longest first, so that no worker is left alone with one at the end
-    alive.sort(key=lambda m: -sum(j.seconds for _, j in reaching[m.key]))
-    yield ((m, reaching[m.key][trial.FIRST :]) for m in alive if len(reaching[m.key]) > trial.FIRST)
+    alive.sort(key=lambda m: -sum(j.seconds for _, j in reaching[m.key][:REACHING]))
+    yield ((m, reaching[m.key][trial.FIRST : REACHING]) for m in alive if len(reaching[m.key]) > trial.FIRST)
     yield ((m, reaching[m.key][:LADDER_CASES]) for m in todo if m.kind == "ladder")
 
 

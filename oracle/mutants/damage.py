@@ -79,7 +79,6 @@ def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
 CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "beyond 64": lambda a: bool((np.abs(a) > 64).any()),
     "size over 32": lambda a: a.size > 32,
-    "size over 256": lambda a: a.size > 256,
     "square": lambda a: a.ndim > 1 and a.shape[-1] == a.shape[-2] > 1,
     "a size of 1": lambda a: 1 in a.shape,
     "an exact zero": lambda a: bool(a.size and not a.all()),

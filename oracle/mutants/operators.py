@@ -254,7 +254,7 @@ def arguments_swapped(s: Site) -> Iterator[Change]:
 def statement_deleted(s: Site) -> Iterator[Change]:
     n = s.node
     gone = isinstance(n, ast.AugAssign | ast.Continue | ast.Break)
-    gone |= isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+    gone |= isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and "_check" not in _called(n.value)
     gone |= isinstance(n, ast.Return) and (n.value is None or isinstance(s.parent, ast.If | ast.For))
     if isinstance(n, ast.Assign):
         # deleting the first binding of a name is a NameError and teaches nothing
@@ -418,13 +418,22 @@ def aliased(s: Site) -> Iterator[Change]:
         yield n, f"({_source(n.value)})"
 
 
-def _array(n: ast.AST) -> bool:
-    """A name that may stand for an array."""
-    numbers = ("decay", "factor", "lr", "n", "eps", "keep", "rest", "beta", "beta1", "beta2", "norm", "max_norm", "p", "h",
-               "w", "kh", "kw", "step", "start", "width", "lead", "axis", "ndim")  # fmt: skip
+def _array(s: Site, n: ast.AST) -> bool:
+    """A name that stands for an array of somebody else's: an operand, a gradient, what a tensor holds."""
     if isinstance(n, ast.Attribute):
-        return n.attr in ("cached_data", "running_mean", "running_var", "weight", "bias")
-    return isinstance(n, ast.Name) and n.id not in numbers
+        return n.attr == "cached_data"
+    given = {a.arg for a in s.function.args.args} if s.function is not None else set()
+    own = {
+        "weight",
+        "bias",
+        "shape",
+        "needs",
+        "eps",
+        "norm",
+        "max_norm",
+        "start",
+    }  # too small for the result, or numbers
+    return isinstance(n, ast.Name) and n.id in given - own
 
 
 def in_place(s: Site) -> Iterator[Change]:
@@ -432,9 +441,9 @@ def in_place(s: Site) -> Iterator[Change]:
     symbols = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
     if isinstance(n, ast.BinOp) and type(n.op) in symbols and s.numeric:
         left, right = _source(n.left), _source(n.right)
-        if _array(n.left):
+        if _array(s, n.left):
             yield n, f"_m.in_place('{symbols[type(n.op)]}', {left}, {right})"
-        if _array(n.right) and isinstance(n.op, ast.Add | ast.Mult):
+        if _array(s, n.right) and isinstance(n.op, ast.Add | ast.Mult):
             yield n, f"_m.in_place('{symbols[type(n.op)]}', {right}, {left})"
 
 
@@ -442,8 +451,9 @@ def augmented(s: Site) -> Iterator[Change]:
     n = s.node
     if isinstance(n, ast.AugAssign):
         yield n, f"{_source(n.target)} = {_source(n.value)}"
-        whole = ast.BinOp(left=_loaded(n.target), op=n.op, right=n.value)
-        yield n, f"{_source(n.target)} = {_source(whole)}"
+        if s.name.startswith("_walk"):  # elsewhere the array is the function's own, and a new one is as good
+            whole = ast.BinOp(left=_loaded(n.target), op=n.op, right=n.value)
+            yield n, f"{_source(n.target)} = {_source(whole)}"
 
 
 def _loaded(n: ast.expr) -> ast.expr:
@@ -615,6 +625,8 @@ GENERIC = tuple(OPERATORS)[: tuple(OPERATORS).index("axis changed")]
 
 def _guard(node: ast.AST) -> bool:
     """An ``if`` that only raises, or a ``try`` that only reports better."""
+    if isinstance(node, ast.For):
+        return all(_guard(b) for b in node.body)
     if isinstance(node, ast.If) and not node.orelse:
         body = [b for b in node.body if not isinstance(b, ast.Assign)]
         return len(body) == 1 and (isinstance(body[0], ast.Raise) or _guard(body[0]))
