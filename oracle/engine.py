@@ -753,7 +753,7 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         evidence = locate.Evidence(ndl)
         if seen.failure is None:
             evidence.findings = None if foreign else op_rule.Findings()
-            ours_side.run_op(case, ndl, row.needle, evidence.findings)
+            ours_side.run_op(case, ndl, row.needle, evidence.findings, graph=True)
         verdict.divergence = locate.named(case, min(found, key=lambda f: f.order), evidence)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     verdict.seconds["rules"] = time.perf_counter() - started

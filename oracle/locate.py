@@ -27,7 +27,7 @@ from oracle.op_rule import Finding, Findings
 Array = npt.NDArray[Any]
 
 FORWARD = ("activation", "loss", "evaluation")
-BACKWARD = ("adjoint", "gradient", "second", "operator")
+BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", "operator")
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,8 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
             return Suspect(f"{case.op} writes into its operand")
         if quantity == "activation":
             return Suspect(f"{case.op} forward")
-        return Suspect(f"{case.op} backward", f"the gradient of {name}")
+        graph = " with create_graph" if quantity == "gradient with graph" else ""
+        return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
     ndl = evidence.ndl
     layers = dict(c.walk(case.model))
     owner = name.rpartition(".")[0]

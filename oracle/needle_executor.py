@@ -272,6 +272,7 @@ class NeedleRun:
                 elif m:
                     for name, parameter in self.parameters.items():
                         if name in collected:
+                            self._judge_sum(collected[name], parameter.grad)
                             parameter.grad = collected[name].data + parameter.grad.data
             passes.append((mark, x, record, loss))
         for mark, x, record, _ in reversed(passes):
@@ -345,14 +346,20 @@ class NeedleRun:
         return op_rule.record(root, retain=retain) if self._findings is not None else []
 
     def _judge_tape(
-        self, tape: list[op_rule.Node], cotangent: Any, record: Sequence[tuple[str, Any, Any]], *, backward: bool = True
+        self,
+        tape: list[op_rule.Node],
+        cotangent: Any,
+        record: Sequence[tuple[str, Any, Any]],
+        *,
+        backward: bool = True,
+        graph: bool = False,
     ) -> None:
         """Rule OP, at once: the optimizer rebinds the parameters, and nothing of the step may be held on to."""
         if self._findings is not None and tape:
             started = time.perf_counter()
             labels = {id(made): path for path, given, made in record if made is not given}
             seed = None if cotangent is None else _array(cotangent)
-            op_rule.judge(tape, seed, backward=backward, labels=labels, found=self._findings)
+            op_rule.judge(tape, seed, backward=backward, labels=labels, found=self._findings, second=graph)
             self._findings.seconds += time.perf_counter() - started
 
     def _gradients(self, quantity: str, obs: Observation) -> None:
@@ -426,6 +433,12 @@ class NeedleRun:
             obs.put("untouched", "what no_grad promises", np.bool_(not any(made.requires_grad for *_, made in record)))
         return obs
 
+    def _judge_sum(self, a: Any, b: Any) -> None:
+        """The addition by which a user accumulates gradients is on no tape: for localisation it is put on one."""
+        if self.taped:
+            total = self.ndl.Tensor(_array(a)) + self.ndl.Tensor(_array(b))
+            self._judge_tape(self._record_tape(total, retain=False), None, [], backward=False)
+
     # -- for localisation ---------------------------------------------------------------------------------------------
 
     def again(self, state: State, t: int, *, evaluation: bool) -> op_rule.Findings:
@@ -492,10 +505,14 @@ def run_op(
                 for tensor in operands:
                     tensor.grad = None
                 out = op(ndl, *operands, **attributes)
+                tape = op_rule.record(out) if findings is not None else []
                 out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False), create_graph=True)
+            op_rule.judge(tape, case.cotangent_array, found=findings, second=True)
             for i, tensor in enumerate(operands):
                 if tensor.grad is not None:
                     obs.put("gradient with graph", f"operand {i}", _array(tensor.grad))
+                    if findings is not None:
+                        op_rule.judge(op_rule.record(tensor.grad, retain=False), backward=False, found=findings)
     except _Failed as failed:
         obs.failure = failed.failure
     return obs
@@ -534,7 +551,7 @@ def run_second(
         # create_graph asks for a graph, inside no_grad too
         with _phase("backward"), ndl.no_grad() if case.seed % 2 else nullcontext():
             loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
-        run._judge_tape(tape, cotangent, record)
+        run._judge_tape(tape, cotangent, record, graph=True)
         del tape
         first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
         for name, grad in reversed(first.items()):

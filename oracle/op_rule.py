@@ -32,7 +32,7 @@ Parts = tuple[Bounded | None, ...]  # one per element of a TensorTuple; one for 
 Vjp = Callable[[Array, Sequence[bool]], "Sequence[Bounded | Parts | None]"]
 Rule = Callable[..., "tuple[Any, Any, Vjp]"]  # (op, *operands) -> value, bound, vjp
 
-_BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow")
+_BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "BroadcastTo", "MatMul")
 HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
 TRANSCENDENTAL = 8 * U  # NumPy's vector loops for exp, log and tanh err by up to 4 ulp
 
@@ -611,7 +611,7 @@ class Finding:
     allowed: float | None = None
     broadcast: bool = False  # what is wrong is the reduction to the shape of an operand that was broadcast
     words: str = ""  # what the numbers look like
-    second: bool = False  # on the tape of a gradient
+    second: bool = False  # the backward pass ran on Tensors (create_graph)
     label: str = ""  # layer whose output the node is
     tape: int = 0  # number of the backward pass within the step
 
@@ -684,9 +684,10 @@ class _Judge:
         for i, node in enumerate(self.nodes):
             self.vjps[i] = self._forward(i, node)
         self.found.nodes += len(self.nodes)
-        self.found.outputs = {
-            self.labels[id(n.tensor)]: i for i, n in enumerate(self.nodes) if id(n.tensor) in self.labels
-        }
+        if self.labels:
+            self.found.outputs = {
+                self.labels[id(n.tensor)]: i for i, n in enumerate(self.nodes) if id(n.tensor) in self.labels
+            }
         if not backward:
             return
         arrivals: dict[int, _Arrival] = {}
@@ -864,13 +865,12 @@ class _Judge:
                           label=where, **about)  # fmt: skip
         self._bad(finding)
 
-    def _alone_is_right(self, node: Node, j: int, op: Any = None) -> bool | None:
+    def _alone_is_right(self, node: Node, j: int) -> bool | None:
         """Whether the op, on leaves of its own and with nothing around it, passes the right gradient to operand j.
 
         None where that cannot be found out.
         """
-        op = node.op if op is None else op
-        rule = RULES.get(type(op).__name__)
+        op, rule = node.op, RULES.get(node.kind)
         g = getattr(node.tensor, "grad", None)
         if rule is None or g is None:
             return None
@@ -885,10 +885,14 @@ class _Judge:
                     kind.make_const(x.cached_data, requires_grad=n) for x, n in zip(node.inputs, needs, strict=True)
                 ]
                 out = op(*leaves)
-                out.backward(kind.make_const(np.array(g.cached_data)))
+                # by the walk that made what is judged: on arrays, or on Tensors
+                out.backward(
+                    kind.make_const(np.array(g.cached_data)), **({"create_graph": True} if self.second else {})
+                )
                 got = leaves[j].grad
             if got is None:
-                return False
+                # lost by the rule, or by the walk after it?
+                return self._asked(node, j) is not None
             given = _parts_of(g.cached_data)
             adjoint: Any = (
                 tuple(_wide(a) for a in given) if isinstance(node.tensor.cached_data, tuple) else _wide(given[0])
@@ -916,15 +920,26 @@ class _Judge:
             tensor.op, tensor.inputs = freed
 
     def _reduction_is_wrong(self, node: Node, j: int) -> bool:
-        """Whether another op that broadcasts the same operands is wrong too: then it is the reduction that they share."""
-        shapes = [np.shape(x.cached_data) for x in node.inputs]
-        if node.kind not in _BROADCASTING or shapes[j] == np.shape(node.tensor.cached_data):
+        """Whether another op that broadcasts the same operand is wrong too: then it is the reduction that they share."""
+        tensor, x = node.tensor, node.inputs[j]
+        if node.kind not in _BROADCASTING or isinstance(x.cached_data, tuple):
             return False
-        for other in _BROADCASTING[:2]:
-            kind = getattr(sys.modules.get(type(node.op).__module__), other, None)
-            if kind is not None and other != node.kind and len(shapes) == 2:
-                return self._alone_is_right(node, j, kind()) is False
-        return False
+        shape, wide = np.shape(x.cached_data), np.shape(tensor.cached_data)
+        if node.kind == "MatMul":
+            wide = (*wide[:-2], *shape[-2:])
+        other = "EWiseMul" if node.kind == "EWiseAdd" else "EWiseAdd"
+        kind = getattr(sys.modules.get(type(node.op).__module__), other, None)
+        if kind is None or shape == wide:
+            return False
+        g = (np.arange(math.prod(wide)) % 7 - 3.0).reshape(wide)  # small whole numbers: the sum is exact
+        try:
+            leaf = type(tensor).make_const(np.array(x.cached_data), requires_grad=True)
+            kind()(leaf, type(tensor).make_const(np.ones(wide, x.cached_data.dtype))).backward(
+                type(tensor).make_const(g.astype(x.cached_data.dtype))
+            )
+            return not np.array_equal(_parts_of(leaf.grad.cached_data)[0], _reduced(g, 0 * g, shape)[0])
+        except Exception:
+            return False
 
     def _addition(self, arrival: _Arrival, place: int) -> str:
         """What a wrong sum looks like."""

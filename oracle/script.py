@@ -545,6 +545,7 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         **_common(case, divergence),
         data=data,
         ops=_operations([case.op]),
+        graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),
         op_name=repr(case.op),
         needle_attributes=ours,
         attributes=repr(case.attributes),
