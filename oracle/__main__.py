@@ -90,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
+    mutants.add_argument(
+        "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"
+    )
     faults = commands.add_parser(
         "faults",
         help="plant deliberate faults in needle, one at a time: the kill table",
@@ -119,6 +122,20 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--accept", action="store_true", help="write reports/calibration.md and its baseline")
 
     commands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
+
+    memory = commands.add_parser(
+        "memory",
+        help="prove that nothing accumulates while needle trains",
+        description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
+        "reports/baselines/memory.json. Exit code: 0 memory is flat (or memray does not exist here), 1 it is not, "
+        "2 usage, 3 something could not be measured, 130 interrupted.",
+    )
+    memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
+    memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
+    memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
+    memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
+    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline")
+    memory.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for the report")
     return main
 
 
@@ -166,6 +183,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle.mutants import cli
 
         return cli.main(arguments)
+    if arguments.command == "memory":
+        from oracle.memory.session import memory
+
+        return memory(
+            cases=arguments.cases,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            panel_only=arguments.panel_only,
+            accept=arguments.accept,
+            folder=arguments.out,
+        )
     from oracle.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]

@@ -220,7 +220,8 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
         "seed": plan.seed,
         "cases": campaign.cases,
         "part": list(plan.part),
-        "complete": not campaign.interrupted and plan.keys is None,
+        "complete": not campaign.interrupted and plan.keys is None and set(plan.files) == set(FILES)
+        and set(plan.operators) == set(OPERATORS),
         "mutants": {
             m.key: {
                 "file": m.file, "function": m.function, "line": m.line, "kind": m.kind, "operator": m.operator,

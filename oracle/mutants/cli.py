@@ -16,6 +16,8 @@ from oracle.mutants.operators import OPERATORS
 
 def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     """Run, show, write; the exit code."""
+    if arguments.from_latest:
+        return accept_latest(root)
     kept = cp.read(root / cp.BASELINE)
     unknown = [o for o in arguments.operators or () if o not in OPERATORS]
     if unknown:
@@ -49,14 +51,38 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         if found.interrupted:
             print("not accepted: the run was interrupted", file=sys.stderr)
         else:
-            whole = merged(kept, content) if _partial(plan) else content
-            cp.write(root / cp.BASELINE, whole)
-            (root / cp.TABLE).write_text(report.markdown(whole, found.excused), "utf-8")
-            print(f"accepted: {cp.TABLE} and {cp.BASELINE}")
+            _accept(root, merged(kept, content) if _partial(plan) else content, found.excused)
             return found.exit_code if not _partial(plan) else 0
     if _partial(plan):  # too few mutants for a score
         return 130 if found.interrupted else int(bool(lost or found.resurrected() or found.false_alarms()))
     return found.exit_code or int(bool(lost))
+
+
+def accept_latest(root: Path) -> int:
+    """Accept what the last whole run found, with the excuses that have been written since."""
+    content, excused = cp.read(root / cp.LATEST), cp.excuses(root / cp.EXCUSED)
+    if not content.get("complete"):
+        print(f"mutants: {cp.LATEST} is not that of a whole run: run `python -m oracle mutants` first", file=sys.stderr)
+        return 2
+    for key, row in content["mutants"].items():
+        row.pop("excused", None)
+        if key in excused:
+            row["excused"] = excused[key].kind
+    rows = [r for r in content["mutants"].values() if r["kind"] == "mutant"]
+    wrong = [k for k, r in content["mutants"].items() if "excused" in r and r["status"] == "killed"]
+    if wrong:
+        print(f"mutants: excused, but killed: {', '.join(wrong)}", file=sys.stderr)
+        return 1
+    _accept(root, content, excused)
+    print("\n".join(report.summary(content)))
+    overall, numeric = report.shares(report.counts(rows))
+    return int(overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
+
+
+def _accept(root: Path, content: dict[str, Any], excused: dict[str, cp.Excuse]) -> None:
+    cp.write(root / cp.BASELINE, content)
+    (root / cp.TABLE).write_text(report.markdown(content, excused), "utf-8")
+    print(f"accepted: {cp.TABLE} and {cp.BASELINE}")
 
 
 def _partial(plan: cp.Plan) -> bool:
