@@ -1,12 +1,14 @@
+import ast
 import hashlib
 import json
 import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from oracle import case as c
-from oracle.mutants import campaign, cli, report, trial
+from oracle.mutants import campaign, claims, cli, report, trial
 from oracle.mutants.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[3]
@@ -234,3 +236,50 @@ def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     assert (whole["cases"], whole["part"], whole["complete"]) == (9, [0, 3], True)
     campaign.write(tmp_path / "kept.json", whole)
     assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
+
+
+def test_what_is_left_to_the_unit_tests_exists():
+    def functions(node, prefix=""):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef):
+                yield prefix + child.name
+            elif isinstance(child, ast.ClassDef):
+                yield from functions(child, f"{prefix}{child.name}.")
+
+    names = {f: set(functions(ast.parse((ROOT / f"needle/{f}.py").read_text("utf-8")))) for f in claims.FILES}
+    for file, pattern, reason in claims.UNCLAIMED:
+        assert any(fnmatchcase(name, pattern) for name in names[file]), f"no {pattern} in {file}.py any more"
+        assert reason
+
+
+def test_a_run_is_accepted_after_its_excuses_were_written(root, capsys):
+    (root / "reports/latest").mkdir(parents=True)
+    row = {"file": "ops", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
+    content = {"seed": 0, "cases": 3, "part": [0, 1], "complete": False}
+    content["mutants"] = {"1" * 12: {**row, "status": "survived", "cases": 3}}
+    campaign.write(root / campaign.LATEST, content)
+    assert cli.accept_latest(root) == 2
+    campaign.write(root / campaign.LATEST, {**content, "complete": True})
+    (root / "reports/baselines").mkdir()
+    assert cli.accept_latest(root) == 1  # it survives
+    (root / "reports/baselines/mutants.json").unlink()
+    (root / "reports/baselines").rmdir()
+    _excuse(root, "1" * 12, reason="nobody can tell")
+    assert cli.accept_latest(root) == 0
+    assert campaign.read(root / campaign.BASELINE)["mutants"]["1" * 12]["excused"] == "equivalent"
+    assert "nobody can tell" in (root / campaign.TABLE).read_text("utf-8")
+    content["mutants"]["1" * 12] |= {"status": "killed", "how": "numeric", "rule": "G", "quantity": "loss"}
+    campaign.write(root / campaign.LATEST, {**content, "complete": True})
+    assert cli.accept_latest(root) == 1
+    assert "excused, but killed: 111111111111" in capsys.readouterr().err
+
+
+def test_the_ladder_names_the_last_rung_that_is_killed(root):
+    texts = trial.sources(root)
+    found = mutants_of("ops", texts["ops"])
+    rung = next(m for m in found if m.kind == "ladder" and m.function == "Tanh.compute")
+    climbed = outcome(rung, texts)
+    assert climbed.status == "killed"
+    assert 16 <= climbed.rung <= 20
+    untouched = next(m for m in found if m.kind == "ladder" and m.function == "Log.compute")
+    assert outcome(untouched, texts).rung == 0
