@@ -116,6 +116,8 @@ class _Train:
             started = time.perf_counter()
             complete = [s for s in part if s.ours.failure is None]
             usable = self._judge_part(complete, verdict.steps, peer_too, validate) if complete else 0
+            if not complete and not verdict.steps and "initial" in part[0].ours.values:
+                self._structure(part[:1])
             if usable and not verdict.steps:
                 self._operators()
             verdict.steps += usable

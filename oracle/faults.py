@@ -289,10 +289,10 @@ optimizer(
 )
 optimizer("sgd-none-stepped", "a parameter without gradient is stepped as if it were 0", "SGD skip|SGD parameter update|SGD velocity",
           sgd(skip=lambda s: False, g=lambda s: np.zeros_like(s.x) if s.grad is None else s.grad.cached_data))  # fmt: skip
-optimizer("sgd-none-gets-velocity", "a parameter without gradient is left alone but gets a velocity", "SGD velocity",
+optimizer("sgd-none-gets-velocity", "a parameter without gradient is left alone but gets a velocity", "velocity should not exist|SGD velocity",
           around("optim.SGD.step", lambda step, self: (self.u.update({p: _const(np.zeros_like(p.cached_data)) for p in self.params if p.grad is None}), step(self))[1]))  # fmt: skip
 optimizer("sgd-none-crash", "a parameter without gradient is an error", "step", sgd(skip=lambda s: False))
-optimizer("sgd-repeated-parameter", "a parameter that is given twice is stepped twice", "SGD parameter update|SGD velocity",
+optimizer("sgd-repeated-parameter", "a parameter that is given twice is stepped twice", "Optimizer|SGD parameter update|SGD velocity|repeated",
           wrap("optim.Optimizer.__init__", lambda old: lambda self, params: _with_repetitions(old, self, list(params))))  # fmt: skip
 optimizer(
     "sgd-last-parameter-skipped",
@@ -717,7 +717,7 @@ autograd_("frozen-gets-gradient", "requires_grad=False does not stop the gradien
 autograd_(
     "input-gets-none",
     "only Parameters get a gradient",
-    "input|accumulation|gradient",
+    "missing|input",
     walk(leaf=lambda g, x: g.copy())
     + around("autograd._walk_arrays", lambda old, root, g, free: _parameters_only(old, root, g, free)),
 )
@@ -1856,25 +1856,25 @@ layer(
 layer(
     "eval-not-nested",
     "eval() reaches direct children only",
-    "evaluation|forward",
+    "Module.eval",
     replace("nn.Module.eval", _mode(False, _direct)),
 )
 layer(
     "eval-two-levels",
     "eval() reaches two levels",
-    "evaluation|forward",
+    "Module.eval",
     replace("nn.Module.eval", _mode(False, _two_levels)),
 )
 layer(
     "train-not-nested",
     "train() reaches direct children only",
-    "training mode|forward",
+    "Module.train",
     replace("nn.Module.train", _mode(True, _direct)),
 )
 layer(
     "train-never",
     "train() does not undo eval()",
-    "training mode|forward|buffer|running",
+    "Module.train",
     replace("nn.Module.train", lambda self: self),
 )
 layer(
@@ -2332,7 +2332,7 @@ conditional(
 conditional(
     "dropout-in-nested-eval",
     "in a nested part that evaluates, dropout drops while the rest trains",
-    "Dropout forward",
+    "Module.eval",
     replace(
         "nn.Module.eval", _mode(False, lambda self: [m for m in self.modules_in() if not isinstance(m, nn.Dropout)])
     ),
@@ -2340,7 +2340,7 @@ conditional(
 conditional(
     "bn-in-nested-eval",
     "eval() does not reach the norms of a nested Sequential",
-    "BatchNorm|evaluation",
+    "Module.eval",
     replace(
         "nn.Module.eval", _mode(False, lambda self: [m for m in self.modules_in() if not isinstance(m, nn.BatchNorm1d)])
     ),

@@ -218,6 +218,8 @@ class NeedleRun:
         """
         self._findings = findings
         self.observation = obs = Observation(step=t)
+        if t == 0 and hasattr(self, "initial"):
+            self._as_built(obs)
         if self.failed is not None:
             obs.failure = self.failed
             return obs
@@ -231,10 +233,6 @@ class NeedleRun:
 
     def _step(self, t: int, obs: Observation) -> None:
         case = self.case
-        if t == 0:
-            obs.put("parameters", "model.parameters()", self.listed)
-            for name, value in self.initial.items():
-                obs.put("initial", name, value)
         if t and case.lr_at(t) != case.lr_at(t - 1):
             self.optimizer.lr = case.lr_at(t)
         np.random.seed(step_seed(case, t))
@@ -340,6 +338,12 @@ class NeedleRun:
             except RuntimeError:
                 return
             self.observation.put("kept", "the freed graph, through which a third backward went", np.bool_(False))
+
+    def _as_built(self, obs: Observation) -> None:
+        """What the constructors made, also where the state of the case does not fit into it."""
+        obs.put("parameters", "model.parameters()", self.listed)
+        for name, value in self.initial.items():
+            obs.put("initial", name, value)
 
     def _record_tape(self, root: Any, *, retain: bool = True) -> list[op_rule.Node]:
         """The tape, for rule OP: the backward pass frees it."""
