@@ -93,6 +93,7 @@ def trajectory(case: c.TrainCase, ndl: Any) -> Iterator[Step]:
 class _Train:
     def __init__(self, case: c.TrainCase, ndl: Any) -> None:
         self.case, self.ndl = case, ndl
+        self.digest = case.digest  # computed once: it is asked for with every tensor
         self.verdict = Verdict(case)
         self.slots = inputs.slots(case)
         self.batches = inputs.batches(case)
@@ -182,7 +183,7 @@ class _Train:
         """Rule OP has judged the tape of the first step."""
         found, tally = self.findings, self.verdict.tally
         self.verdict.seconds["rules"] = self.verdict.seconds.get("rules", 0.0) + found.seconds
-        tally.count("OP", found.largest, found.tensors, found.elements, f"{self.case.digest} {found.where}")
+        tally.count("OP", found.largest, found.tensors, found.elements, f"{self.digest} {found.where}")
         if found.bad:
             self.found.append(_of_finding(0, found.bad[0]))
 
@@ -333,7 +334,7 @@ class _Train:
                     continue
                 stacked = np.stack([a for a in arrays if a is not None])
                 share = cmp.share_g(stacked, value)
-                where = f"{self.case.digest} {quantity} {name}"
+                where = f"{self.digest} {quantity} {name}"
                 top = float(share.max(initial=0.0))
                 self.verdict.tally.count(f"{rule} {quantity}", top, len(seen), stacked.size, where)
                 if rule == "G":
@@ -477,7 +478,7 @@ class _Train:
         share = np.abs(stacked - value) / (limit * bound)
         share = np.where(np.isnan(share), np.inf, share)
         top = float(share.max(initial=0.0))
-        where = f"{self.case.digest} {quantity} {name}"
+        where = f"{self.digest} {quantity} {name}"
         self.verdict.tally.count(f"{rule} {quantity}", top, len(seen), stacked.size, where)
         if top > 1:
             t = int(np.argmax(share.reshape(len(seen), -1).max(axis=1) > 1))
@@ -537,7 +538,7 @@ class _Train:
                 share = np.where(np.isnan(share), np.inf, share)
                 at = cmp.worst(share)
                 name, index = flat.locate(at[0])
-                where = f"{case.digest} {quantity} {name}"
+                where = f"{self.digest} {quantity} {name}"
                 self.verdict.tally.count(f"T {quantity}", float(share[at]), len(names), share.size, where)
                 if share[at] > 1:
                     error = abs(float(ours[at]) - float(value[at]))
@@ -629,7 +630,7 @@ class _Train:
                         continue
                     share = float(cmp.share_g(array[None], value[:, i : i + 1]).max(initial=0)) * cmp.G_LIMIT
                     key = f"validation {quantity}"
-                    self.verdict.tally.count(key, share / VALIDATED, 1, array.size, f"{self.case.digest} {name}")
+                    self.verdict.tally.count(key, share / VALIDATED, 1, array.size, f"{self.digest} {name}")
                     if share > VALIDATED:
                         self.verdict.oracle_errors.append(
                             f"the truth is wrong: {quantity} {name} is off by {share:.3g} x tolerance from torch float64"
