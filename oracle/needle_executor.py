@@ -201,7 +201,10 @@ class NeedleRun:
 
     def _load(self, state: State) -> None:
         for name, value in state.tensors.items():
-            self._tensor(name).data = self.ndl.Tensor(value, dtype="float32", requires_grad=False)
+            # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
+            wide = value.astype(np.float64)
+            source = self.ndl.Tensor(wide, requires_grad=False) if name.endswith("bias") else wide
+            self._tensor(name).data = self.ndl.Tensor(source, dtype="float32", requires_grad=False)
         for quantity, values in state.slots.items():
             held = getattr(self.optimizer, STATE[quantity])
             for name, value in values.items():
@@ -243,7 +246,9 @@ class NeedleRun:
             record: list[tuple[str, Any, Any]] = []
             self._recording = record
             with _phase("forward"):
-                x = self.ndl.Tensor(self.batches.x[t, m], requires_grad=case.input_grad or self.taped)
+                given = np.array(self.batches.x[t, m])
+                x = self.ndl.Tensor(given, requires_grad=case.input_grad or self.taped)
+                given[...] = np.nan  # a Tensor copies what it is made of
                 out = self.model(x)
                 loss, cotangent = self._loss(out, t, m)
             self._recording = None

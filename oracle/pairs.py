@@ -8,6 +8,7 @@ covers. Its float64 definition is the function of the same name in `oracle.defin
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -303,6 +304,11 @@ def _torch_loss(z: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
 # Functions and methods of the same name are two doors to one op: operands of even and of odd rank take different ones.
 
 
+def _door(function: str, plain: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """``ndl.function(x, c)`` or the operator."""
+    return lambda ndl, x, c: getattr(ndl, function)(x, c) if len(x.shape) % 2 else plain(x, c)
+
+
 def _needle_transpose(ndl: Any, x: Any, **a: Any) -> Any:
     if not a and len(x.shape) == 2:
         return x.T if hasattr(type(x), "T") else ndl.transpose(x)
@@ -344,11 +350,18 @@ OPS: Mapping[str, OpRow] = {
     "tanh": OpRow(lambda n, x: n.tanh(x), torch.tanh, _one(), ("Tanh",)),
     "sigmoid": OpRow(lambda n, x: n.sigmoid(x), torch.sigmoid, _one(), ("Sigmoid",)),
     "relu": OpRow(lambda n, x: n.relu(x), torch.relu, _one(), ("ReLU",), special=("inf", "-inf")),
-    "add_scalar": OpRow(lambda n, x, c: x + c, lambda x, c: x + c, _scalar(_CS), ("AddScalar",)),
-    "mul_scalar": OpRow(lambda n, x, c: c * x, lambda x, c: x * c, _scalar(_CS), ("MulScalar",)),
-    "divide_scalar": OpRow(lambda n, x, c: x / c, lambda x, c: x / c, _scalar(_CS[:4]), ("DivScalar",)),
+    "add_scalar": OpRow(_door("add_scalar", operator.add), lambda x, c: x + c, _scalar(_CS), ("AddScalar",)),
+    "mul_scalar": OpRow(_door("mul_scalar", lambda x, c: c * x), lambda x, c: x * c, _scalar(_CS), ("MulScalar",)),
+    "divide_scalar": OpRow(
+        _door("divide_scalar", operator.truediv), lambda x, c: x / c, _scalar(_CS[:4]), ("DivScalar",)
+    ),
     "power_scalar": OpRow(
-        lambda n, x, c: x**c, lambda x, c: x**c, _scalar(_POWERS), ("PowerScalar",), values="positive", special=()
+        _door("power_scalar", operator.pow),
+        lambda x, c: x**c,
+        _scalar(_POWERS),
+        ("PowerScalar",),
+        values="positive",
+        special=(),
     ),
     "rsub": OpRow(lambda n, x, c: c - x, lambda x, c: c - x, _scalar(_CS), ("AddScalar", "Negate")),
     "rdiv": OpRow(lambda n, x, c: c / x, lambda x, c: c / x, _scalar(_CS), (), values="nonzero", special=()),
@@ -382,7 +395,11 @@ OPS: Mapping[str, OpRow] = {
         lambda n, x, shape, index: n.ops.put_item(x, shape, _slices(index)), _torch_put, _put(), ("PutItem",)
     ),
     "cast": OpRow(
-        lambda n, x: n.ops.cast(n.ops.cast(x, "float64"), "float32"), lambda x: x.double().float(), _one(), ("Cast",)
+        # half of it past the cast: a float32 tensor then gets a float64 contribution, which must become float32
+        lambda n, x: n.ops.cast((n.ops.cast(x, "float64") + x) * 0.5, "float32"),
+        lambda x: x.double().float(),
+        _one(),
+        ("Cast",),
     ),
     "flip": OpRow(lambda n, x, axes: n.flip(x, axes), lambda x, axes: torch.flip(x, axes), _flipped(), ("Flip",)),
     "dilate": OpRow(lambda n, x, **a: n.dilate(x, **a), _torch_dilate, _dilated(), ("Dilate",)),
