@@ -128,6 +128,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def memory(session: nox.Session) -> None:
+    """Prove that nothing accumulates: memray on fixed and generated models; `-- --accept` rewrites the baseline."""
+    harness(session, "memory")
+
+
+@nox.session(python=False, requires=["env"])
 def tests(session: nox.Session) -> None:
     """Run pytest; `-- -k NAME` selects."""
     session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)

@@ -36,6 +36,10 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     except c.CaseError as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
+    if isinstance(case, c.TrainCase) and case.memory is not None:
+        from oracle.memory.session import replay_case
+
+        return replay_case(case, console)
     import needle
     from oracle import engine
 

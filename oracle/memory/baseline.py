@@ -1,0 +1,115 @@
+"""reports/baselines/memory.json: peak, live end and allocations of the panel, as they were accepted.
+
+One entry per key (Python, NumPy, memray, system, BLAS, allocators traced): numbers are compared exactly under the same
+key, and never under another.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from oracle.memory.probe import Measured, Site
+
+PATH = Path("reports/baselines/memory.json")
+
+
+class Known(msgspec.Struct):
+    """What was accepted for a case."""
+
+    case: str  # digest: another case under the same name has no baseline
+    peak: int
+    end: int
+    allocations: float
+    at_peak: list[Site] = []  # the lines that held most
+
+
+class Entry(msgspec.Struct):
+    """What was accepted under one key."""
+
+    key: dict[str, str]
+    commit: str
+    cases: dict[str, Known]
+
+
+class File(msgspec.Struct):
+    """The whole file."""
+
+    format: int = 1
+    entries: list[Entry] = []
+
+
+def key() -> dict[str, str]:
+    """What the numbers depend on beside needle."""
+    config: Any = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"]["blas"]
+    libc = "-".join(platform.libc_ver())
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "memray": version("memray"),
+        "system": " ".join(filter(None, (platform.system(), platform.machine(), libc))),
+        "blas": f"{blas['name']} {blas['version']}",
+        "allocators": "malloc",
+    }
+
+
+def commit() -> str:
+    """The commit checked out, short; "+" where files differ from it; "" outside of git."""
+    head = _git("rev-parse", "--short", "HEAD").strip()
+    return head + ("+" if head and _git("status", "--porcelain", "--", "needle").strip() else "")
+
+
+def read(path: Path = PATH) -> File:
+    """The file, or an empty one."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=File)
+    except FileNotFoundError:
+        return File()
+
+
+def entry_for(file: File, own: dict[str, str]) -> tuple[Entry | None, bool]:
+    """The entry to look at, and whether its key is the same; under another key, the last one."""
+    for entry in file.entries:
+        if entry.key == own:
+            return entry, True
+    return (file.entries[-1], False) if file.entries else (None, False)
+
+
+def accept(path: Path, own: dict[str, str], measured: dict[str, tuple[str, Measured]]) -> None:
+    """Replace the entry of this key by what was measured: name -> (digest, Measured); other keys stay."""
+    cases = {n: Known(d, m.peak, m.end, m.allocations, m.at_peak) for n, (d, m) in measured.items()}
+    file = read(path)
+    entries = [e for e in file.entries if e.key != own]
+    new = File(entries=[*entries, Entry(own, commit(), cases)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(new), indent=1) + b"\n")
+
+
+def history(path: Path = PATH) -> list[tuple[str, File]]:
+    """(short commit, file) for every commit that changed the file, oldest first, the working copy last."""
+    found = []
+    for line in reversed(_git("log", "--format=%h", "--", path.as_posix()).split()):
+        try:
+            found.append((line, msgspec.json.decode(_git("show", f"{line}:{path.as_posix()}"), type=File)))
+        except (msgspec.DecodeError, json.JSONDecodeError):
+            continue
+    now = read(path)
+    if now.entries and (not found or found[-1][1] != now):
+        found.append(("now", now))
+    return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout if run.returncode == 0 else ""

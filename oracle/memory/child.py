@@ -1,0 +1,180 @@
+"""Processes for the memory gates: memray allows one Tracker per process, so every case gets a process of its own.
+
+A *nursery* has everything imported and forks a child for each job it reads; where forking is not safe it does one job
+itself and ends. The parent has one nursery per worker and speaks JSON lines with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import msgspec
+
+from oracle.memory.probe import Job, Measured
+
+FORKS = sys.platform == "linux"
+LIMIT = 180.0  # seconds for one job
+
+
+def perform(job: Job) -> Measured:
+    """The answer to a job, in this process; an exception becomes ``error``."""
+    started = time.perf_counter()
+    try:
+        if job.task == "measure":
+            from oracle.memory.probe import measure
+
+            found = measure(job)
+        elif job.task == "explain":
+            from oracle.memory.blame import explain
+
+            found = explain(job)
+        else:
+            from oracle.memory.yardstick import measure_other
+
+            found = measure_other(job)
+    except Exception:
+        found = Measured(error=traceback.format_exc(limit=-3).strip())
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+# -- the nursery ------------------------------------------------------------------------------------------------------
+
+
+def nursery() -> None:
+    """Read jobs from stdin, a line each; answer each with a line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import needle  # noqa: F401 - imported once, for all children
+    import oracle.pairs  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    out = os.dup(1)
+    os.dup2(2, 1)  # nothing that a case prints gets into the answers
+    for line in sys.stdin.buffer:
+        job = msgspec.json.decode(line, type=Job)
+        if not FORKS:
+            os.write(out, msgspec.json.encode(perform(job)) + b"\n")
+            return
+        os.write(out, _forked(job) + b"\n")
+
+
+def _forked(job: Job) -> bytes:
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ours)
+        with os.fdopen(theirs, "wb") as pipe:
+            pipe.write(msgspec.json.encode(perform(job)))
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if not answer:
+        answer = msgspec.json.encode(Measured(error=f"the process of this case ended with status {status}"))
+    return answer
+
+
+# -- the parent -------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A nursery, started when it is needed and started again when it has gone."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def do(self, job: Job) -> Measured:
+        """Have a job done."""
+        if self.process is None or self.process.poll() is not None:
+            settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "oracle.memory.child"]
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **settings})
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(LIMIT, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:
+            answer = b""
+        finally:
+            timer.cancel()
+        if not FORKS:
+            self.close()
+        if not answer:
+            self.close()
+            return Measured(error=f"no answer: the process died, or took more than {LIMIT:g} s")
+        return msgspec.json.decode(answer, type=Measured)
+
+    def close(self) -> None:
+        """End the nursery."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                if stream is not None:
+                    stream.close()
+            self.process = None
+
+
+class Pool:
+    """Several workers: ``submit(job)`` gives a Future of its Measured."""
+
+    def __init__(self, workers: int) -> None:
+        self._all = [Worker() for _ in range(workers)]
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._all:
+            self._free.put(worker)
+        self._threads = ThreadPoolExecutor(workers)
+
+    def submit(self, job: Job) -> Future[Measured]:
+        """Have a job done by the next free worker."""
+        return self._threads.submit(self._do, job)
+
+    def _do(self, job: Job) -> Measured:
+        worker = self._free.get()
+        try:
+            return worker.do(job)
+        finally:
+            self._free.put(worker)
+
+    def map(self, jobs: Sequence[Job]) -> list[Measured]:
+        """The answers to several jobs, in their order."""
+        return [f.result() for f in [self.submit(job) for job in jobs]]
+
+    def close(self) -> None:
+        """End all workers, also in the middle of a job."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._all:
+            worker.close()
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[Pool]:
+    """A Pool that ends with the block."""
+    made = Pool(workers)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+if __name__ == "__main__":
+    nursery()

@@ -1,0 +1,393 @@
+"""The memory-regression report: terminal, Markdown, JSON and one HTML page that opens offline."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from oracle import case as c
+from oracle.memory import baseline
+from oracle.memory.gates import GATES, Row, moved
+from oracle.memory.probe import FIRST, STRIDE, Measured
+
+if TYPE_CHECKING:
+    from oracle.memory.session import Run
+
+WIDTH = 150
+PLOTTED = 12  # generated models in the page's plots; failing ones always
+TEMPLATE = Path(__file__).parent.parent / "templates" / "memory.html"
+HEADINGS = (
+    "case", "growth B", "blocks", "collector", "with op", "peak B", "live end B", "allocs/step", "torch peak", "NumPy peak",
+    "against baseline", "verdict",
+)  # fmt: skip
+
+
+# -- one row ----------------------------------------------------------------------------------------------------------
+
+
+def cells(row: Row) -> list[str]:
+    """What the table says of a row; the worst of its runs for what must be zero."""
+    m = row.main
+    if m is None:
+        return [row.name, *["-"] * (len(HEADINGS) - 2), "not measured"]
+    if row.errors:
+        return [row.name, *["-"] * (len(HEADINGS) - 2), "error"]
+    runs = list(row.runs.values())
+    return [
+        row.name,
+        f"{max(r.growth[0] for r in runs):,}",
+        f"{max(r.growth[1] for r in runs):,}",
+        f"{max(max(r.collected[1:], default=0) for r in runs):,}",
+        f"{max(r.with_graph for r in runs):,}",
+        f"{m.peak:,}",
+        f"{m.end:,}",
+        f"{m.allocations:,.1f}",
+        _ratio(row, row.torch),
+        _ratio(row, row.by_hand),
+        _delta(row),
+        "ok" if not row.failures else "FAILS " + " ".join(sorted(row.failures)),
+    ]
+
+
+def _ratio(row: Row, other: Measured | None) -> str:
+    """Another library's peak, and needle's as a multiple of it."""
+    if other is None or not other.peak or row.main is None:
+        return "-"
+    return f"{other.peak:,} (x{row.main.peak / other.peak:.2f})"
+
+
+def _delta(row: Row) -> str:
+    if row.known is None or row.main is None:
+        return "none" if row.panel else "-"
+    change = row.main.peak - row.known.peak
+    ratio = row.main.peak / row.known.peak if row.known.peak else math.nan
+    if row.exact:
+        return "same" if "D" not in row.failures else f"peak {change:+,} (x{ratio:.3f})"
+    return f"x{ratio:.3f}"
+
+
+def block(row: Row) -> str:
+    """What a failing row says for itself."""
+    lines = [f"gate {gate}: {text}" for gate, text in sorted(row.failures.items())]
+    lines += [f"  held by  {holder}" for holder in row.holders]
+    run = _worst(row)
+    if run is not None and set(row.failures) - {"D"}:
+        for site in run.survivors:
+            size = f"{site.size:,} B in {site.blocks:,} blocks"
+            lines.append(f"  born at  {site.where}, in {site.births} steps, {size}: {site.line}")
+    if "D" in row.failures and row.known is not None and row.main is not None:
+        lines += [f"  changed  {text}" for text in moved(row.main, row.known)]
+    if row.flame:
+        lines.append(f"  flames   {row.flame}")
+    lines += [f"  case     {row.name}: {c.describe(row.case)}", f"  replay   {row.replay}"]
+    return "\n".join(lines)
+
+
+def _worst(row: Row) -> Measured | None:
+    """The run that tells most about survivors: the one in which small objects were traced, if there is one."""
+    return row.runs.get("python") or row.main
+
+
+# -- terminal ---------------------------------------------------------------------------------------------------------
+
+
+def terminal(run: Run, console: Console) -> None:
+    """The table; failures; the verdict comes last."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("case", "verdict") else "right", no_wrap=True)
+    for row in run.rows:
+        table.add_row(*cells(row), style="" if not row.failures and not row.errors else "bold red")
+    console.print(table)
+    console.print(_facts(run), style="dim", soft_wrap=True, markup=False)
+    console.print()
+    for row in run.failed:
+        console.print(block(row), soft_wrap=True, markup=False)
+        console.print()
+    for row, error in run.errors:
+        console.print(f"{row.name} was not measured: {error}", soft_wrap=True, markup=False, style="yellow")
+    if run.interrupted:
+        console.print(f"[bold yellow]interrupted[/] after {run.done} of {run.jobs} measurements")
+    if run.accepted:
+        console.print(f"{run.plan.baseline} rewritten; commit it with the reason")
+    console.print(f"pages in {run.plan.folder}: memory.html, memory.md, memory.json", style="dim")
+    console.print(verdict(run))
+
+
+def verdict(run: Run) -> str:
+    """The last line."""
+    if run.failed:
+        return f"[bold red]{len(run.failed)} of {len(run.rows)} models fail a memory gate[/]"
+    if run.errors:
+        return f"[bold yellow]{len(run.errors)} models could not be measured[/]"
+    if run.interrupted:
+        return f"no verdict: {len(run.rows)} models so far, all flat"
+    return f"[bold green]memory is flat[/]: 0 bytes, 0 blocks, 0 objects in {len(run.rows)} models; {run.wall:.0f} s"
+
+
+def _facts(run: Run) -> str:
+    lines = [", ".join(f"{k} {v}" for k, v in run.key.items()) + f", commit {run.commit or 'none'}"]
+    if run.baseline_key is None:
+        lines.append("no baseline yet: `nox -s memory -- --accept` writes one")
+    elif run.baseline_key != run.key:
+        other = ", ".join(f"{k} {v}" for k, v in run.baseline_key.items() if run.key.get(k) != v)
+        lines.append(f"the baseline was made with {other}: ratios only, gate D is not judged")
+    return "\n".join(lines)
+
+
+def steps(row: Row, console: Console) -> None:
+    """The boundary series of one case, for replay."""
+    run = row.main
+    if run is None or run.error:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("after step", "live B", "blocks", "collector", "Tensors"):
+        table.add_column(heading, justify="right")
+    for t in range(FIRST, len(run.live), STRIDE):
+        series = (run.live[t] - run.live[FIRST], run.blocks[t] - run.blocks[FIRST], run.collected[t], run.tensors[t])
+        table.add_row(str(t), *(f"{n:+,}" if n else "0" for n in series))
+    console.print(f"{row.name}: {c.describe(row.case)}", soft_wrap=True, markup=False)
+    console.print(table)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_case(row: Row, folder: Path) -> None:
+    """``<digest>.json`` to replay and ``<digest>.md`` to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{row.case.digest}.json").write_bytes(c.encode(row.case))
+    text = f"# {row.case.digest}: memory\n\n```\n{block(row)}\n```\n\n```json\n{c.encode(row.case).decode()}```\n"
+    (folder / f"{row.case.digest}.md").write_text(text, encoding="utf-8")
+
+
+def write(run: Run, folder: Path) -> None:
+    """memory.json, memory.md and memory.html."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = msgspec.json.format(msgspec.json.encode(to_json(run)), indent=1)
+    (folder / "memory.json").write_bytes(data + b"\n")
+    (folder / "memory.md").write_text(markdown(run), encoding="utf-8")
+    (folder / "memory.html").write_text(html(run), encoding="utf-8")
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Everything, as data."""
+    return {
+        "key": run.key,
+        "commit": run.commit,
+        "baseline_key": run.baseline_key,
+        "seed": run.plan.seed,
+        "interrupted": run.interrupted,
+        "wall_seconds": round(run.wall, 1),
+        "exit_code": run.exit_code,
+        "rows": [
+            {
+                "name": row.name,
+                "panel": row.panel,
+                "model": c.describe(row.case),
+                "digest": row.case.digest,
+                "replay": row.replay,
+                "failures": row.failures,
+                "holders": row.holders,
+                "flame_graph": row.flame,
+                "runs": {
+                    mode: {**msgspec.to_builtins(m), "growth": m.growth if m.live else None}
+                    for mode, m in row.runs.items()
+                },
+                "torch_peak": row.torch.peak if row.torch else None,
+                "numpy_peak": row.by_hand.peak if row.by_hand else None,
+                "baseline": msgspec.to_builtins(row.known) if row.known else None,
+            }
+            for row in run.rows
+        ],
+    }
+
+
+def markdown(run: Run) -> str:
+    """The table and the failures."""
+    text = ["# Memory of needle", "", verdict(run).replace("[bold green]", "**").replace("[bold red]", "**")
+            .replace("[bold yellow]", "**").replace("[/]", "**") + "  ", _facts(run), "",
+            "| " + " | ".join(HEADINGS) + " |", "|---|" + "--:|" * (len(HEADINGS) - 2) + "---|"]  # fmt: skip
+    text += ["| " + " | ".join(cells(row)) + " |" for row in run.rows]
+    text += ["", *(f"- {gate}: {meaning}" for gate, meaning in GATES.items())]
+    for row in run.failed:
+        text += ["", f"## {row.name}", "", "```", block(row), "```"]
+    for row, error in run.errors:
+        text += ["", f"## {row.name} was not measured", "", "```", error, "```"]
+    return "\n".join(text) + "\n"
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def html(run: Run) -> str:
+    """One page: plots as inline SVG, no assets."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text("utf-8"))
+    shown = [r for r in run.rows if r.panel or r.failures]
+    others = [r for r in run.rows if not r.panel and not r.failures]
+    plotted = [*shown, *others[: max(0, PLOTTED - sum(not r.panel for r in shown))]]
+    return template.render(
+        run=run,
+        facts=_facts(run).split("\n"),
+        verdict=verdict(run).partition("]")[2].replace("[/]", "") if "]" in verdict(run) else verdict(run),
+        state="bad" if run.failed else "open" if run.errors or run.interrupted else "good",
+        headings=HEADINGS,
+        rows=[(row, cells(row)) for row in run.rows],
+        failed=[(row, block(row), _failure_plot(row)) for row in run.failed],
+        gates=GATES,
+        series=_series_plot([r for r in plotted if r.main is not None and not r.errors]),
+        left_out=max(0, len(run.rows) - len(plotted)),
+        peaks=_peaks_plot([r for r in run.rows if r.panel and r.main is not None and not r.errors]),
+        trend=_trend_plot(baseline.history(run.plan.baseline), run.key),
+    )
+
+
+INK, NEEDLE, TORCH, HAND, BAD = "#1f2933", "#2563a8", "#d9822b", "#8a9ba8", "#c23030"
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "font.size": 9, "axes.edgecolor": "#c5ced6", "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
+        "font.family": "sans-serif", "svg.hashsalt": "memory", "axes.titlesize": 9, "axes.titlelocation": "left",
+    }  # fmt: skip
+    with pyplot.rc_context(style):
+        return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib import pyplot
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    text = out.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def _curve(m: Measured) -> tuple[list[int], list[float]]:
+    """Live bytes after each step: every boundary before FIRST, then those that are judged.
+
+    The jump at FIRST is the harness filling NumPy's cache, and is taken out.
+    """
+    before = list(range(1, min(FIRST, len(m.live))))
+    judged = list(range(FIRST, len(m.live), STRIDE))
+    jump = m.live[FIRST] - m.live[FIRST - 1] if judged else 0
+    return [*before, *judged], [*(m.live[t] for t in before), *(m.live[t] - jump for t in judged)]
+
+
+def _series_plot(rows: Sequence[Row]) -> str:
+    """Live bytes over steps, a small panel per case."""
+    if not rows:
+        return ""
+    columns = 5
+    lines = -(-len(rows) // columns)
+    figure, axes = _figure(11.5, 1.55 * lines + 0.3, lines, columns)
+    for ax in axes.flat[len(rows) :]:
+        ax.set_visible(False)
+    for ax, row in zip(axes.flat, rows, strict=False):
+        assert row.main is not None
+        x, y = _curve(row.main)
+        scale, unit = _unit(max(y))
+        flat = "C" not in row.failures
+        colour = NEEDLE if flat else BAD
+        ax.axvspan(FIRST, x[-1], color=colour, alpha=0.06, lw=0)
+        ax.plot(x, [v / scale for v in y], color=colour, lw=1.5)
+        ax.set_ylim(0, max(y) / scale * 1.25)
+        ax.set_xlim(0, x[-1])
+        ax.set_title(f"{row.name}, {unit}", color=INK if flat else BAD)
+        ax.tick_params(length=2, labelsize=8)
+    return _svg(figure)
+
+
+def _failure_plot(row: Row) -> str:
+    """The boundary series of a failing case, against the first judged boundary."""
+    run = _worst(row)
+    if run is None or run.error or not set(row.failures) - {"D"}:
+        return ""
+    figure, axes = _figure(11.5, 2.3, 1, 3)
+    judged = list(range(FIRST, len(run.live), STRIDE))
+    plots = (
+        ("live bytes against step 20", judged, [run.live[t] - run.live[FIRST] for t in judged]),
+        ("live Tensors against step 20", list(range(1, len(run.tensors))), run.tensors[1:]),
+        ("objects for the collector", list(range(1, len(run.collected))), run.collected[1:]),
+    )
+    for ax, (title, x, y) in zip(axes.flat, plots, strict=True):
+        ax.plot(x, y, color=BAD if max(y) > min(y) or (title.startswith("objects") and any(y)) else NEEDLE, lw=1.5)
+        ax.set_title(title)
+        ax.set_xlabel("step")
+    return _svg(figure)
+
+
+def _unit(size: float) -> tuple[float, str]:
+    return (1e6, "MB") if size >= 1e6 else (1e3, "kB") if size >= 1e3 else (1.0, "B")
+
+
+def _peaks_plot(rows: Sequence[Row]) -> str:
+    """Peak against the baseline and the yardsticks, as multiples of the smallest bar's scale: needle = 1."""
+    if not rows:
+        return ""
+    figure, axes = _figure(11.5, 0.5 * len(rows) + 0.9)
+    ax = axes[0, 0]
+    for i, row in enumerate(reversed(rows)):
+        assert row.main is not None
+        peak = row.main.peak
+        bars = [("needle", peak, NEEDLE), ("torch", row.torch.peak if row.torch else 0, TORCH),
+                ("NumPy by hand", row.by_hand.peak if row.by_hand else 0, HAND)]  # fmt: skip
+        for k, (_, value, colour) in enumerate(bars):
+            if value:
+                ax.barh(i + 0.25 - 0.25 * k, value / peak, height=0.22, color=colour)
+                scale, unit = _unit(value)
+                label = f"{value / scale:.2f} {unit}" + ("" if k == 0 else f", x{peak / value:.2f}")
+                ax.text(value / peak + 0.01, i + 0.25 - 0.25 * k, label, va="center", fontsize=7)
+        if row.known is not None:
+            ax.plot([row.known.peak / peak] * 2, [i + 0.12, i + 0.38], color=INK, lw=2)
+    ax.set_yticks(range(len(rows)), [r.name for r in reversed(rows)])
+    ax.set_xlabel("peak as a share of needle's")
+    for label, colour in (("needle", NEEDLE), ("torch", TORCH), ("NumPy by hand", HAND)):
+        ax.barh(0, 0, color=colour, label=label)
+    ax.plot([], [], color=INK, lw=2, label="baseline")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, frameon=False)
+    ax.margins(y=0.02)
+    return _svg(figure)
+
+
+def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -> str:
+    """Peaks over the git history of the baseline, each against its first."""
+    points: dict[str, list[tuple[int, int]]] = {}
+    names = []
+    for name, file in history:
+        entry, _ = baseline.entry_for(file, key)
+        if entry is None:
+            continue
+        names.append(name)
+        for case, known in entry.cases.items():
+            points.setdefault(case, []).append((len(names) - 1, known.peak))
+    if not points:
+        return ""
+    figure, axes = _figure(11.5, 3)
+    ax = axes[0, 0]
+    for case, line in points.items():
+        ax.plot([i for i, _ in line], [p / line[0][1] for _, p in line], marker="o", ms=3, lw=1.2, label=case)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylabel("peak against the first")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return _svg(figure)

@@ -1,0 +1,288 @@
+"""``python -m oracle memory``: the panel and generated models through the four gates; a table, a page, a verdict."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from oracle import case as c
+from oracle import shrink
+from oracle.memory import baseline, report
+from oracle.memory.child import Pool, pool
+from oracle.memory.gates import Row, failures, judge
+from oracle.memory.panel import PANEL, traced
+from oracle.memory.probe import FIRST, STEPS, STRIDE, Job, Measured
+
+SHRUNK = 3  # failing generated models that are made smaller; the rest is only listed
+SHRINK_BUDGET = 80  # measurements for each
+NO_MEMRAY = (
+    "memory: SKIPPED, nothing was checked: memray is not installed (it does not exist for Windows). "
+    "The gates without memray run in `nox -s diff`."
+)
+
+
+@dataclass
+class Plan:
+    """What to run."""
+
+    cases: int
+    seed: int
+    workers: int
+    panel_only: bool = False
+    accept: bool = False
+    folder: Path = Path("reports/latest")
+    baseline: Path = baseline.PATH
+
+
+@dataclass
+class Run:
+    """What a run found."""
+
+    plan: Plan
+    key: dict[str, str]
+    commit: str
+    rows: list[Row] = field(default_factory=list)
+    baseline_key: dict[str, str] | None = None  # of the entry that was looked at
+    jobs: int = 0
+    done: int = 0
+    interrupted: bool = False
+    accepted: bool = False
+    wall: float = 0.0
+
+    @property
+    def failed(self) -> list[Row]:
+        """Rows with a failing gate."""
+        return [r for r in self.rows if r.failures]
+
+    @property
+    def errors(self) -> list[tuple[Row, str]]:
+        """Rows whose measurement came to nothing."""
+        return [(r, e) for r in self.rows for e in r.errors]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all gates hold, 1 one does not, 3 something was not measured, 130 interrupted."""
+        if self.failed:
+            return 1
+        return 130 if self.interrupted else 3 if self.errors else 0
+
+
+def memory(
+    *, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
+    progress: bool = True,
+) -> int:  # fmt: skip
+    """Run, show progress, print the table, write the reports; returns the exit code."""
+    if importlib.util.find_spec("memray") is None:
+        print(NO_MEMRAY, file=sys.stderr)
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, report.WIDTH))
+    plan = Plan(
+        cases=0 if panel_only else cases,
+        seed=secrets.randbelow(2**20) if seed is None else seed,
+        workers=workers or os.cpu_count() or 1,
+        panel_only=panel_only,
+        accept=accept,
+        folder=folder,
+    )
+    what = "panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}"
+    console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
+    shown = progress and console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
+    bar = _bar(console) if shown else None
+    with bar or nullcontext():
+        task = bar.add_task("starting", total=None) if bar else None
+
+        def tick(run: Run, text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, total=run.jobs, completed=run.done, description=text)
+
+        outcome = run(plan, tick)
+    report.write(outcome, folder)
+    report.terminal(outcome, console)
+    return outcome.exit_code
+
+
+def _bar(console: Console) -> Progress:
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description:30}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -> Run:
+    """Run a plan. Ctrl-C ends it early, with what is known so far."""
+    started = time.perf_counter()
+    outcome = Run(plan, baseline.key(), baseline.commit())
+    try:
+        with pool(plan.workers) as workers:
+            try:
+                _measure(outcome, workers, tick)
+                _compare(outcome)
+                _explain(outcome, workers, tick)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+                _compare(outcome)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    outcome.rows = [r for r in outcome.rows if r.runs]
+    panel = [r for r in outcome.rows if r.panel]
+    if plan.accept and not outcome.interrupted and not outcome.errors:
+        measured = {r.name: (r.case.digest, r.main) for r in panel if r.main is not None}
+        baseline.accept(plan.baseline, outcome.key, measured)
+        outcome.accepted = True
+        _compare(outcome)
+    outcome.wall = time.perf_counter() - started
+    return outcome
+
+
+def generated(count: int, seed: int) -> list[c.TrainCase]:
+    """Models as `nox -s diff` draws them, trained for longer."""
+    from oracle import runner  # imports torch: only where models are drawn
+
+    drawn = runner.draw("train", count, runner.seed_of(seed, "memory"))
+    return [as_memory_case(case) for case in drawn if isinstance(case, c.TrainCase)]
+
+
+def as_memory_case(case: c.TrainCase) -> c.TrainCase:
+    """The case for the memory gates: 120 steps, evaluated now and then."""
+    return msgspec.structs.replace(case, steps=STEPS, memory=c.Memory())
+
+
+def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
+    plan = outcome.plan
+    outcome.rows = [
+        Row(name, case, panel=True, replay=f"nox -s memory -- --panel-only  # {name}") for name, case in PANEL.items()
+    ]
+    if plan.cases:
+        tick(outcome, "drawing models")
+        outcome.rows += [
+            Row(case.digest, case, panel=False, replay=f"nox -s memory -- --seed {plan.seed} --cases {plan.cases}")
+            for case in generated(plan.cases, plan.seed)
+        ]
+    # the longest first
+    jobs = [(r, "python", Job(traced(r.case, "python"))) for r in outcome.rows if r.panel]
+    jobs += [(r, "malloc", Job(r.case)) for r in outcome.rows]
+    jobs += [(r, other, Job(r.case, other)) for r in outcome.rows if r.panel for other in ("torch", "by hand")]
+    outcome.jobs = len(jobs)
+    running: dict[Future[Measured], tuple[Row, str]] = {workers.submit(job): (r, what) for r, what, job in jobs}
+    for future in as_completed(running):
+        row, what = running[future]
+        found = future.result()
+        if what in ("malloc", "python"):
+            row.runs[what] = found
+        elif what == "torch":
+            row.torch = found
+        else:
+            row.by_hand = found if found.live else None
+        outcome.done += 1
+        tick(outcome, row.name)
+
+
+def _compare(outcome: Run) -> None:
+    entry, same = baseline.entry_for(baseline.read(outcome.plan.baseline), outcome.key)
+    outcome.baseline_key = None if entry is None else entry.key
+    for row in outcome.rows:
+        known = entry.cases.get(row.name) if entry is not None and row.panel else None
+        row.known = known if known is not None and known.case == row.case.digest else None
+        row.exact = same
+        if not (outcome.plan.accept and not outcome.accepted):
+            judge(row)
+        else:
+            row.known = None
+            judge(row)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
+    """For what failed: a smaller case, the holder, a flame graph."""
+    failed = outcome.failed
+    for i, row in enumerate([r for r in failed if not r.panel][:SHRUNK]):
+        tick(outcome, f"shrinking {i + 1} of {min(SHRUNK, len(failed))}")
+        row.case = shrunk(row.case, set(row.failures), lambda job: workers.submit(job).result())
+        row.replay = f"nox -s replay -- {row.case.digest}"
+        row.runs = {"malloc": workers.submit(Job(row.case)).result()}
+        judge(row)
+        row.name = row.case.digest
+    for row in failed[:SHRUNK]:
+        tick(outcome, f"explaining {row.name}")
+        worst = next((mode for mode, m in row.runs.items() if failures(m)), "malloc")
+        row.holders = workers.submit(Job(traced(row.case, worst), "explain")).result().holders
+        row.flame = flame_graph(row, worst, workers, outcome.plan.folder)
+    for row in failed:
+        if not row.panel and row.name == row.case.digest:
+            report.write_case(row, outcome.plan.folder)
+
+
+def shrunk(
+    case: c.TrainCase, gates: set[str], do: Callable[[Job], Measured], budget: int = SHRINK_BUDGET
+) -> c.TrainCase:
+    """The smallest case found in which one of the same gates fails."""
+
+    def fails(candidate: c.Case) -> bool:
+        if not isinstance(candidate, c.TrainCase) or candidate.memory is None or candidate.steps < FIRST + STRIDE:
+            return False
+        found = do(Job(candidate))
+        return not found.error and bool(gates & set(failures(found)))
+
+    smallest = shrink.shrink(case, fails, budget)
+    assert isinstance(smallest, c.TrainCase)
+    return smallest
+
+
+def flame_graph(row: Row, mode: str, workers: Pool, folder: Path) -> str:
+    """A page of memray's beside the report, without assets from the web; its file name, or "" if there is none."""
+    leaks = [] if set(row.failures) == {"D"} else ["--leaks"]
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder.resolve() / f"memory-{row.name.replace(' ', '-')}-flame.html"
+    with tempfile.TemporaryDirectory() as place:  # never in a folder with a file named like a standard module
+        kept = Path(place) / "run.bin"
+        if workers.submit(Job(traced(row.case, mode), keep=str(kept))).result().error or not kept.exists():
+            return ""
+        command = [sys.executable, "-m", "memray", "flamegraph", "--no-web", "-f", *leaks, "-o", str(page), str(kept)]
+        made = subprocess.run(command, cwd=place, capture_output=True, timeout=120, check=False)
+    return page.name if made.returncode == 0 else ""
+
+
+def replay_case(case: c.TrainCase, console: Console) -> int:
+    """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 3 it could not be measured."""
+    if importlib.util.find_spec("memray") is None:
+        print(NO_MEMRAY, file=sys.stderr)
+        return 0
+    assert case.memory is not None
+    with pool(1) as workers:
+        row = Row(case.digest, case, panel=False)
+        row.runs = {case.memory.allocators: workers.submit(Job(case)).result()}
+        judge(row)
+        if row.failures:
+            row.holders = workers.submit(Job(case, "explain")).result().holders
+    row.replay = f"nox -s replay -- {case.digest}"
+    report.steps(row, console)
+    if row.errors:
+        console.print(row.errors[0], markup=False, soft_wrap=True)
+        return 3
+    if row.failures:
+        console.print(report.block(row), markup=False, soft_wrap=True)
+        return 1
+    console.print("[bold green]memory is flat[/]: gates A, B and C hold")
+    return 0
