@@ -578,13 +578,15 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     n, k = z.shape
     onehot = (labels[..., None] == np.arange(k)).astype(np.float64)[None]
     seen, top, e, s = _shifted(t, z.value, (z.value.ndim - 1,))
+    lse = t.noisy(np.log(t.noisy(s))) + t.noisy(top) if t.usual_norms else top
     # needle sums the two terms apart, so each has rounding of its own size
     normalisers = _mean(t, t.noisy(np.log(t.noisy(s)))[..., 0], (LEAD,))
     picked = _mean(t, (t.noisy(seen - top) * onehot).sum(axis=-1), (LEAD,))
     loss = (t.noisy(normalisers) - t.noisy(picked))[..., 0]
 
     def vjp(g: Array) -> Sequence[Array]:
-        p = t.noisy(e) / t.noisy(s)
+        # other needles may take e^(z − lse), which carries the rounding of a large lse
+        p = _softmax(t, z.value, lse) if t.usual_norms else t.noisy(e) / t.noisy(s)
         return (t.noisy(t.noisy(p) - onehot) * t.noisy(g)[..., None, None] / n,)
 
     return t.emit(loss, (z,), vjp)
@@ -611,17 +613,29 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 
 
+def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, xh: Array) -> Array:
+    """The normalised value for the backward pass: the saved one, or, in the textbook order, x·inv − mean·inv.
+
+    torch's fused kernels compute it anew, and far from 0 the two differ by the rounding of a large mean. That shows where
+    the exact sum is 0: in the weight of a norm whose output is normalised again.
+    """
+    if not t.usual_norms:
+        return xh
+    return t.noisy(t.noisy(x.value) * t.noisy(inv)) - t.noisy(t.noisy(mean) * t.noisy(inv))
+
+
 def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Training-mode normalisation over the batch axis: (n, d), (d,), (d,) -> (n, d)."""
-    _, _, inv, xh = _normalised(t, x, LEAD, eps)
+    mean, _, inv, xh = _normalised(t, x, LEAD, eps)
     w, b = weight.value[:, :, None], bias.value[:, :, None]
     y = t.noisy(t.noisy(xh) * t.noisy(_expand_rows(w, x.shape))) + t.noisy(_expand_rows(b, x.shape))
 
     def vjp(g: Array) -> Sequence[Array]:
-        dw = _sum(t, t.noisy(g) * t.noisy(xh), (LEAD,))
+        again = _normalised_again(t, x, mean, inv, xh)
+        dw = _sum(t, t.noisy(g) * t.noisy(again), (LEAD,))
         db = _sum(t, t.noisy(g), (LEAD,))
         # the scale 1/√(var + eps)·weight is one factor per column: it comes last and is applied to the whole column
-        return t.noisy(_norm_backward(t, g, xh, inv, LEAD)) * t.noisy(w), dw, db
+        return t.noisy(_norm_backward(t, g, again, inv, LEAD)) * t.noisy(w), dw, db
 
     return t.emit(y, (x, weight, bias), vjp)
 
@@ -642,13 +656,14 @@ def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var
 
 def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Normalisation over the feature axis: (n, d), (d,), (d,) -> (n, d)."""
-    _, _, inv, xh = _normalised(t, x, LEAD + 1, eps)
+    mean, _, inv, xh = _normalised(t, x, LEAD + 1, eps)
     w, b = (_expand_rows(v.value[:, :, None], x.shape) for v in (weight, bias))
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)
 
     def vjp(g: Array) -> Sequence[Array]:
-        dx = _norm_backward(t, t.noisy(t.noisy(g) * t.noisy(w)), xh, inv, LEAD + 1)
-        return dx, _sum(t, t.noisy(g) * t.noisy(xh), (LEAD,)), _sum(t, t.noisy(g), (LEAD,))
+        again = _normalised_again(t, x, mean, inv, xh)
+        dx = _norm_backward(t, t.noisy(t.noisy(g) * t.noisy(w)), again, inv, LEAD + 1)
+        return dx, _sum(t, t.noisy(g) * t.noisy(again), (LEAD,)), _sum(t, t.noisy(g), (LEAD,))
 
     return t.emit(y, (x, weight, bias), vjp)
 

@@ -1,0 +1,94 @@
+"""The fault catalogue is what tests the tester: what was killed according to the committed table must be killed."""
+
+import os
+import re
+from collections import Counter
+
+import pytest
+
+import needle
+from oracle import kill_table
+from oracle.faults import CONTROLS, FAULTS, Fault
+from oracle.patches import Patch, PatchError, find, replace, wrap
+
+LEAST = {"optimizer": 35, "autograd": 20, "op": 50, "layer": 35, "conditional": 30, "small": 15}
+
+
+def _state() -> dict[str, object]:
+    """Everything that a patch may replace, by path."""
+    paths = {path for patch in (*_patches().values(),) for path, _ in patch.changes}
+    return {path: vars(find(path)[0])[find(path)[1]] for path in paths}
+
+
+def _patches() -> dict[str, Patch]:
+    return {**{name: fault.patch for name, fault in FAULTS.items()}, **CONTROLS}
+
+
+def test_the_catalogue_is_large_enough() -> None:
+    count = Counter(fault.group for fault in FAULTS.values())
+    assert all(count[group] >= least for group, least in LEAST.items()), count
+
+
+@pytest.mark.parametrize("name", _patches())
+def test_every_patch_applies_and_undoes_itself(name: str) -> None:
+    before = _state()
+    patch = _patches()[name]
+    with patch.applied():
+        during = _state()
+    assert {path for path, value in during.items() if value is not before[path]} == {path for path, _ in patch.changes}
+    after = _state()
+    assert all(after[path] is value for path, value in before.items())
+
+
+def test_a_patch_of_what_is_gone_is_an_error() -> None:
+    for path in ("ops.Gone.vjp", "optim.SGD.gone", "nn.ReLU.parameters"):
+        with pytest.raises(PatchError, match="must follow"), replace(path, None).applied():
+            pass
+
+
+def test_a_patch_undoes_itself_when_a_later_one_cannot_be_made() -> None:
+    right = needle.optim.SGD.step
+    with pytest.raises(PatchError), (replace("optim.SGD.step", None) + wrap("ops.Gone", lambda old: old)).applied():
+        pass
+    assert needle.optim.SGD.step is right
+
+
+def test_suspects_match_by_words() -> None:
+    assert kill_table.matches("Tanh backward", "Tanh backward (needle/ops.py:391); layer 3")
+    assert kill_table.matches("Tanh backward", "tanh vjp")
+    assert kill_table.matches("EWiseMul backward", "multiply gradient with respect to operand 1")
+    assert kill_table.matches("clip norm|SGD velocity", "SGD velocity update (needle/optim.py:269)")
+    assert not kill_table.matches("Tanh backward", "Tanh forward; the gradient agrees")
+    assert not kill_table.matches("SGD velocity", "SGD parameter update")
+
+
+def test_what_is_no_fault_survives() -> None:
+    plan = kill_table.Plan(
+        kill_table.controls(), seeds=(0,), budget=60, workers=os.cpu_count() or 1, shrinks=0, estimated=0, ahead=1
+    )
+    rows = kill_table.run(plan)
+    assert [(r.name, r.rules, r.suspect, r.error) for r in rows] == [(n, "", "", "") for n in CONTROLS]
+
+
+def test_every_fault_that_was_killed_is_killed() -> None:
+    known = kill_table.known_kills()
+    gone = sorted(set(known) - set(FAULTS))
+    assert not gone, f"the committed table has faults that the catalogue has not: {gone}"
+    chosen = [FAULTS[name] for name, cases in known.items() if cases <= 40]
+    assert len(chosen) >= 150
+    plan = kill_table.Plan(chosen, seeds=(0,), budget=400, workers=os.cpu_count() or 1, shrinks=0, estimated=0, ahead=2)
+    rows = kill_table.run(plan)
+    survived = [f"{r.name}: {r.about}{r.error}" for r in rows if not r.killed]
+    assert not survived, "\n".join(survived)
+
+
+def test_a_table_is_written_and_read(tmp_path) -> None:
+    fault = FAULTS["sgd-undampened"]
+    dead = Fault("dead", "optimizer", "nothing is wrong", "SGD", CONTROLS["SGD.step written out"])
+    plan = kill_table.Plan([fault, dead], seeds=(0,), budget=40, workers=1, shrinks=60, estimated=10, ahead=1)
+    rows = kill_table.run(plan)
+    kill_table.write(rows, plan, tmp_path / "faults.md", tmp_path / "faults.json")
+    assert set(kill_table.known_kills(tmp_path / "faults.json")) == {"sgd-undampened"}
+    page = (tmp_path / "faults.md").read_text()
+    assert re.search(r"sgd-undampened .* SGD velocity", page)
+    assert re.search(r"dead .* \*\*survived\*\*", page)
