@@ -42,6 +42,9 @@ SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}
 WAVE = 8  # shards between two looks at the failures
+# Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
+PEER_SHARE = 4  # rule P
+VALIDATION_SHARE = 8  # the truth against torch float64
 CASE_SECONDS = 120.0  # generous: a case takes 20 ms
 SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
 
@@ -112,9 +115,14 @@ class Result:
     def judge(self, case: c.Case, *, validate: bool | None = None) -> None:
         """Judge one case and count it."""
         try:
-            one_in_eight = int(case.digest, 16) % 8 == 0
+            number = int(case.digest, 16)
             with time_limit():
-                verdict = engine.judge(case, needle, validate=one_in_eight if validate is None else validate)
+                verdict = engine.judge(
+                    case,
+                    needle,
+                    peer_too=number % PEER_SHARE == 0,
+                    validate=number % VALIDATION_SHARE == 0 if validate is None else validate,
+                )
         except Exception:
             # an error of the oracle itself is a finding about the oracle, and must not end the run
             last = traceback.format_exc(limit=-2).strip()
