@@ -92,7 +92,7 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if evidence.twin is not None and evidence.twin.suspect is not None:
         return evidence.twin.suspect
     by_tensor = _by_tensor(case, divergence, evidence)
-    if divergence.rule == "unexpected":
+    if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD):
         what = f"{divergence.quantity} that should not exist (requires_grad)"
         return Suspect(
             what, divergence.message, line=line_of(evidence.ndl, "Tensor", "backward"), tensor=by_tensor.what
@@ -282,6 +282,8 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         return Suspect(f"{kind}.step writes into gradients", name, "", words, stepped)
     if quantity in ("velocity", "first moment", "second moment"):
         phase = "velocity update" if quantity == "velocity" else f"{quantity} update"
+        if divergence.rule == "unexpected":
+            return Suspect(f"{kind} skip, {phase}", divergence.message, line=stepped, key=f"{kind} skip")
         return Suspect(f"{kind} {phase}", name, "all gradients agree", words, stepped)
     if quantity == "parameter":
         if divergence.rule == "exact":
@@ -536,6 +538,8 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> str:
             ("the sum of the norms", sum(float(np.sqrt(s)) for s in squares.values())),
             ("the norm after clipping", min(1.0, most / (norm + 1e-6)) * norm),
             ("1e-6 is a part of it", norm + 1e-6),
+            ("every parameter counts twice", float(np.sqrt(2)) * norm),
+            *((f"{n} counts twice", float(np.sqrt(norm * norm + s))) for n, s in squares.items()),
             ("the mean square", norm / np.sqrt(max(1, sum(g.size for g in raw.values())))),
             *((f"{n} is left out", float(np.sqrt(norm * norm - s))) for n, s in squares.items() if len(raw) > 1),
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),

@@ -950,8 +950,8 @@ class _Judge:
         allowed = 4 * bound + TINY
         guesses = [("twice the sum", 2 * total), ("zero", 0 * total)]
         if len(given) > 1:
-            guesses.insert(0, ("only the first contribution in the order of the tape", given[-1][0]))  # type: ignore[index]
-            guesses.insert(0, ("only the last contribution in the order of the tape", given[0][0]))  # type: ignore[index]
+            guesses.insert(0, ("only the contribution that comes last counts", given[-1][0]))  # type: ignore[index]
+            guesses.insert(0, ("only the contribution that comes first counts", given[0][0]))  # type: ignore[index]
             guesses += [(f"contribution {k + 1} of {len(given)} is missing", total - p[0])  # type: ignore[index]
                         for k, p in enumerate(given)]  # fmt: skip
             guesses += [(f"contribution {k + 1} of {len(given)} counts twice", total + p[0])  # type: ignore[index]

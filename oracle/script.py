@@ -197,13 +197,21 @@ def _operations(names: Sequence[str]) -> str:
     """The functions needle_op(name, …) and torch_op(name, …) for the operations of a case."""
     module, rows = _table()
     functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
+    imports = {
+        a.asname or a.name: n for n in module.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names
+    }
     wanted: dict[str, ast.FunctionDef] = {}
+    imported: dict[str, str] = {}
 
     def collect(tree: ast.AST) -> None:
         for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and node.id in functions and node.id not in wanted:
-                wanted[node.id] = functions[node.id]
-                collect(functions[node.id])
+            if not isinstance(node, ast.Name):
+                continue
+            if node.id in functions and node.id not in wanted:
+                wanted[node.id] = plain = _plain(functions[node.id])
+                collect(plain)
+            elif node.id in imports and node.id not in ("torch", "np"):
+                imported[node.id] = ast.unparse(imports[node.id])
 
     ours, theirs = [], []
     for name in dict.fromkeys(names):
@@ -212,10 +220,9 @@ def _operations(names: Sequence[str]) -> str:
             collect(side)
         ours.append(f"    {name!r}: {ast.unparse(needle_side)},\n")
         theirs.append(f"    {name!r}: {ast.unparse(torch_side)},\n")
-    helpers = "".join(f"\n\n{_plain(f)}\n" for f in wanted.values())
-    uses_nn = "nn." in helpers + "".join(theirs)
+    helpers = "".join(f"\n\n{ast.unparse(f)}\n" for f in wanted.values())
     return (
-        ("from torch import nn  # noqa: E402\n" if uses_nn else "")
+        "".join(f"{line}  # noqa: E402\n" for line in dict.fromkeys(imported.values()))
         + helpers
         + f"\n\nIN_NEEDLE = {{\n{''.join(ours)}}}\nIN_TORCH = {{\n{''.join(theirs)}}}\n"
         + "\n\ndef needle_op(name, *tensors, **attributes):\n    return IN_NEEDLE[name](ndl, *tensors, **attributes)\n"
@@ -223,14 +230,15 @@ def _operations(names: Sequence[str]) -> str:
     )
 
 
-def _plain(function: ast.FunctionDef) -> str:
+def _plain(function: ast.FunctionDef) -> ast.FunctionDef:
     """A function without its annotations."""
     copy = ast.parse(ast.unparse(function)).body[0]
     assert isinstance(copy, ast.FunctionDef)
     copy.returns = None
-    for argument in (*copy.args.args, *copy.args.kwonlyargs):
-        argument.annotation = None
-    return ast.unparse(copy)
+    for argument in (*copy.args.args, *copy.args.kwonlyargs, copy.args.vararg, copy.args.kwarg):
+        if argument is not None:
+            argument.annotation = None
+    return copy
 
 
 # -- models -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,188 @@
+"""Rule OP: silent on correct code, and each of its checks catches a fault planted for it."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import needle
+from needle import ops
+from oracle import case as c
+from oracle import engine, op_rule, runner
+from oracle.op_rule import Findings
+from oracle.patches import compute, contribution, replace, vjp, wrap
+
+
+def findings(build, *shapes, seed=0, scale=1.0):
+    """Rule OP on one backward pass through what ``build`` makes of normal operands."""
+    rng = np.random.RandomState(seed)
+    xs = [needle.Tensor((rng.standard_normal(s) * scale).astype(np.float32)) for s in shapes]
+    out = build(*xs)
+    g = rng.standard_normal(out.shape).astype(np.float32)
+    tape = op_rule.record(out)
+    out.backward(needle.Tensor(g, requires_grad=False))
+    return op_rule.judge(tape, g)
+
+
+def first(build, *shapes):
+    bad = findings(build, *shapes).bad
+    assert bad, "nothing found"
+    return bad[0]
+
+
+def test_every_op_of_needle_has_a_definition():
+    made = {n for n, k in vars(ops).items() if inspect.isclass(k) and issubclass(k, ops.TensorOp | ops.TensorTupleOp)}
+    missing = made - {"TensorOp", "TensorTupleOp"} - set(op_rule.RULES)
+    assert not missing, f"oracle.op_rule has no definition of {missing}"
+
+
+def test_correct_code_gives_no_finding_on_several_hundred_nodes():
+    nodes = tensors = 0
+    for case in runner.draw("train", 90, 20):
+        run = engine._Train(case, needle)
+        with np.errstate(all="ignore"):
+            next(run.trajectory())
+        assert run.findings.bad == [], (case.digest, run.findings.bad[0].message)
+        assert run.findings.unknown == 0
+        assert run.findings.largest <= 1
+        nodes += run.findings.nodes
+        tensors += run.findings.tensors
+    assert nodes > 300
+    assert tensors > 1000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_norms_and_softmax_on_difficult_data_give_no_finding(seed):
+    rng = np.random.RandomState(seed)
+    found = Findings()
+    for _ in range(15):
+        n, d = rng.randint(2, 9), rng.randint(1, 9)
+        x = rng.standard_normal((n, d)) * rng.choice([0, 1e-6, 1, 1e4]) + rng.choice([0, 100, 1e5])
+        if rng.rand() < 0.4:
+            x[1:] = x[:1]
+        x = needle.Tensor(x.astype(np.float32))
+        w, b = (needle.Tensor(rng.standard_normal(d).astype(np.float32)) for _ in range(2))
+        y = [
+            lambda x=x, w=w, b=b: ops.batch_norm(x, w, b, 1e-5),
+            lambda x=x, w=w, b=b: ops.layer_norm(x, w, b, 1e-12),
+            lambda x=x: ops.logsumexp(x, 1),
+            lambda x=x: ops.logsoftmax(x),
+        ][rng.randint(4)]()
+        tape = op_rule.record(y)
+        g = rng.standard_normal(y.shape).astype(np.float32)
+        y.backward(needle.Tensor(g))
+        op_rule.judge(tape, g, found=found)
+    assert found.bad == []
+    assert found.unknown == 0
+
+
+def test_a_wrong_value_is_found():
+    with compute("Tanh", lambda y, a: y * np.float32(1 + 1e-5)).applied():
+        found = first(lambda x: needle.tanh(x) * 2, (3, 4))
+    assert (found.kind, found.direction, found.fault) == ("Tanh", "forward", "value")
+
+
+def test_a_wrong_gradient_is_found_with_its_operand():
+    with contribution("EWiseMul", lambda c: c * np.float32(1 + 1e-5), 1).applied():
+        found = first(lambda a, b: a * b, (3, 4), (3, 4))
+    assert (found.kind, found.direction, found.operand) == ("EWiseMul", "backward", 1)
+
+
+def test_a_wrong_shape_and_a_wrong_dtype_are_found():
+    with replace("ops.Exp.compute", lambda self, a: np.exp(a).astype(np.float64)).applied():
+        assert first(needle.exp, (2,)).fault == "dtype"
+    with replace("ops.Summation.compute", lambda self, a: np.asarray(a.sum(keepdims=True))).applied():
+        assert first(lambda x: x.sum(), (2, 2)).fault == "shape"
+
+
+def test_a_lost_gradient_is_found():
+    lost = wrap("ops.Linear.vjp", lambda old: lambda self, *args: (*old(self, *args)[:2], None))
+    with lost.applied():
+        found = first(ops.linear, (2, 3), (3, 2), (1, 2))
+    assert (found.kind, found.fault, found.operand) == ("Linear", "missing", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("add-overwrites", "comes last"), ("add-keeps-first", "comes first"), ("add-doubles-first", "")],
+)
+def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
+    from oracle.faults import FAULTS
+
+    with FAULTS[name].patch.applied():
+        found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
+    assert found.direction == "accumulation"
+    assert words in found.words
+    with vjp("Exp", lambda right, g, y, a: (g,)).applied():
+        found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
+    assert (found.kind, found.direction) == ("Exp", "backward")
+
+
+def test_a_wrong_reduction_is_told_from_a_wrong_op():
+    from oracle.faults import FAULTS
+
+    with FAULTS["broadcast-mean"].patch.applied():
+        assert first(lambda a, b: a + b, (3, 4), (1, 4)).broadcast
+    with contribution("EWiseAdd", np.negative, 1).applied():
+        assert not first(lambda a, b: a + b, (3, 4), (1, 4)).broadcast
+
+
+def test_backward_that_ignores_its_seed_is_found():
+    from oracle.faults import FAULTS
+
+    with FAULTS["out-grad-ignored"].patch.applied():
+        assert first(needle.exp, (3,)).direction == "seed"
+
+
+def test_a_node_that_no_layer_shows_is_judged_too():
+    # within Ops only the last value is observed; what cancels there is visible to this rule alone
+    steps = (c.OpStep("exp", (0,)), c.OpStep("mul_scalar", (1,), {"c": 0.0}), c.OpStep("add", (0, 2)))
+    case = c.TrainCase(
+        model=(c.Linear(2), c.Ops(steps)),
+        data=c.Data(rows=3, features=2),
+        loss=c.SoftmaxLoss(),
+        optimizer=c.SGD(),
+        seed=1,
+    )
+    with compute("Exp", lambda y, a: y * np.float32(1.01)).applied():
+        found = engine.judge(case, needle).divergence
+    assert found is not None
+    assert (found.rule, found.quantity) == ("OP", "operator")
+    assert "Exp forward" in found.place
+    assert found.suspect is not None
+    assert found.suspect.what == "Exp forward"
+
+
+def test_what_is_not_on_the_tape_of_another_needle_is_passed_over():
+    class Strange(ops.TensorOp):
+        def compute(self, a):
+            return a + 1
+
+        def vjp(self, g, y, needs, a):
+            return (g,)
+
+    found = findings(lambda x: Strange()(x) * 2, (2,))
+    assert found.unknown == 1
+    assert found.bad == []
+    assert op_rule.record(object()) == []
+
+
+def test_judging_leaves_no_trace():
+    case = c.TrainCase(
+        model=(c.Linear(2), c.BatchNorm()), data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(),
+        optimizer=c.SGD(lr=0.1, momentum=0.9), seed=3, steps=2,
+    )  # fmt: skip
+    from oracle import inputs, pairs
+    from oracle.needle_executor import NeedleRun
+    from oracle.trace import State
+
+    def run(judged):
+        ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
+        ours.load(State(inputs.initial_state(case)))
+        return [ours.step(0, Findings() if judged else None), ours.step(1)]
+
+    for plain, judged in zip(run(False), run(True), strict=True):
+        assert plain.values.keys() == judged.values.keys()
+        for quantity, values in plain.values.items():
+            for name, value in values.items():
+                assert np.array_equal(value, judged.values[quantity][name]), (quantity, name)

@@ -1,0 +1,168 @@
+"""The standalone script: it fails while needle does, agrees once needle is fixed, and needs neither oracle nor Hypothesis."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import needle
+from oracle import case as c
+from oracle import engine, report, runner, script
+from oracle.faults import FAULTS
+from oracle.patches import compute, replace, wrap
+
+ROOT = Path(__file__).parents[3]
+SGD = c.SGD(lr=0.25, momentum=0.5, weight_decay=0.5)
+
+
+def train(*model, steps=1, optimizer=SGD, rows=4, loss=None, **more):
+    data = c.Data(rows=rows, features=3)
+    return c.TrainCase(
+        model=model, data=data, loss=loss or c.SoftmaxLoss(), optimizer=optimizer, seed=1, steps=steps, **more
+    )
+
+
+def alone(folder, text):
+    """Runs a script where only numpy, torch and the needle of a folder can be imported."""
+    (folder / "failing.py").write_text(text, encoding="utf-8")
+    for name in ("oracle", "hypothesis", "msgspec", "jinja2", "rich"):
+        (folder / f"{name}.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-W", "error", "failing.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+
+
+CASES = {
+    "train": train(c.Linear(3), c.Residual((c.Tanh(), c.BatchNorm())), c.Dropout(0.5), steps=2),
+    "second": c.SecondOrderCase(
+        model=(c.Linear(2), c.Tanh(), c.Linear(2)), data=c.Data(rows=3, features=2), loss=c.SoftmaxLoss(), seed=1
+    ),
+    "op": c.OpCase(op="tanh", operands=(c.Operand((2, 2), (0.5, 1.0, -1.0, 0.25), layout="F"),)),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_they_part(kind, tmp_path):
+    case = CASES[kind]
+    fault = wrap("ops.Tanh.vjp", lambda old: lambda self, g, y, needs, a: (g * (1 - y),))
+    with fault.applied():
+        found = engine.judge(case, needle).divergence
+        assert found is not None
+        report.write(case, found, tmp_path)
+    text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
+    broken, fixed = tmp_path / "broken", tmp_path / "fixed"
+    for folder in (broken, fixed):
+        shutil.copytree(ROOT / "needle", folder / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+    source = (broken / "needle" / "ops.py").read_text(encoding="utf-8")
+    assert source.count("(g * (1 - y * y),)") == 1
+    (broken / "needle" / "ops.py").write_text(source.replace("1 - y * y", "1 - y"), encoding="utf-8")
+    run = alone(broken, text)
+    assert run.returncode == 1, run.stderr
+    assert f"needle   {report.number(found.ours)}   (float32)" in run.stdout
+    assert f"torch    {report.number(found.peer)}   (float32)" in run.stdout
+    assert f"error    {found.error:.2g}" in run.stdout
+    if kind == "train":  # the other kinds are shown to agree without the fault below, in this process
+        run = alone(fixed, text)
+        assert run.returncode == 0, run.stdout + run.stderr
+    else:
+        assert not script.fails(text)
+
+
+def every_third_step(old):
+    def step(self):
+        self.ticks = getattr(self, "ticks", 0) + 1
+        old(self)
+        if self.ticks == 3:
+            for p in self.params:
+                p.cached_data = p.cached_data * np.float32(1.5)
+
+    return step
+
+
+def raising(self, a):
+    raise ValueError("planted")
+
+
+OPS = c.Ops((c.OpStep("exp", (0,)), c.OpStep("mul_scalar", (1,), {"c": 0.0}), c.OpStep("add", (0, 2))))
+BRANCH = c.Branch((c.Linear(2), c.Sigmoid()), (c.LayerNorm(), c.Linear(2)), "multiply")
+EVERYTHING = train(
+    c.Linear(3), c.Flatten(), c.Identity(), c.Unused(2), c.Eval((c.BatchNorm(), c.Dropout())), c.Linear(3, tie=0),
+    c.Linear(3, frozen=True, bias=False), BRANCH, c.Sequential((c.ReLU(),)), steps=2, loss=c.MeanSquare(),
+    backward="accumulate", input_grad=True, clip=c.Clip(), optimizer=c.Adam(), lr_changes=(c.LrChange(1, 0.5),),
+)  # fmt: skip
+PLAIN = train(c.Linear(3), c.Tanh(), c.Linear(2), steps=4)
+LARGE = c.TrainCase(
+    model=(c.Linear(40), c.Tanh(), c.Linear(2)),
+    data=c.Data(rows=30, features=20),
+    loss=c.Cotangent(),
+    optimizer=SGD,
+    seed=1,
+)
+LR = train(c.Linear(2), steps=3, lr_changes=(c.LrChange(1, 0.125),))
+PLANTED = {
+    "velocity": (FAULTS["sgd-undampened-first-step"].patch, PLAIN),
+    "velocity later": (FAULTS["sgd-velocity-by-gradient"].patch, PLAIN),
+    "stale rate": (FAULTS["sgd-lr-captured"].patch, LR),
+    "hidden counter": (wrap("optim.SGD.step", every_third_step), PLAIN),
+    "gradient after step": (FAULTS["sgd-decay-in-gradient"].patch, PLAIN),
+    "kept": (FAULTS["sgd-parameter-in-place"].patch, PLAIN),
+    "clip norm": (FAULTS["clip-l1"].patch, train(c.Linear(2), clip=c.Clip(0.5))),
+    "clipped": (FAULTS["clip-never"].patch, train(c.Linear(2), clip=c.Clip(0.01))),
+    "adam": (FAULTS["adam-t-stuck"].patch, EVERYTHING),
+    "everything": (compute("Sigmoid", lambda y, a: y * np.float32(1.1)), EVERYTHING),
+    "evaluation": (
+        replace("nn.Module.eval", lambda self: self),
+        train(c.Linear(3), c.BatchNorm(), c.Dropout(0.5), c.Linear(2)),
+    ),
+    "operator": (compute("Exp", lambda y, a: y * np.float32(1.01)), train(c.Linear(2), OPS)),
+    "exception": (replace("ops.Tanh.compute", raising), PLAIN),
+    "parameters": (wrap("nn.Module.parameters", lambda old: lambda self: old(self)[::-1]), PLAIN),
+    "initial": (wrap("init.kaiming_uniform", lambda old: lambda *a, **k: old(*a, **k) * 1.01), PLAIN),
+    "buffer": (
+        wrap(
+            "ops.BatchNorm.compute",
+            lambda old: lambda self, *xs: (old(self, *xs), setattr(self, "var", self.var * 2))[0],
+        ),
+        train(c.Linear(3), c.BatchNorm(), c.Linear(2)),
+    ),
+    "dtype": (replace("ops.Tanh.compute", lambda self, a: np.tanh(a).astype(np.float64)), PLAIN),
+    "large": (compute("Tanh", lambda y, a: y * np.float32(1.01)), LARGE),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_it_fails_with_the_fault_and_agrees_without(name):
+    patch, case = PLANTED[name]
+    with patch.applied():
+        found = engine.judge(case, needle).divergence
+        assert found is not None
+        text = script.checked(case, found)
+        assert script.fails(text), found.message
+    assert not script.fails(text), found.message
+
+
+def test_scripts_of_right_cases_agree():
+    # every kind of layer, loss and optimizer that the generator draws can be written down
+    for case in runner.draw("train", 8, 31):
+        found = engine.cmp.Divergence(
+            case.steps - 1, "activation", "0", "G", "planted", (0, 0), 0.0, 0.0, 0.0, "float32", 1.0, 1e9
+        )
+        text = script.script(case, found, needle)
+        compile(text, "script", "exec")
+        assert not script.fails(text), case.digest
+
+
+def test_a_script_that_cannot_be_written_does_not_lose_the_case(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(script, "checked", refuse)
+    with PLANTED["velocity"][0].applied():
+        found = engine.judge(PLAIN, needle).divergence
+    path = report.write(PLAIN, found, tmp_path)
+    assert path.exists()
+    assert "no standalone script: RuntimeError: planted" in path.with_suffix(".md").read_text(encoding="utf-8")
