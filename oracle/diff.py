@@ -192,6 +192,7 @@ RULES = {
     "G": "needle against the truth, within 16 x measured noise",
     "L": "the update, from needle's own gradients",
     "T": "torch's optimizer on needle's gradients",
+    "OP": "every node of needle's tape by itself, on the first step",
     "P": "torch against the truth (the oracle checking itself)",
     "validation": "the truth against torch float64, limit 1e-4",
 }

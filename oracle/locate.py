@@ -293,6 +293,8 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity == "kept":
         held = re.sub(r" of step \d+$", "", name).split(" ")[0]
         return Suspect(f"something writes into a {held} that a user may hold (alias)", name)
+    if quantity in ("graph", "live tensors", "cycles"):
+        return Suspect(f"something that a step leaves in memory (leak): {quantity}", divergence.message)
     if quantity == "untouched":
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
