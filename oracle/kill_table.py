@@ -39,10 +39,10 @@ BASELINE = Path("reports/baselines/faults.json")
 PAGE = Path("reports/faults.md")
 SEEDS = (0, 1, 2)
 HELD_OUT = 977  # seed of the cases on which the probability of a kill is estimated
-ESTIMATED = 40  # of them
+ESTIMATED = 20  # of them
 AHEAD = 4  # shards per seed that are drawn before the first fork
 PATIENCE = 900  # seconds for one fault
-SHRINKS = 100  # cases tried while the first kill of a fault is shrunk
+SHRINKS = 40  # cases tried while the first kill of a fault is shrunk
 SYNONYMS = {
     "backward": ("backward", "vjp", "gradient"),
     "forward": ("forward", "value", "output"),

@@ -105,7 +105,11 @@ def _simpler_data(data: c.Data) -> Iterator[c.Data]:
 
 
 def _smaller(layers: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
-    """Models with one layer dropped, unwrapped or made simpler."""
+    """Models with half of the layers or one of them dropped, or with one unwrapped or made simpler."""
+    if len(layers) > 3:
+        half = len(layers) // 2
+        yield layers[half:]
+        yield layers[:half]
     for i in range(len(layers)):
         if len(layers) > 1:
             yield layers[:i] + layers[i + 1 :]
