@@ -29,6 +29,11 @@ from oracle.trace import Observation, State
 
 Array = npt.NDArray[Any]
 
+LEFT_BEHIND = {
+    "graph": "{number} Tensors with an op live on after the {after}, although the loss and all gradients were dropped",
+    "live tensors": "the number of live Tensors changes by {number:+d} in the {after}",
+    "cycles": "{number} objects are left by the {after} for the cycle collector to free",
+}
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
 VALIDATED = 1e-4  # limit of rule G for the truth's replica 0 against torch float64
 
@@ -269,6 +274,7 @@ class _Train:
         self._optimizer([s.ours for s in part], part, first, self.found, "L", own)
         self._torch_optimizer(part, first)
         self._unchanged(part)
+        self._left_behind(part)
         self._evaluations(part, first, peer_too)
         if peer_too:
             if any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(self.case.model)):
@@ -567,6 +573,18 @@ class _Train:
                 if not same:
                     message = f"what must stay as it is has changed: {name}"
                     self.found.append(Divergence(t, "kept", name, "exact", message))
+
+    def _left_behind(self, part: Sequence[Step]) -> None:
+        """Gates A and B: what a step, or an evaluation, leaves in memory. The bar is zero."""
+        for step in part:
+            for observation in (step.ours, step.ours_eval):
+                for quantity, text in LEFT_BEHIND.items():
+                    for name, number in (observation.values if observation else {}).get(quantity, {}).items():
+                        self.verdict.tally.count(f"exact {quantity}", 0.0, 1, 1)
+                        if number:
+                            after = "evaluation" if observation is step.ours_eval else "step"
+                            message = text.format(number=int(number), after=after)
+                            self.found.append(Divergence(step.ours.step, quantity, name, "exact", message))
 
     def _evaluations(self, part: Sequence[Step], first: int, peer_too: bool) -> None:
         done = [s for s in part if s.after is not None and s.ours_eval is not None and s.ours_eval.failure is None]

@@ -298,6 +298,10 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity == "untouched":
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
+    if quantity in ("graph", "live tensors"):
+        return Suspect("something keeps Tensors of a step alive; `nox -s memory` names the holder", name)
+    if quantity == "cycles":
+        return Suspect("Tensors of a step refer to each other in a circle", name)
     return Suspect(quantity, name)
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from oracle import case as c
 from oracle import op_rule
 from oracle.inputs import Batches, Slot, step_seed
+from oracle.memory.window import Window
 from oracle.trace import STATE, Failure, Observation, State
 
 Array = npt.NDArray[Any]
@@ -227,7 +228,14 @@ class NeedleRun:
             obs.failure = self.failed
             return obs
         try:
-            self._step(t, obs)
+            with self._window(t) as window:
+                self._step(t, obs)
+                window.count()
+                if window.closely:
+                    self.kept = []
+                    with _phase("reset_grad"):
+                        self.optimizer.reset_grad()
+            window.report(obs, number=t > 0)  # the first step makes the state of the optimizer, and keeps gradients
         except _Failed as failed:
             obs.failure = self.failed = failed.failure
         finally:
@@ -318,6 +326,10 @@ class NeedleRun:
         for slot in self.buffer_slots:
             obs.put("buffer", slot.name, self._array(slot.name))
         self._keep(t, held, passes[-1][3], obs)
+
+    def _window(self, t: int) -> Window:
+        """Gates A and B: a close look only once in a case, in its last step and in its last evaluation."""
+        return Window(self.ndl, closely=t == self.case.steps - 1)
 
     def _loss(self, out: Any, t: int, m: int) -> tuple[Any, Any]:
         ndl, loss = self.ndl, self.case.loss
@@ -411,6 +423,14 @@ class NeedleRun:
         obs = Observation(step=t, failure=self.failed)
         if self.failed is not None:
             return obs
+        with self._window(t) as window:
+            self._evaluate(t, obs, findings)
+            window.count()
+        if obs.failure is None:
+            window.report(obs, number=True)
+        return obs
+
+    def _evaluate(self, t: int, obs: Observation, findings: op_rule.Findings | None) -> None:
         self._findings = findings
         constant = t % 2 == 1 and findings is None and hasattr(self.ndl, "no_grad")  # rule OP needs the tape
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
@@ -428,7 +448,7 @@ class NeedleRun:
                     module.eval()
         except _Failed as failed:
             obs.failure = self.failed = failed.failure
-            return obs
+            return
         finally:
             self._recording = None
         self._judge_tape(self._record_tape(out, retain=False), None, record, backward=False)
@@ -440,7 +460,6 @@ class NeedleRun:
         obs.put("untouched", "random state", np.bool_(_position() == position))
         if constant:
             obs.put("untouched", "what no_grad promises", np.bool_(not any(made.requires_grad for *_, made in record)))
-        return obs
 
     def _judge_sum(self, a: Any, b: Any) -> None:
         """The addition by which a user accumulates gradients is on no tape: for localisation it is put on one."""

@@ -34,6 +34,9 @@ QUANTITIES = (
     "kept",  # arrays of earlier steps, looked at again
     "evaluation",  # output of every layer in evaluation mode
     "untouched",  # buffers and random state after evaluation
+    "graph",  # Tensors with an op that outlive the step
+    "live tensors",  # how many more, or fewer, than after the step before
+    "cycles",  # objects that only the cycle collector frees
 )
 
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}

@@ -25,7 +25,8 @@ import numpy as np
 
 from oracle import case as c
 from oracle import inputs
-from oracle.memory.program import Program, live_tensors
+from oracle.memory.program import Program
+from oracle.memory.window import live_tensors
 
 WARM_UP = 8
 FIRST = 20  # growth is judged from this boundary on …

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,8 +114,3 @@ class Program:
         self.optimizer.reset_grad()
         if norm is not None:
             norm.backward()
-
-
-def live_tensors(ndl: Any) -> int:
-    """How many Tensors live, up to a constant, in no time: every instance of a class holds a reference to the class."""
-    return sys.getrefcount(ndl.Tensor) + sys.getrefcount(ndl.nn.Parameter)
