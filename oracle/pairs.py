@@ -316,6 +316,8 @@ def _needle_transpose(ndl: Any, x: Any, **a: Any) -> Any:
 
 
 def _needle_reshape(ndl: Any, x: Any, shape: Shape) -> Any:
+    if len(x.shape) == 3:
+        return x.reshape(*shape)
     return x.reshape(shape) if len(x.shape) % 2 else ndl.reshape(x, shape)
 
 

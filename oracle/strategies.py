@@ -148,9 +148,10 @@ def _dilated(b: _Builder, x: int) -> int:
 
 
 def _diamonds(b: _Builder, x: int) -> int:
+    """24 diamonds, one on the other: whoever walks every path instead of every node never comes back."""
     y = b.small(x)
-    for _ in range(4):
-        y = b("add", y, y)
+    for _ in range(24):
+        y = b("mul_scalar", b("add", y, y), c=0.5)
     return y
 
 
