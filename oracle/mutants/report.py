@@ -120,7 +120,7 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "",
         "## Sensitivity ladder",
         "",
-        "A result or hyperparameter scaled by 1 + 2⁻ᵏ: the largest k that is still killed on at most 60 cases.",
+        "A result or hyperparameter scaled by 1 + 2⁻ᵏ: the largest k that is still killed on at most 30 cases.",
         f"k = {', '.join(map(str, RUNGS))} were tried; 0 means that not even 2⁻⁴ is noticed there.",
         "",
         *_table(("where", "what is scaled", "largest k"), sorted(
