@@ -96,17 +96,23 @@ def against(m: Measured, known: Known) -> str:
 
 
 def moved(m: Measured, known: Known) -> list[str]:
-    """The lines that hold more, or less, at the peak than in the baseline, by function and source text."""
-    old = {(s.where.partition(":")[0], s.line): s for s in known.at_peak}
+    """The lines that hold more, or less, at the peak than in the baseline, the largest change first.
+
+    A line is known by file, function and source text; changes below 1 % of the peak are left out.
+    """
+    old = {(s.where.partition(":")[0], s.line): s.size for s in known.at_peak}
     lines = []
     for site in m.at_peak:
-        before = old.pop((site.where.partition(":")[0], site.line), None)
-        if before is None:
-            lines.append(f"{site.where}: {site.size:,} B at the peak, not among the largest before: {site.line}")
-        elif before.size != site.size:
-            ratio = site.size / before.size
-            lines.append(f"{site.where}: {before.size:,} → {site.size:,} B at the peak (x{ratio:.2f}): {site.line}")
-    return lines
+        before = old.get((site.where.partition(":")[0], site.line), 0)
+        change = site.size - before
+        if abs(change) * 100 < known.peak:
+            continue
+        if before:
+            sizes = f"{before:,} → {site.size:,} B at the peak (x{site.size / before:.2f})"
+        else:
+            sizes = f"{site.size:,} B at the peak, not among the largest before"
+        lines.append((abs(change), f"{site.where}: {sizes}: {site.line}"))
+    return [text for _, text in sorted(lines, reverse=True)]
 
 
 def _count(n: int, what: str) -> str:

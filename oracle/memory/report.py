@@ -20,13 +20,17 @@ from oracle.memory.probe import FIRST, STRIDE, Measured
 if TYPE_CHECKING:
     from oracle.memory.session import Run
 
-WIDTH = 150
+WIDTH = 120
 PLOTTED = 12  # generated models in the page's plots; failing ones always
 TEMPLATE = Path(__file__).parent.parent / "templates" / "memory.html"
 HEADINGS = (
-    "case", "growth B", "blocks", "collector", "with op", "peak B", "live end B", "allocs/step", "torch peak", "NumPy peak",
-    "against baseline", "verdict",
+    "model", "growth", "blocks", "cycles", "graphs", "peak", "live end", "allocs", "torch", "NumPy", "baseline", "verdict",
 )  # fmt: skip
+UNITS = (
+    "growth: bytes, over steps 20 to 120; blocks: the same in allocated blocks; cycles: objects left to the cycle "
+    "collector; graphs: live Tensors with an op after loss and gradients were dropped; peak and live end: bytes; allocs: "
+    "allocations per step; torch, NumPy: needle's peak against theirs; baseline: peak against the accepted one"
+)
 
 
 # -- one row ----------------------------------------------------------------------------------------------------------
@@ -48,7 +52,7 @@ def cells(row: Row) -> list[str]:
         f"{max(r.with_graph for r in runs):,}",
         f"{m.peak:,}",
         f"{m.end:,}",
-        f"{m.allocations:,.1f}",
+        f"{m.allocations:,.0f}",
         _ratio(row, row.torch),
         _ratio(row, row.by_hand),
         _delta(row),
@@ -57,19 +61,16 @@ def cells(row: Row) -> list[str]:
 
 
 def _ratio(row: Row, other: Measured | None) -> str:
-    """Another library's peak, and needle's as a multiple of it."""
-    if other is None or not other.peak or row.main is None:
-        return "-"
-    return f"{other.peak:,} (x{row.main.peak / other.peak:.2f})"
+    """needle's peak as a multiple of another one's."""
+    return f"x{row.main.peak / other.peak:.2f}" if other is not None and other.peak and row.main is not None else "-"
 
 
 def _delta(row: Row) -> str:
     if row.known is None or row.main is None:
         return "none" if row.panel else "-"
-    change = row.main.peak - row.known.peak
     ratio = row.main.peak / row.known.peak if row.known.peak else math.nan
     if row.exact:
-        return "same" if "D" not in row.failures else f"peak {change:+,} (x{ratio:.3f})"
+        return "same" if "D" not in row.failures else f"x{ratio:.3f}"
     return f"x{ratio:.3f}"
 
 
@@ -77,9 +78,11 @@ def block(row: Row) -> str:
     """What a failing row says for itself."""
     lines = [f"gate {gate}: {text}" for gate, text in sorted(row.failures.items())]
     lines += [f"  held by  {holder}" for holder in row.holders]
+    if not row.holders and set(row.failures) - {"D"}:
+        lines.append("  held by  nothing that references from the loop, from needle or from any module lead to")
     run = _worst(row)
     if run is not None and set(row.failures) - {"D"}:
-        for site in run.survivors:
+        for site in run.survivors[:5]:
             size = f"{site.size:,} B in {site.blocks:,} blocks"
             lines.append(f"  born at  {site.where}, in {site.births} steps, {size}: {site.line}")
     if "D" in row.failures and row.known is not None and row.main is not None:
@@ -100,9 +103,9 @@ def _worst(row: Row) -> Measured | None:
 
 def terminal(run: Run, console: Console) -> None:
     """The table; failures; the verdict comes last."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("case", "verdict") else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
     for row in run.rows:
         table.add_row(*cells(row), style="" if not row.failures and not row.errors else "bold red")
     console.print(table)
@@ -133,7 +136,7 @@ def verdict(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    lines = [", ".join(f"{k} {v}" for k, v in run.key.items()) + f", commit {run.commit or 'none'}"]
+    lines = [UNITS, ", ".join(f"{k} {v}" for k, v in run.key.items()) + f", commit {run.commit or 'none'}"]
     if run.baseline_key is None:
         lines.append("no baseline yet: `nox -s memory -- --accept` writes one")
     elif run.baseline_key != run.key:

@@ -221,7 +221,7 @@ def _explain(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> N
         tick(outcome, f"shrinking {i + 1} of {min(SHRUNK, len(failed))}")
         row.case = shrunk(row.case, set(row.failures), lambda job: workers.submit(job).result())
         row.replay = f"nox -s replay -- {row.case.digest}"
-        row.runs = {"malloc": workers.submit(Job(row.case)).result()}
+        row.runs = {mode: workers.submit(Job(traced(row.case, mode))).result() for mode in ("malloc", "python")}
         judge(row)
         row.name = row.case.digest
     for row in failed[:SHRUNK]:

@@ -18,10 +18,6 @@ def after_step(program, extra):
     program.step = leaking
 
 
-def first_parameter(program):
-    return program.model.parameters()[0]
-
-
 # -- the nine of the design
 
 
