@@ -489,8 +489,14 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
     values = _common(case, divergence) | _model_values(case) | about
     if divergence.quantity == "operator":
         values["op"] = _place(divergence.name)
-    if divergence.quantity == "initial" and isinstance(divergence.truth, float):
-        values["expected"] = f"np.full(ours.shape, {_number(divergence.truth)}) if ours is not None else None"
+    if divergence.quantity == "initial":
+        shape = next(slot.shape for slot in (*parameters, *buffers) if slot.name == divergence.name)
+        right = divergence.truth if isinstance(divergence.truth, float) else 0.0
+        values["expected"] = f"np.full({shape}, {_number(right)})"
+    if divergence.quantity == "operator" and not isinstance(divergence.truth, float):
+        # a wrong shape or dtype, or nothing at all
+        is_shape = isinstance(divergence.truth, str) and divergence.truth.startswith("(")
+        values["expected"] = f"np.zeros({divergence.truth})" if is_shape else "ours"
     tied = any(isinstance(layer, c.Linear) and layer.tie is not None for _, layer in c.walk(case.model))
     listed = f"(p for p in model.parameters(){' for _ in range(2)' if tied else ''})"
     clip = None if case.clip is None else 0.25 if case.clip.max_norm is None else case.clip.max_norm
