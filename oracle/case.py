@@ -512,6 +512,21 @@ class _Checker:
         return width
 
 
+def trains(model: Sequence[Layer]) -> bool:
+    """Whether any parameter gets a gradient; a weight that is tied to a frozen one is frozen too."""
+    layers = [layer for _, layer in walk(model)]
+    linears = [layer for layer in layers if isinstance(layer, Linear)]
+
+    def owner(linear: Linear) -> Linear:
+        while linear.tie is not None:
+            linear = linears[linear.tie]
+        return linear
+
+    return any(isinstance(layer, BatchNorm | LayerNorm) for layer in layers) or any(
+        (linear.bias and not linear.frozen) or not owner(linear).frozen for linear in linears
+    )
+
+
 def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
     """Width of the model's output."""
     return _Checker(rows).body(model, features, "", True)
@@ -529,11 +544,7 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
     if isinstance(case.data, Digits):
         _require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
         _require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
-    trained = any(
-        isinstance(layer, BatchNorm | LayerNorm) or (isinstance(layer, Linear) and not layer.frozen)
-        for _, layer in walk(case.model)
-    )
-    _require(trained, "model: at least one layer must have a parameter to train")
+    _require(trains(case.model), "model: at least one layer must have a parameter to train")
     if isinstance(case.loss, SoftmaxLoss) and case.loss.labels == "uint8":
         _require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
     if isinstance(case, TrainCase):

@@ -398,7 +398,7 @@ def train_cases(draw: Draw) -> c.TrainCase:
         layers.append(c.BatchNorm() if rows > 1 and draw(BOOLEANS) else c.LayerNorm())
     body, _ = models.body(features, 0, 7)
     layers.extend(body)
-    if not _trained(layers):
+    if not c.trains(layers):
         layers.append(c.Linear(models.width()))
     if theme == "saturated":
         layers.append(c.Ops((c.OpStep("mul_scalar", (0,), {"c": draw(_SATURATIONS)}),)))
@@ -421,11 +421,6 @@ def train_cases(draw: Draw) -> c.TrainCase:
         keep_init=draw(one_in(3)),
         weight_scale=draw(_WEIGHT_SCALES),
     )
-
-
-def _trained(layers: Sequence[c.Layer]) -> bool:
-    parts = [layer for _, layer in c.walk(layers)]
-    return any(isinstance(x, c.BatchNorm | c.LayerNorm) or (isinstance(x, c.Linear) and not x.frozen) for x in parts)
 
 
 _FEW_ROWS = st.sampled_from([1, 2, 3, 4, 6])
