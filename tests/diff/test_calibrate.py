@@ -1,0 +1,54 @@
+"""Correct variants of needle are not flagged; what is written about them is what was seen."""
+
+import json
+
+import pytest
+
+import needle
+from oracle import calibrate, engine, runner
+from oracle import case as c
+from oracle.faults import FAULTS
+
+CASES = [*runner.draw("train", 10, 11), *runner.draw("op", 30, 11)]
+
+
+@pytest.mark.parametrize("variant", calibrate.VARIANTS, ids=lambda v: v.name)
+def test_a_correct_variant_is_not_flagged(variant):
+    with variant.patch.applied():
+        found = [(c.describe(case), engine.judge(case, needle, peer_too=False).divergence) for case in CASES]
+    assert [(case, d.message) for case, d in found if d is not None] == []
+
+
+def test_variants_compute_something_else():
+    """A variant that never runs would be calibrated for nothing: at least the last bits differ."""
+    case = next(k for k in CASES if isinstance(k, c.TrainCase) and isinstance(k.loss, c.SoftmaxLoss) and k.steps > 1)
+
+    def shares():
+        return engine.judge(case, needle, peer_too=False).tally.largest
+
+    usual = shares()
+    for variant in calibrate.VARIANTS:
+        if variant.name in ("sequential sums", "unfused SoftmaxCrossEntropy", "all unfused and sequential"):
+            with variant.patch.applied():
+                assert shares() != usual, variant.name
+
+
+def test_alarms_are_counted_and_written(tmp_path, monkeypatch):
+    wrong = calibrate.Variant("wrong", FAULTS["sgd-undampened"].patch)
+    monkeypatch.setattr(calibrate, "VARIANTS", (wrong,))
+    monkeypatch.setattr(calibrate.report, "LATEST", tmp_path)
+    monkeypatch.setattr(runner, "shard_cases", lambda seed, index: CASES[:10])
+    outcome = calibrate.run_shard(0, 0, 0)
+    assert outcome.alarms
+    assert outcome.tally.tensors > 100
+    assert "SGD velocity" in outcome.alarms[0].suspect
+    data = calibrate.to_json([outcome], 0)
+    assert json.loads(json.dumps(data, default=str))["false_alarms"] == len(outcome.alarms)
+    assert f"false alarms: **{len(outcome.alarms)}**" in calibrate.markdown([outcome], 0)
+
+
+def test_a_model_that_trains_nothing_is_no_case():
+    frozen = (c.Linear(1, frozen=True), c.Linear(1, bias=False, tie=0))
+    with pytest.raises(c.CaseError, match="parameter to train"):
+        c.TrainCase(model=frozen, data=c.Data(rows=1, features=1), loss=c.SoftmaxLoss(), optimizer=c.SGD(), seed=0)
+    assert c.trains((c.Linear(1, frozen=True), c.Linear(1, tie=0)))  # its bias is its own
