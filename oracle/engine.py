@@ -381,7 +381,7 @@ class _Train:
         expected: Mapping[str, Mapping[str, Array]],
     ) -> None:
         """Rule L: clipping and the update, from the gradients that were seen, in float64."""
-        case, graded = self.case, set(expected.get("gradient", {}))
+        case, graded = self.case, list(expected.get("gradient", {}))  # in order: a set of names has another in each run
         if case.clip is not None:
             self._clipping(seen, found, rule, graded)
         steps = [s.step for s in seen]
@@ -437,7 +437,7 @@ class _Train:
                     message = f"parameter {name} has no gradient, but the step made a {quantity} for it"
                     found.append(Divergence(s.step, quantity, name, "unexpected", message))
 
-    def _clipping(self, seen: Sequence[Observation], found: list[Divergence], rule: str, graded: set[str]) -> None:
+    def _clipping(self, seen: Sequence[Observation], found: list[Divergence], rule: str, graded: Sequence[str]) -> None:
         assert self.case.clip is not None
         max_norm = 0.25 if self.case.clip.max_norm is None else self.case.clip.max_norm
         raw = {n: [s.values.get("gradient", {}).get(n) for s in seen] for n in graded}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -551,27 +551,37 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> str:
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),
         ]
         return next((w for w, x in guesses if abs(clipping.norm - x) <= 1e-5 * abs(x) and _apart(x, norm)), "")
-    g, ours = raw.get(clipping.name), clipping.clipped.get(clipping.name)
-    if g is None or ours is None or ours.shape != g.shape:
-        return ""
     factor = min(1.0, most / (norm + 1e-6))
-    own = float(np.sqrt(squares[clipping.name]))
-    scaled: list[tuple[str, Array]] = [
-        ("not clipped", g),
-        ("clipped by its own norm, not by that of all gradients", g * min(1.0, most / (own + 1e-6))),
-        ("scaled up to max_norm", g * (most / (norm + 1e-6))),
-        ("the factor is max_norm / norm, without 1e-6", g * min(1.0, most / norm) if norm else g),
-        ("scaled twice", g * factor * factor),
-        ("scaled with 1 / norm", g / (norm + 1e-6)),
-        ("scaled with max_norm / norm²", g * min(1.0, most / (norm * norm + 1e-6))),
-        ("max_norm is taken as 0.25", g * min(1.0, 0.25 / (norm + 1e-6))),
-        ("max_norm is taken as 1", g * min(1.0, 1 / (norm + 1e-6))),
-        ("each element is cut to ±max_norm", np.clip(g, -most, most)),
-        ("the factor is rounded to float16", g * float(_half(factor))),
-        ("the gradient is rounded to float16", _half(g * factor)),
+    scaled: list[tuple[str, Callable[[Array], Array]]] = [
+        ("not clipped", lambda g: g),
+        ("clipped by its own norm, not by that of all gradients", lambda g: g * min(1.0, most / (_norm(g) + 1e-6))),
+        ("scaled up to max_norm", lambda g: g * (most / (norm + 1e-6))),
+        ("the factor is max_norm / norm, without 1e-6", lambda g: g * min(1.0, most / norm) if norm else g),
+        ("scaled twice", lambda g: g * factor * factor),
+        ("scaled with 1 / norm", lambda g: g / (norm + 1e-6)),
+        ("scaled with max_norm / norm²", lambda g: g * min(1.0, most / (norm * norm + 1e-6))),
+        ("max_norm is taken as 0.25", lambda g: g * min(1.0, 0.25 / (norm + 1e-6))),
+        ("max_norm is taken as 1", lambda g: g * min(1.0, 1 / (norm + 1e-6))),
+        ("each element is cut to ±max_norm", lambda g: np.clip(g, -most, most)),
+        ("the factor is rounded to float16", lambda g: g * float(_half(factor))),
+        ("the gradient is rounded to float16", lambda g: _half(g * factor)),
     ]
-    near: Sequence[str] = [w for w, x in scaled if bool((np.abs(ours - x) <= 8 * U * np.abs(x) + TINY).all())]
-    return near[0] if near else ""
+
+    def explains(rule: Callable[[Array], Array]) -> bool:
+        """For every parameter: what fits one alone may be chance."""
+        for name, g in raw.items():
+            ours, value = clipping.clipped.get(name), rule(g)
+            if ours is None or ours.shape != g.shape:
+                return False
+            if not bool((np.abs(ours - value) <= 8 * U * np.abs(value) + TINY).all()):
+                return False
+        return True
+
+    return next((words for words, rule in scaled if explains(rule)), "")
+
+
+def _norm(g: Array) -> float:
+    return float(np.sqrt((g * g).sum()))
 
 
 def _apart(x: float, y: float) -> bool:

@@ -333,7 +333,8 @@ class _Model:
             return same, same
         if isinstance(layer, c.Tanh | c.Sigmoid):
             self.apply = True
-            return f"Apply(ndl.{type(layer).__name__.lower()})", f"nn.{type(layer).__name__}()"
+            kind = type(layer).__name__
+            return f'nn.{kind}() if hasattr(nn, "{kind}") else Apply(ndl.{kind.lower()})', f"nn.{kind}()"
         if isinstance(layer, c.ReLU | c.Identity):
             return (f"nn.{type(layer).__name__}()",) * 2
         if isinstance(layer, c.Flatten):
