@@ -473,9 +473,9 @@ class Tensor(Value):
         ``out_grad`` has the shape of this tensor; None means ones. By default the gradients are constants, in
         the leaf's dtype, on every leaf that requires one (and where ``retain_grad()`` was called), and the
         graph is freed on the way. ``retain_graph=True`` keeps the graph for a second backward.
-        ``create_graph=True`` keeps it and makes the gradients differentiable, on every node visited; such a
-        gradient refers to the tensors that it was computed from, so set ``.grad = None`` (``reset_grad()``)
-        when it is no longer needed.
+        ``create_graph=True`` keeps it and makes the gradients differentiable; such a gradient refers to the
+        tensors that it was computed from, so set ``.grad = None`` (``reset_grad()``) when it is no longer
+        needed.
 
         RuntimeError if there is no graph or an earlier backward freed it; ValueError if out_grad has another
         shape.
@@ -486,12 +486,6 @@ class Tensor(Value):
         >>> x.grad
         needle.Tensor([12.])
         """
-        if not self.requires_grad:
-            raise RuntimeError(
-                "backward: this tensor is a constant without a graph (requires_grad=False). Compute it from "
-                "tensors with requires_grad=True, outside no_grad(); if it is a gradient, get it with "
-                "backward(create_graph=True)"
-            )
         g = self._checked_out_grad(out_grad)
         if create_graph:
             with _with_grad():
@@ -500,6 +494,12 @@ class Tensor(Value):
             _walk_arrays(self, g.cached_data, free=not retain_graph)
 
     def _checked_out_grad(self, out_grad: Any) -> Tensor:
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward: this tensor is a constant without a graph (requires_grad=False). Compute it from "
+                "tensors with requires_grad=True, outside no_grad(); if it is a gradient, get it with "
+                "backward(create_graph=True)"
+            )
         data = self.cached_data
         if out_grad is None:
             return Tensor.make_const(np.ones(data.shape, data.dtype))
@@ -792,9 +792,9 @@ def _whole(c: Any, x: Value) -> Any:
     return _ops.make_tuple(*(z if a is None else a for a, z in zip(c, zeros, strict=True)))
 
 
-def _walk_tensors(root: Value, g: Any) -> None:
-    """Differentiable backward: the same rules on Tensors. Keeps the graph and sets ``.grad`` of every node
-    visited.
+def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
+    """Differentiable backward: the same rules on Tensors. Keeps the graph; sets ``.grad`` of leaves, and of
+    other nodes only on request or ``everywhere``: it refers back to the node, a cycle that nobody would cut.
     """
     nodes = _graph(root)
     adjoints: dict[Value, Any] = {root: g}
@@ -819,7 +819,8 @@ def _walk_tensors(root: Value, g: Any) -> None:
                 c = _in_dtype_of(c, x.cached_data)
                 adjoints[x] = c if before is None else sum_node_list([before, c])
     for node, g in adjoints.items():
-        node.grad = g
+        if everywhere or node.op is None or node._keeps_grad:
+            node.grad = g
 
 
 def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> None:
@@ -828,7 +829,8 @@ def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> No
     The course's function: out_grad has the shape of output_tensor, and the gradients can be differentiated
     again.
     """
-    output_tensor.backward(out_grad, create_graph=True)
+    with _with_grad():
+        _walk_tensors(output_tensor, output_tensor._checked_out_grad(out_grad), everywhere=True)
 
 
 def sum_node_list(node_list: Sequence[Tensor]) -> Tensor:
