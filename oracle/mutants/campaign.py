@@ -23,7 +23,7 @@ EXCUSED = Path("reports/baselines/mutants_excused.toml")
 TABLE = Path("reports/mutants.md")
 LATEST = Path("reports/latest/mutants.json")
 PART = (0, 5)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
-REACHING = 120  # cases, of those that reach a mutant, after which it counts as alive
+REACHING = 120  # models, of those that reach a mutant, after which it counts as alive; single operations are all tried
 LADDER_CASES = 30  # per rung
 ROOT = Path(__file__).parents[2]
 REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
@@ -191,8 +191,9 @@ def _stages(campaign: Campaign, judged: Sequence[Judged], always: trial.Lines) -
     yield ((m, reaching[m.key][: trial.FIRST]) for m in plain)
     alive = [m for m in plain if campaign.outcomes[m.key].status == "survived"]
     # the longest first, so that no worker is left alone with one at the end
-    alive.sort(key=lambda m: -sum(j.seconds for _, j in reaching[m.key][:REACHING]))
-    yield ((m, reaching[m.key][trial.FIRST : REACHING]) for m in alive if len(reaching[m.key]) > trial.FIRST)
+    rest = {m.key: _rest(reaching[m.key]) for m in alive}
+    alive.sort(key=lambda m: -sum(j.seconds for _, j in rest[m.key]))
+    yield ((m, rest[m.key]) for m in alive if rest[m.key])
     yield ((m, reaching[m.key][:LADDER_CASES]) for m in todo if m.kind == "ladder")
 
 
@@ -201,6 +202,13 @@ def _reaching(m: Mutant, judged: Sequence[Judged], always: trial.Lines) -> list[
     if not lines or lines & always:
         return list(enumerate(judged))
     return [(i, j) for i, j in enumerate(judged) if not lines.isdisjoint(j.lines)]
+
+
+def _rest(reaching: Sequence[tuple[int, Judged]]) -> list[tuple[int, Judged]]:
+    """What a mutant that outlives its first cases is judged on."""
+    models = [(i, j) for i, j in reaching if not isinstance(j.case, c.OpCase)][:REACHING]
+    last = models[-1][0] if len(models) == REACHING else len(reaching) and reaching[-1][0]
+    return [(i, j) for i, j in reaching[trial.FIRST :] if isinstance(j.case, c.OpCase) or i <= last]
 
 
 def _record(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
@@ -227,6 +235,7 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
         "seed": plan.seed,
         "cases": campaign.cases,
         "part": list(plan.part),
+        "note": "",
         "complete": not campaign.interrupted and plan.keys is None and set(plan.files) == set(FILES)
         and set(plan.operators) == set(OPERATORS),
         "mutants": {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from oracle.mutants.campaign import Excuse
+from oracle.mutants.campaign import REACHING, Excuse
 from oracle.mutants.claims import FILES, UNCLAIMED
 from oracle.mutants.operators import GENERIC, OPERATORS, RUNGS
+from oracle.mutants.trial import FIRST
 
 Row = Mapping[str, Any]
 
@@ -84,8 +85,11 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "# Source mutants of needle",
         "",
         "Written by `nox -s mutants -- --accept`. One place of needle's source is changed in memory, and the engine of",
-        f"`nox -s diff` alone judges the result on up to {content['cases']:,} cases (seed {content['seed']}).{share}",
+        f"`nox -s diff` alone judges the result on cases of a diff run of {content['cases']:,} (seed {content['seed']}):",
+        f"the first {FIRST} that run the changed line, then, while it lives, all single operations and {REACHING} models that",
+        f"do.{share}",
         "",
+        *([content["note"], ""] if content.get("note") else []),
         "A kill by a crash (an exception, an endless loop) needs no rule about numbers and is counted apart. A case in which",
         "correct code already uses more than a quarter of rule G's tolerance is no evidence for a kill. Excused are mutants",
         "that change nothing which `nox -s diff` claims to notice; each has its reason below, and the run fails if one of",
