@@ -97,7 +97,8 @@ def parser() -> argparse.ArgumentParser:
         "faults",
         help="plant deliberate faults in needle, one at a time: the kill table",
         description="Plant deliberate faults in needle, one at a time, and count the cases of `diff` until one shows it. "
-        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, 2 usage.",
+        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, 2 usage, "
+        "3 what is no fault is killed too.",
     )
     faults.add_argument("--faults", default="", help="names, patterns or groups, with commas between (default: all)")
     faults.add_argument("--seeds", type=positive(int), default=3, help="how many seeds (default: 3)")

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from multiprocessing import connection
@@ -385,7 +385,7 @@ def known_kills(data: Path = BASELINE) -> dict[str, float]:
 def faults(
     *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
 ) -> int:
-    """Run, print and write the table; 0 as good as the committed one, 1 a fault survives that was killed, 2 usage."""
+    """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, 2 usage, 3 false alarm."""
     console = Console(highlight=False)
     console.width = max(console.width, 160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
@@ -400,6 +400,14 @@ def faults(
         *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not shown
     ) as bar:
         task = bar.add_task("drawing cases", total=len(chosen))
+        alarms = [r for r in run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0)) if r.rules]
+        for row in alarms:
+            console.print(
+                f"{row.name}: nothing is wrong, but it was killed: {row.suspect}", markup=False, style="bold red"
+            )
+        if alarms:
+            console.print("a kill would say nothing about the faults", style="bold red")
+            return 3
         rows = run(plan, lambda row: bar.update(task, advance=1, description=row.name))
     for group in dict.fromkeys(r.group for r in rows):
         console.print(_table(group, [r for r in rows if r.group == group]))
