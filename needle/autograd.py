@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
+import weakref
 from contextlib import ContextDecorator
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
@@ -217,6 +218,26 @@ _FREED = _Freed()
 # ----------------------------------------------------------------------------------------------------- values
 
 
+class _SharedGradients(dict["Value", Any]):
+    """Differentiable gradients of the inner nodes of one backward, held by the gradients of its leaves.
+
+    Such a gradient refers to its node. If the node held it in turn, that would be a cycle which nobody cuts; so the
+    node finds it here, through a weak reference, for as long as a leaf has its gradient.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
+class _WhereNoneIsSet:
+    """What ``.grad`` is on a Value that has none of its own: that of the newest create_graph, or None."""
+
+    def __get__(self, node: Value | None, owner: object = None) -> Any:
+        if node is None or node._shared is None:
+            return None
+        shared = node._shared()
+        return None if shared is None else shared.get(node)
+
+
 class Value:
     """A node of the graph: data, and how it came about."""
 
@@ -224,7 +245,8 @@ class Value:
     inputs: Sequence[Any] = ()
     cached_data: Any
     requires_grad: bool = False
-    grad: Any = None
+    grad: Any = _WhereNoneIsSet()
+    _shared: weakref.ref[_SharedGradients] | None = None
     _number: int = 0
     _keeps_grad: bool = False
 
@@ -344,7 +366,8 @@ class Tensor(Value):
     """
 
     cached_data: Array
-    grad: Tensor | None = None
+    if TYPE_CHECKING:
+        grad: Tensor | None
     # NumPy then leaves `ndarray * Tensor` to Tensor.__rmul__ instead of making an array of objects.
     __array_ufunc__ = None
     __array_priority__ = 1000
@@ -473,9 +496,9 @@ class Tensor(Value):
         ``out_grad`` has the shape of this tensor; None means ones. By default the gradients are constants, in
         the leaf's dtype, on every leaf that requires one (and where ``retain_grad()`` was called), and the
         graph is freed on the way. ``retain_graph=True`` keeps the graph for a second backward.
-        ``create_graph=True`` keeps it and makes the gradients differentiable; such a gradient refers to the
-        tensors that it was computed from, so set ``.grad = None`` (``reset_grad()``) when it is no longer
-        needed.
+        ``create_graph=True`` keeps it and makes the gradients differentiable, on every node visited; such a
+        gradient refers to the tensors that it was computed from, so set ``.grad = None`` of the leaves
+        (``reset_grad()``) when it is no longer needed: that frees the gradients of all inner nodes too.
 
         RuntimeError if there is no graph or an earlier backward freed it; ValueError if out_grad has another
         shape.
@@ -793,8 +816,8 @@ def _whole(c: Any, x: Value) -> Any:
 
 
 def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
-    """Differentiable backward: the same rules on Tensors. Keeps the graph; sets ``.grad`` of leaves, and of
-    other nodes only on request or ``everywhere``: it refers back to the node, a cycle that nobody would cut.
+    """Differentiable backward: the same rules on Tensors. Keeps the graph and sets ``.grad`` of every node
+    visited; inner nodes own theirs only on request or ``everywhere``, and share it with the leaves otherwise.
     """
     nodes = _graph(root)
     adjoints: dict[Value, Any] = {root: g}
@@ -818,9 +841,27 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             else:
                 c = _in_dtype_of(c, x.cached_data)
                 adjoints[x] = c if before is None else sum_node_list([before, c])
+    shared = _SharedGradients()
     for node, g in adjoints.items():
-        if everywhere or node.op is None or node._keeps_grad:
+        if everywhere or node._keeps_grad:
             node.grad = g
+        elif node.op is None:
+            node.grad = _alias(g)
+            node.grad._inner = shared
+        else:
+            node.__dict__.pop("grad", None)
+            node._shared = weakref.ref(shared)
+            shared[node] = g
+
+
+def _alias(value: Value) -> Any:
+    """Another Value with the same data and the same place in the graph: a leaf's gradient is its own."""
+    if value.op is None and value.requires_grad:  # out_grad itself, with respect to which one may differentiate
+        return _ops.reshape(cast("Tensor", value), value.cached_data.shape)
+    alias = object.__new__(type(value))
+    alias.__dict__.update(value.__dict__)
+    alias.__dict__.pop("grad", None)
+    return alias
 
 
 def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> None:

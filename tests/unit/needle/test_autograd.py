@@ -227,18 +227,16 @@ def test_out_grad_is_checked():
     assert x.grad.dtype == np.float64
 
 
-def test_create_graph_sets_gradients_that_can_be_differentiated():
+def test_create_graph_sets_every_gradient():
     x = leaf(6)
     y = leaf(0)
     product = x * x
-    product.retain_grad()
     z = product + x * y
     z.backward(create_graph=True)
     grad_x, grad_y = x.grad, y.grad
     assert grad_x.numpy() == 12
     assert grad_y.numpy() == 6
-    assert product.grad.numpy() == 1
-    assert z.grad is None  # as in a plain backward, only leaves and what asked for it
+    assert product.grad.numpy() == z.grad.numpy() == 1
     grad_x.backward()
     assert x.grad.numpy() == 2
     assert y.grad.numpy() == 1
@@ -531,12 +529,24 @@ def test_memory_check_second_order_is_freed_by_the_next_backward(no_collector):
 
 
 def test_memory_check_second_order_leaves_no_cycles_once_leaves_are_reset(no_collector):
-    x = leaf(1, 2)
-    y = ops.tanh(x * 3)
+    x, other = leaf(1, 2), leaf(3, 4)
+    y = ops.tanh(x * 3) + other
     (y * y).sum().backward(create_graph=True)
+    assert y.grad.numpy().tolist() == (2 * y.numpy()).tolist()
     x.grad = None
+    assert y.grad is not None, "the other leaf still has its gradient"
+    other.grad = None
+    assert y.grad is None
     del y
     assert gc.collect() == 0
+
+
+def test_leaves_own_their_gradients_under_create_graph():
+    a, b = leaf(1, 2), leaf(3, 4)
+    out_grad = leaf(1, 1)
+    (a + b).backward(out_grad, create_graph=True)
+    assert a.grad is not b.grad
+    assert a.grad is not out_grad
 
 
 def test_memory_check_a_plain_backward_drops_gradients_of_inner_nodes(no_collector):

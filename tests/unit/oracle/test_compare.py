@@ -203,8 +203,9 @@ def test_the_share_of_a_missing_number_is_infinite():
 def test_another_needle_is_judged_by_what_it_does():
     """The package under test is an argument; a copy with its own fault is judged on its own."""
     other = types.SimpleNamespace(**{n: getattr(needle, n) for n in dir(needle) if not n.startswith("__")})
-    other.tanh = lambda x: needle.tanh(x) * 1.01
-    assert engine.judge(train(), needle).divergence is None
-    found = engine.judge(train(), other).divergence
+    other.exp = lambda x: needle.exp(x) * 1.01
+    case = train(c.Linear(4), c.Ops((c.OpStep("exp", (0,)),)), c.Linear(2))
+    assert engine.judge(case, needle).divergence is None
+    found = engine.judge(case, other).divergence
     assert found is not None
     assert found.place.startswith("activation 1")
