@@ -417,12 +417,14 @@ OPS: Mapping[str, OpRow] = {
         _split(),
         ("Split", "TupleGetItem"),
     ),
-    "matmul": OpRow(_needle_matmul, torch.matmul, _multiplied(), ("MatMul",)),
+    # a BLAS may skip a factor of 0, so that 0 x inf is 0 and not nan: special values are not compared in products
+    "matmul": OpRow(_needle_matmul, torch.matmul, _multiplied(), ("MatMul",), special=()),
     "linear": OpRow(
         lambda n, x, w, *b: n.ops.linear(x, w, *b),
         lambda x, w, *b: nn.functional.linear(x, w.t(), *(v.reshape(-1) for v in b)),
         _affine(),
         ("Linear",),
+        special=(),
     ),
     "conv": OpRow(_needle_conv, _torch_conv, _convolved(), ("Conv",), special=()),
     "logsumexp": OpRow(lambda n, x, **a: n.logsumexp(x, **a), _torch_lse, _reduced(min_size=1), ("LogSumExp",)),

@@ -117,6 +117,8 @@ def _smaller(layers: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
         before, after = layers[:i], layers[i + 1 :]
         for _, body in c.bodies(layer):
             yield (*before, *body, *after)
+        if isinstance(layer, c.Branch):
+            yield (*before, *layer.left, *layer.right, *after)
         for smaller in _smaller_layer(layer):
             yield (*before, smaller, *after)
 
