@@ -14,6 +14,7 @@ import signal
 import statistics
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -239,6 +240,7 @@ def controls() -> list[Fault]:
 
 def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
     try:
         pipe.send(run_fault(fault, cases, plan))
     except BaseException:
