@@ -451,6 +451,9 @@ class _Train:
         count = sum(gs[0].size for gs in raw.values() if gs[0] is not None)
         # a float32 accumulation in any order errs by about sqrt(count) roundings
         bound = (4 + np.sqrt(count)) * d.U * norm + d.TINY
+        # squares below the smallest float32 are lost: count x TINY in the square of the norm
+        lost = count * d.TINY
+        bound = bound + np.minimum(np.sqrt(lost), lost / np.maximum(norm, d.TINY))
         self._within(seen, "clip norm", "norm", rule, norms, norm, bound, 1.0, found, None, dtype="float64")
         factor = cmp.clip_factor(norm, max_norm)
         for name, gs in raw.items():
