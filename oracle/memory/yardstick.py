@@ -15,7 +15,7 @@ import numpy as np
 from oracle import case as c
 from oracle import inputs
 from oracle.bench.workloads import Workload
-from oracle.memory.probe import FIRST, WARM_UP, Job, Measured, clear_caches, mark, replay
+from oracle.memory.probe import FIRST, WARM_UP, Job, Measured, clear_caches, mark, profiled, replay
 
 
 class _Trainer(Protocol):
@@ -41,7 +41,8 @@ def measure_other(job: Job) -> Measured:
             clear_caches()
         mark()
 
-    run(WARM_UP)
+    with profiled():
+        run(WARM_UP)
     gc.collect()
     gc.freeze()
     gc.disable()
