@@ -102,11 +102,13 @@ class Worker:
             settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             command = [sys.executable, "-m", "oracle.memory.child"]
             pipe = subprocess.PIPE
-            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **settings})
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, env={**os.environ, **settings}, start_new_session=True
+            )
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(LIMIT, process.kill)
+        timer = threading.Timer(LIMIT, _kill, [process])
         timer.start()
         try:
             process.stdin.write(msgspec.json.encode(job) + b"\n")
@@ -126,12 +128,20 @@ class Worker:
     def close(self) -> None:
         """End the nursery."""
         if self.process is not None:
-            self.process.kill()
+            _kill(self.process)
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
                 if stream is not None:
                     stream.close()
             self.process = None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a nursery and the child that it waits for."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
 
 
 class Pool:

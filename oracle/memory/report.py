@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from oracle.memory.session import Run
 
 WIDTH = 120
+DESCRIBED = 200  # characters of a model's description
 PLOTTED = 12  # generated models in the page's plots; failing ones always
 TEMPLATE = Path(__file__).parent.parent / "templates" / "memory.html"
 HEADINGS = (
@@ -66,12 +66,12 @@ def _ratio(row: Row, other: Measured | None) -> str:
 
 
 def _delta(row: Row) -> str:
-    if row.known is None or row.main is None:
+    measured = row.runs.get("malloc")
+    if row.known is None or measured is None:
         return "none" if row.panel else "-"
-    ratio = row.main.peak / row.known.peak if row.known.peak else math.nan
-    if row.exact:
-        return "same" if "D" not in row.failures else f"x{ratio:.3f}"
-    return f"x{ratio:.3f}"
+    if row.exact and "D" not in row.failures:
+        return "same"
+    return f"x{measured.peak / row.known.peak:.3f}"
 
 
 def block(row: Row) -> str:
@@ -89,7 +89,9 @@ def block(row: Row) -> str:
         lines += [f"  changed  {text}" for text in moved(row.main, row.known)]
     if row.flame:
         lines.append(f"  flames   {row.flame}")
-    lines += [f"  case     {row.name}: {c.describe(row.case)}", f"  replay   {row.replay}"]
+    model = c.describe(row.case)
+    model = model if len(model) <= DESCRIBED else f"{model[:DESCRIBED]} …"
+    lines += [f"  case     {row.name}: {model}", f"  replay   {row.replay}"]
     return "\n".join(lines)
 
 
@@ -232,6 +234,14 @@ def markdown(run: Run) -> str:
 
 def html(run: Run) -> str:
     """One page: plots as inline SVG, no assets."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    with matplotlib.rc_context(STYLE):
+        return _page(run)
+
+
+def _page(run: Run) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -258,29 +268,35 @@ def html(run: Run) -> str:
 INK, NEEDLE, TORCH, HAND, BAD = "#1f2933", "#2563a8", "#d9822b", "#8a9ba8", "#c23030"
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    import matplotlib
+STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "memory",  # the same page for the same numbers
+    "axes.edgecolor": "#c5ced6",
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
-    matplotlib.use("svg")
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
-    style: Any = {
-        "font.size": 9, "axes.edgecolor": "#c5ced6", "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
-        "font.family": "sans-serif", "svg.hashsalt": "memory", "axes.titlesize": 9, "axes.titlelocation": "left",
-    }  # fmt: skip
-    with pyplot.rc_context(style):
-        return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
 
 
 def _svg(figure: Any) -> str:
-    import matplotlib
     from markupsafe import Markup
     from matplotlib import pyplot
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+    figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     text = out.getvalue()
     return Markup(text[text.index("<svg") :])
@@ -359,7 +375,7 @@ def _peaks_plot(rows: Sequence[Row]) -> str:
             if value:
                 ax.barh(i + 0.25 - 0.25 * k, value / peak, height=0.22, color=colour)
                 scale, unit = _unit(value)
-                label = f"{value / scale:.2f} {unit}" + ("" if k == 0 else f", x{peak / value:.2f}")
+                label = f"{value / scale:.3g} {unit}" + ("" if k == 0 else f", needle x{peak / value:.2f}")
                 ax.text(value / peak + 0.01, i + 0.25 - 0.25 * k, label, va="center", fontsize=7)
         if row.known is not None:
             ax.plot([row.known.peak / peak] * 2, [i + 0.12, i + 0.38], color=INK, lw=2)
@@ -384,7 +400,7 @@ def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -
         names.append(name)
         for case, known in entry.cases.items():
             points.setdefault(case, []).append((len(names) - 1, known.peak))
-    if not points:
+    if len(names) < 2:
         return ""
     figure, axes = _figure(11.5, 3)
     ax = axes[0, 0]
