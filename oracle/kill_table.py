@@ -7,6 +7,7 @@ killed by the first divergence.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -252,7 +253,7 @@ def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
 
 
 def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    """The kill table, in the order of the catalogue."""
+    """The kill table, in the order of the catalogue; Ctrl-C ends it early."""
     runner.warm_up()
     cases = Cases(plan.seeds, plan.ahead)
     if plan.estimated:
@@ -289,6 +290,8 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[
                     row = Row(fault.name, fault.group, fault.about, fault.suspect, error=f"no end after {PATIENCE} s")
                     done[fault.name] = row
                     progress(row)
+    except KeyboardInterrupt:
+        pass  # what is known so far
     finally:
         for process, _, _ in running.values():
             process.kill()
@@ -410,14 +413,21 @@ def faults(
         if alarms:
             console.print("a kill would say nothing about the faults", style="bold red")
             return 3
-        rows = run(plan, lambda row: bar.update(task, advance=1, description=row.name))
+        count = itertools.count(1)
+
+        def progress(row: Row) -> None:
+            bar.update(task, advance=1, description=row.name)
+            if (number := next(count)) % 50 == 0 and not shown:
+                console.print(f"{number} of {len(chosen)} faults, {time.perf_counter() - started:.0f} s", style="dim")
+
+        rows = run(plan, progress)
     for group in dict.fromkeys(r.group for r in rows):
         console.print(_table(group, [r for r in rows if r.group == group]))
     t = totals(rows)
     for row in rows:
         if row.error:
             console.print(f"{row.name}: {row.error.strip().splitlines()[-1]}", markup=False, style="yellow")
-    complete = len(chosen) == len(FAULTS)
+    complete = len(rows) == len(FAULTS)
     page, data = (PAGE, BASELINE) if accept and complete else (report.LATEST / PAGE.name, report.LATEST / BASELINE.name)
     write(rows, plan, page, data)
     known = known_kills()
