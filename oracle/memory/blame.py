@@ -34,7 +34,8 @@ def explain(job: Job) -> Measured:
         watched.run(program, 0, first)
         gc.collect()
         gc.disable()
-        sizes = _sizes(job)
+        gc.unfreeze()  # what was imported may be what has grown
+        sizes = _sizes()
         gc.freeze()
         watched.run(program, first, job.case.steps)
         found = max(watched.collected[first + 1 :])
@@ -67,7 +68,7 @@ def _ours(container: Any, skip: set[int]) -> bool:
     return id(container) in skip
 
 
-def _sizes(job: Job) -> list[tuple[Any, int]]:
+def _sizes() -> list[tuple[Any, int]]:
     """Every container with its size; dicts of plain values too, which the collector does not list itself."""
     seen: dict[int, tuple[Any, int]] = {}
     for thing in gc.get_objects():

@@ -68,7 +68,7 @@ PLANTED = {
         "the training loop.reports[119] → function <lambda> (closure over loss) → Tensor.op",
     ),
     "module_hooks": ("C", "Linear 0.hooks: list grown from 20 to 120 entries"),
-    "cache_by_shape": ("C", "module leaks.CACHE: dict grown from 20 to 120 entries"),
+    "cache_by_shape": ("C", "module needle.ops.shapes_seen: dict grown from 20 to 120 entries"),
     "graph_kept_in_eval": ("AC", "the training loop.outputs[40] → Tensor.op (Linear)"),
     "one_int_in_100_steps": ("C", "the training loop.numbers: list grown from 7 to 8 entries"),
 }
