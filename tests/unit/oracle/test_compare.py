@@ -22,12 +22,15 @@ def train(*model, **changes):
 @contextlib.contextmanager
 def patched(owner, name, make):
     """owner.name replaced by make(original) for a while."""
-    original = getattr(owner, name)
+    original, inherited = getattr(owner, name), name not in vars(owner)
     setattr(owner, name, make(original))
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 def after_step(change):
