@@ -75,7 +75,7 @@ def test_every_fault_that_was_killed_is_killed() -> None:
     gone = sorted(set(known) - set(FAULTS))
     assert not gone, f"the committed table has faults that the catalogue has not: {gone}"
     chosen = [FAULTS[name] for name, cases in known.items() if cases <= 40]
-    assert len(chosen) >= 150
+    assert len(chosen) >= 100, "the committed table must say enough to be worth a comparison"
     plan = kill_table.Plan(chosen, seeds=(0,), budget=400, workers=os.cpu_count() or 1, shrinks=0, estimated=0, ahead=2)
     rows = kill_table.run(plan)
     survived = [f"{r.name}: {r.about}{r.error}" for r in rows if not r.killed]
