@@ -1077,9 +1077,10 @@ class BatchNorm(_KeepsNormalised, TensorOp):
         dx = None
         if needs[0]:
             n = x.shape[0]
-            dx = g - centred * (dw * inv / n)
+            dx = centred * (dw * inv / n)
+            dx -= g  # the other way round, so that it needs no array of its own
             dx -= _column_sums(dx) / n
-            dx *= inv * weight
+            dx *= -(inv * weight)
         return dx, dw, _column_sums(g) if needs[2] else None
 
 
@@ -1123,9 +1124,10 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         dx = None
         if needs[0]:
             gx = g * weight
-            dx = gx - xh * _row_means(gx * xh)
+            dx = xh * _row_means(gx * xh)
+            dx -= gx
             dx -= _row_means(dx)
-            dx *= inv
+            dx *= -inv
         return (
             dx,
             _column_sums(_as_matrix(g * xh)) if needs[1] else None,

@@ -1369,14 +1369,13 @@ def batch_norm(
 ) -> Patch:
     """The normalisation of BatchNorm in training written out, for arrays."""
 
-    def normalised(old: Any, self: Any, x: Any) -> Any:
+    def statistics(old: Any, self: Any, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
             return old(self, x)
         mean, var = stats(x)
-        inv = inverse(var, self.eps)
-        return (x - mean) * inv, inv, mean, var
+        return x - mean, inverse(var, self.eps), mean, var
 
-    return around("ops.BatchNorm._normalised", normalised)
+    return around("ops.BatchNorm._statistics", statistics)
 
 
 def layer_norm(
@@ -1576,7 +1575,7 @@ layer(
     "bn-not-centred",
     "the mean is not subtracted",
     f"{BN} forward",
-    around("ops.BatchNorm._normalised", lambda old, self, x: (x * old(self, x)[1], *old(self, x)[1:])),
+    around("ops.BatchNorm._statistics", lambda old, self, x: (x, *old(self, x)[1:])),
 )
 layer("bn-no-bias", "the bias is left out", f"{BN} forward", compute("BatchNorm", lambda y, x, w, b: y - b))
 layer(

@@ -78,7 +78,17 @@ class Site:
     @property
     def numeric(self) -> bool:
         """Inside a function that computes with arrays."""
-        names = ("vjp", "compute", "kernel", "_adam", "_normalised", "_bias_gradient", "forward", "clip_grad_norm")
+        names = (
+            "vjp",
+            "compute",
+            "kernel",
+            "_adam",
+            "_statistics",
+            "_normalised",
+            "_bias_gradient",
+            "forward",
+            "clip_grad_norm",
+        )
         own = {f.name for f in (self.function, self.outer) if f is not None}
         return bool(own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_means", "step"})
 
@@ -317,7 +327,7 @@ def operand_replaced(s: Site) -> Iterator[Change]:
     n = s.node
     if not isinstance(n, ast.Name) or not isinstance(n.ctx, ast.Load) or s.function is None:
         return
-    if s.function.name not in ("vjp", "kernel", "_adam", "compute", "_normalised"):
+    if s.function.name not in ("vjp", "kernel", "_adam", "compute", "_statistics", "_normalised"):
         return
     names = [a.arg for a in s.function.args.args if a.arg not in ("self", "needs")]
     if s.function.name == "vjp":
@@ -482,7 +492,7 @@ def hyperparameters(s: Site) -> Iterator[ast.expr]:
     if isinstance(n, ast.Call) and _called(n) == "float" and n.args and _source(n.args[0]).startswith("self."):
         yield n
     if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and isinstance(n.value, ast.Name):
-        inside = s.outer is not None and s.outer.name in ("forward", "compute", "vjp", "_normalised")
+        inside = s.outer is not None and s.outer.name in ("forward", "compute", "vjp", "_statistics", "_normalised")
         if n.value.id == "self" and n.attr in ("eps", "momentum", "p", "scalar", "c0", "c1") and inside:
             yield n
 
