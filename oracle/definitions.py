@@ -101,17 +101,18 @@ class Tape:
             return x
         e = self.noise.draw(x.shape[1:])
         out = np.empty((self.noise.replicas, *x.shape[1:]))
-        out[0] = x[0]
+        exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
+        out[0] = exact
         if x.shape[0] == 1:
-            np.multiply(e, x, out=out[1:])
-            out[1:] += x
+            np.multiply(e, exact, out=perturbed)
+            perturbed += exact
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
-            amplitude = np.abs(x[1:])
-            np.maximum(amplitude, np.abs(x[:1]), out=amplitude)
-            np.multiply(e, amplitude, out=out[1:])
-            out[1:] += x[1:]
+            np.abs(x[1:], out=perturbed)
+            np.maximum(perturbed, np.abs(exact), out=perturbed)
+            perturbed *= e
+            perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out
 
     def roughened(self, y: Array, magnitude: Array, weight: float) -> Array:

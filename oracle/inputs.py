@@ -102,7 +102,8 @@ def digits(*, train: bool) -> tuple[Array, Array]:
 # -- parameters and buffers -------------------------------------------------------------------------------------------
 
 
-def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c.Layer, int, bool]]:
+@c.remembered
+def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Sequence[tuple[str, c.Layer, int, bool]]:
     """Plain layers in execution order, each with its path, input width and mode."""
     widths = c.input_widths(case)
 
@@ -115,9 +116,10 @@ def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c
             for name, body in inner:
                 yield from visit(body, f"{path}.{name}", training and not isinstance(layer, c.Eval))
 
-    yield from visit(case.model, "", True)
+    return list(visit(case.model, "", True))
 
 
+@c.remembered
 def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]]:
     """Parameters (without the second names of tied ones) and buffers, in the order of the model."""
     parameters: list[Slot] = []

@@ -113,7 +113,12 @@ class TorchModel:
         self._layers = layers
         self._widths = c.input_widths(case)
         self.module = self._body("", case.model)
-        self.train()
+        self.module.train()
+        for module in self.eval_modules:
+            module.eval()
+        # those that know two modes, but for the parts that stay in evaluation mode
+        modal = (m for m in self.modules.values() if isinstance(m, nn.BatchNorm1d | Dropout))
+        self._modal = [m for m in modal if m.training]
 
     def _body(self, prefix: str, part: Sequence[c.Layer]) -> nn.Sequential:
         made = []
@@ -137,11 +142,10 @@ class TorchModel:
             made.append(module)
         return nn.Sequential(*made)
 
-    def train(self) -> None:
-        """Training mode, but for the parts that stay in evaluation mode."""
-        self.module.train()
-        for module in self.eval_modules:
-            module.eval()
+    def train(self, mode: bool = True) -> None:
+        """Training mode, but for the parts that stay in evaluation mode; or evaluation mode."""
+        for module in self._modal:
+            module.training = mode
 
     def tensor(self, slot: Slot) -> Tensor:
         """The torch tensor behind a slot."""
@@ -182,12 +186,17 @@ class TorchRun:
         self.case, self.batches, self.masks, self.dtype = case, batches, masks, dtype
         self.parameter_slots, self.buffer_slots = slots
         self.model = TorchModel(case, layers)
-        self.model.module.to(dtype)
+        if dtype != torch.float32:
+            self.model.module.to(dtype)
         self.parameters = {s.name: self.model.tensor(s) for s in self.parameter_slots}
         self.buffers = {s.name: self.model.tensor(s) for s in self.buffer_slots}
         names = {id(p): name for name, p in self.parameters.items()}
         self.listed = [names[id(p)] for p in self.model.module.parameters()]
         self.optimizer = torch_optimizer(case, list(self.model.module.parameters()))
+        self._relus = [(path, m) for path, m in self.model.modules.items() if isinstance(m, ReLU)]
+        self._droppers = [
+            (path, m) for path, m in self.model.modules.items() if isinstance(m, Dropout) and path in masks
+        ]
         self._record: list[tuple[str, Tensor, bool]] = []
         self._state: State | None = None  # as the last step has left it
         for path, module in self.model.modules.items():
@@ -255,7 +264,8 @@ class TorchRun:
         before = {name: b.numpy().copy() for name, b in self.buffers.items()}
         obs.values["buffer"] = before
         self.clock.turn("torch")
-        self.optimizer.zero_grad()
+        for p in self.parameters.values():
+            p.grad = None  # what zero_grad does, which takes a while to come to it
         passes = []
         for m in range(self.batches.micro):
             mark = f"#{m}" if m else ""
@@ -307,12 +317,11 @@ class TorchRun:
         obs.values["parameter"] = {s.name: state.tensors[s.name] for s in self.parameter_slots}
 
     def _dictate(self, t: int, m: int, mark: str, kinks: Mapping[str, Array]) -> None:
-        for path, module in self.model.modules.items():
-            if isinstance(module, ReLU):
-                kink = kinks.get(path + mark)
-                module.kink = None if kink is None else torch.from_numpy(kink)
-            elif isinstance(module, Dropout) and path in self.masks:
-                module.mask = torch.from_numpy(self.masks[path][t, m]).to(self.dtype)
+        for path, relu in self._relus:
+            kink = kinks.get(path + mark)
+            relu.kink = None if kink is None else torch.from_numpy(kink)
+        for path, dropout in self._droppers:
+            dropout.mask = torch.from_numpy(self.masks[path][t, m]).to(self.dtype)
 
     def _bias_variances(self, before: Mapping[str, Array], obs: Observation) -> None:
         """Contract: needle's running variance takes the biased batch variance, torch's the unbiased one."""
@@ -342,7 +351,7 @@ class TorchRun:
     def evaluate(self, t: int, kinks: Mapping[str, Array]) -> Observation:
         """A forward pass in evaluation mode on the batch of step t."""
         obs = Observation(step=t)
-        self.model.module.eval()
+        self.model.train(False)
         self._dictate(t, 0, "", kinks)
         record: list[tuple[str, Tensor, bool]] = []
         self._record = record
