@@ -278,6 +278,20 @@ class Memory(_Part, frozen=True, tag="Memory"):
 
 # -- what follows from a case -----------------------------------------------------------------------------------------
 
+_GENERATORS: dict[str, np.random.RandomState] = {}
+
+
+def generator(purpose: str, seed: int) -> np.random.RandomState:
+    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
+
+    RandomState: its streams are frozen across NumPy versions.
+    """
+    if purpose not in _GENERATORS:
+        _GENERATORS[purpose] = np.random.RandomState()
+    _GENERATORS[purpose].seed(seed)
+    return _GENERATORS[purpose]
+
+
 _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 
@@ -322,8 +336,8 @@ class _Case(_Part, frozen=True):
         return _digest(self)
 
     def rng(self, purpose: str) -> np.random.RandomState:
-        """A generator of its own for each purpose. RandomState: its streams are frozen across NumPy versions."""
-        return np.random.RandomState(self.seed_for(purpose))
+        """A generator of its own for each purpose, to be used at once."""
+        return generator(purpose, self.seed_for(purpose))
 
     def seed_for(self, purpose: str) -> int:
         """A 32-bit seed from the seed of the case and a purpose."""

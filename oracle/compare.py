@@ -130,7 +130,7 @@ class Joined:
         """One row of tensors per step: (steps, elements), of the dtype of the tensors."""
         if not self.size:
             return np.zeros((len(rows), 0))
-        return np.concatenate([a.reshape(-1) for row in rows for a in row]).reshape(len(rows), self.size)
+        return np.concatenate([a for row in rows for a in row], axis=None).reshape(len(rows), self.size)
 
     def replicas(self, values: Sequence[Array], steps: int) -> Array:
         """Values of the truth, each (replicas or 1, steps or 1, *shape): (replicas, steps, elements)."""
@@ -192,6 +192,9 @@ def share_g(ours: Array, truth: Array) -> Array:
 def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) -> Array:
     """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite."""
     steps: Array = np.zeros(1, dtype=bool)
+    # nearly always nothing is large; written so that nan is not small
+    if all(v.max() < LOGIT_DOMAIN and v.min() > -LOGIT_DOMAIN for values in truth.values() for v in values.values()):
+        return steps
     for quantity, values in truth.items():
         for name, value in values.items():
             # np.abs(nan) < limit is false: a replica that is not a number ends the domain too

@@ -551,7 +551,10 @@ class _Train:
             if case.clip is not None:
                 max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
                 torch.nn.utils.clip_grad_norm_([p], max_norm)  # writes into grads
-        groups = [{"params": [p], "lr": float(lr)} for p, lr in zip(parameters, rates[:, 0], strict=True)]
+        groups = [
+            {"params": [p for p, r in zip(parameters, rates, strict=True) if r == lr], "lr": lr}
+            for lr in dict.fromkeys(rates[:, 0].tolist())
+        ]
         optimizer = peer_side.torch_optimizer(case, groups)
         for i, p in enumerate(parameters):
             if isinstance(case.optimizer, c.Adam):

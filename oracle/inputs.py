@@ -168,7 +168,7 @@ def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, A
 
     Linear: weight √2·√(3/in)·U(−1, 1) of (in, out), then bias √2·√(3/out)·U(−1, 1) of (out, 1) as a row (He et al. 2015).
     """
-    rng = np.random.RandomState(seed)
+    rng = c.generator("build", seed)
     state: dict[str, Array] = {}
     linears: list[str] = []
     for path, layer, width, _ in plain_layers(case):
@@ -201,7 +201,7 @@ def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]
     for path, _, width in droppers:
         found[path] = np.empty((steps, micro, rows, width), dtype=bool)
     for t in range(steps):
-        rng = np.random.RandomState(step_seed(case, t))
+        rng = c.generator("masks", step_seed(case, t))
         for m in range(micro):
             for path, layer, width in droppers:
                 found[path][t, m] = rng.random_sample((rows, width)) <= 1 - dropout_p(layer)
