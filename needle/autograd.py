@@ -290,7 +290,7 @@ def release(x: Value, result: Value) -> None:
         x._released = True
 
 
-_WORTH_RELEASING = 4096  # bytes
+_WORTH_RELEASING = 2048  # bytes
 
 
 class Value:

@@ -128,12 +128,14 @@ def _column_sums(x: Any) -> Any:
     return summation(x, 0) if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot(x)
 
 
+def _row_sums(x: Any) -> Any:
+    """(..., m) -> (..., 1). As a product, for the same reason."""
+    return _sum_kept(x, (x.ndim - 1,)) if isinstance(x, Tensor) else x.dot(_ones((x.shape[-1], 1), x.dtype))
+
+
 def _row_means(x: Any) -> Any:
     """(..., m) -> (..., 1)."""
-    width = x.shape[-1]
-    if isinstance(x, Tensor):
-        return _sum_kept(x, (x.ndim - 1,)) / width
-    return x.dot(_ones((width, 1), x.dtype)) / width
+    return _row_sums(x) / x.shape[-1]
 
 
 def _row_maxima(x: Array) -> Array:
@@ -1156,7 +1158,7 @@ class SoftmaxCrossEntropy(TensorOp):
         places = _label_places(logits.shape, labels)
         top = _row_maxima(logits)
         e = np.exp(logits - top)
-        s = e.dot(_ones((e.shape[1], 1), e.dtype))
+        s = _row_sums(e)
         self.saved = (logits, places, e, s)
         return (_sum(np.log(s), None) - _sum(logits.take(places) - top[:, 0])) / len(logits)
 
@@ -1169,7 +1171,7 @@ class SoftmaxCrossEntropy(TensorOp):
             z = _value(logits)
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
-            s = _sum_kept(e, (1,))
+            s = _row_sums(e)
         dz = e / s
         if isinstance(dz, Tensor):
             onehot = np.zeros(dz.shape, dz.dtype)

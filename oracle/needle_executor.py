@@ -67,6 +67,7 @@ def _operator(tb: TracebackType | None) -> str:
     return found
 
 
+UNWATCHED = 4  # one step in so many is taken a second time without looking at the layers
 # What NumPy's global generator gives next after this seed, unless somebody has drawn from it.
 _SEED = 7
 _NEXT = np.random.RandomState(_SEED).bytes(8)
@@ -147,6 +148,7 @@ class NeedleRun:
         self.kept: list[tuple[int, str, Any, Array]] = []
         self.failed: Failure | None = None
         self.relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+        self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
         self._recording: list[tuple[str, Any, Any]] | None = None
         self._findings: op_rule.Findings | None = None
         self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
@@ -225,7 +227,12 @@ class NeedleRun:
             self.failed = failed.failure
 
     def _load(self, state: State) -> None:
+        self._loads += 1
         for name, value in state.tensors.items():
+            held = _array(self._tensor(name))
+            if self._loads % 2 and held.shape == value.shape and held.dtype == value.dtype and held.flags.writeable:
+                held[...] = value  # into the array itself, which then stays the one that the optimizer knows
+                continue
             # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
             wide = value.astype(np.float64)
             source = self.ndl.Tensor(wide, requires_grad=False) if name.endswith("bias") else wide
@@ -283,6 +290,8 @@ class NeedleRun:
         for made in reversed(passes):
             self._adjoints(made, obs)
         self._gradients("gradient", obs)
+        if self.batches.micro == 1 and not self.taped and (case.seed_for("unwatched") + t) % UNWATCHED == 0:
+            self._unwatched(t, obs)
         if case.clip is not None:
             self._clip(t, case.clip, obs)
         held = self._held_gradients(t, "gradient" if case.clip is None else "clipped")
@@ -319,6 +328,30 @@ class NeedleRun:
             self._backward(loss, cotangent)
         self._judge_tape(tape, cotangent, record)
         return _Pass(mark, x, record, loss)
+
+    def _unwatched(self, t: int, obs: Observation) -> None:
+        """The pass once more, without anybody who holds a result of a layer: needle may then let go of what it needs no
+        more, or write into it, but the gradients are the same bits.
+        """
+        seen = {name: parameter.grad for name, parameter in self.parameters.items()}
+        buffers = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
+        np.random.seed(step_seed(self.case, t))
+        with self._phase("forward"):
+            x = self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.case.input_grad)
+            loss, cotangent = self._loss(self.model(x), t, 0)
+        with self._phase("backward"):
+            self.optimizer.reset_grad()
+            self._backward(loss, cotangent)
+        for name, parameter in self.parameters.items():
+            before, again = seen[name], parameter.grad
+            same = before is again is None or (
+                before is not None and again is not None and same_bits(_array(before), _array(again))
+            )
+            obs.hold("kept", f"gradient {name} of a pass that nobody watches", same)
+            parameter.grad = before
+        with self._phase("taking over the state"):
+            for name, value in buffers.items():
+                self._tensor(name).data = self.ndl.Tensor(value, requires_grad=False)
 
     def _accumulate(self, collected: dict[str, Any]) -> None:
         """Gradients of several backward passes, added up as a user does it."""
