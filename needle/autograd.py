@@ -783,8 +783,9 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             g = tuple((np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True))
         if node._keeps_grad:
             kept.append((node, g))
-        for x, c in zip(inputs, _contributions(op, inputs, node, g), strict=True):
-            if c is None or not x.requires_grad:
+        needs = [*map(_needs, inputs)]
+        for x, needed, c in zip(inputs, needs, _contributions(op, inputs, needs, node, g), strict=True):
+            if c is None or not needed:
                 continue
             data = g if x._released else x.cached_data
             before = adjoints.get(x)
@@ -808,21 +809,22 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
                 adjoints[x] = np.asarray(before + c)
                 shared.discard(x)
     for leaf, g in adjoints.items():
-        leaf.grad = Tensor.make_const(g.copy() if leaf in shared or not g.flags.carray else g)
+        leaf.grad = grad = _new(Tensor)
+        grad.cached_data = g.copy() if leaf in shared or not g.flags.carray else g
     for node, g in kept:
         node.grad = (
             TensorTuple.make_const(tuple(a.copy() for a in g)) if type(g) is tuple else Tensor.make_const(g.copy())
         )
 
 
-def _contributions(op: Any, inputs: Sequence[Any], node: Value, g: Any) -> Sequence[Any]:
+def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
     if not op._course_style:
         # What was released has the shape and the dtype of g, and no rule that would get it looks at more.
         y = g if node._released else node.cached_data
-        xs = map(_data, inputs) if op.reads_inputs else [g if x._released else x.cached_data for x in inputs]
-        contributions: Sequence[Any] = op.vjp(g, y, [*map(_needs, inputs)], *xs)
-        return contributions
+        if op.reads_inputs:
+            return op.vjp(g, y, needs, *map(_data, inputs))
+        return op.vjp(g, y, needs, *[g if x._released else x.cached_data for x in inputs])
     with no_grad():
         wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
         stand_in = _stand_in(op, inputs, node)

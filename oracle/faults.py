@@ -603,7 +603,9 @@ def walk(
                 g = tuple((np.zeros_like(a) if c is None else c) for c, a in zip(g, node.cached_data, strict=True))
             if node._keeps_grad:
                 kept.append((node, g))
-            for i, (x, c) in enumerate(zip(inputs, autograd._contributions(op, inputs, node, g), strict=True)):
+            needs = [x.requires_grad for x in inputs]
+            contributions = autograd._contributions(op, inputs, needs, node, g)
+            for i, (x, c) in enumerate(zip(inputs, contributions, strict=True)):
                 if c is None or not flows(x):
                     continue
                 before = adjoints.get(x)
@@ -750,7 +752,7 @@ autograd_(
     "grad-float64", "gradients of leaves are float64", "gradient|dtype", walk(leaf=lambda g, x: g.astype(np.float64))
 )
 autograd_("frozen-gets-gradient", "requires_grad=False does not stop the gradient", "gradient|requires_grad|frozen",
-          around("autograd._contributions", lambda old, op, inputs, node, g: op.vjp(g, node.cached_data, [True] * len(inputs), *[x.cached_data for x in inputs])) + walk(flows=lambda x: True))  # fmt: skip
+          around("autograd._contributions", lambda old, op, inputs, needs, node, g: old(op, inputs, [True] * len(inputs), node, g)) + walk(flows=lambda x: True))  # fmt: skip
 autograd_(
     "release-what-is-read",
     "a result that its own gradient rule reads is let go of, where nobody holds it",
