@@ -1157,10 +1157,12 @@ class SoftmaxCrossEntropy(TensorOp):
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
         top = _row_maxima(logits)
-        e = np.exp(logits - top)
+        z = logits - top
+        of_labels = z.take(places)
+        e = np.exp(z, z if z.dtype.kind == "f" else None)
         s = _row_sums(e)
         self.saved = (logits, places, e, s)
-        return (_sum(np.log(s), None) - _sum(logits.take(places) - top[:, 0])) / len(logits)
+        return (_column_sums(np.log(s))[0] - _column_sums(of_labels)) / len(logits)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""
