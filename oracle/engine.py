@@ -77,7 +77,7 @@ class Verdict:
     steps: int = 0
     out_of_domain: int = 0
     largest_difference: float = 0.0  # |ours - peer| in units of rule G's tolerance
-    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `SECONDS`
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `Clock`
 
 
 @dataclass
@@ -186,7 +186,10 @@ class _Train:
                 if step.ours_eval.failure is None:
                     step.peer_eval = peer.evaluate(t, _fitting(step.ours_eval.kinks, self._shapes()))
             yield step
-            if ours.failed is not None or not all(np.isfinite(v).all() for v in state.tensors.values()):
+            if (
+                ours.failed is not None
+                or not np.isfinite(np.concatenate(list(state.tensors.values()), axis=None)).all()
+            ):
                 return
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
