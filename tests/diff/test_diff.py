@@ -35,6 +35,15 @@ def test_the_ci_profile_agrees(ci_run):
     assert max(v for k, v in summary["largest_share"].items()) < 1
 
 
+def test_the_summary_says_where_the_time_went(ci_run):
+    done, summary = ci_run
+    assert {"needle", "torch", "truth", "rules", "OP", "drawing"} <= set(summary["seconds"])
+    assert summary["cpu_seconds"] > 0
+    line = " ".join(done.stdout.split())
+    assert "inside needle" in line
+    assert "around them" in line
+
+
 def test_it_reaches_every_layer_and_op(ci_run):
     _, summary = ci_run
     reached = summary["coverage"]
