@@ -140,10 +140,11 @@ class Tape:
         return out
 
     def backward(self, seeds: Sequence[tuple[Var, Array]]) -> None:
-        """Fill in ``adjoint`` of every Var that reaches a seed."""
+        """Fill in ``adjoint`` of every Var that reaches a seed; what was recorded is gone afterwards."""
         for var, g in seeds:
             self._add(var, g)
-        for out, operands, vjp in reversed(self.records):
+        while self.records:
+            out, operands, vjp = self.records.pop()
             if out.adjoint is None:
                 continue
             for var, contribution in zip(operands, vjp(out.adjoint), strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type,
         return ndl.nn.Sequential(*made)
 
     model.module = body("", case.model)
+    body = None  # type: ignore[assignment]  # it refers to itself, and to the model
     return model
 
 
@@ -202,12 +204,14 @@ class NeedleRun:
         return kind((p for p in repeated), **given)
 
     def _observe(self, path: str, module: Any) -> None:
-        forward = module.forward
+        # weak, or every case would leave its models behind in a circle
+        forward, of, run = type(module).forward, weakref.ref(module), weakref.ref(self)
 
         def wrapped(*args: Any) -> Any:
-            out = forward(*args)
-            if self._recording is not None:
-                self._recording.append((path, args[0], out))
+            out = forward(of(), *args)
+            recording = run()._recording  # type: ignore[union-attr]
+            if recording is not None:
+                recording.append((path, args[0], out))
             return out
 
         module.forward = wrapped

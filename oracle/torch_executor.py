@@ -5,6 +5,7 @@ Observations come in needle's layout: Linear weights (in, out), biases (1, out),
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -204,16 +205,18 @@ class TorchRun:
 
     def _observe(self, path: str, module: nn.Module) -> None:
         # around forward, as in needle: a hook of torch's takes twice as long
-        forward = module.forward
+        # weak, or every case would leave its models behind in a circle
+        forward, of, run = type(module).forward, weakref.ref(module), weakref.ref(self)
+        flat = isinstance(module, nn.Flatten)
 
         def wrapped(given: Tensor) -> Tensor:
-            out: Tensor = forward(given)
-            if out is given and isinstance(module, nn.Flatten):
+            out: Tensor = forward(of(), given)
+            if out is given and flat:
                 # torch.flatten hands a flat input on as it is; its adjoint must be that of this layer alone
                 out = out.view_as(out)
             if out.requires_grad:
                 out.retain_grad()
-            self._record.append((path, out, out is given))
+            run()._record.append((path, out, out is given))  # type: ignore[union-attr]
             return out
 
         module.forward = wrapped

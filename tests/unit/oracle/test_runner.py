@@ -1,5 +1,6 @@
 """A run: deterministic, honest about what it did, and of use when something fails."""
 
+import gc
 import json
 import os
 import subprocess
@@ -35,6 +36,28 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(tmp_path):
     assert one.result.tally.tensors == two.result.tally.tensors > 10_000
     assert one.result.coverage == two.result.coverage
     assert sum(one.result.cases.values()) == 2 * runner.SHARD_SIZE
+
+
+def test_a_run_of_any_length_fits_into_memory():
+    """What a case has computed is freed with it: left to the collector, it was 40 MB in a hundred cases."""
+    cases = runner.draw("train", 20, 5) + runner.draw("op", 20, 5) + runner.draw("second", 5, 5)
+    result = runner.Result()
+    for case in cases[::4]:  # whatever is made once
+        result.judge(case)
+    gc.collect()
+    gc.disable()
+    try:
+        for case in cases:
+            result.judge(case, validate=True)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(thing).__name__ for thing in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not {"Var", "Tape", "NeedleRun", "TorchRun", "Observation", "ndarray"} & set(left)
+    assert len(left) < 50 * len(cases)
 
 
 def test_a_seed_names_its_cases():
