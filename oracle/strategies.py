@@ -194,6 +194,26 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
 )
 
 
+def _block(macro: Callable[[_Builder, int], int], rows: int, width: int) -> c.Ops:
+    b = _Builder(rows, width)
+    macro(b, 0)
+    return c.Ops(tuple(b.steps))
+
+
+# which macro to take for an operation that a block is to have: the shortest
+_BY_OP = {
+    step.op: macro
+    for macro in sorted(_MACROS, key=lambda macro: -len(_block(macro, 2, 3).steps))
+    for step in _block(macro, 2, 3).steps
+}
+BLOCK_OPS = tuple(sorted(_BY_OP))
+
+
+def block_with(op: str, rows: int, width: int) -> c.Ops:
+    """A block of operations, (rows, width) -> (rows, width), that has this one."""
+    return _block(_BY_OP[op], rows, width)
+
+
 _MACRO = st.sampled_from(_MACROS)
 _MACRO_COUNT = choice((2, 1), (2, 2), (1, 3))
 
