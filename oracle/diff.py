@@ -144,7 +144,8 @@ def summary(console: Console, run: Any) -> None:
     for failed in run.failures:
         console.print(report.block(failed.case, failed.divergence), soft_wrap=True, markup=False)
         if failed.count > 1:
-            console.print(f"  seen     in {failed.count} generated cases")
+            also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
+            console.print(f"  seen     in {failed.count} generated cases{also}", markup=False)
         console.print()
     for error in result.oracle_errors[:5]:
         console.print(f"the oracle contradicts itself: {error}", soft_wrap=True, markup=False, style="yellow")
@@ -265,7 +266,13 @@ def to_json(run: Any) -> dict[str, Any]:
         "interrupted": run.interrupted,
         "oracle_errors": result.oracle_errors,
         "failures": [
-            {"case": f.case.digest, "count": f.count, "culprit": f.culprit, **report.to_json(f.divergence)}
+            {
+                "case": f.case.digest,
+                "count": f.count,
+                "culprit": f.culprit,
+                "also": dict(f.also),
+                **report.to_json(f.divergence),
+            }
             for f in run.failures
         ],
         "exit_code": run.exit_code,

@@ -57,6 +57,7 @@ class Failed:
     case: c.Case
     divergence: Divergence
     count: int = 1
+    also: Counter[str] = field(default_factory=Counter)  # of these, cases in which only this consequence showed
 
     @property
     def culprit(self) -> str:
@@ -107,6 +108,23 @@ class Result:
                 known.count += failed.count
                 return
         self.failed.append(failed)
+
+    def fold_consequences(self) -> None:
+        """Fold what a part passes back into what it gives, where both are wrong, and clipping into its norm.
+
+        A gradient rule builds on the value and on what was kept beside it: while the value is wrong, its verdict says
+        nothing of its own.
+        """
+        by_culprit = {failed.culprit: failed for failed in self.failed}
+        for failed in list(self.failed):
+            before = (
+                "clip norm" if failed.culprit == "clip scaling" else failed.culprit.replace(" backward", " forward")
+            )
+            cause = by_culprit.get(before)
+            if cause is not None and cause is not failed:
+                cause.count += failed.count
+                cause.also[failed.culprit] += failed.count
+                self.failed.remove(failed)
 
     @property
     def digest(self) -> str:
@@ -313,11 +331,11 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
                 found = engine.judge(case, needle).divergence
         except Exception:
             return False
-        # a smaller case may fail elsewhere in the model, but it must fail in the same way
-        return found is not None and (found.quantity, found.rule) == (
-            failed.divergence.quantity,
-            failed.divergence.rule,
-        )
+        # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
+        # several faults, the case of a rare one could end as one more case of a common one
+        if found is None or (found.quantity, found.rule) != (failed.divergence.quantity, failed.divergence.rule):
+            return False
+        return culprit(case, found) == failed.culprit
 
     smallest = shrink.shrink(failed.case, fails)
     verdict = engine.judge(smallest, needle, validate=True)
@@ -454,4 +472,5 @@ def _shrink_all(executor: ProcessPoolExecutor, outcome: Run, progress: Callable[
         folded.fold(smaller)
     for failed in found[SHOWN:]:
         folded.fold(failed)
+    folded.fold_consequences()
     outcome.failures = folded.failed
