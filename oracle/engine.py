@@ -724,7 +724,10 @@ def _forms(
 def op_truth(case: c.OpCase, noise: Noise | None, usual_norms: bool = False) -> tuple[Array, dict[str, Array]]:
     """Value and operand gradients of one operation: (replicas, 1, *shape) each."""
     tape = d.Tape(noise, usual_norms=usual_norms, special=True)
-    operands = [d.Var(o.array.astype(np.float64)[None, None]) for o in case.operands]
+    operands = [
+        d.Var(o.array.astype(np.float64)[None, None], needs=i not in case.constants)
+        for i, o in enumerate(case.operands)
+    ]
     attributes = dict(case.attributes)
     if "labels" in attributes:
         attributes["labels"] = np.asarray(attributes["labels"])[None]
@@ -769,6 +772,9 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                     off = _op_values(verdict, case, quantity, name, theirs, theirs, twin[quantity][name], "P")
                     if off is not None:
                         peer_found.append(off)
+            for name in seen.values.get(quantity, {}).keys() - values.keys():
+                message = f"needle has a {quantity} of {name}, which asks for none"
+                found.append(Divergence(0, quantity, name, "unexpected", message))
         for name, same in seen.values["kept"].items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
             if not same:
