@@ -164,6 +164,10 @@ _LAYERS: dict[str, Edit] = {
 }
 _TIED = _last(_tied)
 _FROZEN = _last(lambda width, _: (c.Linear(3, frozen=True),))
+_FROZEN_NORMS: dict[str, Edit] = {
+    "BatchNorm, frozen": _within(c.BatchNorm(frozen=True)),
+    "LayerNorm, frozen": _within(c.LayerNorm(frozen=True)),
+}
 _NO_BIAS = _last(lambda width, _: (c.Linear(3, bias=False),))
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ _NO_BIAS = _last(lambda width, _: (c.Linear(3, bias=False),))
 TABLE: dict[str, Group] = {
     "layer": Group(
         c.TrainCase,
-        {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS},
+        {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(pairs.OPS))),
     "block": Group(c.TrainCase, {op: _block(op) for op in strategies.BLOCK_OPS}),
@@ -352,12 +356,14 @@ TABLE: dict[str, Group] = {
             "-0": _value(-0.0),
             "1e-20": _value(1e-20),
             "above 64": None,
+            "of g above 64": _with(cotangent=(300.0, -1.0)),
         },
     ),
     "argument": Group(
         c.OpCase,
         {
             "numpy scalar": _numpy_scalars,
+            "constant": _with(constants=(0,)),
             "no axes": None,
             "one axis": None,
             "several axes": None,
@@ -371,6 +377,7 @@ TABLE: dict[str, Group] = {
             "Linear, tied": _TIED,
             "Linear, frozen": _FROZEN,
             "Linear, no bias": _NO_BIAS,
+            **_FROZEN_NORMS,
             "SoftmaxLoss": _with(loss=c.SoftmaxLoss()),
             "MeanSquare": _with(loss=c.MeanSquare()),
             "WeightedSum": _with(loss=c.WeightedSum()),
@@ -432,6 +439,10 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
                 yield "value above 64"
             elif abs(value) < 1e-19:
                 yield "value 1e-20"
+    if any(abs(g) > 64 for g in case.cotangent):
+        yield "value of g above 64"
+    if case.constants:
+        yield "argument constant"
     if case.numpy_scalars:
         yield "argument numpy scalar"
     axes = case.attributes.get("axes")
@@ -454,6 +465,9 @@ def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
             for step in layer.steps:
                 yield f"op {step.op}"
                 yield f"block {step.op}"
+        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
+            if layer.frozen:
+                yield f"layer {type(layer).__name__}, frozen"
         elif isinstance(layer, c.Linear):
             if layer.tie is not None:
                 yield "layer Linear, tied"

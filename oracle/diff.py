@@ -174,7 +174,7 @@ def _shard_size() -> int:
     return SHARD_SIZE
 
 
-MANY = 18  # labels of a group that are shown one by one; of larger groups the least reached, and the most
+MANY = 20  # labels of a group that are shown one by one; of larger groups the least reached, and the most
 
 
 def _coverage(console: Console, run: Any) -> None:
