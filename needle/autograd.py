@@ -13,9 +13,11 @@ so that the gradient is itself differentiable.
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import operator
+import sys
 import weakref
 from contextlib import ContextDecorator
 from functools import reduce
@@ -51,6 +53,10 @@ __all__ = [
 _ndarray = np.ndarray
 _next_number = itertools.count(1).__next__  # creation numbers: an input's is always smaller than its result's
 _by_number = operator.attrgetter("_number")
+_data = operator.attrgetter("cached_data")
+_needs = operator.attrgetter("requires_grad")
+_references = sys.getrefcount
+_new = object.__new__
 _grad_enabled = True
 
 
@@ -143,9 +149,14 @@ class Op:
       nobody else holds.
     - ``gradient(out_grad, node)``, the course's: Tensors in, a Tensor or a tuple of Tensors out;
       ``node.inputs`` are the inputs and ``node`` the result. Works in every mode too.
+
+    ``reads_inputs`` and ``reads_result`` say whether the vjp looks at the numbers in its xs and y, or at no more than
+    their shapes. Data that no vjp looks at need not be kept until the backward pass: see ``release``.
     """
 
     _course_style: ClassVar[bool] = False
+    reads_inputs: bool = True
+    reads_result: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -156,7 +167,7 @@ class Op:
                 return
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "saved")
+        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "saved" and k[0] != "_")
         return f"{type(self).__name__}({settings})"
 
     def compute(self, *args: Any) -> Any:
@@ -238,12 +249,57 @@ class _WhereNoneIsSet:
         return None if shared is None else shared.get(node)
 
 
+class _WhereReleased:
+    """What ``cached_data`` is on a node whose data was released: computed once more, and kept from then on."""
+
+    def __get__(self, node: Value | None, owner: object = None) -> Any:
+        if node is None or not node._released:
+            raise AttributeError("a Value without data: make it with needle.Tensor(...)")
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            if top.op is _FREED:
+                raise RuntimeError("the data of this intermediate tensor was freed with the graph by a backward")
+            released = [x for x in top.inputs if x._released]
+            if released:
+                stack += released
+                continue
+            stack.pop()
+            # a copy, because an op may keep something of its first call for the gradient
+            data = copy.copy(cast("Op", top.op)).compute(*map(_data, top.inputs))
+            top.cached_data, top._released = data if type(data) is _ndarray else top._as_data(data), False
+        return node.cached_data
+
+
+def release(x: Value, result: Value) -> None:
+    """Let go of the data of x, an intermediate result, if ``result`` alone was computed from it and nobody holds it.
+
+    For containers of layers, which know that nobody else has seen x: the activations that a step keeps until its
+    backward pass are then no more than the gradient rules look at. Where someone asks for the data all the same, by
+    way of ``result.inputs``, it is computed once more.
+    """
+    data, op, made_by = x.cached_data, result.op, x.op
+    if data.nbytes < _WORTH_RELEASING or op is None or made_by is None or op.reads_inputs or made_by.reads_result:
+        return
+    # 4 references: of the caller, of result.inputs, and of this call and the next; where an interpreter counts
+    # otherwise, data is kept too long, or computed again, but never wrong.
+    if _references(x) != 4 or result.inputs[0] is not x or made_by is _FREED:
+        return
+    if data.shape == result.cached_data.shape and data.dtype is result.cached_data.dtype:
+        del data, x.cached_data
+        x._released = True
+
+
+_WORTH_RELEASING = 2048  # bytes
+
+
 class Value:
     """A node of the graph: data, and how it came about."""
 
     op: Op | None = None
     inputs: Sequence[Any] = ()
-    cached_data: Any
+    cached_data: Any = _WhereReleased()
+    _released: bool = False
     requires_grad: bool = False
     grad: Any = _WhereNoneIsSet()
     _shared: weakref.ref[_SharedGradients] | None = None
@@ -261,7 +317,7 @@ class Value:
     @classmethod
     def make_const(cls, data: Any, requires_grad: bool = False) -> Self:
         """Wrap data, without copying it, as a value that no op made."""
-        value = cls.__new__(cls)
+        value = _new(cls)
         value.cached_data = data
         value.requires_grad = requires_grad
         return value
@@ -270,11 +326,11 @@ class Value:
     def make_from_op(cls, op: Op, inputs: Sequence[Any]) -> Self:
         """Compute op(*inputs); keep the graph only if some input requires a gradient."""
         try:
-            data = op.compute(*[x.cached_data for x in inputs])
+            data = op.compute(*map(_data, inputs))
         except AttributeError:
             _refuse_other_than_tensors(op, inputs)
             raise
-        value = cls.__new__(cls)
+        value = _new(cls)
         # NumPy gives a scalar, not an array, where all operands have no dimensions.
         value.cached_data = data if type(data) is _ndarray else cls._as_data(data)
         if _grad_enabled:
@@ -525,7 +581,9 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.ones(data.shape, data.dtype))
+            ones = np.empty(data.shape, data.dtype)
+            ones.fill(1)
+            return Tensor.make_const(ones)
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
@@ -681,12 +739,10 @@ def _operand(other: Any) -> Any:
 def _graph(root: Value) -> list[Value]:
     """Return the nodes below root through which a gradient flows, oldest first, without the leaves."""
     seen = {root}
-    stack = [root]
+    stack = [root] if root.op is not None else []
     nodes = []
     while stack:
         node = stack.pop()
-        if node.op is None:
-            continue
         if node.op is _FREED:
             raise RuntimeError(
                 "backward: the graph was already freed by an earlier backward; "
@@ -694,7 +750,7 @@ def _graph(root: Value) -> list[Value]:
             )
         nodes.append(node)
         for x in node.inputs:
-            if x.requires_grad and x not in seen:
+            if x.op is not None and x.requires_grad and x not in seen:
                 seen.add(x)
                 stack.append(x)
     nodes.sort(key=_by_number)
@@ -704,12 +760,12 @@ def _graph(root: Value) -> list[Value]:
 def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     """Plain backward: ndarrays only. Frees each node's graph while walking, so that activations die early.
 
-    ``owned`` holds the tensors whose adjoint is an array that only this walk holds: those alone are added to
-    in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
+    ``shared`` holds the tensors whose adjoint is an array that others may hold; only what this walk alone holds is
+    added to in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
     """
     nodes = _graph(root)
     adjoints: dict[Value, Any] = {root: g}
-    owned: set[Value] = set()
+    shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
     while nodes:
         node = nodes.pop()
@@ -721,51 +777,54 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         g = adjoints.pop(node, None)
         if g is None:
             continue
+        shared.discard(node)  # or it would keep the node, and with it its data, until the end
         if type(g) is tuple:
             # As views, so that a rule which passes an element on is not taken to have made it.
             g = tuple((np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True))
         if node._keeps_grad:
             kept.append((node, g))
-        for x, c in zip(inputs, _contributions(op, inputs, node, g), strict=True):
-            if c is None or not x.requires_grad:
+        needs = [*map(_needs, inputs)]
+        for x, needed, c in zip(inputs, needs, _contributions(op, inputs, needs, node, g), strict=True):
+            if c is None or not needed:
                 continue
+            data = g if x._released else x.cached_data
             before = adjoints.get(x)
-            if type(x.cached_data) is tuple:
-                adjoints[x] = c if before is None else _sum_of_tuples(before, c)
-                continue
-            if type(c) is not _ndarray:
-                c = np.asarray(c)
-            if c.dtype is not x.cached_data.dtype:
-                c = _in_dtype_of(c, x.cached_data)
+            if type(c) is not _ndarray or c.dtype is not data.dtype:
+                if type(data) is tuple:
+                    adjoints[x] = c if before is None else _sum_of_tuples(before, c)
+                    continue
+                c = _in_dtype_of(np.asarray(c), data)
             fresh = c is not g and c.base is None
             if before is None:
                 adjoints[x] = c
-            elif x in owned and before.dtype is c.dtype:
+                if not fresh:
+                    shared.add(x)
+            elif x not in shared and before.dtype is c.dtype:
                 before += c
-                continue
             elif fresh and before.dtype is c.dtype:
                 c += before
                 adjoints[x] = c
+                shared.discard(x)
             else:
                 adjoints[x] = np.asarray(before + c)
-                fresh = True
-            if fresh:
-                owned.add(x)
+                shared.discard(x)
     for leaf, g in adjoints.items():
-        leaf.grad = Tensor.make_const(g if leaf in owned and g.flags.carray else g.copy())
+        leaf.grad = grad = _new(Tensor)
+        grad.cached_data = g.copy() if leaf in shared or not g.flags.carray else g
     for node, g in kept:
         node.grad = (
             TensorTuple.make_const(tuple(a.copy() for a in g)) if type(g) is tuple else Tensor.make_const(g.copy())
         )
 
 
-def _contributions(op: Any, inputs: Sequence[Any], node: Value, g: Any) -> Sequence[Any]:
+def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
     if not op._course_style:
-        return cast(
-            "Sequence[Any]",
-            op.vjp(g, node.cached_data, [x.requires_grad for x in inputs], *[x.cached_data for x in inputs]),
-        )
+        # What was released has the shape and the dtype of g, and no rule that would get it looks at more.
+        y = g if node._released else node.cached_data
+        if op.reads_inputs:
+            return op.vjp(g, y, needs, *map(_data, inputs))
+        return op.vjp(g, y, needs, *[g if x._released else x.cached_data for x in inputs])
     with no_grad():
         wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
         stand_in = _stand_in(op, inputs, node)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import init, ops
-from needle.autograd import Parameter, Tensor
+from needle.autograd import Parameter, Tensor, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -275,7 +275,10 @@ class Sequential(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
         for module in self.modules:
-            x = module(x)
+            y = module(x)
+            if y.op is not None and not y.op.reads_inputs:
+                release(x, y)
+            x = y
         return x
 
 
@@ -338,7 +341,9 @@ class BatchNorm1d(Module):
         y = op(x, self.weight, self.bias)
         for running, new in ((self.running_mean, op.mean), (self.running_var, op.var)):
             old = running.cached_data
-            running.cached_data = (old * (1 - self.momentum) + new * self.momentum).astype(old.dtype, copy=False)
+            moved = old * (1 - self.momentum)
+            moved += new * self.momentum
+            running.cached_data = moved
         return y
 
 
@@ -411,4 +416,7 @@ class Residual(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return fn(x) + x."""
-        return ops.add(self.fn(x), x)
+        y = self.fn(x)
+        total = ops.add(y, x)
+        release(y, total)
+        return total

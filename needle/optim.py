@@ -3,13 +3,18 @@
 A step writes into a parameter's array only if nobody else refers to that array; otherwise the parameter gets
 a new one. So whoever kept ``p.data`` or ``p.numpy()`` keeps the old numbers, as in the course, and the usual
 step allocates nothing. Gradients are only read.
+
+SGD lays small parameters side by side in one array, of which their own arrays are views (`_Pool`): a step then
+costs a few operations on long arrays instead of many on short ones, a fifth of the time for 400 small parameters.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import sys
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 _references = sys.getrefcount
-_BLOCK = 131_072  # elements of a block, four of which fit into a usual second-level cache
+_data = operator.attrgetter("cached_data")
+# Elements of a block: four of the larger ones fit into a usual second-level cache. In between, the memory for
+# intermediate results, one block, is held to an eighth of what the parameters take.
+_BLOCKS = 32_768, 131_072
+_SMALL = 16_384  # elements of a pool at most; a parameter that is larger gains nothing from company
 
 
 class Optimizer:
@@ -58,6 +67,7 @@ class Optimizer:
                 raise TypeError(f"{name}: a parameter must have a floating dtype, but got {p.dtype}")
         self.params = unique
         self._scratch: dict[np.dtype[Any], Array] = {}
+        self._block = min(max(sum(p.size for p in unique) // 8, _BLOCKS[0]), _BLOCKS[1])
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -93,40 +103,48 @@ class Optimizer:
 
     def _gradients(self) -> list[tuple[Tensor, Array]]:
         """Pair each parameter that has a gradient with it, in its dtype; all are checked first."""
-        name = type(self).__name__
-        pairs = [(p, _checked_gradient(p, name)) for p in self.params]
-        return [(p, g) for p, g in pairs if g is not None]
+        pairs = []
+        for p in self.params:
+            grad = p.grad
+            if grad is None:
+                continue
+            data = p.cached_data
+            if type(grad) is Tensor and grad.cached_data.dtype is data.dtype and grad.cached_data.shape == data.shape:
+                pairs.append((p, grad.cached_data))
+            else:
+                pairs.append((p, _converted_gradient(p, grad, type(self).__name__)))
+        return pairs
+
+    def _scratch_for(self, dtype: np.dtype[Any], size: int) -> Array:
+        """An array of at least ``size`` elements for intermediate results, kept for the next step."""
+        scratch = self._scratch.get(dtype)
+        if scratch is None or len(scratch) < size:
+            scratch = self._scratch[dtype] = np.empty(size, dtype)
+        return scratch
 
     def _in_blocks(self, kernel: Callable[..., None], theta: Array, *others: Array) -> None:
         """Call ``kernel(theta, *others, scratch)``; on large arrays in blocks, which stay in the cache."""
-        size = theta.size
-        scratch = self._scratch.get(theta.dtype)
-        if scratch is None or len(scratch) < min(size, _BLOCK):
-            scratch = self._scratch[theta.dtype] = np.empty(min(size, _BLOCK), theta.dtype)
-        if size <= _BLOCK:
+        size, block = theta.size, self._block
+        scratch = self._scratch_for(theta.dtype, min(size, block))
+        if size <= block:
             kernel(theta, *others, scratch[:size].reshape(theta.shape))
             return
         flat = [a.reshape(-1) for a in (theta, *others)]
-        for start in range(0, size, _BLOCK):
-            parts = [a[start : start + _BLOCK] for a in flat]
+        for start in range(0, size, block):
+            parts = [a[start : start + block] for a in flat]
             kernel(*parts, scratch[: len(parts[0])])
 
 
-def _checked_gradient(p: Tensor, name: str) -> Array | None:
-    """The gradient of p as an array in the dtype of p, or None; refuses what does not fit."""
-    grad = p.grad
-    if grad is None:
-        return None
+def _converted_gradient(p: Tensor, grad: Any, name: str) -> Array:
+    """The gradient of p as an array in the dtype of p; refuses what does not fit."""
     if not isinstance(grad, Tensor):
         raise TypeError(f"{name}: p.grad must be a Tensor or None, but got {type(grad).__name__}")
     g, data = grad.cached_data, p.cached_data
     if g.shape != data.shape:
         raise ValueError(f"{name}: p.grad must have the shape {data.shape} of its parameter, but got {g.shape}")
-    if g.dtype is not data.dtype:
-        if g.dtype.kind not in "fiu":
-            raise TypeError(f"{name}: p.grad must hold numbers, but got dtype {g.dtype}")
-        g = g.astype(data.dtype)
-    return g
+    if g.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: p.grad must hold numbers, but got dtype {g.dtype}")
+    return g.astype(data.dtype, copy=False)
 
 
 def _writable(t: Tensor) -> Array:
@@ -152,12 +170,66 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     return state[p]
 
 
+class _Pool:
+    """Neighbouring parameters of one dtype side by side in ``theta``, and their velocities in ``u``.
+
+    Their own arrays are views into the two. ``intact()`` says whether they still are, and whether nobody else has come
+    to hold one of them, a part of one, or a velocity. Otherwise the pool is given up, and its arrays are left to
+    whoever holds them.
+    """
+
+    def __init__(self, params: list[Tensor], velocities: list[Tensor], scratch: Array) -> None:
+        size = sum(p.size for p in params)
+        self.theta, self.u = np.empty(size, scratch.dtype), np.empty(size, scratch.dtype)
+        self.g, self.d = scratch[:size], scratch[size : 2 * size]
+        self.velocities = [Tensor.make_const(u.cached_data) for u in velocities]
+        self.tensors = [*params, *self.velocities]
+        self.views = _views(self.theta, params) + _views(self.u, params)
+        self.gradients = _views(self.g, params)
+        for tensor, view in zip(self.tensors, self.views, strict=True):
+            view[...] = tensor.cached_data
+            tensor.cached_data = view
+
+    def seal(self) -> None:
+        """From now on, a new holder of anything is not one of ours."""
+        self.holders = self._count_holders()
+
+    def _count_holders(self) -> list[int]:
+        return [
+            *map(_references, self.views),
+            *map(_references, self.velocities),
+            *map(_references, (self.theta, self.u)),
+        ]
+
+    def intact(self) -> bool:
+        """Say whether every array is in its place and has no new holder."""
+        return all(map(operator.is_, map(_data, self.tensors), self.views)) and self._count_holders() == self.holders
+
+    def gather(self, gradients: Iterable[Array]) -> Array:
+        """Lay the gradients side by side, in the order of the parameters."""
+        for place, g in zip(self.gradients, gradients, strict=True):
+            place[...] = g
+        return self.g
+
+
+def _views(flat: Array, params: list[Tensor]) -> list[Array]:
+    """A view into ``flat`` for each parameter, in its shape."""
+    ends = [*accumulate(p.size for p in params)]
+    return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(params, ends, strict=True)]
+
+
 def _within(low: float, value: Any, high: float, *, open_low: bool = False) -> bool:
     """Say whether value is a number in [low, high), or in (low, high)."""
     try:
         return bool(low < value < high if open_low else low <= value < high)
     except (TypeError, ValueError):
         return False
+
+
+@lru_cache(maxsize=8)
+def _scalars(dtype: np.dtype[Any], lr: float, beta: float, decay: float) -> list[Array]:
+    """α, β, 1 - β, λ as arrays without dimensions, half the price of numbers; 1 - β is computed in double, then rounded."""
+    return [np.array(value, dtype) for value in (lr, beta, 1 - beta, decay)]
 
 
 class SGD(Optimizer):
@@ -218,6 +290,8 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.u: dict[Tensor, Tensor] = {}
+        self._layout: list[Tensor] = []  # the parameters for which the runs are made
+        self._runs: list[tuple[slice, _Pool | None]] = []
         self._check()
 
     def _check(self) -> None:
@@ -232,11 +306,10 @@ class SGD(Optimizer):
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
         self._check()
-        # Python floats adopt the dtype of the arrays; 1 - β is computed in double, and only then rounded.
-        lr, beta, decay = float(self.lr), float(self.momentum), float(self.weight_decay)
-        rest = 1 - beta
+        settings = float(self.lr), float(self.momentum), float(self.weight_decay)
 
         def kernel(theta: Array, g: Array, u: Array, d: Array) -> None:
+            lr, beta, rest, decay = _scalars(theta.dtype, *settings)
             if decay:
                 np.multiply(theta, decay, d)
                 np.add(g, d, d)
@@ -248,9 +321,56 @@ class SGD(Optimizer):
             np.multiply(u, lr, d)
             np.subtract(theta, d, theta)
 
-        for p, g, u in [(p, g, _state_of(p, self.u, "SGD: u[p]")) for p, g in self._gradients()]:
-            self.u[p] = u
-            self._in_blocks(kernel, _writable(p), g, _writable(u))
+        pairs = self._gradients()
+        params = [p for p, _ in pairs]
+        if not self._in_place(params):
+            self._lay_out(params)
+        # All states first: one of them may be refused.
+        states = [None if pool else _state_of(params[run.start], self.u, "SGD: u[p]") for run, pool in self._runs]
+        for (run, pool), u in zip(self._runs, states, strict=True):
+            if pool is not None:
+                kernel(pool.theta, pool.gather([g for _, g in pairs[run]]), pool.u, pool.d)
+            elif u is not None:
+                p, g = pairs[run.start]
+                self.u[p] = u
+                self._in_blocks(kernel, _writable(p), g, _writable(u))
+
+    def _in_place(self, params: list[Tensor]) -> bool:
+        """Say whether the pools are as the last step has left them, and for these parameters."""
+        if params != self._layout:
+            return False
+        for run, pool in self._runs:
+            if pool is not None and not ([*map(self.u.get, params[run])] == pool.velocities and pool.intact()):
+                return False
+        return True
+
+    def _lay_out(self, params: list[Tensor]) -> None:
+        """Split the parameters into runs: neighbours that are small share a pool, others stay by themselves."""
+        velocities = [_state_of(p, self.u, "SGD: u[p]") for p in params]  # all of them first: it may refuse one
+        runs: list[list[Tensor]] = []
+        size = 0
+        for p in params:
+            if runs and p.dtype == runs[-1][0].dtype and size + p.size <= _SMALL:
+                runs[-1].append(p)
+                size += p.size
+            else:
+                runs.append([p])
+                size = p.size
+        for run in runs:  # before a pool takes a part of it
+            size = sum(p.size for p in run)
+            self._scratch_for(run[0].dtype, min(size, self._block) if len(run) == 1 else 2 * size)
+        self._layout, self._runs = params, []
+        for run, last in zip(runs, accumulate(map(len, runs)), strict=True):
+            place, pool = slice(last - len(run), last), None
+            if len(run) > 1:
+                pool = _Pool(run, velocities[place], self._scratch[run[0].dtype])
+                velocities[place] = pool.velocities
+            self._runs.append((place, pool))
+        self.u.update(zip(params, velocities, strict=True))
+        velocities.clear()  # or it would count as a holder
+        for _, pool in self._runs:
+            if pool is not None:
+                pool.seal()
 
 
 class Adam(Optimizer):

@@ -82,7 +82,7 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         return old(x) if isinstance(x, Tensor) else np.asarray(total(x, 0))
 
     def rows(old: Any, x: Any) -> Any:
-        return old(x) if isinstance(x, Tensor) else np.asarray(total(x, -1, keepdims=True)) / x.shape[-1]
+        return old(x) if isinstance(x, Tensor) else np.asarray(total(x, -1, keepdims=True))
 
     def bias_gradient(old: Any, self: Any, rows: Any, shape: Any) -> Any:
         return old(self, rows, shape) if isinstance(rows, Tensor) else np.asarray(total(rows, 0)).reshape(shape)
@@ -93,7 +93,7 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         + around("ops.Linear.compute", linear)
         + around("ops._dot", dot)
         + around("ops._column_sums", columns)
-        + around("ops._row_means", rows)
+        + around("ops._row_sums", rows)
         + around("ops.Linear._bias_gradient", bias_gradient)
     )
 

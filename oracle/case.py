@@ -13,10 +13,11 @@ True
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -277,6 +278,40 @@ class Memory(_Part, frozen=True, tag="Memory"):
     create_graph: bool = False  # the norm of the gradients is differentiated too
 
 
+# -- what follows from a case -----------------------------------------------------------------------------------------
+
+_GENERATORS: dict[str, np.random.RandomState] = {}
+
+
+def generator(purpose: str, seed: int) -> np.random.RandomState:
+    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
+
+    RandomState: its streams are frozen across NumPy versions.
+    """
+    if purpose not in _GENERATORS:
+        _GENERATORS[purpose] = np.random.RandomState()
+    _GENERATORS[purpose].seed(seed)
+    return _GENERATORS[purpose]
+
+
+_Asked = TypeVar("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def remembered(function: Callable[[_Asked], _Answer]) -> Callable[[_Asked], _Answer]:
+    """``function(case)``, kept for the case that was asked about last: all the questions about a case come in a row."""
+    last: tuple[_Asked, _Answer] | None = None
+
+    @functools.wraps(function)
+    def answer(case: _Asked) -> _Answer:
+        nonlocal last
+        if last is None or last[0] is not case:
+            last = case, function(case)
+        return last[1]
+
+    return answer
+
+
 # -- the three kinds of cases -----------------------------------------------------------------------------------------
 
 
@@ -300,16 +335,21 @@ class _Case(_Part, frozen=True):
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that name the case."""
-        return hashlib.sha256(json.dumps(_canonical(self), sort_keys=True).encode()).hexdigest()[:8]
+        return _digest(self)
 
     def rng(self, purpose: str) -> np.random.RandomState:
-        """A generator of its own for each purpose. RandomState: its streams are frozen across NumPy versions."""
-        return np.random.RandomState(self.seed_for(purpose))
+        """A generator of its own for each purpose, to be used at once."""
+        return generator(purpose, self.seed_for(purpose))
 
     def seed_for(self, purpose: str) -> int:
         """A 32-bit seed from the seed of the case and a purpose."""
         text = f"{getattr(self, 'seed', 0)}:{purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+@remembered
+def _digest(case: _Case) -> str:
+    return hashlib.sha256(json.dumps(_canonical(case), sort_keys=True).encode()).hexdigest()[:8]
 
 
 class TrainCase(_Case, frozen=True, tag="train"):
@@ -537,7 +577,8 @@ def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
     return _Checker(rows).body(model, features, "", True)
 
 
-def input_widths(case: TrainCase | SecondOrderCase) -> dict[str, int]:
+@remembered
+def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
     """Path of every layer -> width of its input."""
     checker = _Checker(case.data.rows)
     checker.body(case.model, case.data.features, "", True)

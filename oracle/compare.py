@@ -10,6 +10,8 @@ Every rule looks at presence, shape and dtype before it looks at values, and cou
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,8 +114,52 @@ class Tally:
                 self.largest[key], self.where[key] = share, other.where.get(key, "")
 
 
-def tolerance(truth: Array) -> Array:
-    """Rule G's tolerance for truth (replicas, steps, *shape): (steps, *shape)."""
+Key = tuple[str, str]  # quantity and name of a tensor
+
+
+class Joined:
+    """Tensors of the same steps side by side, ``(…, steps, elements)``: a rule is then a few calls for all of them."""
+
+    def __init__(self, keys: Sequence[Key], shapes: Sequence[tuple[int, ...]]) -> None:
+        self.keys, self.shapes = keys, shapes
+        self.sizes = [math.prod(shape) for shape in shapes]
+        self.starts = [end - size for end, size in zip(itertools.accumulate(self.sizes), self.sizes, strict=True)]
+        self.size = sum(self.sizes)
+
+    def steps(self, rows: Sequence[Sequence[Array]]) -> Array:
+        """One row of tensors per step: (steps, elements), of the dtype of the tensors."""
+        if not self.size:
+            return np.zeros((len(rows), 0))
+        return np.concatenate([a for row in rows for a in row], axis=None).reshape(len(rows), self.size)
+
+    def replicas(self, values: Sequence[Array], steps: int) -> Array:
+        """Values of the truth, each (replicas or 1, steps or 1, *shape): (replicas, steps, elements)."""
+        joined = np.empty((max(v.shape[0] for v in values), steps, self.size))
+        for value, start, size in zip(values, self.starts, self.sizes, strict=True):
+            joined[:, :, start : start + size] = value.reshape((*value.shape[:2], size))
+        return joined
+
+    def largest(self, elements: Array) -> Array:
+        """The maximum of each tensor: (…, elements) -> (…, tensors)."""
+        largest: Array = np.maximum.reduceat(elements, self.starts, axis=-1)
+        return largest
+
+    def spread(self, tensors: Array) -> Array:
+        """One number per tensor, for each of its elements: (…, tensors) -> (…, elements)."""
+        return np.repeat(tensors, self.sizes, axis=-1)
+
+    def tensor(self, element: int) -> int:
+        """Which tensor an element belongs to."""
+        return bisect.bisect_right(self.starts, element) - 1
+
+    def part(self, elements: Array, tensor: int) -> Array:
+        """One step's array of one tensor, in its own shape, out of (elements,)."""
+        start = self.starts[tensor]
+        return elements[start : start + self.sizes[tensor]].reshape(self.shapes[tensor])
+
+
+def tolerance(truth: Array, joined: Joined | None = None) -> Array:
+    """Rule G's tolerance for truth (replicas, steps, *shape), or for several tensors joined: (steps, *shape)."""
     exact = truth[0]
     size = np.abs(exact)
     if truth.shape[0] == 1:
@@ -121,21 +167,34 @@ def tolerance(truth: Array) -> Array:
     else:
         spread = truth[1:] - exact
         noise = np.abs(spread, out=spread).max(axis=0)
-    axes = tuple(range(1, exact.ndim))
-    common = noise.max(axis=axes, keepdims=True, initial=0) + U * size.max(axis=axes, keepdims=True, initial=0)
+    if joined is not None:
+        common = joined.spread(joined.largest(noise) + U * joined.largest(size))
+    else:
+        axes = tuple(range(1, exact.ndim))
+        common = noise.max(axis=axes, keepdims=True, initial=0) + U * size.max(axis=axes, keepdims=True, initial=0)
     return np.asarray(noise + 0.01 * common + U * size + TINY)
+
+
+def share_of(ours: Array, truth: Array, allowed: Array) -> Array:
+    """|ours − truth| as a share of what is allowed; inf where ours is not a number."""
+    with np.errstate(all="ignore"):
+        share: Array = np.abs(ours - truth)
+        share /= allowed
+    share[np.isnan(share)] = np.inf
+    return share
 
 
 def share_g(ours: Array, truth: Array) -> Array:
     """|ours − truth| as a share of what rule G allows, (steps, *shape); inf where ours is not a number."""
-    with np.errstate(all="ignore"):
-        share = np.abs(ours - truth[0]) / (G_LIMIT * tolerance(truth))
-    return np.where(np.isnan(share), np.inf, share)
+    return share_of(ours, truth[0], G_LIMIT * tolerance(truth))
 
 
 def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) -> Array:
     """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite."""
     steps: Array = np.zeros(1, dtype=bool)
+    # nearly always nothing is large; written so that nan is not small
+    if all(v.max() < LOGIT_DOMAIN and v.min() > -LOGIT_DOMAIN for values in truth.values() for v in values.values()):
+        return steps
     for quantity, values in truth.items():
         for name, value in values.items():
             # np.abs(nan) < limit is false: a replica that is not a number ends the domain too
@@ -200,7 +259,17 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
 
 def worst(share: Array) -> tuple[int, ...]:
     """Index of the largest element."""
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(share)), share.shape))
+    return unravelled(int(np.argmax(share)), share.shape)
+
+
+def unravelled(at: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The index of the at-th element."""
+    return tuple(int(i) for i in np.unravel_index(at, shape))
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal element by element; two nan are equal."""
+    return (a.shape == b.shape and bool((a == b).all())) or np.array_equal(a, b, equal_nan=True)
 
 
 def scalar(array: Array | None, index: tuple[int, ...]) -> float | str | None:
@@ -215,7 +284,7 @@ def scalar(array: Array | None, index: tuple[int, ...]) -> float | str | None:
 
 
 def check_form(
-    step: int, quantity: str, name: str, ours: Array | None, shape: Sequence[int], dtype: str
+    step: int, quantity: str, name: str, ours: Array | None, shape: Sequence[int], dtype: str | np.dtype[Any]
 ) -> Divergence | None:
     """Presence, shape and dtype."""
     if ours is None:
@@ -225,7 +294,7 @@ def check_form(
         return Divergence(step, quantity, name, "shape", message, ours=str(tuple(ours.shape)), truth=str(tuple(shape)))
     if ours.dtype != dtype:
         message = f"needle's {quantity} {name} has dtype {ours.dtype}, not {dtype}"
-        return Divergence(step, quantity, name, "dtype", message, ours=str(ours.dtype), truth=dtype)
+        return Divergence(step, quantity, name, "dtype", message, ours=str(ours.dtype), truth=str(dtype))
     return None
 
 

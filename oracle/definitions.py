@@ -45,24 +45,29 @@ class Noise:
 
     def draw(self, shape: Shape) -> Array:
         """Noise for the perturbed replicas, of the shape (steps, *shape): float64 ``(replicas - 1, steps, *shape)``."""
-        noise = self._draw(shape)
+        count = (self.replicas - 1) * math.prod(shape)
+        end = self._cursor + count
+        if end <= _POOL_SIZE:
+            flat, self._cursor = _POOL[self._cursor : end], end
+        else:
+            flat = self._beyond(count)
+        noise = flat.reshape((self.replicas - 1, *shape))
         if self.coherent and len(shape) >= 1 + LEAD:
             rows = noise[-self.coherent :, :, :1]
             noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
         return noise
 
-    def _draw(self, shape: Shape) -> Array:
-        count = (self.replicas - 1) * math.prod(shape)
+    def _beyond(self, count: int) -> Array:
+        """Noise where the pool ends: a new lap, or a block of its own."""
         if count > _POOL_SIZE:
             block = np.random.RandomState(self._cursor).uniform(-2 * U, 2 * U, count)
             self._cursor = (self._cursor + 7919) % _POOL_SIZE
-            return block.reshape((self.replicas - 1, *shape))
-        if self._cursor + count > _POOL_SIZE:
-            # a fresh, odd offset: two laps over the pool must not line up
-            self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
+            return block
+        # a fresh, odd offset: two laps over the pool must not line up
+        self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
         block = _POOL[self._cursor : self._cursor + count]
         self._cursor += count
-        return block.reshape((self.replicas - 1, *shape))
+        return block
 
 
 @dataclass(eq=False)
@@ -101,17 +106,18 @@ class Tape:
             return x
         e = self.noise.draw(x.shape[1:])
         out = np.empty((self.noise.replicas, *x.shape[1:]))
-        out[0] = x[0]
+        exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
+        out[0] = exact
         if x.shape[0] == 1:
-            np.multiply(e, x, out=out[1:])
-            out[1:] += x
+            np.multiply(e, exact, out=perturbed)
+            perturbed += exact
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
-            amplitude = np.abs(x[1:])
-            np.maximum(amplitude, np.abs(x[:1]), out=amplitude)
-            np.multiply(e, amplitude, out=out[1:])
-            out[1:] += x[1:]
+            np.abs(x[1:], out=perturbed)
+            np.maximum(perturbed, np.abs(exact), out=perturbed)
+            perturbed *= e
+            perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out
 
     def roughened(self, y: Array, magnitude: Array, weight: float) -> Array:
@@ -121,7 +127,7 @@ class Tape:
         e = self.noise.draw(y.shape[1:])
         if y.shape[0] == 1:
             y = np.repeat(y, self.noise.replicas, axis=0)
-        y[1:] += e * (weight * np.broadcast_to(magnitude[:1], (1, *y.shape[1:])))
+        y[1:] += e * (weight * magnitude[:1])
         return y
 
     def emit(self, value: Array, operands: Sequence[Var], vjp: Vjp) -> Var:
@@ -168,6 +174,8 @@ def _axes(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
 def _expand(x: Array, shape: Shape) -> Array:
     """x broadcast to ``shape`` behind its own leading axes."""
     own = x.shape[LEAD:]
+    if own == shape:
+        return x
     aligned = x.reshape(x.shape[:LEAD] + (1,) * (len(shape) - len(own)) + own)
     return np.broadcast_to(aligned, x.shape[:LEAD] + shape)
 
@@ -195,8 +203,8 @@ def _sum(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Ar
 def _mean(t: Tape, x: Array, axes: tuple[int, ...]) -> Array:
     """Mean (axes kept). Rounding is systematic on identical rows: extra noise √n · u · mean|x|."""
     n = math.prod(x.shape[a] for a in axes)
-    y = x.mean(axis=axes, keepdims=True)
-    return t.roughened(y, np.abs(x[:1]).mean(axis=axes, keepdims=True), 0.5 * math.sqrt(n))
+    y = x.sum(axis=axes, keepdims=True) / n
+    return t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=True), 0.5 / math.sqrt(n))
 
 
 def _product(t: Tape, a: Array, b: Array) -> Array:
@@ -276,24 +284,40 @@ def _elementwise(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Arr
     return t.emit(y, (x,), lambda g: (t.noisy(g) * df(t.noisy(x.value), t.noisy(y)),))
 
 
+def _by_input(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Var:
+    """f(x) with derivative df(x)."""
+    return t.emit(f(t.noisy(x.value)), (x,), lambda g: (t.noisy(g) * df(t.noisy(x.value)),))
+
+
+def _by_output(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Var:
+    """f(x) with derivative df(f(x)), from the saved output."""
+    y = f(t.noisy(x.value))
+    return t.emit(y, (x,), lambda g: (t.noisy(g) * df(t.noisy(y)),))
+
+
+def _constant(t: Tape, x: Var, c: float) -> Array:
+    """c, rounded for each element of x."""
+    return t.noisy(np.full((1, *x.value.shape[1:]), c))
+
+
 def negate(t: Tape, x: Var) -> Var:
     """-x."""
-    return _elementwise(t, x, np.negative, lambda x, y: np.full_like(x, -1.0))
+    return t.emit(-t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
 
 
 def log(t: Tape, x: Var) -> Var:
     """ln x."""
-    return _elementwise(t, x, np.log, lambda x, y: 1 / x)
+    return _by_input(t, x, np.log, lambda x: 1 / x)
 
 
 def exp(t: Tape, x: Var) -> Var:
     """eˣ."""
-    return _elementwise(t, x, np.exp, lambda x, y: y)
+    return _by_output(t, x, np.exp, lambda y: y)
 
 
 def tanh(t: Tape, x: Var) -> Var:
     """tanh x; its derivative comes from the saved output: 1 − y²."""
-    return _elementwise(t, x, np.tanh, lambda x, y: 1 - y * y)
+    return _by_output(t, x, np.tanh, lambda y: 1 - y * y)
 
 
 def _logistic(x: Array) -> Array:
@@ -303,7 +327,7 @@ def _logistic(x: Array) -> Array:
 
 def sigmoid(t: Tape, x: Var) -> Var:
     """1 / (1 + e⁻ˣ); its derivative comes from the saved output: y(1 − y)."""
-    return _elementwise(t, x, _logistic, lambda x, y: y * (1 - y))
+    return _by_output(t, x, _logistic, lambda y: y * (1 - y))
 
 
 def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
@@ -314,27 +338,27 @@ def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
 
 def add_scalar(t: Tape, x: Var, *, c: float) -> Var:
     """x + c."""
-    return t.emit(t.noisy(x.value) + t.noisy(np.full_like(x.value, c)), (x,), lambda g: (t.noisy(g),))
+    return t.emit(t.noisy(x.value) + _constant(t, x, c), (x,), lambda g: (t.noisy(g),))
 
 
 def mul_scalar(t: Tape, x: Var, *, c: float) -> Var:
     """x · c."""
-    return _elementwise(t, x, lambda x: t.noisy(x * c), lambda x, y: t.noisy(np.full_like(x, c)))
+    return t.emit(t.noisy(t.noisy(x.value) * c), (x,), lambda g: (t.noisy(g) * _constant(t, x, c),))
 
 
 def divide_scalar(t: Tape, x: Var, *, c: float) -> Var:
     """x / c."""
-    return _elementwise(t, x, lambda x: t.noisy(x / c), lambda x, y: t.noisy(np.full_like(x, 1 / c)))
+    return t.emit(t.noisy(t.noisy(x.value) / c), (x,), lambda g: (t.noisy(g) * _constant(t, x, 1 / c),))
 
 
 def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
     """x ** c."""
 
-    def slope(x: Array, y: Array) -> Array:
+    def slope(x: Array) -> Array:
         # c = 0 has derivative 0 everywhere, also where x ** -1 is infinite
         return np.zeros_like(x) if c == 0 else t.noisy(c * t.noisy(x ** (c - 1)))
 
-    return _elementwise(t, x, lambda x: t.noisy(x**c), slope)
+    return _by_input(t, x, lambda x: t.noisy(x**c), slope)
 
 
 def fused_add_scalars(t: Tape, x: Var, *, c: float, c1: float) -> Var:
@@ -344,7 +368,7 @@ def fused_add_scalars(t: Tape, x: Var, *, c: float, c1: float) -> Var:
 
 def rsub(t: Tape, x: Var, *, c: float) -> Var:
     """c - x."""
-    return t.emit(t.noisy(np.full_like(x.value, c)) - t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
+    return t.emit(_constant(t, x, c) - t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
 
 
 def rdiv(t: Tape, x: Var, *, c: float) -> Var:
@@ -354,7 +378,7 @@ def rdiv(t: Tape, x: Var, *, c: float) -> Var:
 
 def rpow(t: Tape, x: Var, *, c: float) -> Var:
     """c ** x, for c > 0."""
-    return _elementwise(t, x, lambda x: t.noisy(c**x), lambda x, y: t.noisy(y * math.log(c)))
+    return _by_output(t, x, lambda x: t.noisy(c**x), lambda y: t.noisy(y * math.log(c)))
 
 
 # -- shape ------------------------------------------------------------------------------------------------------------
@@ -626,7 +650,14 @@ def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, xh: Array) -> Ar
 
 def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Training-mode normalisation over the batch axis: (n, d), (d,), (d,) -> (n, d)."""
-    mean, _, inv, xh = _normalised(t, x, LEAD, eps)
+    return batch_norm_and_statistics(t, x, weight, bias, eps=eps)[0]
+
+
+def batch_norm_and_statistics(
+    t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5
+) -> tuple[Var, Array, Array]:
+    """`batch_norm`, and the batch's mean and biased variance, (replicas, steps, d) each, that running statistics take."""
+    mean, var, inv, xh = _normalised(t, x, LEAD, eps)
     w, b = weight.value[:, :, None], bias.value[:, :, None]
     y = t.noisy(t.noisy(xh) * t.noisy(_expand_rows(w, x.shape))) + t.noisy(_expand_rows(b, x.shape))
 
@@ -637,7 +668,7 @@ def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) ->
         # the scale 1/√(var + eps)·weight is one factor per column: it comes last and is applied to the whole column
         return t.noisy(_norm_backward(t, g, again, inv, LEAD)) * t.noisy(w), dw, db
 
-    return t.emit(y, (x, weight, bias), vjp)
+    return t.emit(y, (x, weight, bias), vjp), mean[:, :, 0], var[:, :, 0]
 
 
 def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var, *, eps: float = 1e-5) -> Var:
@@ -670,13 +701,6 @@ def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) ->
 
 def _expand_rows(v: Array, shape: Shape) -> Array:
     return np.broadcast_to(v, v.shape[:LEAD] + shape)
-
-
-def batch_statistics(t: Tape, x: Var) -> tuple[Array, Array]:
-    """Mean and biased variance over the batch, (replicas, steps, d) each: what running statistics are fed with."""
-    mean = _mean(t, t.noisy(x.value), (LEAD,))
-    centred = t.noisy(x.value) - t.noisy(mean)
-    return mean[:, :, 0], _mean(t, t.noisy(centred) ** 2, (LEAD,))[:, :, 0]
 
 
 def dropout(t: Tape, x: Var, *, mask: Array, p: float) -> Var:

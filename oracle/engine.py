@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
-import time
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +25,12 @@ from oracle import definitions as d
 from oracle import inputs, locate, op_rule, pairs, truth
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
-from oracle.compare import Divergence, Tally
+from oracle.compare import Divergence, Joined, Tally
 from oracle.definitions import Noise
-from oracle.trace import Observation, State
+from oracle.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
+Values = Mapping[str, Mapping[str, Array]]  # quantity -> name -> array
 
 LEFT_BEHIND = {
     "graph": "{number} Tensors with an op live on after the {after}, although the loss and all gradients were dropped",
@@ -35,7 +38,23 @@ LEFT_BEHIND = {
     "cycles": "{number} objects are left by the {after} for the cycle collector to free",
 }
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
+TOGETHER = 1 << 14  # elements x steps that rule G looks at together
 VALIDATED = 1e-4  # limit of rule G for the truth's replica 0 against torch float64
+FLOAT32 = np.dtype(np.float32)
+NOTHING: Mapping[str, Any] = {}
+
+
+def _keep_freed_memory() -> None:
+    """glibc gives large blocks back to the system as soon as they are free, and gets them again, page by page: half of
+    the time of the truth on wide models. (No other C library has, or needs, this switch.)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(option, 1 << 30)
+
+
+_keep_freed_memory()
 
 
 # Set for a needle other than ours, whose norms may use any order of operations and whose ops may be named otherwise:
@@ -58,7 +77,7 @@ class Verdict:
     steps: int = 0
     out_of_domain: int = 0
     largest_difference: float = 0.0  # |ours - peer| in units of rule G's tolerance
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `SECONDS`
 
 
 @dataclass
@@ -100,6 +119,8 @@ class _Train:
         self.case, self.ndl = case, ndl
         self.digest = case.digest  # computed once: it is asked for with every tensor
         self.verdict = Verdict(case)
+        self.clock = Clock()
+        self.clock.turn("inputs")
         self.slots = inputs.slots(case)
         self.batches = inputs.batches(case)
         self.masks = inputs.masks(case, case.steps)
@@ -114,12 +135,10 @@ class _Train:
         trajectory = self.trajectory()
         in_domain = True
         while in_domain and not self.found:
-            started = time.perf_counter()
             part = list(itertools.islice(trajectory, chunk))
-            self._spend("systems", started + (0.0 if verdict.steps else self.findings.seconds))
+            self.clock.turn("rules")
             if not part:
                 break
-            started = time.perf_counter()
             complete = [s for s in part if s.ours.failure is None]
             usable = self._judge_part(complete, verdict.steps, peer_too, validate) if complete else 0
             if not complete and not verdict.steps and "initial" in part[0].ours.values:
@@ -130,26 +149,23 @@ class _Train:
             in_domain = usable == len(complete)
             if in_domain:
                 self._exceptions(part)
-            self._spend("rules", started)
         verdict.out_of_domain = int(not in_domain)
         if self.found:
-            started = time.perf_counter()
             verdict.divergence = self._named(min(self.found, key=lambda f: f.order), part)
-            self._spend("rules", started)
         verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in self.peer_found)
+        self.clock.turn("")
+        verdict.seconds = self.clock.seconds
         return verdict
-
-    def _spend(self, what: str, started: float) -> None:
-        seconds = self.verdict.seconds
-        seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - started
 
     # -- running ------------------------------------------------------------------------------------------------------
 
     def trajectory(self) -> Iterator[Step]:
         """Both systems, step by step; ends where needle raises."""
         case = self.case
-        self.run = ours = ours_side.NeedleRun(case, self.ndl, pairs.NEEDLE_LAYERS, self.slots, self.batches)
-        peer = peer_side.TorchRun(case, pairs.TORCH_LAYERS, self.slots, self.batches, self.masks)
+        self.run = ours = ours_side.NeedleRun(case, self.ndl, pairs.NEEDLE_LAYERS, self.slots, self.batches, self.clock)
+        self.clock.turn("torch")
+        peer = peer_side.TorchRun(case, pairs.TORCH_LAYERS, self.slots, self.batches, self.masks, clock=self.clock)
+        self.clock.turn("observing")
         self.peer_listed = peer.listed
         state = State(inputs.initial_state(case))
         for t in range(case.steps):
@@ -187,7 +203,6 @@ class _Train:
     def _operators(self) -> None:
         """Rule OP has judged the tape of the first step."""
         found, tally = self.findings, self.verdict.tally
-        self.verdict.seconds["rules"] = self.verdict.seconds.get("rules", 0.0) + found.seconds
         tally.count("OP", found.largest, found.tensors, found.elements, f"{self.digest} {found.where}")
         if found.bad:
             self.found.append(_of_finding(0, found.bad[0]))
@@ -262,7 +277,9 @@ class _Train:
         states = [s.before.tensors for s in part]
         about = (self.case, *self.slots, states, self.batches, self.masks, kinks)
         noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 0)
+        self.clock.turn("truth")
         expected = truth.training(*about, noise, usual_norms=foreign, first=first)
+        self.clock.turn("rules")
         bad = cmp.out_of_domain(expected.values, self._last_layer)
         usable = int(np.argmax(bad)) if bad.any() else len(part)
         part = part[:usable]
@@ -270,22 +287,26 @@ class _Train:
             return 0
         own = _cut(expected.values, usable)
         self._structure(part)
-        self._rule_g([s.ours for s in part], [s.peer for s in part], own, self.found, first, "G")
-        self._optimizer([s.ours for s in part], part, first, self.found, "L", own)
-        self._torch_optimizer(part, first)
+        self._rule_g([s.ours for s in part], [s.peer for s in part], own, self.found, "G")
+        self._optimizer([s.ours for s in part], part, self.found, "L", own)
+        self._torch_optimizer(part)
         self._unchanged(part)
         self._left_behind(part)
-        self._evaluations(part, first, peer_too)
+        self._evaluations(part, peer_too)
         if peer_too:
             if any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(self.case.model)):
                 noise = Noise(self.case.seed_for("twin"), coherent=3)
+                self.clock.turn("truth")
                 twin = truth.training(*about, noise, usual_norms=True, first=first)
+                self.clock.turn("rules")
                 own = _cut(twin.values, usable)
             peers = [s.peer for s in part]
-            self._rule_g(peers, peers, own, self.peer_found, first, "P")
-            self._optimizer(peers, part, first, self.peer_found, "P", own)
+            self._rule_g(peers, peers, own, self.peer_found, "P")
+            self._optimizer(peers, part, self.peer_found, "P", own)
         if validate:
-            self._validate(part, own, first, kinks)
+            self.clock.turn("validation")
+            self._validate(part, own, kinks)
+            self.clock.turn("rules")
         return usable
 
     def _structure(self, part: Sequence[Step]) -> None:
@@ -300,279 +321,303 @@ class _Train:
                 message = f"model.parameters() gives {listed}, not {self.peer_listed}"
                 self.found.append(Divergence(0, "parameters", "model.parameters()", "exact", message))
             built = inputs.built_state(self.case, self.case.seed_for("build"))
-            for name, expected in built.items():
-                value = seen["initial"].get(name)
-                wrong = cmp.check_form(0, "initial", name, value, expected.shape, "float32")
-                if wrong is None:
-                    assert value is not None
-                    # drawn in float64, scaled with a few roundings, cast once
-                    allowed = 4 * d.U * np.abs(expected) + 1e-12
-                    share = np.abs(value - expected) / allowed
-                    share = np.where(np.isnan(share), np.inf, share)
-                    at = cmp.worst(share)
-                    self.verdict.tally.count("initial", float(share[at]), 1, value.size, name)
-                    if share[at] > 1:
-                        wrong = cmp.numeric(0, "initial", name, "exact", at, value, None, expected, allowed)
-                if wrong is not None:
-                    self.found.append(wrong)
+            joined = Joined([("initial", name) for name in built], [v.shape for v in built.values()])
+            expected = joined.steps([list(built.values())])
+            # drawn in float64, scaled with a few roundings, cast once
+            allowed = 4 * d.U * np.abs(expected) + 1e-12
+            wrong = self._within([step.ours], [step.peer], joined, expected, allowed, "exact")
+            self.found.extend(wrong.values())
+
+    def _within(
+        self,
+        seen: Sequence[Observation],
+        peer: Sequence[Observation],
+        joined: Joined,
+        expected: Array,
+        allowed: Array,
+        rule: str,
+        dtype: np.dtype[Any] = FLOAT32,
+    ) -> dict[int, Divergence]:
+        """Form first, then |seen - expected| <= allowed, (steps, elements) each: what is wrong, by place in ``joined``."""
+        columns = [[s.values.get(quantity, NOTHING).get(name) for s in seen] for quantity, name in joined.keys]
+        wrong: dict[int, Divergence] = {}
+        for i, (key, shape, column) in enumerate(zip(joined.keys, joined.shapes, columns, strict=True)):
+            divergence = _forms(seen, key, column, shape, dtype)
+            if divergence is not None:
+                wrong[i], columns[i] = divergence, [np.zeros(shape, dtype)] * len(seen)
+        ours = joined.steps(list(zip(*columns, strict=True)))
+        share = cmp.share_of(ours, expected, allowed)
+        tops = joined.largest(share)
+        self._count(joined, tops, wrong, rule)
+        if rule == "G":
+            self._difference(ours, peer, joined, allowed)
+        if tops.max() > 1:
+            for i in np.flatnonzero(tops.max(axis=0) > 1).tolist():
+                if i in wrong:
+                    continue
+                quantity, name = joined.keys[i]
+                t = int(np.argmax(tops[:, i] > 1))
+                values = [joined.part(a[t], i) for a in (ours, expected, allowed)]
+                at = cmp.worst(joined.part(share[t], i))
+                other = peer[t].values.get(quantity, NOTHING).get(name)
+                wrong[i] = cmp.numeric(seen[t].step, quantity, name, rule, at, values[0], other, *values[1:])
+        return dict(sorted(wrong.items()))
+
+    def _count(self, joined: Joined, tops: Array, wrong: Mapping[int, Divergence], rule: str) -> None:
+        """What was compared, and the largest share of each quantity; ``tops`` is (steps, tensors)."""
+        top = tops.max(axis=0).tolist()
+        first = 0
+        for quantity, keys in itertools.groupby(joined.keys, key=lambda key: key[0]):
+            end = first + len(list(keys))
+            sound = [i for i in range(first, end) if i not in wrong]
+            first = end
+            if not sound:
+                continue
+            elements = len(tops) * sum(joined.sizes[i] for i in sound)
+            i = max(sound, key=lambda i: top[i] if math.isfinite(top[i]) else -1.0)
+            where = f"{self.digest} {quantity} {joined.keys[i][1]}"
+            self.verdict.tally.count(f"{rule} {quantity}", top[i], len(tops) * len(sound), elements, where)
+
+    def _difference(self, ours: Array, peer: Sequence[Observation], joined: Joined, allowed: Array) -> None:
+        """The largest |ours - peer|, in units of rule G's tolerance."""
+        rows = []
+        for p in peer:
+            row = [p.values.get(quantity, NOTHING).get(name) for quantity, name in joined.keys]
+            fits = zip(row, joined.shapes, strict=True)
+            rows.append([a if a is not None and a.shape == s else np.full(s, np.nan) for a, s in fits])
+        share = np.abs(ours - joined.steps(rows)) / allowed
+        largest = float(np.fmax.reduce(share, axis=None, initial=0.0))  # ignores nan
+        self.verdict.largest_difference = max(self.verdict.largest_difference, largest)
 
     def _rule_g(
         self,
         seen: Sequence[Observation],
         peer: Sequence[Observation],
-        expected: Mapping[str, Mapping[str, Array]],
+        expected: Values,
         found: list[Divergence],
-        first: int,
         rule: str,
     ) -> None:
         """Every tensor of the truth against what was seen, all steps at once."""
         aliased = _aliased(*seen)
-        for quantity, values in expected.items():
-            for name, value in values.items():
-                if quantity == "adjoint" and name in aliased:
-                    continue
-                arrays = [s.values.get(quantity, {}).get(name) for s in seen]
-                if foreign and quantity == "adjoint" and all(a is None for a in arrays):
-                    continue  # no retain_grad: nothing to look at
-                wrong = _forms(seen, quantity, name, arrays, value.shape[2:], "float32")
-                if wrong is not None:
-                    found.append(wrong)
-                    continue
-                stacked = np.stack([a for a in arrays if a is not None])
-                share = cmp.share_g(stacked, value)
-                where = f"{self.digest} {quantity} {name}"
-                top = float(share.max(initial=0.0))
-                self.verdict.tally.count(f"{rule} {quantity}", top, len(seen), stacked.size, where)
-                if rule == "G":
-                    others = [p.values.get(quantity, {}).get(name) for p in peer]
-                    self._difference(stacked, others, value)
-                if top > 1:
-                    t = int(np.argmax(share.reshape(len(seen), -1).max(axis=1) > 1))
-                    allowed = cmp.G_LIMIT * cmp.tolerance(value)[t]
-                    at = cmp.worst(share[t])
-                    other = peer[t].values.get(quantity, {}).get(name)
-                    found.append(
-                        cmp.numeric(seen[t].step, quantity, name, rule, at, stacked[t], other, value[0, t], allowed)
-                    )
+        # without retain_grad, which another needle may lack, there is no adjoint to look at
+        observed = set().union(*(s.values.get("adjoint", NOTHING) for s in seen))
+        kept = {
+            quantity: {n: v for n, v in values.items() if n not in aliased and (n in observed or not foreign)}
+            if quantity == "adjoint"
+            else values
+            for quantity, values in expected.items()
+        }
+        for joined, group in _side_by_side(kept, len(seen)):
+            truth = joined.replicas(group, len(seen))
+            allowed = cmp.G_LIMIT * cmp.tolerance(truth, joined)
+            found.extend(self._within(seen, peer, joined, truth[0], allowed, rule).values())
         for observation in seen:
             for quantity in ("activation", "loss", "adjoint", "gradient", "buffer"):
-                for name in observation.values.get(quantity, {}):
-                    if name not in expected.get(quantity, {}) and not (quantity == "adjoint" and name in aliased):
+                known = expected.get(quantity, NOTHING)
+                for name in observation.values.get(quantity, NOTHING):
+                    if name not in known and not (quantity == "adjoint" and name in aliased):
                         message = f"{quantity} {name} should not exist: nothing flows there"
                         found.append(Divergence(observation.step, quantity, name, "unexpected", message))
 
-    def _difference(self, ours: Array, peer: Sequence[Array | None], value: Array) -> None:
-        if all(p is not None and p.shape == ours.shape[1:] for p in peer):
-            gap = np.abs(ours - np.stack([p for p in peer if p is not None]))
-            share = gap / (cmp.G_LIMIT * cmp.tolerance(value))
-            self.verdict.largest_difference = max(self.verdict.largest_difference, float(np.nanmax(share, initial=0)))
-
-    def _gradients(self, seen: Observation) -> dict[str, Array]:
+    def _gradients(self, seen: Observation) -> Mapping[str, Array]:
         """The gradients that the optimizer was given."""
-        return seen.values.get("clipped" if self.case.clip is not None else "gradient", {})
+        return seen.values.get("clipped" if self.case.clip is not None else "gradient", NOTHING)
+
+    def _rates(self, steps: Sequence[int]) -> Array:
+        """The learning rate of each step, (steps, 1)."""
+        rates = [peer_side.DEFAULT_LR if self.case.lr_at(t) is None else self.case.lr_at(t) for t in steps]
+        return np.array(rates, dtype=np.float64)[:, None]
 
     def _optimizer(
         self,
         seen: Sequence[Observation],
         part: Sequence[Step],
-        first: int,
         found: list[Divergence],
         rule: str,
-        expected: Mapping[str, Mapping[str, Array]],
+        expected: Values,
     ) -> None:
         """Rule L: clipping and the update, from the gradients that were seen, in float64."""
         case, graded = self.case, list(expected.get("gradient", {}))  # in order: a set of names has another in each run
+        peers = [s.peer for s in part]
         if case.clip is not None:
-            self._clipping(seen, found, rule, graded)
-        steps = [s.step for s in seen]
+            self._clipping(seen, peers, found, rule, graded)
+        wrong: dict[str, list[Divergence]] = {slot.name: [] for slot in self.slots[0]}
+        updated = []
         for slot in self.slots[0]:
             name = slot.name
-            after = [s.values.get("parameter", {}).get(name) for s in seen]
-            wrong = _forms(seen, "parameter", name, after, slot.shape, "float32")
-            if wrong is not None:
-                found.append(wrong)
+            after = [s.values.get("parameter", NOTHING).get(name) for s in seen]
+            form = _forms(seen, ("parameter", name), after, slot.shape)
+            if form is not None:
+                wrong[name].append(form)
                 for quantity in _state_of(case) if name in graded and rule == "L" else ():
                     # the state may have gone wrong before
-                    states = [s.values.get(quantity, {}).get(name) for s in seen]
-                    earlier = _forms(seen, quantity, name, states, slot.shape, "float32")
+                    states = [s.values.get(quantity, NOTHING).get(name) for s in seen]
+                    earlier = _forms(seen, (quantity, name), states, slot.shape)
                     if earlier is not None:
-                        found.append(earlier)
-                continue
-            p = np.stack([s.before.tensors[name] for s in part]).astype(np.float64)
-            if name not in graded:
-                self._skipped(seen, p, name, after, found, rule)
-                continue
-            grads = [self._gradients(s).get(name) for s in seen]
-            if any(g is None or g.shape != slot.shape for g in grads):
-                continue  # reported by rule G
-            g = np.stack([x for x in grads if x is not None]).astype(np.float64)
-            wide = (-1,) + (1,) * len(slot.shape)
-            rates = [peer_side.DEFAULT_LR if case.lr_at(t) is None else case.lr_at(t) for t in steps]
-            lr = np.array(rates, dtype=np.float64).reshape(wide)
-            old = {
-                q: np.stack([s.before.slots.get(q, {}).get(name, np.zeros(slot.shape)) for s in part]).astype(float)
-                for q in _state_of(case)
-            }
-            count = np.array(steps, dtype=np.float64).reshape(wide) + 1
-            update = cmp.expected_update(case, lr, p, g, old, count, 4)
+                        wrong[name].append(earlier)
+            elif name not in graded:
+                self._skipped(seen, [s.before.tensors[name] for s in part], name, after, wrong[name], rule)
+            else:
+                grads = [self._gradients(s).get(name) for s in seen]
+                if all(g is not None and g.shape == slot.shape for g in grads):  # else reported by rule G
+                    updated.append(slot)
+        if updated:
+            names = [slot.name for slot in updated]
+            joined = Joined([("parameter", n) for n in names], [slot.shape for slot in updated])
+            steps = [s.step for s in seen]
+            p = joined.steps([[s.before.tensors[n] for n in names] for s in part]).astype(np.float64)
+            g = joined.steps([[self._gradients(s)[n] for n in names] for s in seen]).astype(np.float64)
+            old = {q: _state(joined, part, q).astype(np.float64) for q in _state_of(case)}
+            count = np.array(steps, dtype=np.float64)[:, None] + 1
+            update = cmp.expected_update(case, self._rates(steps), p, g, old, count, 4)
             for quantity, (value, bound) in update.values.items():
-                arrays = [s.values.get(quantity, {}).get(name) for s in seen]
                 if rule == "P" and quantity == "velocity" and not case.optimizer.momentum:  # type: ignore[union-attr]
                     continue  # torch keeps no buffer without momentum
-                self._within(seen, quantity, name, rule, arrays, value, bound, cmp.L_LIMIT, found, part)
+                of = Joined([(quantity, n) for n in names], joined.shapes)
+                off = self._within(seen, peers, of, value, cmp.L_LIMIT * bound, rule)
+                for i, divergence in off.items():
+                    wrong[names[i]].append(divergence)
+        found.extend(itertools.chain.from_iterable(wrong.values()))
 
     def _skipped(
-        self, seen: Sequence[Observation], p: Array, name: str, after: Sequence[Array | None],
+        self, seen: Sequence[Observation], before: Sequence[Array], name: str, after: Sequence[Array | None],
         found: list[Divergence], rule: str,
     ) -> None:  # fmt: skip
         """A parameter without a gradient stays as it is, bit for bit, and gets no optimizer state."""
-        for s, before, value in zip(seen, p, after, strict=True):
+        for s, old, value in zip(seen, before, after, strict=True):
             assert value is not None
             self.verdict.tally.count(f"{rule} skipped parameter", 0.0, 1, value.size)
-            if not np.array_equal(value, before.astype(np.float32)):
+            if not np.array_equal(value, old):
                 message = f"parameter {name} has no gradient, but the step changed it"
                 found.append(Divergence(s.step, "parameter", name, "exact", message))
             for quantity in _state_of(self.case):
-                if name in s.values.get(quantity, {}):
+                if name in s.values.get(quantity, NOTHING):
                     message = f"parameter {name} has no gradient, but the step made a {quantity} for it"
                     found.append(Divergence(s.step, quantity, name, "unexpected", message))
 
-    def _clipping(self, seen: Sequence[Observation], found: list[Divergence], rule: str, graded: Sequence[str]) -> None:
+    def _clipping(
+        self, seen: Sequence[Observation], peers: Sequence[Observation], found: list[Divergence], rule: str,
+        graded: Sequence[str],
+    ) -> None:  # fmt: skip
         assert self.case.clip is not None
         max_norm = 0.25 if self.case.clip.max_norm is None else self.case.clip.max_norm
-        raw = {n: [s.values.get("gradient", {}).get(n) for s in seen] for n in graded}
-        if any(g is None for gs in raw.values() for g in gs):
-            return
-        squares = np.zeros(len(seen))
-        for gs in raw.values():
-            squares += [float((np.asarray(g, dtype=np.float64) ** 2).sum()) for g in gs]
-        norm = np.sqrt(squares)
-        norms = [s.values.get("clip norm", {}).get("norm") for s in seen]
-        count = sum(gs[0].size for gs in raw.values() if gs[0] is not None)
+        raw = [[s.values.get("gradient", NOTHING).get(n) for n in graded] for s in seen]
+        rows = [[g for g in row if g is not None] for row in raw]
+        shapes = [g.shape for g in rows[0]]
+        if any(len(row) != len(graded) or [g.shape for g in row] != shapes for row in rows):
+            return  # reported by rule G
+        joined = Joined([("clipped", n) for n in graded], shapes)
+        g = joined.steps(rows).astype(np.float64)
+        norm = np.sqrt((g * g).sum(axis=1, keepdims=True))
+        count = joined.size
         # a float32 accumulation in any order errs by about sqrt(count) roundings
         bound = (4 + np.sqrt(count)) * d.U * norm + d.TINY
         # squares below the smallest float32 are lost: count x TINY in the square of the norm
         lost = count * d.TINY
         bound = bound + np.minimum(np.sqrt(lost), lost / np.maximum(norm, d.TINY))
-        self._within(seen, "clip norm", "norm", rule, norms, norm, bound, 1.0, found, None, dtype="float64")
-        factor = cmp.clip_factor(norm, max_norm)
-        for name, gs in raw.items():
-            g = np.stack([x for x in gs if x is not None]).astype(np.float64)
-            value = g * factor.reshape((-1,) + (1,) * (g.ndim - 1))
-            arrays = [s.values.get("clipped", {}).get(name) for s in seen]
-            rounding = 6 * d.U if rule == "L" else (6 + np.sqrt(count)) * d.U
-            bound = rounding * np.abs(value) + d.TINY
-            self._within(seen, "clipped", name, rule, arrays, value, bound, cmp.L_LIMIT, found, None)
+        alone = Joined([("clip norm", "norm")], [()])
+        off = self._within(seen, peers, alone, norm, bound, rule, np.dtype(np.float64))
+        found.extend(off.values())
+        value = g * cmp.clip_factor(norm, max_norm)
+        rounding = 6 * d.U if rule == "L" else (6 + np.sqrt(count)) * d.U
+        allowed = cmp.L_LIMIT * (rounding * np.abs(value) + d.TINY)
+        found.extend(self._within(seen, peers, joined, value, allowed, rule).values())
 
-    def _within(
-        self,
-        seen: Sequence[Observation],
-        quantity: str,
-        name: str,
-        rule: str,
-        arrays: Sequence[Array | None],
-        value: Array,
-        bound: Array,
-        limit: float,
-        found: list[Divergence],
-        part: Sequence[Step] | None,
-        dtype: str = "float32",
-    ) -> None:
-        """Form first, then |seen - value| <= limit x bound."""
-        wrong = _forms(seen, quantity, name, arrays, value.shape[1:], dtype)
-        if wrong is not None:
-            found.append(wrong)
-            return
-        stacked = np.stack([a for a in arrays if a is not None])
-        share = np.abs(stacked - value) / (limit * bound)
-        share = np.where(np.isnan(share), np.inf, share)
-        top = float(share.max(initial=0.0))
-        where = f"{self.digest} {quantity} {name}"
-        self.verdict.tally.count(f"{rule} {quantity}", top, len(seen), stacked.size, where)
-        if top > 1:
-            t = int(np.argmax(share.reshape(len(seen), -1).max(axis=1) > 1))
-            other = part[t].peer.values.get(quantity, {}).get(name) if part is not None else None
-            at = cmp.worst(share[t])
-            found.append(
-                cmp.numeric(seen[t].step, quantity, name, rule, at, stacked[t], other, value[t], limit * bound[t])
-            )
+    def _torch_optimizer(self, part: Sequence[Step]) -> None:
+        """Rule T: torch's own optimizer, fed with our gradients and the old state, makes our update.
 
-    def _torch_optimizer(self, part: Sequence[Step], first: int) -> None:
-        """Rule T: torch's own optimizer, fed with our gradients and the old state, makes our update."""
-        case = self.case
+        All steps of a case that have the same gradients go into one torch optimizer, as a parameter each.
+        """
+        alike: dict[tuple[str, ...], list[Step]] = {}
         for step in part:
-            seen, t = step.ours.values, step.ours.step
-            grads = seen.get("gradient", {})
-            names = [s.name for s in self.slots[0] if s.name in grads]
-            fits = all(
-                grads[n].shape == step.before.tensors[n].shape == seen.get("parameter", {}).get(n, grads[n]).shape
-                for n in names
-            )
-            if not names or not fits:
-                continue
-            flat = _Flat(names, step)
-            p = torch.from_numpy(flat.join(step.before.tensors)).requires_grad_()
-            p.grad = torch.from_numpy(flat.join(grads))
+            before, seen = step.before.tensors, step.ours.values
+            grads, after = seen.get("gradient", NOTHING), seen.get("parameter", NOTHING)
+            names = tuple(s.name for s in self.slots[0] if s.name in grads)
+            if names and all(grads[n].shape == before[n].shape == after.get(n, grads[n]).shape for n in names):
+                alike.setdefault(names, []).append(step)
+        for names, steps in alike.items():
+            self._torch_update(names, steps)
+
+    def _torch_update(self, names: Sequence[str], steps: Sequence[Step]) -> None:
+        case = self.case
+        joined = Joined([("parameter", n) for n in names], [steps[0].before.tensors[n].shape for n in names])
+        before = joined.steps([[s.before.tensors[n] for n in names] for s in steps]).astype(np.float32)
+        grads = joined.steps([[s.ours.values["gradient"][n] for n in names] for s in steps]).astype(np.float32)
+        old = {q: _state(joined, steps, q) for q in _state_of(case)}
+        times, rates = [s.ours.step for s in steps], self._rates([s.ours.step for s in steps])
+        parameters = [torch.from_numpy(row.copy()).requires_grad_() for row in before]
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = torch.from_numpy(g)
             if case.clip is not None:
                 max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
-                torch.nn.utils.clip_grad_norm_([p], max_norm)
-            optimizer = peer_side.torch_optimizer(case, [p])
-            lr = case.lr_at(t)
-            optimizer.param_groups[0]["lr"] = peer_side.DEFAULT_LR if lr is None else lr
-            old = {q: flat.join(step.before.slots.get(q, {})) for q in _state_of(case)}
+                torch.nn.utils.clip_grad_norm_([p], max_norm)  # writes into grads
+        groups = [
+            {"params": [p for p, r in zip(parameters, rates, strict=True) if r == lr], "lr": lr}
+            for lr in dict.fromkeys(rates[:, 0].tolist())
+        ]
+        optimizer = peer_side.torch_optimizer(case, groups)
+        for i, p in enumerate(parameters):
             if isinstance(case.optimizer, c.Adam):
                 optimizer.state[p] = {
-                    "step": torch.tensor(float(t)),
-                    "exp_avg": torch.from_numpy(old["first moment"]),
-                    "exp_avg_sq": torch.from_numpy(old["second moment"]),
+                    "step": torch.tensor(float(times[i])),
+                    "exp_avg": torch.from_numpy(old["first moment"][i].copy()),
+                    "exp_avg_sq": torch.from_numpy(old["second moment"][i].copy()),
                 }
             elif case.optimizer.momentum:
-                optimizer.state[p]["momentum_buffer"] = torch.from_numpy(old["velocity"])
-            g = p.grad.numpy().astype(np.float64)
-            before = p.detach().numpy().astype(np.float64)
-            optimizer.step()
-            rate = np.float64(peer_side.DEFAULT_LR if lr is None else lr)
-            wide = {q: v.astype(np.float64) for q, v in old.items()}
-            k = 12.0 if case.clip is not None else 4.0
-            update = cmp.expected_update(case, rate, before, g, wide, np.float64(t + 1), k)  # type: ignore[arg-type]
-            made = {q: optimizer.state[p].get(key) for q, key in peer_side.TORCH_STATE.items()}
-            made["parameter"] = p.detach()
-            for quantity, (_, bound) in update.values.items():
-                theirs, mine = made.get(quantity), seen.get(quantity, {})
-                if theirs is None or any(n not in mine or mine[n].shape != step.before.tensors[n].shape for n in names):
-                    continue  # no such state in torch (no momentum), or reported by rule L
-                ours, value = flat.join(mine), theirs.numpy()
-                allowed = cmp.T_LIMIT * bound
-                share = np.abs(ours.astype(np.float64) - value) / allowed
-                share = np.where(np.isnan(share), np.inf, share)
-                at = cmp.worst(share)
-                name, index = flat.locate(at[0])
-                where = f"{self.digest} {quantity} {name}"
-                self.verdict.tally.count(f"T {quantity}", float(share[at]), len(names), share.size, where)
-                if share[at] > 1:
-                    error = abs(float(ours[at]) - float(value[at]))
-                    message = f"{quantity} {name} is not what torch's optimizer makes of needle's gradients (rule T)"
-                    self.found.append(
-                        Divergence(t, quantity, name, "T", message, index, float(ours[at]), float(value[at]),
-                                   float(update.values[quantity][0][at]), "float32", error, float(allowed[at]))
-                    )  # fmt: skip
+                optimizer.state[p]["momentum_buffer"] = torch.from_numpy(old["velocity"][i].copy())
+        optimizer.step()
+        wide = {q: v.astype(np.float64) for q, v in old.items()}
+        k, count = 12.0 if case.clip is not None else 4.0, np.array(times, dtype=np.float64)[:, None] + 1
+        given = before.astype(np.float64), grads.astype(np.float64)
+        update = cmp.expected_update(case, rates, *given, wide, count, k)
+        for quantity, (right, bound) in update.values.items():
+            key = peer_side.TORCH_STATE.get(quantity)
+            made = [p.detach() if key is None else optimizer.state[p].get(key) for p in parameters]
+            mine: list[list[Any]] = [[s.ours.values.get(quantity, NOTHING).get(n) for n in names] for s in steps]
+            whole = [
+                all(a is not None and a.shape == s for a, s in zip(row, joined.shapes, strict=True)) for row in mine
+            ]
+            # torch has no velocity without momentum; what needle lacks is rule L's to report
+            rows = [i for i in range(len(steps)) if whole[i] and made[i] is not None]
+            if not rows:
+                continue
+            ours = joined.steps([mine[i] for i in rows]).astype(np.float64)
+            value = np.stack([made[i].numpy() for i in rows])
+            allowed = cmp.T_LIMIT * bound[rows]
+            share = cmp.share_of(ours, value, allowed)
+            most = cmp.worst(share)
+            self.verdict.tally.count(
+                f"T {quantity}", float(share[most]), len(rows) * len(names), share.size,
+                f"{self.digest} {quantity} {names[joined.tensor(most[1])]}",
+            )  # fmt: skip
+            for r in np.flatnonzero(share.max(axis=1) > 1):
+                at = int(np.argmax(share[r]))
+                i = joined.tensor(at)
+                index = cmp.unravelled(at - joined.starts[i], joined.shapes[i])
+                message = f"{quantity} {names[i]} is not what torch's optimizer makes of needle's gradients (rule T)"
+                self.found.append(
+                    Divergence(times[rows[r]], quantity, names[i], "T", message, index, float(ours[r, at]),
+                               float(value[r, at]), float(right[rows[r], at]), "float32",
+                               abs(float(ours[r, at]) - float(value[r, at])), float(allowed[r, at]))
+                )  # fmt: skip
 
     def _unchanged(self, part: Sequence[Step]) -> None:
         """Bits that must not change: gradients during the step, arrays kept from earlier steps."""
         for step in part:
             seen, t = step.ours.values, step.ours.step
-            after = seen.get("gradient after step", {})
-            for name, before in self._gradients(step.ours).items():
+            given, after = self._gradients(step.ours), seen.get("gradient after step", NOTHING)
+            self.verdict.tally.count("exact gradient after step", 0.0, len(given), sum(g.size for g in given.values()))
+            for name, before in given.items():
                 value = after.get(name)
-                wrong = cmp.check_form(t, "gradient after step", name, value, before.shape, str(before.dtype))
-                self.verdict.tally.count("exact gradient after step", 0.0, 1, before.size)
-                if wrong is None and not np.array_equal(value, before, equal_nan=True):  # type: ignore[arg-type]
+                wrong = cmp.check_form(t, "gradient after step", name, value, before.shape, before.dtype)
+                if wrong is None and not cmp.same_bits(value, before):  # type: ignore[arg-type]
                     message = f"the step changed the gradient {name} in place"
                     wrong = Divergence(t, "gradient after step", name, "exact", message)
                 if wrong is not None:
                     self.found.append(wrong)
-            for name, same in seen.get("kept", {}).items():
-                self.verdict.tally.count("exact kept", 0.0, 1, 1)
+            kept = seen.get("kept", NOTHING)
+            self.verdict.tally.count("exact kept", 0.0, len(kept), len(kept))
+            for name, same in kept.items():
                 if not same:
                     message = f"what must stay as it is has changed: {name}"
                     self.found.append(Divergence(t, "kept", name, "exact", message))
@@ -589,7 +634,7 @@ class _Train:
                             message = text.format(number=int(number), after=after)
                             self.found.append(Divergence(step.ours.step, quantity, name, "exact", message))
 
-    def _evaluations(self, part: Sequence[Step], first: int, peer_too: bool) -> None:
+    def _evaluations(self, part: Sequence[Step], peer_too: bool) -> None:
         done = [s for s in part if s.after is not None and s.ours_eval is not None and s.ours_eval.failure is None]
         if not done:
             return
@@ -598,7 +643,9 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         x = np.stack([self.batches.x[s.ours.step, 0] for s in done])
         states = [s.after.tensors for s in done]  # type: ignore[union-attr]
+        self.clock.turn("truth")
         expected = truth.evaluation(self.case, states, x, kinks, Noise(self.case.seed_for("evaluation")))
+        self.clock.turn("rules")
         bad = cmp.out_of_domain(expected.values, self._last_layer)
         usable = int(np.argmax(bad)) if bad.any() else len(done)
         done = done[:usable]
@@ -607,9 +654,9 @@ class _Train:
         own = _cut(expected.values, usable)
         seen = [s.ours_eval for s in done if s.ours_eval is not None]
         peers = [s.peer_eval for s in done if s.peer_eval is not None]
-        self._rule_g(seen, peers, own, self.found, first, "G")
+        self._rule_g(seen, peers, own, self.found, "G")
         if peer_too:
-            self._rule_g(peers, peers, own, self.peer_found, first, "P")
+            self._rule_g(peers, peers, own, self.peer_found, "P")
         for observation in seen:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)
@@ -630,57 +677,38 @@ class _Train:
     def _validate(
         self,
         part: Sequence[Step],
-        own: Mapping[str, Mapping[str, Array]],
-        first: int,
+        own: Values,
         kinks: Sequence[dict[str, Array]],
     ) -> None:
         """Replica 0 against the same model in torch float64, under rule G with a limit of 1e-4."""
         run = peer_side.TorchRun(
             self.case, pairs.TORCH_LAYERS, self.slots, self.batches, self.masks, dtype=torch.float64
         )
+        seen = []
         for i, step in enumerate(part):
             run.load(step.before)
-            seen = run.step(step.ours.step, kinks[i])
-            for quantity, values in own.items():
-                for name, value in values.items():
-                    array = seen.values.get(quantity, {}).get(name)
-                    if quantity == "adjoint" and name in _aliased(seen):
-                        continue
-                    if array is None:
-                        self.verdict.oracle_errors.append(f"torch float64 has no {quantity} {name}")
-                        continue
-                    share = float(cmp.share_g(array[None], value[:, i : i + 1]).max(initial=0)) * cmp.G_LIMIT
-                    key = f"validation {quantity}"
-                    self.verdict.tally.count(key, share / VALIDATED, 1, array.size, f"{self.digest} {name}")
-                    if share > VALIDATED:
-                        self.verdict.oracle_errors.append(
-                            f"the truth is wrong: {quantity} {name} is off by {share:.3g} x tolerance from torch float64"
-                        )
-
-
-class _Flat:
-    """Several tensors as one vector, so that one torch optimizer serves them all."""
-
-    def __init__(self, names: Sequence[str], step: Step) -> None:
-        self.names = names
-        self.shapes = [step.before.tensors[n].shape for n in names]
-        sizes = [int(np.prod(s)) for s in self.shapes]
-        self.ends = np.cumsum(sizes)
-        self.sizes = sizes
-
-    def join(self, arrays: Mapping[str, Array]) -> Array:
-        """The vector; a missing tensor is zero."""
-        parts = [
-            np.asarray(arrays[n], dtype=np.float32).reshape(-1) if n in arrays else np.zeros(size, np.float32)
-            for n, size in zip(self.names, self.sizes, strict=True)
-        ]
-        return np.concatenate(parts)
-
-    def locate(self, at: int) -> tuple[str, tuple[int, ...]]:
-        """The tensor and the index in it."""
-        i = int(np.searchsorted(self.ends, at, side="right"))
-        start = int(self.ends[i]) - self.sizes[i]
-        return self.names[i], tuple(int(k) for k in np.unravel_index(at - start, self.shapes[i]))
+            seen.append(run.gradients(step.ours.step, kinks[i]))
+        aliased = _aliased(*seen)
+        compared: dict[str, dict[str, Array]] = {}
+        for quantity, values in own.items():
+            for name, value in values.items():
+                if quantity == "adjoint" and name in aliased:
+                    continue
+                if any(s.values.get(quantity, NOTHING).get(name) is None for s in seen):
+                    self.verdict.oracle_errors.append(f"torch float64 has no {quantity} {name}")
+                    continue
+                compared.setdefault(quantity, {})[name] = value
+        for joined, group in _side_by_side(compared, len(seen)):
+            truth = joined.replicas(group, len(seen))
+            exact = joined.steps([[s.values[quantity][name] for quantity, name in joined.keys] for s in seen])
+            tops = joined.largest(cmp.share_of(exact, truth[0], VALIDATED * cmp.tolerance(truth, joined)))
+            self._count(joined, tops, {}, "validation")
+            for t, i in np.argwhere(tops > 1):
+                quantity, name = joined.keys[i]
+                self.verdict.oracle_errors.append(
+                    f"the truth is wrong: {quantity} {name} is off by {tops[t, i] * VALIDATED:.3g} x tolerance"
+                    f" from torch float64"
+                )
 
 
 def _of_finding(step: int, f: op_rule.Finding) -> Divergence:
@@ -708,14 +736,36 @@ def _aliased(*seen: Observation) -> set[str]:
 
 
 def _forms(
-    seen: Sequence[Observation], quantity: str, name: str, arrays: Sequence[Array | None],
-    shape: Sequence[int], dtype: str,
+    seen: Sequence[Observation], key: cmp.Key, arrays: Sequence[Array | None], shape: Sequence[int],
+    dtype: np.dtype[Any] = FLOAT32,
 ) -> Divergence | None:  # fmt: skip
     for s, array in zip(seen, arrays, strict=True):
-        wrong = cmp.check_form(s.step, quantity, name, array, shape, dtype)
-        if wrong is not None:
-            return wrong
+        if array is None or array.shape != shape or array.dtype != dtype:
+            return cmp.check_form(s.step, *key, array, shape, dtype)
     return None
+
+
+def _side_by_side(values: Values, steps: int) -> Iterator[tuple[Joined, list[Array]]]:
+    """Values of the truth, as many at a time as stay in a processor's cache."""
+    keys: list[cmp.Key] = []
+    group: list[Array] = []
+    size = 0
+    for quantity, named in values.items():
+        for name, value in named.items():
+            keys.append((quantity, name))
+            group.append(value)
+            size += steps * math.prod(value.shape[d.LEAD :])
+            if size >= TOGETHER:
+                yield Joined(keys, [v.shape[d.LEAD :] for v in group]), group
+                keys, group, size = [], [], 0
+    if keys:
+        yield Joined(keys, [v.shape[d.LEAD :] for v in group]), group
+
+
+def _state(joined: Joined, steps: Sequence[Step], quantity: str) -> Array:
+    """The optimizer's state before each step, (steps, elements) float32; what does not exist yet is zero."""
+    zeros = {n: np.zeros(s, np.float32) for (_, n), s in zip(joined.keys, joined.shapes, strict=True)}
+    return joined.steps([[s.before.slots.get(quantity, zeros).get(n, zeros[n]) for n in zeros] for s in steps])
 
 
 # -- single operations ------------------------------------------------------------------------------------------------
@@ -739,12 +789,12 @@ def op_truth(case: c.OpCase, noise: Noise | None, usual_norms: bool = False) -> 
 
 def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     verdict = Verdict(case, steps=1)
-    row = pairs.OPS[case.op]
-    started = time.perf_counter()
-    seen = ours_side.run_op(case, ndl, row.needle, graph=not foreign)
+    row, clock = pairs.OPS[case.op], Clock()
+    clock.turn("observing")
+    seen = ours_side.run_op(case, ndl, row.needle, graph=not foreign, clock=clock)
+    clock.turn("torch")
     peer = peer_side.run_op(case, row.torch)
-    verdict.seconds["systems"] = time.perf_counter() - started
-    started = time.perf_counter()
+    clock.turn("rules")
     found: list[Divergence] = []
     peer_found: list[Divergence] = []
     if seen.failure is not None:
@@ -752,9 +802,11 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         message = f"needle raised {f.kind} in {f.phase}: {f.message}"
         found.append(Divergence(0, f"exception in {f.phase}", f.kind, "exception", message, failure=f))
     else:
+        clock.turn("truth")
         value, grads = op_truth(case, Noise(case.seed_for("noise")), usual_norms=foreign)
         expected = {"activation": {case.op: value}, "gradient": grads}
         twin_value, twin_grads = op_truth(case, Noise(case.seed_for("twin")), usual_norms=True)
+        clock.turn("rules")
         twin = {"activation": {case.op: twin_value}, "gradient": twin_grads}
         if not foreign:
             expected["gradient with graph"] = grads
@@ -786,7 +838,8 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
             ours_side.run_op(case, ndl, row.needle, evidence.findings, graph=True)
         verdict.divergence = locate.named(case, min(found, key=lambda f: f.order), evidence)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
-    verdict.seconds["rules"] = time.perf_counter() - started
+    clock.turn("")
+    verdict.seconds = clock.seconds
     return verdict
 
 

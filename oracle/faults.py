@@ -8,6 +8,7 @@ fault: they must survive, or a kill would say nothing about the fault planted in
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 
 from needle import autograd, nn, ops
 from needle.autograd import Tensor
-from oracle.patches import Patch, around, compute, contribution, replace, vjp, wrap
+from oracle.patches import Patch, around, compute, contribution, reading, replace, vjp, wrap
 
 S = SimpleNamespace
 
@@ -152,6 +153,15 @@ def _shared_velocity(key: Callable[[Any], Any]) -> Patch:
         return s.entry
 
     return sgd(old=old, kept=kept)
+
+
+def _swapped(gradients: list[Any]) -> list[Any]:
+    """The first two neighbours of equal shape, but for the number of elements 1, in each other's place."""
+    for i, (a, b) in enumerate(itertools.pairwise(gradients)):
+        if a.shape == b.shape and a.size > 1:
+            gradients[i], gradients[i + 1] = b, a
+            break
+    return gradients
 
 
 def _mutated(change: Callable[[Any, Any], Any]) -> Patch:
@@ -299,6 +309,24 @@ optimizer(
     "the last parameter is never stepped",
     "SGD",
     sgd(skip=lambda s: s.grad is None or s.p is s.o.params[-1]),
+)
+optimizer(
+    "sgd-pool-blind",
+    "small parameters that share a pool: a parameter whose array was replaced is not noticed",
+    "SGD",
+    replace("optim._Pool.intact", lambda self: True),
+)
+optimizer(
+    "sgd-pool-alone",
+    "small parameters that share a pool: whoever holds one of its arrays is not noticed",
+    "writes into|alias",
+    replace("optim._Pool._count_holders", lambda self: []),
+)
+optimizer(
+    "sgd-pool-swapped",
+    "small parameters that share a pool: two of equal shape get each other's gradient",
+    "SGD",
+    around("optim._Pool.gather", lambda old, self, gs: old(self, _swapped(list(gs)))),
 )
 optimizer(
     "sgd-decay-in-gradient",
@@ -575,7 +603,9 @@ def walk(
                 g = tuple((np.zeros_like(a) if c is None else c) for c, a in zip(g, node.cached_data, strict=True))
             if node._keeps_grad:
                 kept.append((node, g))
-            for i, (x, c) in enumerate(zip(inputs, autograd._contributions(op, inputs, node, g), strict=True)):
+            needs = [x.requires_grad for x in inputs]
+            contributions = autograd._contributions(op, inputs, needs, node, g)
+            for i, (x, c) in enumerate(zip(inputs, contributions, strict=True)):
                 if c is None or not flows(x):
                     continue
                 before = adjoints.get(x)
@@ -607,6 +637,15 @@ def _in_place(before: Any, c: Any) -> Any:
         before += c
         return before
     return before + c
+
+
+def _careless(x: Any, result: Any) -> None:
+    op, made_by = result.op, x.op
+    if op is None or made_by is None or op.reads_inputs or result.inputs[0] is not x:
+        return
+    if x.shape == result.shape and x.dtype is result.dtype:
+        del x.cached_data
+        x._released = True
 
 
 def _no_graph(walk_tensors: Any, root: Any, g: Any) -> None:
@@ -713,7 +752,13 @@ autograd_(
     "grad-float64", "gradients of leaves are float64", "gradient|dtype", walk(leaf=lambda g, x: g.astype(np.float64))
 )
 autograd_("frozen-gets-gradient", "requires_grad=False does not stop the gradient", "gradient|requires_grad|frozen",
-          around("autograd._contributions", lambda old, op, inputs, node, g: op.vjp(g, node.cached_data, [True] * len(inputs), *[x.cached_data for x in inputs])) + walk(flows=lambda x: True))  # fmt: skip
+          around("autograd._contributions", lambda old, op, inputs, needs, node, g: old(op, inputs, [True] * len(inputs), node, g)) + walk(flows=lambda x: True))  # fmt: skip
+autograd_(
+    "release-what-is-read",
+    "a result that its own gradient rule reads is let go of, where nobody holds it",
+    "release",
+    around("nn.release", lambda old, x, result: _careless(x, result)),
+)
 autograd_(
     "input-gets-none",
     "only Parameters get a gradient",
@@ -1369,14 +1414,13 @@ def batch_norm(
 ) -> Patch:
     """The normalisation of BatchNorm in training written out, for arrays."""
 
-    def normalised(old: Any, self: Any, x: Any) -> Any:
+    def statistics(old: Any, self: Any, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
             return old(self, x)
         mean, var = stats(x)
-        inv = inverse(var, self.eps)
-        return (x - mean) * inv, inv, mean, var
+        return x - mean, inverse(var, self.eps), mean, var
 
-    return around("ops.BatchNorm._normalised", normalised)
+    return around("ops.BatchNorm._statistics", statistics)
 
 
 def layer_norm(
@@ -1414,7 +1458,7 @@ def _norm_vjp(op: str, change: Callable[..., Any]) -> Patch:
 
         return patched
 
-    return wrap(f"ops.{op}.vjp", make)
+    return reading(op) + wrap(f"ops.{op}.vjp", make)
 
 
 def _last(t: Any, mean: Any) -> Any:
@@ -1576,7 +1620,7 @@ layer(
     "bn-not-centred",
     "the mean is not subtracted",
     f"{BN} forward",
-    around("ops.BatchNorm._normalised", lambda old, self, x: (x * old(self, x)[1], *old(self, x)[1:])),
+    around("ops.BatchNorm._statistics", lambda old, self, x: (x, *old(self, x)[1:])),
 )
 layer("bn-no-bias", "the bias is left out", f"{BN} forward", compute("BatchNorm", lambda y, x, w, b: y - b))
 layer(

@@ -102,7 +102,8 @@ def digits(*, train: bool) -> tuple[Array, Array]:
 # -- parameters and buffers -------------------------------------------------------------------------------------------
 
 
-def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c.Layer, int, bool]]:
+@c.remembered
+def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Sequence[tuple[str, c.Layer, int, bool]]:
     """Plain layers in execution order, each with its path, input width and mode."""
     widths = c.input_widths(case)
 
@@ -115,9 +116,10 @@ def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Iterator[tuple[str, c
             for name, body in inner:
                 yield from visit(body, f"{path}.{name}", training and not isinstance(layer, c.Eval))
 
-    yield from visit(case.model, "", True)
+    return list(visit(case.model, "", True))
 
 
+@c.remembered
 def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]]:
     """Parameters (without the second names of tied ones) and buffers, in the order of the model."""
     parameters: list[Slot] = []
@@ -166,7 +168,7 @@ def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, A
 
     Linear: weight √2·√(3/in)·U(−1, 1) of (in, out), then bias √2·√(3/out)·U(−1, 1) of (out, 1) as a row (He et al. 2015).
     """
-    rng = np.random.RandomState(seed)
+    rng = c.generator("build", seed)
     state: dict[str, Array] = {}
     linears: list[str] = []
     for path, layer, width, _ in plain_layers(case):
@@ -199,7 +201,7 @@ def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]
     for path, _, width in droppers:
         found[path] = np.empty((steps, micro, rows, width), dtype=bool)
     for t in range(steps):
-        rng = np.random.RandomState(step_seed(case, t))
+        rng = c.generator("masks", step_seed(case, t))
         for m in range(micro):
             for path, layer, width in droppers:
                 found[path][t, m] = rng.random_sample((rows, width)) <= 1 - dropout_p(layer)

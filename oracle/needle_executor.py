@@ -6,10 +6,10 @@ as a user calls them; layers are observed by wrapping their ``forward``.
 
 from __future__ import annotations
 
-import time
+import functools
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from oracle import case as c
 from oracle import op_rule
+from oracle.compare import same_bits
 from oracle.inputs import Batches, Slot, step_seed
 from oracle.memory.window import Window
-from oracle.trace import STATE, Failure, Observation, State
+from oracle.trace import STATE, Clock, Failure, Observation, State
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer]], Any]"], Any]
@@ -34,17 +35,24 @@ class _Failed(Exception):
         self.failure = failure
 
 
-@contextmanager
-def _phase(name: str) -> Iterator[None]:
-    """Whatever needle raises inside becomes an observed failure of this phase."""
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
-        operator = _operator(error.__traceback__)
-        raise _Failed(Failure(name, type(error).__name__, str(error), where, operator)) from None
+class _Phase:
+    """Whatever needle raises inside becomes an observed failure of this phase; the time is needle's own."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name, self.clock = name, clock
+        self._quiet = np.errstate(all="ignore")
+
+    def __enter__(self) -> None:
+        self._quiet.__enter__()
+        self.clock.turn("needle")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.clock.turn("observing")
+        self._quiet.__exit__(kind, error, tb)
+        if isinstance(error, Exception):
+            frame = traceback.extract_tb(tb)[-1]
+            where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
+            raise _Failed(Failure(self.name, type(error).__name__, str(error), where, _operator(tb))) from None
 
 
 def _operator(tb: TracebackType | None) -> str:
@@ -59,9 +67,10 @@ def _operator(tb: TracebackType | None) -> str:
     return found
 
 
-def _position() -> Any:
-    """How far NumPy's global generator has come in its current block."""
-    return np.random.get_state(legacy=False)["state"]["pos"]
+UNWATCHED = 4  # one step in so many is taken a second time without looking at the layers
+# What NumPy's global generator gives next after this seed, unless somebody has drawn from it.
+_SEED = 7
+_NEXT = np.random.RandomState(_SEED).bytes(8)
 
 
 def _array(value: Any) -> Array:
@@ -111,6 +120,16 @@ def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type,
     return model
 
 
+@dataclass
+class _Pass:
+    """A forward and backward pass on one micro-batch."""
+
+    mark: str  # behind the name of what belongs to it: "" or "#1"
+    x: Any
+    record: list[tuple[str, Any, Any]]  # path, input and output of every layer, in the order of execution
+    loss: Any
+
+
 class NeedleRun:
     """A training run in needle, one step at a time: ``load(state)``, ``step(t)``, ``evaluate(t)``."""
 
@@ -121,17 +140,21 @@ class NeedleRun:
         layers: Mapping[type, Build],
         slots: tuple[list[Slot], list[Slot]],
         batches: Batches,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock()
         self.case, self.ndl, self.batches = case, ndl, batches
         self.parameter_slots, self.buffer_slots = slots
         self.observation = Observation(step=0)
         self.kept: list[tuple[int, str, Any, Array]] = []
         self.failed: Failure | None = None
+        self.relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+        self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
         self._recording: list[tuple[str, Any, Any]] | None = None
         self._findings: op_rule.Findings | None = None
         self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
         try:
-            with _phase("build"):
+            with self._phase("build"):
                 self._build(layers)
         except _Failed as failed:
             self.failed = failed.failure
@@ -159,6 +182,9 @@ class NeedleRun:
         self.model.train()
         for module in self.eval_modules:
             module.eval()
+
+    def _phase(self, name: str) -> _Phase:
+        return _Phase(name, self.clock)
 
     def _tensor(self, name: str) -> Any:
         owner, attribute = self.tensors[name]
@@ -196,13 +222,18 @@ class NeedleRun:
         if self.failed is not None:
             return
         try:
-            with _phase("taking over the state"):
+            with self._phase("taking over the state"):
                 self._load(state)
         except _Failed as failed:
             self.failed = failed.failure
 
     def _load(self, state: State) -> None:
+        self._loads += 1
         for name, value in state.tensors.items():
+            held = _array(self._tensor(name))
+            if self._loads % 2 and held.shape == value.shape and held.dtype == value.dtype and held.flags.writeable:
+                held[...] = value  # into the array itself, which then stays the one that the optimizer knows
+                continue
             # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
             wide = value.astype(np.float64)
             source = self.ndl.Tensor(wide, requires_grad=False) if name.endswith("bias") else wide
@@ -234,7 +265,7 @@ class NeedleRun:
                 window.count()
                 if window.closely:
                     self.kept = []
-                    with _phase("reset_grad"):
+                    with self._phase("reset_grad"):
                         self.optimizer.reset_grad()
             window.report(obs, number=t > 0)  # the first step makes the state of the optimizer, and keeps gradients
         except _Failed as failed:
@@ -251,82 +282,126 @@ class NeedleRun:
         passes = []
         collected: dict[str, Any] = {}
         for m in range(self.batches.micro):
-            mark = f"#{m}" if m else ""
-            record: list[tuple[str, Any, Any]] = []
-            self._recording = record
-            with _phase("forward"):
-                given = np.array(self.batches.x[t, m])
-                x = self.ndl.Tensor(given, requires_grad=case.input_grad or self.taped)
-                given[...] = np.nan  # a Tensor copies what it is made of
-                out = self.model(x)
-                loss, cotangent = self._loss(out, t, m)
-            self._recording = None
-            for path, given, made in record:
-                obs.put("activation", path + mark, _array(made))
-                if made is given:
-                    obs.aliases.add(path + mark)
-                elif made.requires_grad:
-                    made.retain_grad()
-                obs.kinks[path + mark] = _array(given) > 0
-            if loss is not out:
-                obs.put("loss", f"loss{mark}", _array(loss))
-            tape = self._record_tape(loss)
-            with _phase("backward"):
-                if m == 0:
-                    self.optimizer.reset_grad()
-                    self._left_over(obs)
-                self._backward(loss, cotangent)
-            self._judge_tape(tape, cotangent, record)
-            del tape
-            with _phase("backward"):
-                if m == 0 and self.batches.micro > 1:
+            passes.append(self._forward_backward(t, m, obs))
+            with self._phase("backward"):
+                if m:
+                    self._accumulate(collected)
+                elif self.batches.micro > 1:
                     collected = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-                elif m:
-                    for name, parameter in self.parameters.items():
-                        if name in collected:
-                            self._judge_sum(collected[name], parameter.grad)
-                            parameter.grad = collected[name].data + parameter.grad.data
-            passes.append((mark, x, record, loss))
-        for mark, x, record, _ in reversed(passes):
-            for path, given, made in reversed(record):
-                if made is not given and made.grad is not None:
-                    obs.put("adjoint", path + mark, _array(made.grad))
-            if case.input_grad and x.grad is not None:
-                obs.put("adjoint", f"input{mark}", _array(x.grad))
+        for made in reversed(passes):
+            self._adjoints(made, obs)
         self._gradients("gradient", obs)
-        unclipped = self._held_gradients(t)
+        if self.batches.micro == 1 and not self.taped and (case.seed_for("unwatched") + t) % UNWATCHED == 0:
+            self._unwatched(t, obs)
         if case.clip is not None:
-            with _phase("clip_grad_norm"):
-                given_norm = () if case.clip.max_norm is None else (case.clip.max_norm,)
-                obs.put("clip norm", "norm", np.float64(self.optimizer.clip_grad_norm(*given_norm)))
-            self._gradients("clipped", obs)
-            for _, name, tensor, before in unclipped:
-                same = np.array_equal(_array(tensor), before, equal_nan=True)
-                obs.put("kept", f"{name} before clipping", np.bool_(same))
-        held = self._held_gradients(t)
+            self._clip(t, case.clip, obs)
+        held = self._held_gradients(t, "gradient" if case.clip is None else "clipped")
+        self._update(t, obs)
+        self._keep(t, held, passes[-1].loss, obs)
+
+    def _forward_backward(self, t: int, m: int, obs: Observation) -> _Pass:
+        """A forward and a backward pass on one micro-batch; what the graph holds is looked at before it is freed."""
+        mark = f"#{m}" if m else ""
+        record: list[tuple[str, Any, Any]] = []
+        self._recording = record
+        with self._phase("forward"):
+            given = np.array(self.batches.x[t, m])
+            x = self.ndl.Tensor(given, requires_grad=self.case.input_grad or self.taped)
+            given[...] = np.nan  # a Tensor copies what it is made of
+            out = self.model(x)
+            loss, cotangent = self._loss(out, t, m)
+        self._recording = None
+        for path, given, made in record:
+            obs.put("activation", path + mark, _array(made))
+            if made is given:
+                obs.aliases.add(path + mark)
+            elif made.requires_grad:
+                made.retain_grad()
+            if path in self.relus:
+                obs.kinks[path + mark] = _array(given) > 0
+        if loss is not out:
+            obs.put("loss", f"loss{mark}", _array(loss))
+        tape = self._record_tape(loss)
+        with self._phase("backward"):
+            if m == 0:
+                self.optimizer.reset_grad()
+                self._left_over(obs)
+            self._backward(loss, cotangent)
+        self._judge_tape(tape, cotangent, record)
+        return _Pass(mark, x, record, loss)
+
+    def _unwatched(self, t: int, obs: Observation) -> None:
+        """The pass once more, without anybody who holds a result of a layer: needle may then let go of what it needs no
+        more, or write into it, but the gradients are the same bits.
+        """
+        seen = {name: parameter.grad for name, parameter in self.parameters.items()}
+        buffers = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
+        np.random.seed(step_seed(self.case, t))
+        with self._phase("forward"):
+            x = self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.case.input_grad)
+            loss, cotangent = self._loss(self.model(x), t, 0)
+        with self._phase("backward"):
+            self.optimizer.reset_grad()
+            self._backward(loss, cotangent)
+        for name, parameter in self.parameters.items():
+            before, again = seen[name], parameter.grad
+            same = before is again is None or (
+                before is not None and again is not None and same_bits(_array(before), _array(again))
+            )
+            obs.hold("kept", f"gradient {name} of a pass that nobody watches", same)
+            parameter.grad = before
+        with self._phase("taking over the state"):
+            for name, value in buffers.items():
+                self._tensor(name).data = self.ndl.Tensor(value, requires_grad=False)
+
+    def _accumulate(self, collected: dict[str, Any]) -> None:
+        """Gradients of several backward passes, added up as a user does it."""
+        for name, parameter in self.parameters.items():
+            if name in collected:
+                self._judge_sum(collected[name], parameter.grad)
+                parameter.grad = collected[name].data + parameter.grad.data
+
+    def _adjoints(self, made: _Pass, obs: Observation) -> None:
+        for path, given, out in reversed(made.record):
+            if out is not given and out.grad is not None:
+                obs.put("adjoint", path + made.mark, _array(out.grad))
+        if self.case.input_grad and made.x.grad is not None:
+            obs.put("adjoint", f"input{made.mark}", _array(made.x.grad))
+
+    def _clip(self, t: int, clip: c.Clip, obs: Observation) -> None:
+        """Clipping replaces gradients: those from before, which a user may hold, stay as they are."""
+        unclipped = self._held_gradients(t, "gradient")
+        with self._phase("clip_grad_norm"):
+            given_norm = () if clip.max_norm is None else (clip.max_norm,)
+            obs.put("clip norm", "norm", np.float64(self.optimizer.clip_grad_norm(*given_norm)))
+        self._gradients("clipped", obs)
+        for _, name, tensor, before in unclipped:
+            obs.hold("kept", f"{name} before clipping", same_bits(_array(tensor), before))
+
+    def _update(self, t: int, obs: Observation) -> None:
+        """The optimizer's step, and everything that it leaves behind."""
         constant = not any(
             p.grad.requires_grad or p.data.requires_grad for p in self.parameters.values() if p.grad is not None
         )
-        obs.put("kept", "p.grad and p.data, which are constants", np.bool_(constant))
+        obs.hold("kept", "p.grad and p.data, which are constants", constant)
         data = self._held_data(t)
-        with _phase("step"):
+        with self._phase("step"):
             self.optimizer.step()
         for name, (tensor, value) in data.items():
-            obs.put("kept", f"p.data of {name} before step {t}", np.bool_(np.array_equal(_array(tensor), value)))
+            obs.hold("kept", f"p.data of {name} before step {t}", same_bits(_array(tensor), value))
         self._gradients("gradient after step", obs)
         for quantity, attribute in STATE.items():
-            for parameter_name, parameter in self.parameters.items():
-                state = getattr(self.optimizer, attribute, {})
+            state = getattr(self.optimizer, attribute, {})
+            for name, parameter in self.parameters.items():
                 if parameter in state:
                     array = _array(state[parameter])
-                    obs.put(quantity, parameter_name, array)
+                    obs.put(quantity, name, array)
                     apart = parameter.grad is None or not np.may_share_memory(array, _array(parameter.grad))
-                    obs.put("kept", f"{quantity} {parameter_name}, apart from its gradient", np.bool_(apart))
+                    obs.hold("kept", f"{quantity} {name}, apart from its gradient", apart)
         for name, parameter in self.parameters.items():
             obs.put("parameter", name, _array(parameter))
         for slot in self.buffer_slots:
             obs.put("buffer", slot.name, self._array(slot.name))
-        self._keep(t, held, passes[-1][3], obs)
 
     def _window(self, t: int) -> Window:
         """Gates A and B: a close look only once in a case, in its last step and in its last evaluation."""
@@ -355,7 +430,7 @@ class NeedleRun:
                 loss.backward(*given)
             except RuntimeError:
                 return
-            self.observation.put("kept", "the freed graph, through which a third backward went", np.bool_(False))
+            self.observation.hold("kept", "the freed graph, through which a third backward went", False)
 
     def _as_built(self, obs: Observation) -> None:
         """What the constructors made, also where the state of the case does not fit into it."""
@@ -378,11 +453,11 @@ class NeedleRun:
     ) -> None:
         """Rule OP, at once: the optimizer rebinds the parameters, and nothing of the step may be held on to."""
         if self._findings is not None and tape:
-            started = time.perf_counter()
+            self.clock.turn("OP")
             labels = {id(made): path for path, given, made in record if made is not given}
             seed = None if cotangent is None else _array(cotangent)
             op_rule.judge(tape, seed, backward=backward, labels=labels, found=self._findings, second=graph)
-            self._findings.seconds += time.perf_counter() - started
+            self.clock.turn("observing")
 
     def _gradients(self, quantity: str, obs: Observation) -> None:
         for name, parameter in reversed(self.parameters.items()):
@@ -403,18 +478,15 @@ class NeedleRun:
             return {}
         return {n: (p.data, np.array(_array(p))) for n, p in self.parameters.items()}
 
-    def _held_gradients(self, t: int) -> list[tuple[int, str, Any, Array]]:
-        return [
-            (t, f"gradient {n}", p.grad, np.array(_array(p.grad)))
-            for n, p in self.parameters.items()
-            if p.grad is not None
-        ]
+    def _held_gradients(self, t: int, quantity: str) -> list[tuple[int, str, Any, Array]]:
+        """Gradients as a user may hold them, each beside the copy that was taken of it as a quantity."""
+        copies = self.observation.values.get(quantity, {})
+        return [(t, f"gradient {n}", p.grad, copies[n]) for n, p in self.parameters.items() if p.grad is not None]
 
     def _keep(self, t: int, held: list[tuple[int, str, Any, Array]], loss: Any, obs: Observation) -> None:
         """Arrays that a user kept from the steps before must not change later."""
         for step, name, tensor, before in self.kept:
-            same = np.array_equal(_array(tensor), before, equal_nan=True)
-            obs.put("kept", f"{name} of step {step}", np.bool_(same))
+            obs.hold("kept", f"{name} of step {step}", same_bits(_array(tensor), before))
         self.kept = [*held, (t, "loss", loss.data, np.array(_array(loss)))]
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -435,12 +507,11 @@ class NeedleRun:
         self._findings = findings
         constant = t % 2 == 1 and findings is None and hasattr(self.ndl, "no_grad")  # rule OP needs the tape
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
-        np.random.seed(7)
-        position = _position()
+        np.random.seed(_SEED)
         record: list[tuple[str, Any, Any]] = []
         self._recording = record
         try:
-            with _phase("evaluation"):
+            with self._phase("evaluation"):
                 self.model.eval()
                 with self.ndl.no_grad() if constant else nullcontext():
                     out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.taped))
@@ -455,12 +526,13 @@ class NeedleRun:
         self._judge_tape(self._record_tape(out, retain=False), None, record, backward=False)
         for path, given, made in record:
             obs.put("evaluation", path, _array(made))
-            obs.kinks[path] = _array(given) > 0
+            if path in self.relus:
+                obs.kinks[path] = _array(given) > 0
         for name, value in before.items():
-            obs.put("untouched", name, np.bool_(np.array_equal(self._array(name), value)))
-        obs.put("untouched", "random state", np.bool_(_position() == position))
+            obs.hold("untouched", name, same_bits(self._array(name), value))
+        obs.hold("untouched", "random state", np.random.bytes(8) == _NEXT)
         if constant:
-            obs.put("untouched", "what no_grad promises", np.bool_(not any(made.requires_grad for *_, made in record)))
+            obs.hold("untouched", "what no_grad promises", not any(made.requires_grad for *_, made in record))
 
     def _judge_sum(self, a: Any, b: Any) -> None:
         """The addition by which a user accumulates gradients is on no tape: for localisation it is put on one."""
@@ -502,18 +574,25 @@ class NeedleRun:
 
 
 def run_op(
-    case: c.OpCase, ndl: Any, op: Callable[..., Any], findings: op_rule.Findings | None = None, *, graph: bool = False
+    case: c.OpCase,
+    ndl: Any,
+    op: Callable[..., Any],
+    findings: op_rule.Findings | None = None,
+    *,
+    graph: bool = False,
+    clock: Clock | None = None,
 ) -> Observation:
     """One operation: its value, and the gradient of its inner product with the cotangent.
 
     With ``graph``, once more with ``create_graph=True``: the same gradient, computed by operations on Tensors.
     """
     obs = Observation(step=0)
+    phase = functools.partial(_Phase, clock=clock or Clock())
     try:
         attributes = dict(case.attributes)
         if case.numpy_scalars:
             attributes = {k: np.float64(v) if isinstance(v, float) else v for k, v in attributes.items()}
-        with _phase("forward"):
+        with phase("forward"):
             operands = []
             for i, operand in enumerate(case.operands):
                 tensor = ndl.Tensor(operand.array, requires_grad=i not in case.constants)
@@ -522,15 +601,15 @@ def run_op(
             out = op(ndl, *operands, **attributes)
             obs.put("activation", case.op, _array(out))
         tape = op_rule.record(out) if findings is not None else []
-        with _phase("backward"):
+        with phase("backward"):
             out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False))
         op_rule.judge(tape, case.cotangent_array, found=findings)
         for i, (operand, tensor) in enumerate(zip(case.operands, operands, strict=True)):
             if tensor.grad is not None:
                 obs.put("gradient", f"operand {i}", _array(tensor.grad))
-            obs.put("kept", f"operand {i}", np.bool_(np.array_equal(_array(tensor), operand.array, equal_nan=True)))
+            obs.hold("kept", f"operand {i}", np.array_equal(_array(tensor), operand.array, equal_nan=True))
         if graph:
-            with _phase("backward with create_graph"):
+            with phase("backward with create_graph"):
                 for tensor in operands:
                     tensor.grad = None
                 out = op(ndl, *operands, **attributes)
@@ -556,36 +635,39 @@ def run_second(
     state: dict[str, Array],
     directions: dict[str, Array],
     findings: op_rule.Findings | None = None,
+    clock: Clock | None = None,
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
     obs = Observation(step=0)
+    phase = functools.partial(_Phase, clock=clock or Clock())
     try:
-        with _phase("build"):
-            run = NeedleRun(_as_train(case), ndl, layers, slots, batches)
+        with phase("build"):
+            run = NeedleRun(_as_train(case), ndl, layers, slots, batches, clock)
             if run.failed is not None:
                 raise _Failed(run.failed)
             run.load(State(state))
         np.random.seed(step_seed(case, 0))
         record: list[tuple[str, Any, Any]] = []
         run._recording = record
-        with _phase("forward"):
+        with phase("forward"):
             out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))
             loss, cotangent = run._loss(out, 0, 0)
         run._recording = None
         for path, given, made in record:
             obs.put("activation", path, _array(made))
-            obs.kinks[path] = _array(given) > 0
+            if path in run.relus:
+                obs.kinks[path] = _array(given) > 0
         run._findings = findings
         tape = run._record_tape(loss)
         # create_graph asks for a graph, inside no_grad too
-        with _phase("backward"), ndl.no_grad() if case.seed % 2 else nullcontext():
+        with phase("backward"), ndl.no_grad() if case.seed % 2 else nullcontext():
             loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
         run._judge_tape(tape, cotangent, record, graph=True)
         del tape
         first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, _array(grad))
-        with _phase("second backward"):
+        with phase("second backward"):
             total, second = None, []
             for name, grad in first.items():
                 part = (grad * ndl.Tensor(directions[name], requires_grad=False)).sum()

@@ -635,7 +635,6 @@ class Findings:
     elements: int = 0
     largest: float = 0.0
     where: str = ""
-    seconds: float = 0.0
     tapes: int = 0
     outputs: dict[str, int] = field(default_factory=dict)  # layer -> place of its output in the last tape
 

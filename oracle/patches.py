@@ -100,7 +100,24 @@ def vjp(op: str, change: Callable[..., Any]) -> Patch:
 
         return patched
 
-    return wrap(f"ops.{op}.vjp", make)
+    return reading(op) + wrap(f"ops.{op}.vjp", make)
+
+
+def reading(op: str) -> Patch:
+    """For another gradient rule, which may look at inputs and a result that the right one has no need of: needle must not
+    let go of them.
+    """
+    kind = getattr(needle.ops, op)
+    flags = [name for name in ("reads_inputs", "reads_result") if name in vars(kind)]
+    patch = Patch(tuple((f"ops.{op}.{name}", lambda old: True) for name in flags))
+    if issubclass(kind, needle.ops._KeepsNormalised):
+        patch += wrap("ops._KeepsNormalised._keep", lambda old: lambda self, *saved: _kept_and_read(self, old, saved))
+    return patch
+
+
+def _kept_and_read(op: Any, keep: Any, saved: Any) -> None:
+    keep(op, *saved)
+    op.reads_inputs = op.reads_result = True
 
 
 def contribution(op: str, change: Callable[[Any], Any], which: int | None = None) -> Patch:

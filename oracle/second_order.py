@@ -6,7 +6,6 @@ perturbing the operands of every operation that runs, forward, backward and in t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from oracle import inputs, locate, op_rule, pairs
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
 from oracle.definitions import REPLICAS, U
+from oracle.trace import Clock
 
 Array = npt.NDArray[Any]
 Results = dict[str, dict[str, Array]]  # quantity -> name -> array
@@ -155,13 +155,21 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
     from oracle.engine import Verdict
 
     verdict = Verdict(case, steps=1)
-    started = time.perf_counter()
+    clock = Clock()
+    clock.turn("observing")
     slots, batches = inputs.slots(case), inputs.batches(case)
     seen = ours_side.run_second(
-        case, ndl, pairs.NEEDLE_LAYERS, slots, batches, inputs.initial_state(case), directions(case)
+        case,
+        ndl,
+        pairs.NEEDLE_LAYERS,
+        slots,
+        batches,
+        inputs.initial_state(case),
+        directions(case),
+        clock=clock,
     )
-    verdict.seconds["systems"] = time.perf_counter() - started
-    started = time.perf_counter()
+    clock.turn("rules")
+    verdict.seconds = clock.seconds
     if seen.failure is not None:
         f = seen.failure
         message = f"needle raised {f.kind} in {f.phase}: {f.message}"
@@ -170,11 +178,14 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
         return verdict
     relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
+    clock.turn("truth")
     exact = _run(case, kinks, torch.float64, None, written_out=True)
     noisy = [
         _run(case, kinks, torch.float64, case.seed_for(f"rounding {m}"), written_out=True) for m in range(1, REPLICAS)
     ]
+    clock.turn("torch")
     peer = _run(case, kinks, torch.float32, None, written_out=False)
+    clock.turn("rules")
     for quantity, values in exact.items():
         for name, value in values.items():
             replicas = np.stack([value, *(n[quantity][name] for n in noisy)])[:, None]
@@ -203,7 +214,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
                 verdict.divergence = cmp.Divergence(0, quantity, name, "unexpected", message)
     if verdict.divergence is not None:
         verdict.divergence = _named(case, ndl, verdict.divergence)
-    verdict.seconds["rules"] = time.perf_counter() - started
+    clock.turn("")
     return verdict
 
 

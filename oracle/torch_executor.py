@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oracle import case as c
 from oracle.inputs import Batches, Slot
-from oracle.trace import Observation, State
+from oracle.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer]], nn.Module]"], nn.Module]
@@ -113,7 +113,12 @@ class TorchModel:
         self._layers = layers
         self._widths = c.input_widths(case)
         self.module = self._body("", case.model)
-        self.train()
+        self.module.train()
+        for module in self.eval_modules:
+            module.eval()
+        # those that know two modes, but for the parts that stay in evaluation mode
+        modal = (m for m in self.modules.values() if isinstance(m, nn.BatchNorm1d | Dropout))
+        self._modal = [m for m in modal if m.training]
 
     def _body(self, prefix: str, part: Sequence[c.Layer]) -> nn.Sequential:
         made = []
@@ -137,11 +142,10 @@ class TorchModel:
             made.append(module)
         return nn.Sequential(*made)
 
-    def train(self) -> None:
-        """Training mode, but for the parts that stay in evaluation mode."""
-        self.module.train()
-        for module in self.eval_modules:
-            module.eval()
+    def train(self, mode: bool = True) -> None:
+        """Training mode, but for the parts that stay in evaluation mode; or evaluation mode."""
+        for module in self._modal:
+            module.training = mode
 
     def tensor(self, slot: Slot) -> Tensor:
         """The torch tensor behind a slot."""
@@ -176,37 +180,50 @@ class TorchRun:
         batches: Batches,
         masks: dict[str, Array],
         dtype: torch.dtype = torch.float32,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock()
         self.case, self.batches, self.masks, self.dtype = case, batches, masks, dtype
         self.parameter_slots, self.buffer_slots = slots
         self.model = TorchModel(case, layers)
-        self.model.module.to(dtype)
+        if dtype != torch.float32:
+            self.model.module.to(dtype)
         self.parameters = {s.name: self.model.tensor(s) for s in self.parameter_slots}
         self.buffers = {s.name: self.model.tensor(s) for s in self.buffer_slots}
         names = {id(p): name for name, p in self.parameters.items()}
         self.listed = [names[id(p)] for p in self.model.module.parameters()]
         self.optimizer = torch_optimizer(case, list(self.model.module.parameters()))
+        self._relus = [(path, m) for path, m in self.model.modules.items() if isinstance(m, ReLU)]
+        self._droppers = [
+            (path, m) for path, m in self.model.modules.items() if isinstance(m, Dropout) and path in masks
+        ]
         self._record: list[tuple[str, Tensor, bool]] = []
+        self._state: State | None = None  # as the last step has left it
         for path, module in self.model.modules.items():
-            module.register_forward_hook(self._hook(path, module))
+            self._observe(path, module)
 
-    def _hook(self, path: str, module: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        def observe(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            replaced = None
-            if out is given[0] and isinstance(module, nn.Flatten):
+    def _observe(self, path: str, module: nn.Module) -> None:
+        # around forward, as in needle: a hook of torch's takes twice as long
+        forward = module.forward
+
+        def wrapped(given: Tensor) -> Tensor:
+            out: Tensor = forward(given)
+            if out is given and isinstance(module, nn.Flatten):
                 # torch.flatten hands a flat input on as it is; its adjoint must be that of this layer alone
-                out = replaced = out.view_as(out)
+                out = out.view_as(out)
             if out.requires_grad:
                 out.retain_grad()
-            self._record.append((path, out, out is given[0]))
-            return replaced
+            self._record.append((path, out, out is given))
+            return out
 
-        return observe
+        module.forward = wrapped
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     def load(self, state: State) -> None:
         """Take over the common state before a step."""
+        if state is self._state:
+            return  # its own
         with torch.no_grad():
             for slot in self.parameter_slots:
                 self.parameters[slot.name].copy_(to_torch(slot, state.tensors[slot.name]))
@@ -214,83 +231,104 @@ class TorchRun:
                 self.buffers[slot.name].copy_(torch.from_numpy(state.tensors[slot.name]))
 
     def state(self) -> State:
-        """The state after a step, for both sides to go on from."""
+        """The state after the last step, for both sides to go on from."""
+        assert self._state is not None
+        return self._state
+
+    def _read(self, buffers: Mapping[str, Array]) -> State:
         tensors = {s.name: to_needle(s, self.parameters[s.name]) for s in self.parameter_slots}
-        tensors |= dict(self._last_buffers)
+        tensors |= buffers
         slots: dict[str, dict[str, Array]] = {}
         for slot in self.parameter_slots:
             held = self.optimizer.state.get(self.parameters[slot.name], {})
             for quantity, key in TORCH_STATE.items():
-                if key in held and held[key] is not None:
-                    slots.setdefault(quantity, {})[slot.name] = to_needle(slot, held[key])
+                value = held.get(key)
+                if value is not None:
+                    slots.setdefault(quantity, {})[slot.name] = to_needle(slot, value)
         return State(tensors, slots)
 
     # -- a training step ----------------------------------------------------------------------------------------------
 
     def step(self, t: int, kinks: Mapping[str, Array]) -> Observation:
         """One training step; ``kinks`` dictates the branch of every ReLU."""
+        obs = self.gradients(t, kinks)
+        self._update(t, obs)
+        return obs
+
+    def gradients(self, t: int, kinks: Mapping[str, Array]) -> Observation:
+        """The first half of a step, forward and backward.
+
+        What torch has made is kept as it is, without a copy, where nothing writes into it any more.
+        """
         case, obs = self.case, Observation(step=t)
-        lr = case.lr_at(t)
-        for group in self.optimizer.param_groups:
-            group["lr"] = DEFAULT_LR if lr is None else lr
-        before = {name: b.detach().numpy().copy() for name, b in self.buffers.items()}
-        self.optimizer.zero_grad()
+        before = {name: b.numpy().copy() for name, b in self.buffers.items()}
+        obs.values["buffer"] = before
+        self.clock.turn("torch")
+        for p in self.parameters.values():
+            p.grad = None  # what zero_grad does, which takes a while to come to it
         passes = []
         for m in range(self.batches.micro):
             mark = f"#{m}" if m else ""
             self._dictate(t, m, mark, kinks)
             record: list[tuple[str, Tensor, bool]] = []
             self._record = record
+            self.clock.turn("torch")
             x = torch.from_numpy(self.batches.x[t, m]).to(self.dtype).requires_grad_(case.input_grad)
             out = self.model.module(x)
             loss, cotangent = torch_loss(case, out, self.batches, t, m)
+            if loss.requires_grad:
+                loss.backward(cotangent)
+            self.clock.turn("observing")
             for path, made, same in record:
-                obs.put("activation", path + mark, made.detach().numpy())
+                obs.hold("activation", path + mark, made.detach().numpy())
                 if same:
                     obs.aliases.add(path + mark)
             if loss is not out:
-                obs.put("loss", f"loss{mark}", loss.detach().numpy())
-            if loss.requires_grad:
-                loss.backward(cotangent)
+                obs.hold("loss", f"loss{mark}", loss.detach().numpy())
             passes.append((mark, x, record))
-            self._bias_variances(before, obs)
-            before = {name: obs.values["buffer"][name] for name in self.buffers}
+            self._bias_variances(obs.values["buffer"], obs)
         for mark, x, record in reversed(passes):
             for path, made, _ in reversed(record):
                 if made.requires_grad and made.grad is not None:
+                    # copied: the gradient of a bias may be a view of it, and clipping writes into gradients
                     obs.put("adjoint", path + mark, made.grad.numpy())
             if x.grad is not None:
                 obs.put("adjoint", f"input{mark}", x.grad.numpy())
         self._gradients("gradient", obs)
+        return obs
+
+    def _update(self, t: int, obs: Observation) -> None:
+        """The second half of a step: clipping and the optimizer."""
+        case = self.case
+        self.clock.turn("torch")
         if case.clip is not None:
             max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
             graded = [p for p in self.parameters.values() if p.grad is not None]
             obs.put("clip norm", "norm", nn.utils.clip_grad_norm_(graded, max_norm).numpy().astype(np.float64))
             self._gradients("clipped", obs)
+        lr = case.lr_at(t)
+        for group in self.optimizer.param_groups:
+            group["lr"] = DEFAULT_LR if lr is None else lr
         seed_state(self.optimizer, self.parameters.values())
         self.optimizer.step()
-        self._last_buffers = obs.values.get("buffer", {})
-        state = self.state()
-        for quantity, values in state.slots.items():
-            for name, value in values.items():
-                obs.put(quantity, name, value)
-        for slot in self.parameter_slots:
-            obs.put("parameter", slot.name, state.tensors[slot.name])
-        return obs
+        self.clock.turn("observing")
+        self._state = state = self._read(obs.values["buffer"])
+        obs.values.update(state.slots)
+        obs.values["parameter"] = {s.name: state.tensors[s.name] for s in self.parameter_slots}
 
     def _dictate(self, t: int, m: int, mark: str, kinks: Mapping[str, Array]) -> None:
-        for path, module in self.model.modules.items():
-            if isinstance(module, ReLU):
-                kink = kinks.get(path + mark)
-                module.kink = None if kink is None else torch.from_numpy(kink)
-            elif isinstance(module, Dropout) and path in self.masks:
-                module.mask = torch.from_numpy(self.masks[path][t, m]).to(self.dtype)
+        for path, relu in self._relus:
+            kink = kinks.get(path + mark)
+            relu.kink = None if kink is None else torch.from_numpy(kink)
+        for path, dropout in self._droppers:
+            dropout.mask = torch.from_numpy(self.masks[path][t, m]).to(self.dtype)
 
     def _bias_variances(self, before: Mapping[str, Array], obs: Observation) -> None:
         """Contract: needle's running variance takes the biased batch variance, torch's the unbiased one."""
         n = self.case.data.rows
+        buffers = {}
         for slot in self.buffer_slots:
-            after = self.buffers[slot.name].detach().numpy().copy()
+            after = self.buffers[slot.name].numpy().copy()
             module = self.model.modules[slot.name.rsplit(".", 1)[0]]
             if slot.name.endswith("running_var") and module.training:
                 assert isinstance(module, nn.BatchNorm1d)
@@ -299,29 +337,31 @@ class TorchRun:
                 after = (rest + (after - rest) * ((n - 1) / n)).astype(after.dtype)
                 with torch.no_grad():
                     self.buffers[slot.name].copy_(torch.from_numpy(after))
-            obs.put("buffer", slot.name, after)
-        obs.values.setdefault("buffer", {})
+            buffers[slot.name] = after
+        obs.values["buffer"] = buffers
 
     def _gradients(self, quantity: str, obs: Observation) -> None:
         for slot in reversed(self.parameter_slots):
             grad = self.parameters[slot.name].grad
             if grad is not None:
-                obs.put(quantity, slot.name, to_needle(slot, grad))
+                obs.hold(quantity, slot.name, to_needle(slot, grad))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, t: int, kinks: Mapping[str, Array]) -> Observation:
         """A forward pass in evaluation mode on the batch of step t."""
         obs = Observation(step=t)
-        self.model.module.eval()
+        self.model.train(False)
         self._dictate(t, 0, "", kinks)
         record: list[tuple[str, Tensor, bool]] = []
         self._record = record
+        self.clock.turn("torch")
         with torch.no_grad():
             self.model.module(torch.from_numpy(self.batches.x[t, 0]).to(self.dtype))
+        self.clock.turn("observing")
         self.model.train()
         for path, made, _ in record:
-            obs.put("evaluation", path, made.numpy())
+            obs.hold("evaluation", path, made.numpy())
         return obs
 
 
@@ -347,8 +387,10 @@ def torch_loss(
     return ((out - drawn) ** 2).sum() / case.data.rows, None
 
 
-def torch_optimizer(case: c.TrainCase, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The torch optimizer that needle's must equal, needle's defaults filled in."""
+def torch_optimizer(
+    case: c.TrainCase, parameters: Sequence[Tensor] | Sequence[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The torch optimizer that needle's must equal, needle's defaults filled in; of parameters or of groups of them."""
     spec = case.optimizer
     lr = DEFAULT_LR if spec.lr is None else spec.lr
     decay = spec.weight_decay or 0.0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,10 @@ class Observation:
         """Record a copy."""
         self.values.setdefault(quantity, {})[name] = np.array(value)
 
+    def hold(self, quantity: str, name: str, value: Any) -> None:
+        """Record what nobody will write into any more: without a copy."""
+        self.values.setdefault(quantity, {})[name] = value
+
 
 @dataclass
 class State:
@@ -74,3 +79,19 @@ class State:
 
     tensors: dict[str, Array]
     slots: dict[str, dict[str, Array]] = field(default_factory=dict)  # "velocity" -> name -> array
+
+
+class Clock:
+    """Where the time goes: every moment belongs to what ``turn`` has named last."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._what = ""
+        self._since = time.perf_counter()
+
+    def turn(self, what: str) -> None:
+        """From now on, the time counts as ``what``'s; nothing more to count if it is empty."""
+        now = time.perf_counter()
+        if self._what:
+            self.seconds[self._what] = self.seconds.get(self._what, 0.0) + now - self._since
+        self._what, self._since = what, now

@@ -74,14 +74,14 @@ class _Pass:
                 eps = 1e-5 if layer.eps is None else layer.eps
                 if not training:
                     return d.batch_norm_eval(t, x, weight, bias, mean, var, eps=eps)
-                batch_mean, batch_var = d.batch_statistics(t, x)
+                out, batch_mean, batch_var = d.batch_norm_and_statistics(t, x, weight, bias, eps=eps)
                 m = 0.1 if layer.momentum is None else layer.momentum
                 new = []
                 for old, fresh in ((mean, batch_mean), (var, batch_var)):
                     new.append(t.noisy(t.noisy(old.value) * (1 - m)) + t.noisy(t.noisy(fresh) * m))
                 # a second micro-batch starts from the statistics that the first one left behind
                 self.tensors[f"{path}.running_mean"], self.tensors[f"{path}.running_var"] = map(_constant, new)
-                return d.batch_norm(t, x, weight, bias, eps=eps)
+                return out
             case c.LayerNorm():
                 eps = 1e-5 if layer.eps is None else layer.eps
                 return d.layer_norm(t, x, self.tensors[f"{path}.weight"], self.tensors[f"{path}.bias"], eps=eps)

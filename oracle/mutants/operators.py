@@ -78,9 +78,21 @@ class Site:
     @property
     def numeric(self) -> bool:
         """Inside a function that computes with arrays."""
-        names = ("vjp", "compute", "kernel", "_adam", "_normalised", "_bias_gradient", "forward", "clip_grad_norm")
+        names = (
+            "vjp",
+            "compute",
+            "kernel",
+            "_adam",
+            "_statistics",
+            "_normalised",
+            "_bias_gradient",
+            "forward",
+            "clip_grad_norm",
+        )
         own = {f.name for f in (self.function, self.outer) if f is not None}
-        return bool(own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_means", "step"})
+        return bool(
+            own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_sums", "_row_means", "step"}
+        )
 
 
 def _source(node: ast.AST) -> str:
@@ -317,7 +329,7 @@ def operand_replaced(s: Site) -> Iterator[Change]:
     n = s.node
     if not isinstance(n, ast.Name) or not isinstance(n.ctx, ast.Load) or s.function is None:
         return
-    if s.function.name not in ("vjp", "kernel", "_adam", "compute", "_normalised"):
+    if s.function.name not in ("vjp", "kernel", "_adam", "compute", "_statistics", "_normalised"):
         return
     names = [a.arg for a in s.function.args.args if a.arg not in ("self", "needs")]
     if s.function.name == "vjp":
@@ -376,7 +388,7 @@ def keepdims_dropped(s: Site) -> Iterator[Change]:
 _FIRST = {"_swapped": "transpose", "_swap": "transpose", "transpose": "transpose", "_as_matrix": "reshape",
           "_reduced": "reshape", "reshape": "reshape", "np.asarray": "copy", "_in_dtype_of": "cast", "_whole": "whole",
           "_value": "value", "np.moveaxis": "transpose", "np.log": "function", "np.exp": "function", "np.abs": "function",
-          "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "_row_means": "mean",
+          "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "_row_sums": "sum", "_row_means": "mean",
           "_fixed": "fixed", "np.sqrt": "function", "_checked": "check"}  # fmt: skip
 _METHOD = {".swapaxes": "transpose", ".reshape": "reshape", ".copy": "copy", ".astype": "cast", ".detach": "detach",
            ".removeprefix": "text"}  # fmt: skip
@@ -482,7 +494,7 @@ def hyperparameters(s: Site) -> Iterator[ast.expr]:
     if isinstance(n, ast.Call) and _called(n) == "float" and n.args and _source(n.args[0]).startswith("self."):
         yield n
     if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and isinstance(n.value, ast.Name):
-        inside = s.outer is not None and s.outer.name in ("forward", "compute", "vjp", "_normalised")
+        inside = s.outer is not None and s.outer.name in ("forward", "compute", "vjp", "_statistics", "_normalised")
         if n.value.id == "self" and n.attr in ("eps", "momentum", "p", "scalar", "c0", "c1") and inside:
             yield n
 

@@ -61,7 +61,7 @@ PLANTED = {
     "list_of_tiny_tensors": ("AC", "the training loop.history[119] → Tensor"),
     "reference_cycles": ("B", "cycle Tensor.describe → function <lambda>.cell_contents → Tensor"),
     "dict_entry_per_step": ("C", "the training loop.by_step: dict grown from 20 to 120 entries"),
-    "float64_promotion": ("D", "B at the peak (x2.00): return np.maximum(a, 0)"),
+    "float64_promotion": ("D", "B at the peak (x2.00): return np.maximum(a, "),
     "gradients_kept": ("D", "the training loop.previous["),
     "closure_over_the_loss": (
         "AC",

@@ -363,3 +363,170 @@ def test_the_clipped_gradient_of_a_number_stays_an_array():
     assert ndl.optim.SGD([p]).clip_grad_norm(1.0) == 3.0
     assert type(p.grad.cached_data) is np.ndarray
     assert p.grad.dtype == np.float32
+
+
+# -- small parameters that share a pool: nobody may notice
+
+SHAPES = [(3, 4), (4,), (1, 5), (), (0, 2), (200, 200), (7,), (2, 3, 2), (130, 130), (1,)]
+
+
+def alone(params, settings, gradients):
+    """What SGD makes of each parameter by itself."""
+    copies = [nn.Parameter(p.numpy()) for p in params]
+    each = [SGD([p], **settings) for p in copies]
+    for step in gradients:
+        for p, opt, g in zip(copies, each, step, strict=True):
+            p.grad = None if g is None else ndl.Tensor(g, requires_grad=False)
+            opt.step()
+    return [p.numpy() for p in copies], [
+        opt.u[p].numpy() if p in opt.u else None for p, opt in zip(copies, each, strict=True)
+    ]
+
+
+def gradients_for(params, steps, missing=()):
+    return [
+        [None if (t, i) in missing else np.random.default_rng([5, t, i]).standard_normal(p.shape).astype(p.dtype)
+         for i, p in enumerate(params)]
+        for t in range(steps)
+    ]  # fmt: skip
+
+
+def assert_bits(params, opt, expected):
+    for p, theta, u in zip(params, *expected, strict=True):
+        np.testing.assert_array_equal(p.numpy(), theta)
+        assert p.dtype == theta.dtype
+        assert (p in opt.u) == (u is not None)
+        if u is not None:
+            np.testing.assert_array_equal(opt.u[p].numpy(), u)
+            assert opt.u[p].dtype == u.dtype
+
+
+@pytest.mark.parametrize("dtypes", [("float32",), ("float32", "float64"), ("float32", "float32", "float16")], ids=str)
+def test_a_pool_gives_the_same_bits_as_every_parameter_by_itself(dtypes):
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    params = [parameter(*s, seed=i, dtype=dtypes[i % len(dtypes)]) for i, s in enumerate(SHAPES)]
+    # without a gradient now and then: from the start, in between, at the end
+    given = gradients_for(params, 6, missing={(0, 1), (1, 1), (3, 0), (3, 6), (5, 9)})
+    expected = alone(params, settings, given)
+    opt = SGD(params, **settings)
+    for step in given:
+        for p, g in zip(params, step, strict=True):
+            p.grad = None if g is None else ndl.Tensor(g, requires_grad=False)
+        opt.step()
+    assert_bits(params, opt, expected)
+
+
+def test_gradients_in_any_memory_layout():
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    params = [parameter(3, 4), parameter(4, 3), parameter(5)]
+    given = gradients_for(params, 3)
+    expected = alone(params, settings, given)
+    opt = SGD(params, **settings)
+    for a, b, c in given:
+        params[0].grad = ndl.Tensor.make_const(np.asfortranarray(a))
+        params[1].grad = ndl.Tensor.make_const(np.repeat(b, 2, axis=1)[:, ::2])
+        params[2].grad = ndl.Tensor.make_const(c[::-1].copy()[::-1])
+        opt.step()
+    assert_bits(params, opt, expected)
+
+
+HELD = {
+    "the array": lambda p, opt: p.numpy(),
+    "a part of the array": lambda p, opt: p.numpy()[1:],
+    "the data": lambda p, opt: p.data,
+    "a part of the data": lambda p, opt: p.data[1:],
+    "another tensor on it": lambda p, opt: ndl.Tensor(p),
+    "the velocity": lambda p, opt: opt.u[p],
+    "the array of the velocity": lambda p, opt: opt.u[p].numpy(),
+    "a part of the velocity": lambda p, opt: opt.u[p].numpy()[1:],
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_who_holds_a_part_of_a_pool_keeps_the_old_numbers(name):
+    settings = {"lr": 0.1, "momentum": 0.9}
+    params = [parameter(3, seed=i) for i in range(3)]
+    given = gradients_for(params, 5)
+    expected = alone(params, settings, given)
+    opt = SGD(params, **settings)
+    kept = []
+    for t, step in enumerate(given):
+        for p, g in zip(params, step, strict=True):
+            p.grad = ndl.Tensor(g, requires_grad=False)
+        opt.step()
+        if t in (0, 1, 3):
+            thing = HELD[name](params[1], opt)
+            kept.append((thing, np.array(thing)))
+    assert_bits(params, opt, expected)
+    for thing, before in kept:
+        np.testing.assert_array_equal(np.asarray(thing), before)
+
+
+def test_a_steady_pool_stays_where_it_is_and_moves_when_its_members_do():
+    p, q, r = (parameter(3, seed=i) for i in range(3))
+    opt = SGD([p, q, r], lr=0.1, momentum=0.9)
+
+    def places():
+        return [t.numpy().ctypes.data for t in (p, q, r, opt.u[p], opt.u[q], opt.u[r])]
+
+    def step():
+        for t in (p, q, r):
+            give(t)
+        opt.step()
+
+    step()
+    first = places()
+    assert first[1] - first[0] == first[2] - first[1] == p.numpy().nbytes
+    for _ in range(3):
+        step()
+        assert places() == first
+    q.data = ndl.Tensor([1.0, 2.0, 3.0], dtype="float32")
+    expected = q.numpy() - 0.1 * (0.9 * opt.u[q].numpy() + np.float32(1 - 0.9) * give(q))
+    step()
+    np.testing.assert_allclose(q.numpy(), expected, rtol=1e-5)
+    mine = ndl.Tensor([5.0, 5.0, 5.0], dtype="float32")
+    opt.u[r] = mine
+    step()
+    np.testing.assert_array_equal(mine.numpy(), [5.0, 5.0, 5.0])
+    np.testing.assert_allclose(opt.u[r].numpy(), 4.5 + 0.1 * r.grad.numpy(), rtol=1e-5)
+    moved = places()
+    step()
+    assert places() == moved
+
+
+def test_a_steady_step_allocates_nothing_that_is_large():
+    import tracemalloc
+
+    params = [parameter(100, 3, seed=i) for i in range(50)]
+    opt = SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1)
+    for p in params:
+        give(p)
+    for _ in range(3):
+        opt.step()
+    tracemalloc.start()
+    try:
+        opt.step()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        opt.step()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 100 * 50  # lists of the parameters; the smallest array of numbers would be 60,000 bytes
+    assert after - before < 1000
+
+
+def test_a_state_that_does_not_fit_leaves_a_pool_as_it_was():
+    params = [parameter(3, seed=0), parameter(300, 300), parameter(3, seed=1)]
+    opt = SGD(params, lr=0.1)
+    for p in params:
+        give(p)
+    opt.step()
+    old = [p.numpy().copy() for p in params]
+    for p in params:
+        opt.u[p], kept = ndl.ones(7), opt.u[p]
+        with pytest.raises(ValueError, match=r"must have the shape .* of its parameter, but got"):
+            opt.step()
+        opt.u[p] = kept
+    for p, before in zip(params, old, strict=True):
+        np.testing.assert_array_equal(p.numpy(), before)

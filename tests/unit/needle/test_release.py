@@ -1,0 +1,151 @@
+"""Activations that no gradient rule reads are let go of after the layer that used them: nobody may notice."""
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn, ops
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype("float32")
+
+
+def model():
+    np.random.seed(0)
+    block = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm1d(64))
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Residual(block), nn.ReLU(), nn.Linear(64, 64), nn.Tanh())
+
+
+def below(root):
+    return ndl.autograd.find_topo_sort([root])
+
+
+def released(root):
+    """The classes of the ops whose results are released, below root."""
+    return [type(t.op).__name__ for t in below(root) if t._released]
+
+
+def hold(module, kept):
+    """Let every module below keep its results, as a user does who looks at activations."""
+    for part in module.modules_in():
+        forward = part.forward
+
+        def keeping(*args, forward=forward):
+            kept.append(forward(*args))
+            return kept[-1]
+
+        part.forward = keeping
+
+
+def gradients(net, x, **how):
+    loss = (net(ndl.Tensor(x, requires_grad=False)) * normal(64, 64, seed=7)).sum()
+    loss.backward(**how)
+    return loss.numpy().copy(), [p.grad.numpy().copy() for p in net.parameters()]
+
+
+def test_what_no_rule_reads_is_released():
+    out = model()(ndl.Tensor(normal(64, 64)))
+    # before a ReLU, an addition and a normalisation; what a Linear, a Tanh or a ReLU reads is there
+    assert released(out) == ["Linear", "Linear", "BatchNorm", "Linear", "LayerNorm", "EWiseAdd", "Linear"]
+
+
+def test_nothing_that_somebody_holds_is_released_and_the_numbers_are_the_same():
+    x, kept = normal(64, 64), []
+    loss, grads = gradients(model(), x)
+    other = model()
+    hold(other, kept)
+    held_loss, held_grads = gradients(other, x)
+    assert not any(t._released for t in kept)
+    np.testing.assert_array_equal(loss, held_loss)
+    for a, b in zip(grads, held_grads, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_released_data_is_computed_again_for_whoever_asks():
+    x, kept = normal(64, 64), []
+    net, other = model(), model()
+    hold(other, kept)
+    tensors, held = below(net(ndl.Tensor(x))), below(other(ndl.Tensor(x)))
+    assert any(t._released for t in tensors)
+    for t, h in zip(tensors[::-1], held[::-1], strict=True):
+        np.testing.assert_array_equal(t.cached_data, h.cached_data)
+        assert t.shape == h.shape
+    assert not any(t._released for t in tensors)
+
+
+def test_every_kind_of_backward_works_on_released_data():
+    x = normal(64, 64)
+    expected = gradients(model(), x)[1]
+    net = model()
+    loss = (net(ndl.Tensor(x, requires_grad=False)) * normal(64, 64, seed=7)).sum()
+    for how in ({"retain_graph": True}, {"create_graph": True}, {}):
+        loss.backward(**how)
+        for p, g in zip(net.parameters(), expected, strict=True):
+            np.testing.assert_allclose(p.grad.numpy(), g, rtol=2e-4, atol=2e-4)
+
+
+def test_released_data_is_freed_with_the_graph():
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+    out = net(ndl.Tensor(normal(64, 64)))
+    (before,) = out.inputs
+    out.backward()
+    with pytest.raises(RuntimeError, match="was freed with the graph by a backward"):
+        before.numpy()
+
+
+def test_a_long_chain_of_released_data_is_computed_again_without_recursion():
+    net = nn.Sequential(*[nn.Residual(nn.Identity()) for _ in range(1)], *[Negate() for _ in range(3000)])
+    x = ndl.Tensor(normal(64, 64))
+    out = net(x)
+    (before,) = out.inputs
+    np.testing.assert_array_equal(before.numpy(), -2 * x.numpy())
+
+
+class Negate(nn.Module):
+    def forward(self, x):
+        return -x
+
+
+def test_small_and_shared_results_are_kept():
+    small = nn.Sequential(nn.Linear(2, 2), nn.ReLU())(ndl.Tensor(normal(3, 2)))
+    assert released(small) == []
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return ops.relu(x) + ops.negate(x)
+
+    out = nn.Sequential(nn.Linear(64, 64), Twice())(ndl.Tensor(normal(64, 64)))
+    assert released(out) == []
+
+
+def test_a_broadcast_sum_keeps_its_operand():
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(normal(5, 64, 64))
+
+        def forward(self, x):
+            return x + self.by
+
+    net = nn.Sequential(nn.Linear(64, 64), Shift())
+    out = net(ndl.Tensor(normal(64, 64)))
+    assert released(out) == []
+    out.backward()
+    assert net.modules[0].bias.grad.shape == (1, 64)
+
+
+@pytest.mark.parametrize("make", [ops.BatchNorm, ops.LayerNorm])
+def test_a_norm_that_is_called_twice_keeps_for_neither_call(make):
+    a, b = normal(6, 4), normal(6, 4, seed=1)
+    w, c = normal(4), normal(4, seed=2)
+
+    def grads(first, second):
+        xs = [ndl.Tensor(a), ndl.Tensor(b)]
+        ys = [op(x, ndl.Tensor(w), ndl.Tensor(c)) for op, x in zip((first, second), xs, strict=True)]
+        ((ys[0] * a).sum() + (ys[1] * b).sum()).backward()
+        return [x.grad.numpy() for x in xs]
+
+    op = make(1e-5)
+    for once, twice in zip(grads(make(1e-5), make(1e-5)), grads(op, op), strict=True):
+        np.testing.assert_array_equal(once, twice)
