@@ -532,7 +532,7 @@ def _of_layers(case: c.TrainCase) -> Iterator[str]:
     """Norm layers, dropout and modes, and where they stand."""
     again = case.steps > 1
     nested = {path: layer for path, layer in c.walk(case.model) if isinstance(layer, c.Eval)}
-    widths: dict[str, int] = {}
+    widths: Mapping[str, int] = {}
     for path, layer in c.walk(case.model):
         if isinstance(layer, c.BatchNorm | c.LayerNorm):
             widths = widths or c.input_widths(case)
