@@ -24,6 +24,7 @@ Shape = tuple[int, ...]
 
 U = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-126  # smallest normal float32
+UNDERFLOW = TINY / U  # what falls below TINY may be lost (torch flushes it), and be scaled up later
 REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
 LEAD = 2  # the number of leading axes: (replicas, steps)
 
@@ -108,14 +109,16 @@ class Tape:
         out = np.empty((self.noise.replicas, *x.shape[1:]))
         exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
         out[0] = exact
+        size = np.abs(exact)
+        np.maximum(size, UNDERFLOW, out=size, where=size > 0)
         if x.shape[0] == 1:
-            np.multiply(e, exact, out=perturbed)
+            np.multiply(e, size, out=perturbed)
             perturbed += exact
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
             np.abs(x[1:], out=perturbed)
-            np.maximum(perturbed, np.abs(exact), out=perturbed)
+            np.maximum(perturbed, size, out=perturbed)
             perturbed *= e
             perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out
