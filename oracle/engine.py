@@ -276,7 +276,7 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         states = [s.before.tensors for s in part]
         about = (self.case, *self.slots, states, self.batches, self.masks, kinks)
-        noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 0)
+        noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 2)
         self.clock.turn("truth")
         expected = truth.training(*about, noise, usual_norms=foreign, first=first)
         self.clock.turn("rules")
