@@ -160,6 +160,11 @@ class Op:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "vjp" in own or "gradient" in own or "gradient_as_tuple" in own:
+            # Another rule than that of the base may look at more.
+            cls.reads_inputs = own.get("reads_inputs", True)
+            cls.reads_result = own.get("reads_result", True)
         for base in cls.__mro__:
             own = vars(base)
             if "vjp" in own or "gradient" in own or "gradient_as_tuple" in own:

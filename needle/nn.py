@@ -276,7 +276,7 @@ class Sequential(Module):
         """Return the output of the last module."""
         for module in self.modules:
             y = module(x)
-            if y.op is not None and not y.op.reads_inputs:
+            if type(y) is Tensor and y.op is not None and not y.op.reads_inputs and type(x) is Tensor:
                 release(x, y)
             x = y
         return x

@@ -1027,7 +1027,6 @@ def split(a: Tensor, axis: int = 0) -> TensorTuple:
 class _KeepsNormalised:
     """What the two normalisations share: x as they have normalised it is kept for the gradient."""
 
-    reads_result = False
     saved: Any  # of the only call: x normalised, or only centred, and 1 / sqrt(var + eps)
     _calls: int
 
@@ -1045,6 +1044,8 @@ class BatchNorm(_KeepsNormalised, TensorOp):
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance, from centred values. After a
     call, ``op.mean`` and ``op.var`` hold the batch statistics as ndarrays of shape (d,).
     """
+
+    reads_result = False
 
     def __init__(self, eps: float = 1e-5) -> None:
         self.eps = _checked_eps(eps, "batch_norm")
@@ -1097,6 +1098,8 @@ class LayerNorm(_KeepsNormalised, TensorOp):
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over the last axis, from
     centred values.
     """
+
+    reads_result = False
 
     def __init__(self, eps: float = 1e-5) -> None:
         self.eps = _checked_eps(eps, "layer_norm")
@@ -1157,10 +1160,12 @@ class SoftmaxCrossEntropy(TensorOp):
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
         top = _row_maxima(logits)
-        e = np.exp(logits - top)
+        z = logits - top
+        of_labels = z.take(places)
+        e = np.exp(z, z if z.dtype.kind == "f" else None)
         s = _row_sums(e)
         self.saved = (logits, places, e, s)
-        return (_sum(np.log(s), None) - _sum(logits.take(places) - top[:, 0])) / len(logits)
+        return (_column_sums(np.log(s))[0] - _column_sums(of_labels)) / len(logits)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""

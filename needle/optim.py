@@ -34,7 +34,7 @@ _references = sys.getrefcount
 _data = operator.attrgetter("cached_data")
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, the memory for
 # intermediate results, one block, is held to an eighth of what the parameters take.
-_BLOCKS = 32_768, 131_072
+_BLOCKS = 40_960, 131_072
 _SMALL = 16_384  # elements of a pool at most; a parameter that is larger gains nothing from company
 
 

@@ -1,5 +1,8 @@
 """SGD, Adam and clipping: the rule, the state, and what must stay untouched."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -530,3 +533,28 @@ def test_a_state_that_does_not_fit_leaves_a_pool_as_it_was():
         opt.u[p] = kept
     for p, before in zip(params, old, strict=True):
         np.testing.assert_array_equal(p.numpy(), before)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_model_and_optimizer_trains_by_itself(copied):
+    def train(model, opt):
+        for t in range(3):
+            opt.reset_grad()
+            (model(ndl.Tensor(np.full((2, 4), 0.5 + t, "float32"))) * 2).sum().backward()
+            opt.step()
+        return [p.numpy().copy() for p in model.parameters()]
+
+    np.random.seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    opt = SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, opt)
+    before = [p.numpy().copy() for p in model.parameters()]
+    twin, twin_opt = copied((model, opt))
+    changed = train(twin, twin_opt)
+    for p, old, new in zip(model.parameters(), before, changed, strict=True):
+        np.testing.assert_array_equal(p.numpy(), old)
+        assert (new != old).any()
+    for a, b in zip(train(model, opt), changed, strict=True):
+        np.testing.assert_array_equal(a, b)

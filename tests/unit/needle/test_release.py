@@ -149,3 +149,40 @@ def test_a_norm_that_is_called_twice_keeps_for_neither_call(make):
     op = make(1e-5)
     for once, twice in zip(grads(make(1e-5), make(1e-5)), grads(op, op), strict=True):
         np.testing.assert_array_equal(once, twice)
+
+
+def test_a_subclass_with_a_rule_of_its_own_gets_what_it_reads():
+    class Leaky(ops.ReLU):
+        def compute(self, a):
+            return np.where(a > 0, a, 0.5 * a).astype(a.dtype)
+
+        def vjp(self, g, y, needs, a):
+            return (g * np.where(a > 0, 1, 0.5).astype(a.dtype),)
+
+    class Other(ops.ReLU):
+        """The base's rule, which needs no more than the base's."""
+
+    assert Leaky.reads_inputs
+    assert not Other.reads_inputs
+    leaky = Leaky()
+    net = nn.Sequential(nn.Linear(64, 64, bias=False), lambda x: leaky(x))
+    x = normal(64, 64)
+    out = net(ndl.Tensor(x))
+    assert released(out) == []
+    out.backward()
+    slope = np.where(x @ net.modules[0].weight.numpy() > 0, 1, 0.5)
+    np.testing.assert_allclose(net.modules[0].weight.grad.numpy(), x.T @ slope, rtol=1e-3, atol=1e-3)
+
+
+def test_modules_may_pass_on_other_things_than_tensors():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, ops.relu(x)
+
+    class Join(nn.Module):
+        def forward(self, both):
+            return both[0] + both[1]
+
+    net = nn.Sequential(nn.Linear(64, 64), Two(), Join(), nn.ReLU())
+    net(ndl.Tensor(normal(64, 64))).backward()
+    assert net.modules[0].weight.grad.shape == (64, 64)
