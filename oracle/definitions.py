@@ -36,7 +36,8 @@ class Noise:
     """Uniform noise in ±2u, sliced from one pre-drawn pool; the same seed gives the same noise.
 
     In the last ``coherent`` replicas all rows of a matrix get the same noise, as identical rows do in a real kernel:
-    a column that is constant then stays constant, and the norms stay in the regime in which the real system is.
+    a column that is constant then stays constant, and the norms stay in the regime in which the real system is. In the very
+    last one all elements do, for the sake of constant rows and of sums of equal products.
     """
 
     def __init__(self, seed: int, replicas: int = REPLICAS, coherent: int = 0) -> None:
@@ -56,6 +57,7 @@ class Noise:
         if self.coherent and len(shape) >= 1 + LEAD:
             rows = noise[-self.coherent :, :, :1]
             noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
+            noise[-1] = noise[-1].reshape(shape[0], -1)[:, :1].reshape(shape[0], *[1] * (len(shape) - 1))
         return noise
 
     def _beyond(self, count: int) -> Array:
