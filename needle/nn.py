@@ -339,10 +339,10 @@ class BatchNorm1d(Module):
             )
         op = ops.BatchNorm(self.eps)
         y = op(x, self.weight, self.bias)
+        keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, op.mean), (self.running_var, op.var)):
-            old = running.cached_data
-            moved = old * (1 - self.momentum)
-            moved += new * self.momentum
+            moved = running.cached_data * keep
+            moved += new * take
             running.cached_data = moved
         return y
 

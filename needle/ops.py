@@ -109,6 +109,12 @@ def _dot(a: Any, b: Any) -> Any:
 _ZERO = np.zeros((), np.float32)  # as an operand it is half the price of a Python number
 
 
+@lru_cache(maxsize=64)
+def _scalars(dtype: Any, *values: float) -> list[Array]:
+    """Numbers as arrays without dimensions, for the same reason; beside integers they are float64."""
+    return [np.array(value, dtype if dtype.kind == "f" else np.float64) for value in values]
+
+
 @lru_cache(maxsize=8)
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     zeros = np.zeros(shape, dtype)
@@ -135,7 +141,7 @@ def _row_sums(x: Any) -> Any:
 
 def _row_means(x: Any) -> Any:
     """(..., m) -> (..., 1)."""
-    return _row_sums(x) / x.shape[-1]
+    return _row_sums(x) / _scalars(x.dtype, x.shape[-1])[0]
 
 
 def _row_maxima(x: Array) -> Array:
@@ -1052,11 +1058,11 @@ class BatchNorm(_KeepsNormalised, TensorOp):
         self._calls, self.saved = 0, None
 
     def _statistics(self, x: Any) -> tuple[Any, ...]:
-        n = x.shape[0]
+        n, eps, one = _scalars(x.dtype, x.shape[0], self.eps, 1)
         mean = _column_sums(x) / n
         centred = x - mean
         var = _column_sums(centred * centred) / n
-        return centred, 1 / (var + self.eps) ** 0.5, mean, var
+        return centred, one / (var + eps) ** 0.5, mean, var
 
     def compute(self, x: Array, weight: Array, bias: Array) -> Any:
         if x.ndim != 2 or not x.shape[0] or weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
@@ -1079,7 +1085,7 @@ class BatchNorm(_KeepsNormalised, TensorOp):
         dw = _column_sums(g * centred) * inv
         dx = None
         if needs[0]:
-            n = x.shape[0]
+            (n,) = _scalars(g.dtype, g.shape[0])
             dx = centred * (dw * inv / n)
             dx -= g  # the other way round, so that it needs no array of its own
             dx -= _column_sums(dx) / n
@@ -1106,8 +1112,9 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         self._calls, self.saved = 0, None
 
     def _normalised(self, x: Any) -> tuple[Any, Any]:
+        eps, one = _scalars(x.dtype, self.eps, 1)
         centred = x - _row_means(x)
-        inv = 1 / (_row_means(centred * centred) + self.eps) ** 0.5
+        inv = one / (_row_means(centred * centred) + eps) ** 0.5
         centred *= inv
         return centred, inv
 

@@ -162,11 +162,8 @@ def tolerance(truth: Array, joined: Joined | None = None) -> Array:
     """Rule G's tolerance for truth (replicas, steps, *shape), or for several tensors joined: (steps, *shape)."""
     exact = truth[0]
     size = np.abs(exact)
-    if truth.shape[0] == 1:
-        noise = np.zeros_like(size)
-    else:
-        spread = truth[1:] - exact
-        noise = np.abs(spread, out=spread).max(axis=0)
+    # the largest |replica − exact|, without an array of all of them; the exact one is its own replica
+    noise = np.maximum(truth.max(axis=0) - exact, exact - truth.min(axis=0))
     if joined is not None:
         common = joined.spread(joined.largest(noise) + U * joined.largest(size))
     else:
@@ -193,7 +190,11 @@ def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None) 
     """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite."""
     steps: Array = np.zeros(1, dtype=bool)
     # nearly always nothing is large; written so that nan is not small
-    if all(v.max() < LOGIT_DOMAIN and v.min() > -LOGIT_DOMAIN for values in truth.values() for v in values.values()):
+    if all(
+        v.max(initial=0) < LOGIT_DOMAIN and v.min(initial=0) > -LOGIT_DOMAIN
+        for values in truth.values()
+        for v in values.values()
+    ):
         return steps
     for quantity, values in truth.items():
         for name, value in values.items():

@@ -237,22 +237,34 @@ def _broadcast(t: Tape, a: Var, b: Var) -> tuple[Array, Array]:
 def add(t: Tape, a: Var, b: Var) -> Var:
     """a + b."""
     x, y = _broadcast(t, a, b)
-    return t.emit(x + y, (a, b), lambda g: (_reduced(t, t.noisy(g), a.shape), _reduced(t, t.noisy(g), b.shape)))
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        return [_reduced(t, t.noisy(g), v.shape) if v.needs else None for v in (a, b)]
+
+    return t.emit(x + y, (a, b), vjp)
 
 
 def subtract(t: Tape, a: Var, b: Var) -> Var:
     """a - b."""
     x, y = _broadcast(t, a, b)
-    return t.emit(x - y, (a, b), lambda g: (_reduced(t, t.noisy(g), a.shape), _reduced(t, -t.noisy(g), b.shape)))
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        da = _reduced(t, t.noisy(g), a.shape) if a.needs else None
+        return da, _reduced(t, -t.noisy(g), b.shape) if b.needs else None
+
+    return t.emit(x - y, (a, b), vjp)
 
 
 def multiply(t: Tape, a: Var, b: Var) -> Var:
     """a · b."""
     x, y = _broadcast(t, a, b)
 
-    def vjp(g: Array) -> Sequence[Array]:
-        x, y = _broadcast(t, a, b)
-        return _reduced(t, t.noisy(g) * y, a.shape), _reduced(t, t.noisy(g) * x, b.shape)
+    def vjp(g: Array) -> Sequence[Array | None]:
+        def one(v: Var, other: Var) -> Array | None:
+            factor = t.noisy(_expand(other.value, g.shape[LEAD:]))
+            return _reduced(t, t.noisy(g) * factor, v.shape)
+
+        return one(a, b) if a.needs else None, one(b, a) if b.needs else None
 
     return t.emit(x * y, (a, b), vjp)
 

@@ -129,16 +129,8 @@ def summary(console: Console, run: Any) -> None:
     console.print()
     _coverage(console, run)
     _tolerances(console, result)
-    seconds: dict[str, float] = result.seconds
-    busy = sum(seconds.values())
-    if busy:
-        parts = ", ".join(
-            f"{name} {value / busy:.0%}" for name, value in sorted(seconds.items(), key=lambda item: -item[1])
-        )
-        rate = total / busy
-        console.print(
-            f"time: {run.wall:.0f} s, {total / run.wall:.0f} cases/s ({rate:.0f} per core): {parts}", style="dim"
-        )
+    if result.seconds:
+        console.print(_time(run, total), style="dim")
     console.print(f"verdicts: digest {result.digest} (the same for every number of workers)", style="dim")
     console.print()
     for failed in run.failures:
@@ -166,6 +158,16 @@ def summary(console: Console, run: Any) -> None:
         console.print("[bold yellow]no verdict[/]: the oracle contradicts itself; this is not about needle")
     elif not run.interrupted:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: nox -s diff -- {again}")
+
+
+def _time(run: Any, total: int) -> str:
+    """How fast a run was, which share of the time needle and torch took, and how the rest divides."""
+    seconds: dict[str, float] = run.result.seconds
+    busy = sum(seconds.values())
+    shares = {name: f"{name} {value / busy:.0%}" for name, value in sorted(seconds.items(), key=lambda item: -item[1])}
+    inside = [shares.pop(name) for name in ("needle", "torch") if name in shares]
+    speed = f"{total / run.wall:.0f} cases/s, {total / max(run.result.cpu_seconds, 1e-9):.0f} per second of a core"
+    return f"time: {run.wall:.0f} s, {speed}; inside {', '.join(inside)}; around them {', '.join(shares.values())}"
 
 
 def _shard_size() -> int:
@@ -262,6 +264,7 @@ def to_json(run: Any) -> dict[str, Any]:
         "largest_difference": result.largest_difference,
         "seconds": dict(result.seconds),
         "wall_seconds": run.wall,
+        "cpu_seconds": result.cpu_seconds,
         "digest": result.digest,
         "interrupted": run.interrupted,
         "oracle_errors": result.oracle_errors,

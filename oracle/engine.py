@@ -77,7 +77,7 @@ class Verdict:
     steps: int = 0
     out_of_domain: int = 0
     largest_difference: float = 0.0  # |ours - peer| in units of rule G's tolerance
-    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `SECONDS`
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `Clock`
 
 
 @dataclass
@@ -186,7 +186,8 @@ class _Train:
                 if step.ours_eval.failure is None:
                     step.peer_eval = peer.evaluate(t, _fitting(step.ours_eval.kinks, self._shapes()))
             yield step
-            if ours.failed is not None or not all(np.isfinite(v).all() for v in state.tensors.values()):
+            finite = np.isfinite(np.concatenate(list(state.tensors.values()), axis=None)).all()
+            if ours.failed is not None or not finite:
                 return
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -401,13 +402,13 @@ class _Train:
         aliased = _aliased(*seen)
         # without retain_grad, which another needle may lack, there is no adjoint to look at
         observed = set().union(*(s.values.get("adjoint", NOTHING) for s in seen))
-        kept = {
-            quantity: {n: v for n, v in values.items() if n not in aliased and (n in observed or not foreign)}
-            if quantity == "adjoint"
-            else values
-            for quantity, values in expected.items()
+        adjoints = {
+            n: v
+            for n, v in expected.get("adjoint", NOTHING).items()
+            if n not in aliased and (n in observed or not foreign)
         }
-        for joined, group in _side_by_side(kept, len(seen)):
+        compared = {quantity: adjoints if quantity == "adjoint" else values for quantity, values in expected.items()}
+        for joined, group in _side_by_side(compared, len(seen)):
             truth = joined.replicas(group, len(seen))
             allowed = cmp.G_LIMIT * cmp.tolerance(truth, joined)
             found.extend(self._within(seen, peer, joined, truth[0], allowed, rule).values())
@@ -544,35 +545,14 @@ class _Train:
         before = joined.steps([[s.before.tensors[n] for n in names] for s in steps]).astype(np.float32)
         grads = joined.steps([[s.ours.values["gradient"][n] for n in names] for s in steps]).astype(np.float32)
         old = {q: _state(joined, steps, q) for q in _state_of(case)}
-        times, rates = [s.ours.step for s in steps], self._rates([s.ours.step for s in steps])
-        parameters = [torch.from_numpy(row.copy()).requires_grad_() for row in before]
-        for p, g in zip(parameters, grads, strict=True):
-            p.grad = torch.from_numpy(g)
-            if case.clip is not None:
-                max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
-                torch.nn.utils.clip_grad_norm_([p], max_norm)  # writes into grads
-        groups = [
-            {"params": [p for p, r in zip(parameters, rates, strict=True) if r == lr], "lr": lr}
-            for lr in dict.fromkeys(rates[:, 0].tolist())
-        ]
-        optimizer = peer_side.torch_optimizer(case, groups)
-        for i, p in enumerate(parameters):
-            if isinstance(case.optimizer, c.Adam):
-                optimizer.state[p] = {
-                    "step": torch.tensor(float(times[i])),
-                    "exp_avg": torch.from_numpy(old["first moment"][i].copy()),
-                    "exp_avg_sq": torch.from_numpy(old["second moment"][i].copy()),
-                }
-            elif case.optimizer.momentum:
-                optimizer.state[p]["momentum_buffer"] = torch.from_numpy(old["velocity"][i].copy())
-        optimizer.step()
+        times = [s.ours.step for s in steps]
+        rates, count = self._rates(times), np.array(times, dtype=np.float64)[:, None] + 1
+        theirs = self._stepped_by_torch(before, grads, old, times, rates[:, 0].tolist())
+        p, g = before.astype(np.float64), grads.astype(np.float64)
         wide = {q: v.astype(np.float64) for q, v in old.items()}
-        k, count = 12.0 if case.clip is not None else 4.0, np.array(times, dtype=np.float64)[:, None] + 1
-        given = before.astype(np.float64), grads.astype(np.float64)
-        update = cmp.expected_update(case, rates, *given, wide, count, k)
+        update = cmp.expected_update(case, rates, p, g, wide, count, 12.0 if case.clip is not None else 4.0)
         for quantity, (right, bound) in update.values.items():
-            key = peer_side.TORCH_STATE.get(quantity)
-            made = [p.detach() if key is None else optimizer.state[p].get(key) for p in parameters]
+            made = theirs[quantity]
             mine: list[list[Any]] = [[s.ours.values.get(quantity, NOTHING).get(n) for n in names] for s in steps]
             whole = [
                 all(a is not None and a.shape == s for a, s in zip(row, joined.shapes, strict=True)) for row in mine
@@ -600,6 +580,38 @@ class _Train:
                                float(value[r, at]), float(right[rows[r], at]), "float32",
                                abs(float(ours[r, at]) - float(value[r, at])), float(allowed[r, at]))
                 )  # fmt: skip
+
+    def _stepped_by_torch(
+        self, before: Array, grads: Array, old: Mapping[str, Array], times: Sequence[int], rates: Sequence[float]
+    ) -> dict[str, list[Any]]:
+        """What torch's optimizer makes of the rows of ``before``: quantity -> a torch tensor or None for each row.
+
+        ``grads`` are clipped in place, by torch.
+        """
+        case = self.case
+        parameters = [torch.from_numpy(row.copy()).requires_grad_() for row in before]
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = torch.from_numpy(g)
+            if case.clip is not None:
+                max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
+                torch.nn.utils.clip_grad_norm_([p], max_norm)
+        groups = [
+            {"params": [p for p, rate in zip(parameters, rates, strict=True) if rate == lr], "lr": lr}
+            for lr in dict.fromkeys(rates)
+        ]
+        optimizer = peer_side.torch_optimizer(case, groups)
+        for i, p in enumerate(parameters):
+            if isinstance(case.optimizer, c.Adam):
+                optimizer.state[p] = {
+                    "step": torch.tensor(float(times[i])),
+                    "exp_avg": torch.from_numpy(old["first moment"][i].copy()),
+                    "exp_avg_sq": torch.from_numpy(old["second moment"][i].copy()),
+                }
+            elif case.optimizer.momentum:
+                optimizer.state[p]["momentum_buffer"] = torch.from_numpy(old["velocity"][i].copy())
+        optimizer.step()
+        state = {q: [optimizer.state[p].get(key) for p in parameters] for q, key in peer_side.TORCH_STATE.items()}
+        return {"parameter": [p.detach() for p in parameters], **state}
 
     def _unchanged(self, part: Sequence[Step]) -> None:
         """Bits that must not change: gradients during the step, arrays kept from earlier steps."""

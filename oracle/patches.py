@@ -108,7 +108,7 @@ def reading(op: str) -> Patch:
     let go of them.
     """
     kind = getattr(needle.ops, op)
-    flags = [name for name in ("reads_inputs", "reads_result") if name in vars(kind)]
+    flags = [name for name in ("reads_inputs", "reads_result") if not getattr(kind, name)]
     patch = Patch(tuple((f"ops.{op}.{name}", lambda old: True) for name in flags))
     if issubclass(kind, needle.ops._KeepsNormalised):
         patch += wrap("ops._KeepsNormalised._keep", lambda old: lambda self, *saved: _kept_and_read(self, old, saved))

@@ -75,7 +75,8 @@ class Result:
     left_out: int = 0
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.trace.Clock`
+    cpu_seconds: float = 0.0  # of the processes that judged the generated cases
     largest_difference: float = 0.0
     failed: list[Failed] = field(default_factory=list)
     oracle_errors: list[str] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Result:
         self.tally.add(other.tally)
         self.coverage.update(other.coverage)
         self.spend(other.seconds)
+        self.cpu_seconds += other.cpu_seconds
         self.largest_difference = max(self.largest_difference, other.largest_difference)
         self.oracle_errors.extend(other.oracle_errors)
         self.digests.extend(other.digests)
@@ -263,7 +265,7 @@ def run_shard(
     """
     result = Result()
     trace = hashlib.sha256()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     cases = shard_cases(seed, index, reached, lacking)
     result.spend({"drawing": time.perf_counter() - started})
     for case in cases:
@@ -276,6 +278,8 @@ def run_shard(
         changes = [b - a for a, b in zip(before, after, strict=True)]
         trace.update(f"{case.digest} {changes};".encode())
     result.digests.append(trace.hexdigest())
+    result.spend({"counting": time.perf_counter() - started - sum(result.seconds.values())})
+    result.cpu_seconds = time.process_time() - cpu_started
     return result
 
 
@@ -316,6 +320,7 @@ def run_digits(seed: int) -> Digits:
     result.count(verdict)
     result.cases.clear()  # reported on its own, not among the generated cases
     result.coverage.clear()
+    result.seconds.clear()
     return Digits(result, verdict.steps, verdict.tally.tensors, accuracy)
 
 

@@ -82,7 +82,14 @@ class State:
 
 
 class Clock:
-    """Where the time goes: every moment belongs to what ``turn`` has named last."""
+    """Where the time goes: every moment belongs to what ``turn`` has named last.
+
+    - "needle", "torch": inside the systems under test;
+    - "observing": around them, taking down what they show, and the memory gates;
+    - "inputs", "truth", "rules", "OP", "validation": what a case starts from, and how it is judged.
+
+    `oracle.runner` adds "drawing" and "counting".
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

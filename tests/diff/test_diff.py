@@ -47,6 +47,15 @@ def test_it_reaches_all_that_there_is_to_reach(ci_run):
     assert re.search(r"^missed +(nothing: each of|second )", done.stdout, re.MULTILINE)
 
 
+def test_the_summary_says_where_the_time_went(ci_run):
+    done, summary = ci_run
+    assert {"needle", "torch", "truth", "rules", "OP", "drawing"} <= set(summary["seconds"])
+    assert summary["cpu_seconds"] > 0
+    line = " ".join(done.stdout.split())
+    assert "inside needle" in line
+    assert "around them" in line
+
+
 def test_it_learns_the_digits(ci_run):
     done, summary = ci_run
     digits = summary["digits"]

@@ -444,3 +444,10 @@ def test_labels_of_any_integer_kind(dtype):
 def test_softmax_needs_a_batch():
     with pytest.raises(ValueError, match=r"not empty, but got \(0, 3\)"):
         ops.softmax_cross_entropy(a(0, 3), ndl.Tensor(np.zeros(0, int)))
+
+
+@pytest.mark.parametrize("norm", [ops.batch_norm, ops.layer_norm])
+def test_norms_of_integers_keep_their_eps(norm):
+    x = np.array([[3, 3], [3, 3], [3, 3]])
+    y = norm(ndl.Tensor(x), ndl.ones(2), ndl.zeros(2))
+    np.testing.assert_array_equal(y.numpy(), np.zeros((3, 2)))

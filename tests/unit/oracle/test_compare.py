@@ -203,6 +203,64 @@ def test_the_share_of_a_missing_number_is_infinite():
     assert cmp.share_g(np.ones((1, 2)), truth).max() == 0
 
 
+def test_tensors_side_by_side_are_judged_as_each_alone():
+    rng = np.random.RandomState(0)
+    shapes, steps = [(3, 4), (), (5,), (2, 1)], 3
+    exact = [rng.standard_normal((1, steps, *s)) * 10.0**i for i, s in enumerate(shapes)]
+    truth = [x + np.concatenate([0 * x, *[1e-6 * rng.standard_normal(x.shape) for _ in range(7)]]) for x in exact]
+    truth[3] = truth[3][:1]  # exact in all replicas, and kept as one
+    ours = [(x[0] + 1e-6 * rng.standard_normal(x[0].shape)).astype(np.float32) for x in truth]
+    joined = cmp.Joined([("activation", str(i)) for i in range(4)], shapes)
+    together = joined.replicas(truth, steps)
+    allowed = cmp.G_LIMIT * cmp.tolerance(together, joined)
+    share = cmp.share_of(joined.steps([[o[t] for o in ours] for t in range(steps)]), together[0], allowed)
+    for i, shape in enumerate(shapes):
+        alone = cmp.share_g(ours[i], truth[i])
+        for t in range(steps):
+            assert np.array_equal(joined.part(share[t], i), alone[t])
+            assert joined.part(share[t], i).shape == shape
+        assert np.array_equal(joined.largest(share)[:, i], alone.reshape(steps, -1).max(axis=1))
+    assert [joined.tensor(e) for e in (0, 11, 12, 13, 17, 18, 19)] == [0, 0, 1, 2, 2, 3, 3]
+
+
+def test_one_wrong_tensor_among_many_is_named():
+    """All tensors of a step are compared at once; a wrong form of one must not hide a wrong value of another."""
+
+    def wrong(optimizer):
+        fresh(optimizer.params[1], lambda a: a[0])
+        scale(optimizer.params[2].cached_data, 1.01)
+
+    with after_step(wrong):
+        verdict = engine.judge(train(), needle)
+    assert verdict.divergence is not None
+    assert (verdict.divergence.place, verdict.divergence.rule) == ("parameter 0.bias", "shape")
+
+    def slightly(optimizer):
+        scale(optimizer.params[2].cached_data, 1.01)
+
+    with after_step(slightly):
+        found = engine.judge(train(), needle).divergence
+    assert found is not None
+    assert (found.step, found.quantity, found.name) == (0, "parameter", "2.weight")
+
+
+def test_equal_bits():
+    a = np.array([1.0, np.nan, 0.0])
+    assert cmp.same_bits(a, a.copy())
+    assert not cmp.same_bits(a, np.array([1.0, np.nan, 1e-45]))
+    assert not cmp.same_bits(a, a[:2])
+    assert not cmp.same_bits(a[:1], np.ones((1, 1)))
+
+
+def test_every_moment_is_counted_once():
+    verdict = engine.judge(train(), needle, validate=True)
+    parts = {"inputs", "needle", "torch", "observing", "truth", "rules", "OP", "validation"}
+    assert set(verdict.seconds) == parts
+    assert all(spent >= 0 for spent in verdict.seconds.values())
+    operation = c.OpCase("exp", (c.Operand((2,), (0.0, 1.0)),))
+    assert set(engine.judge(operation, needle).seconds) == {"observing", "needle", "torch", "truth", "rules"}
+
+
 def test_another_needle_is_judged_by_what_it_does():
     """The package under test is an argument; a copy with its own fault is judged on its own."""
     other = types.SimpleNamespace(**{n: getattr(needle, n) for n in dir(needle) if not n.startswith("__")})
