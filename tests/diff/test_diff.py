@@ -42,7 +42,7 @@ def test_it_reaches_all_that_there_is_to_reach(ci_run):
     assert summary["missed"] == [label for label, count in summary["coverage"].items() if not count]
     # second order, with 15 cases, may miss a layer or two; a longer run makes up for it
     assert [label for label in summary["missed"] if not label.startswith("second ")] == []
-    assert len(summary["missed"]) <= 2
+    assert len(summary["missed"]) <= 4
     assert re.search(r"^op +39 of 39: ", done.stdout, re.MULTILINE)
     assert re.search(r"^missed +(nothing: each of|second )", done.stdout, re.MULTILINE)
 
