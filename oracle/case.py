@@ -92,16 +92,18 @@ class Flatten(_Part, frozen=True, tag="Flatten"):
 
 
 class BatchNorm(_Part, frozen=True, tag="BatchNorm"):
-    """``nn.BatchNorm1d``; None leaves the keyword out, so that the default is tested."""
+    """``nn.BatchNorm1d``; None leaves the keyword out, so that the default is tested; ``frozen`` as for `Linear`."""
 
     eps: Positive | None = None
     momentum: Fraction | None = None
+    frozen: bool = False
 
 
 class LayerNorm(_Part, frozen=True, tag="LayerNorm"):
-    """``nn.LayerNorm1d``; None leaves the keyword out."""
+    """``nn.LayerNorm1d``; None leaves the keyword out; ``frozen`` as for `Linear`."""
 
     eps: Positive | None = None
+    frozen: bool = False
 
 
 class Dropout(_Part, frozen=True, tag="Dropout"):
@@ -434,11 +436,14 @@ class OpCase(_Case, frozen=True, tag="op"):
     attributes: dict[str, Any] = {}
     cotangent: tuple[float, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
+    constants: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # numbers of the operands that ask for no gradient
 
     def __post_init__(self) -> None:
         attributes = {k: _tupled(v) for k, v in self.attributes.items()}
         msgspec.structs.force_setattr(self, "attributes", attributes)
         _require(len(self.cotangent) > 0, "cotangent must have at least one value")
+        free = set(range(len(self.operands))) - set(self.constants)
+        _require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
         try:
             self.result_shape  # noqa: B018 - asked for its errors
         except ValueError as error:
@@ -562,7 +567,7 @@ def trains(model: Sequence[Layer]) -> bool:
             linear = linears[linear.tie]
         return linear
 
-    return any(isinstance(layer, BatchNorm | LayerNorm) for layer in layers) or any(
+    return any(isinstance(layer, BatchNorm | LayerNorm) and not layer.frozen for layer in layers) or any(
         (linear.bias and not linear.frozen) or not owner(linear).frozen for linear in linears
     )
 

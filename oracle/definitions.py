@@ -24,6 +24,7 @@ Shape = tuple[int, ...]
 
 U = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-126  # smallest normal float32
+UNDERFLOW = TINY / U  # what falls below TINY may be lost (torch flushes it), and be scaled up later
 REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
 LEAD = 2  # the number of leading axes: (replicas, steps)
 
@@ -35,7 +36,8 @@ class Noise:
     """Uniform noise in ±2u, sliced from one pre-drawn pool; the same seed gives the same noise.
 
     In the last ``coherent`` replicas all rows of a matrix get the same noise, as identical rows do in a real kernel:
-    a column that is constant then stays constant, and the norms stay in the regime in which the real system is.
+    a column that is constant then stays constant, and the norms stay in the regime in which the real system is. In the very
+    last one all elements do, for the sake of constant rows and of sums of equal products.
     """
 
     def __init__(self, seed: int, replicas: int = REPLICAS, coherent: int = 0) -> None:
@@ -55,6 +57,7 @@ class Noise:
         if self.coherent and len(shape) >= 1 + LEAD:
             rows = noise[-self.coherent :, :, :1]
             noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
+            noise[-1] = noise[-1].reshape(shape[0], -1)[:, :1].reshape(shape[0], *[1] * (len(shape) - 1))
         return noise
 
     def _beyond(self, count: int) -> Array:
@@ -108,14 +111,16 @@ class Tape:
         out = np.empty((self.noise.replicas, *x.shape[1:]))
         exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
         out[0] = exact
+        size = np.abs(exact)
+        np.maximum(size, UNDERFLOW, out=size, where=size > 0)
         if x.shape[0] == 1:
-            np.multiply(e, exact, out=perturbed)
+            np.multiply(e, size, out=perturbed)
             perturbed += exact
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
             np.abs(x[1:], out=perturbed)
-            np.maximum(perturbed, np.abs(exact), out=perturbed)
+            np.maximum(perturbed, size, out=perturbed)
             perturbed *= e
             perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def summary(console: Console, run: Any) -> None:
         )
     console.print(facts)
     console.print()
-    _coverage(console, result.coverage)
+    _coverage(console, run)
     _tolerances(console, result)
     if result.seconds:
         console.print(_time(run, total), style="dim")
@@ -136,7 +136,8 @@ def summary(console: Console, run: Any) -> None:
     for failed in run.failures:
         console.print(report.block(failed.case, failed.divergence), soft_wrap=True, markup=False)
         if failed.count > 1:
-            console.print(f"  seen     in {failed.count} generated cases")
+            also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
+            console.print(f"  seen     in {failed.count} generated cases{also}", markup=False)
         console.print()
     for error in result.oracle_errors[:5]:
         console.print(f"the oracle contradicts itself: {error}", soft_wrap=True, markup=False, style="yellow")
@@ -175,19 +176,41 @@ def _shard_size() -> int:
     return SHARD_SIZE
 
 
-def _coverage(console: Console, coverage: Counter[str]) -> None:
-    """How many cases reached what, by group."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(coverage):
-        group, _, rest = name.partition(" ")
-        groups.setdefault(group, []).append(f"{rest} {coverage[name]:,}")
+MANY = 20  # labels of a group that are shown one by one; of larger groups the least reached, and the most
+
+
+def _coverage(console: Console, run: Any) -> None:
+    """How many cases reached what, by group, and by name what none has reached."""
+    from oracle import coverage
+
+    reached, lacking = run.result.coverage, run.plan.lacking
+    width = console.width - 12  # beside the names of the groups
     table = Table.grid(padding=(0, 2))
-    for group in ("layer", "op", "loss", "optimizer", "backward", "shape", "memory", "value"):
-        if group in groups:
-            table.add_row(group, " · ".join(groups[group]), style="dim" if group == "op" else "")
+    for group, part in coverage.TABLE.items():
+        counts = {name: reached[f"{group} {name}"] for name in part.labels if f"{group} {name}" not in lacking}
+        shown = [f"{name} {count:,}" for name, count in counts.items()]
+        if len(counts) > MANY:
+            *least, most = sorted(counts, key=lambda name: counts[name])
+            few = " · ".join(f"{name} {counts[name]:,}" for name in least[:5])
+            shown = [f"{sum(map(bool, counts.values()))} of {len(counts)}: {few} … {most} {counts[most]:,}"]
+        table.add_row(group, _folded(shown, width), style="dim" if len(counts) > MANY else "")
+    missed = coverage.missed(reached, lacking)
+    names = _folded(missed, width) or f"nothing: each of {len(coverage.LABELS) - len(lacking)} was reached"
+    table.add_row("missed", names, style="yellow" if missed else "")
     console.print("cases that reached", style="bold")
     console.print(table)
     console.print()
+
+
+def _folded(parts: Sequence[str], width: int) -> str:
+    """The parts in lines no longer than ``width``, none of them broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 RULES = {
@@ -218,6 +241,8 @@ def _tolerances(console: Console, result: Any) -> None:
 
 def to_json(run: Any) -> dict[str, Any]:
     """The summary as data."""
+    from oracle import coverage
+
     result = run.result
     return {
         "seed": run.plan.seed,
@@ -232,7 +257,8 @@ def to_json(run: Any) -> dict[str, Any]:
         "digits": None
         if run.digits is None
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
-        "coverage": dict(sorted(result.coverage.items())),
+        "coverage": {label: result.coverage[label] for label in coverage.LABELS},
+        "missed": coverage.missed(result.coverage, run.plan.lacking),
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,
@@ -243,7 +269,13 @@ def to_json(run: Any) -> dict[str, Any]:
         "interrupted": run.interrupted,
         "oracle_errors": result.oracle_errors,
         "failures": [
-            {"case": f.case.digest, "count": f.count, "culprit": f.culprit, **report.to_json(f.divergence)}
+            {
+                "case": f.case.digest,
+                "count": f.count,
+                "culprit": f.culprit,
+                "also": dict(f.also),
+                **report.to_json(f.divergence),
+            }
             for f in run.failures
         ],
         "exit_code": run.exit_code,

@@ -277,7 +277,7 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         states = [s.before.tensors for s in part]
         about = (self.case, *self.slots, states, self.batches, self.masks, kinks)
-        noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 0)
+        noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 2)
         self.clock.turn("truth")
         expected = truth.training(*about, noise, usual_norms=foreign, first=first)
         self.clock.turn("rules")
@@ -786,7 +786,10 @@ def _state(joined: Joined, steps: Sequence[Step], quantity: str) -> Array:
 def op_truth(case: c.OpCase, noise: Noise | None, usual_norms: bool = False) -> tuple[Array, dict[str, Array]]:
     """Value and operand gradients of one operation: (replicas, 1, *shape) each."""
     tape = d.Tape(noise, usual_norms=usual_norms, special=True)
-    operands = [d.Var(o.array.astype(np.float64)[None, None]) for o in case.operands]
+    operands = [
+        d.Var(o.array.astype(np.float64)[None, None], needs=i not in case.constants)
+        for i, o in enumerate(case.operands)
+    ]
     attributes = dict(case.attributes)
     if "labels" in attributes:
         attributes["labels"] = np.asarray(attributes["labels"])[None]
@@ -833,6 +836,9 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                     off = _op_values(verdict, case, quantity, name, theirs, theirs, twin[quantity][name], "P")
                     if off is not None:
                         peer_found.append(off)
+            for name in seen.values.get(quantity, {}).keys() - values.keys():
+                message = f"needle has a {quantity} of {name}, which asks for none"
+                found.append(Divergence(0, quantity, name, "unexpected", message))
         for name, same in seen.values["kept"].items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
             if not same:

@@ -132,7 +132,7 @@ def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]
                 parameters.append(Slot(f"{path}.bias", (1, layer.out), "Linear", layer.frozen))
         elif isinstance(layer, c.BatchNorm | c.LayerNorm):
             kind = type(layer).__name__
-            parameters.extend(Slot(f"{path}.{n}", (width,), kind) for n in ("weight", "bias"))
+            parameters.extend(Slot(f"{path}.{n}", (width,), kind, layer.frozen) for n in ("weight", "bias"))
             if isinstance(layer, c.BatchNorm):
                 buffers.extend(Slot(f"{path}.{n}", (width,), kind) for n in ("running_mean", "running_var"))
         elif isinstance(layer, c.Unused):

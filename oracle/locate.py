@@ -242,7 +242,8 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
         known = "all outputs and the adjoints behind it agree"
         if path is None:
             return Suspect(f"{type(case.loss).__name__} backward", known=known)
-        return _layer(layers, path, ndl, "forward", "backward", known)
+        what = "backward in evaluation mode" if _in_eval(layers, path) else "backward"
+        return _layer(layers, path, ndl, "forward", what, known)
     if quantity == "gradient":
         return _layer(layers, owner, ndl, "forward", "backward", "all adjoints agree", place=f"gradient {name}")
     if quantity == "second":
@@ -298,6 +299,12 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         return Suspect(f"something writes into a {held} that a user may hold (alias)", name)
     if quantity in ("graph", "live tensors", "cycles"):
         return Suspect(f"something that a step leaves in memory (leak): {quantity}", divergence.message)
+    if quantity == "untouched" and name == "random state":
+        droppers = [path for path, layer in c.walk(case.model) if isinstance(layer, c.Dropout)]
+        if droppers:  # the one layer that draws: what it must not do is the same mistake as what it then gives
+            layers = dict(c.walk(case.model))
+            place = f"it changes the random state; layer {droppers[0]}"
+            return _layer(layers, droppers[0], ndl, "forward", "forward in evaluation mode", place=place)
     if quantity == "untouched":
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
@@ -315,10 +322,11 @@ def _layer(
     if layer is None:
         return Suspect(f"{path or 'the model'} {what}", place, known)
     kind = type(layer).__name__
+    key = f"{kind} {what}"  # a block of operations remains the same one while it shrinks
     if isinstance(layer, c.Ops):
         kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
     line = line_of(ndl, f"nn.{_CLASSES.get(kind, kind)}", method)
-    return Suspect(f"{kind} {what}", place or f"layer {path}", known, line=line)
+    return Suspect(f"{kind} {what}", place or f"layer {path}", known, line=line, key=key)
 
 
 _CLASSES = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d", "Eval": "Sequential"}
@@ -333,7 +341,17 @@ def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:
 
 
 def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
-    """The layer that takes the output ``name`` as its input: a bad adjoint is its consumer's fault. None: the loss."""
+    """The layer that takes the output ``name`` as its input: a bad adjoint is its consumer's fault. None: the loss.
+
+    A Sequential only hands its input to the first of its layers.
+    """
+    path = _next(layers, name)
+    while path is not None and isinstance(layers[path], c.Sequential | c.Eval) and f"{path}.0" in layers:
+        path = f"{path}.0"
+    return path
+
+
+def _next(layers: Mapping[str, c.Layer], name: str) -> str | None:
     if name == "input":
         return "0" if layers else None
     prefix, _, last = name.rpartition(".")
@@ -347,7 +365,7 @@ def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
         return None
     if isinstance(layers[container], c.Residual | c.Branch):
         return container
-    return _consumer(layers, container)
+    return _next(layers, container)
 
 
 # -- optimizers: which mistake explains the numbers? ------------------------------------------------------------------

@@ -107,9 +107,10 @@ def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type,
                 if layer.tie is not None:
                     module.weight = linears[layer.tie].weight
                 linears.append(module)
-                if layer.frozen:
-                    for parameter in (module.weight, module.bias) if layer.bias else (module.weight,):
-                        parameter.requires_grad = False
+            if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
+                bare = isinstance(layer, c.Linear) and not layer.bias
+                for parameter in (module.weight,) if bare else (module.weight, module.bias):
+                    parameter.requires_grad = False
             if isinstance(layer, c.Eval):
                 model.eval_modules.append(module)
             model.modules[path] = module
@@ -597,8 +598,8 @@ def run_op(
             attributes = {k: np.float64(v) if isinstance(v, float) else v for k, v in attributes.items()}
         with phase("forward"):
             operands = []
-            for operand in case.operands:
-                tensor = ndl.Tensor(operand.array)
+            for i, operand in enumerate(case.operands):
+                tensor = ndl.Tensor(operand.array, requires_grad=i not in case.constants)
                 tensor.cached_data = operand.array  # Tensor copies: this keeps the memory layout
                 operands.append(tensor)
             out = op(ndl, *operands, **attributes)

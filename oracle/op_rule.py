@@ -814,6 +814,9 @@ class _Judge:
         if ours.shape != value.shape:
             return {"fault": "shape", "message": f"has shape {ours.shape}, not {value.shape}",
                     "ours": str(ours.shape), "truth": str(value.shape)}  # fmt: skip
+        if ours.dtype.kind not in "fiub":  # None, for one
+            return {"fault": "dtype", "message": f"has dtype {ours.dtype}: it is no number", "ours": str(ours.dtype),
+                    "truth": "a number"}  # fmt: skip
         if not value.size:
             return None
         allowed = bound + TINY

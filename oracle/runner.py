@@ -1,7 +1,8 @@
 """A whole run of ``nox -s diff``: shards of generated cases on a pool of processes, merged in a fixed order.
 
-A shard is a fixed number of cases drawn from its own seed, so that what is found depends on the seed and on the number
-of cases, never on the number of workers. Shards run in waves; the run ends after the first wave with a failure.
+A shard is a fixed number of cases drawn from its own seed. Shards run in waves: what the waves before have reached steers
+the next one, and the run ends after the first wave with a failure. So what is found depends on the seed and on the
+number of cases, never on the number of workers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from hypothesis.strategies import SearchStrategy
 
 import needle
 from oracle import case as c
-from oracle import engine, pairs, report, shrink, strategies
+from oracle import coverage, engine, pairs, report, shrink, strategies
 from oracle.compare import Divergence, Tally
 from oracle.locate import culprit
 
@@ -56,6 +57,7 @@ class Failed:
     case: c.Case
     divergence: Divergence
     count: int = 1
+    also: Counter[str] = field(default_factory=Counter)  # of these, cases in which only this consequence showed
 
     @property
     def culprit(self) -> str:
@@ -109,6 +111,23 @@ class Result:
                 return
         self.failed.append(failed)
 
+    def fold_consequences(self) -> None:
+        """Fold what a part passes back into what it gives, where both are wrong, and clipping into its norm.
+
+        A gradient rule builds on the value and on what was kept beside it: while the value is wrong, its verdict says
+        nothing of its own.
+        """
+        by_culprit = {failed.culprit: failed for failed in self.failed}
+        for failed in list(self.failed):
+            before = (
+                "clip norm" if failed.culprit == "clip scaling" else failed.culprit.replace(" backward", " forward")
+            )
+            cause = by_culprit.get(before)
+            if cause is not None and cause is not failed:
+                cause.count += failed.count
+                cause.also[failed.culprit] += failed.count
+                self.failed.remove(failed)
+
     @property
     def digest(self) -> str:
         """The same seed and number of cases give the same digest, whatever the number of workers."""
@@ -139,7 +158,7 @@ class Result:
         self.steps += verdict.steps
         self.out_of_domain += verdict.out_of_domain
         self.tally.add(verdict.tally)
-        self.coverage.update(covered(case))
+        self.coverage.update(coverage.covered(case))
         self.spend(verdict.seconds)
         self.largest_difference = max(self.largest_difference, verdict.largest_difference)
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
@@ -164,46 +183,6 @@ def time_limit(seconds: float = CASE_SECONDS) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def covered(case: c.Case) -> set[str]:
-    """What a case reaches: "op exp", "layer Linear", "shape size 1", "optimizer SGD momentum and decay", …."""
-    if isinstance(case, c.OpCase):
-        found = {f"op {case.op}"}
-        shapes = [o.shape for o in case.operands]
-        found |= {"shape size 1"} if any(1 in s for s in shapes) else set()
-        found |= {"shape zero size"} if any(0 in s for s in shapes) else set()
-        found |= {"shape broadcast"} if len(set(shapes)) > 1 else set()
-        found |= {"shape square"} if any(len(s) > 1 and s[-1] == s[-2] for s in shapes) else set()
-        found |= {f"memory {o.layout}" for o in case.operands if o.layout != "C"}
-        found |= {f"value {v}" for o in case.operands for v in o.values if isinstance(v, str)}
-        return found
-    found = {f"loss {type(case.loss).__name__}"}
-    for _, layer in c.walk(case.model):
-        found.add(f"layer {type(layer).__name__}")
-        if isinstance(layer, c.Ops):
-            found |= {f"op {s.op}" for s in layer.steps}
-        if isinstance(layer, c.Linear):
-            found |= {"layer Linear, tied"} if layer.tie is not None else set()
-            found |= {"layer Linear, frozen"} if layer.frozen else set()
-            found |= {"layer Linear, no bias"} if not layer.bias else set()
-    rows, features = case.data.rows, case.data.features
-    found |= {"shape size 1"} if 1 in (rows, features) else set()
-    found |= {"shape square"} if rows == features else set()
-    if isinstance(case, c.TrainCase):
-        spec = case.optimizer
-        name = type(spec).__name__
-        found.add(f"optimizer {name}")
-        if isinstance(spec, c.SGD):
-            found |= {"optimizer SGD, momentum"} if spec.momentum else set()
-            found |= {"optimizer SGD, momentum and decay"} if spec.momentum and spec.weight_decay else set()
-        found |= {"optimizer clipping"} if case.clip is not None else set()
-        found |= {"optimizer lr changed"} if case.lr_changes else set()
-        found |= {f"backward {case.backward}"}
-        found |= {"backward to the input"} if case.input_grad else set()
-    else:
-        found.add("backward second order")
-    return found
 
 
 def draw(kind: str, count: int, seed: int) -> list[c.Case]:
@@ -261,24 +240,36 @@ def seed_of(seed: int, *parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
 
 
-def shard_cases(seed: int, index: int) -> list[c.Case]:
-    """The cases of one shard, the kinds mixed evenly: each comes early, whatever is wrong."""
+def shard_cases(
+    seed: int, index: int, reached: Mapping[str, int] | None = None, lacking: frozenset[str] = frozenset()
+) -> list[c.Case]:
+    """The cases of one shard, the kinds mixed evenly: each comes early, whatever is wrong.
+
+    Part of them get what neither the waves before (``reached``) nor the shard itself would reach otherwise.
+    """
+    so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = draw(kind, count, seed_of(seed, index, kind))
+        cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
         placed.extend(((i + 0.5) / count, case) for i, case in enumerate(cases))
     return [case for _, case in sorted(placed, key=lambda p: p[0])]
 
 
-def run_shard(seed: int, index: int, lacking: frozenset[str] = frozenset()) -> Result:
-    """All cases of one shard; those that need what the needle under test lacks are left out, and counted."""
+def run_shard(
+    seed: int, index: int, lacking: frozenset[str] = frozenset(), reached: Mapping[str, int] | None = None
+) -> Result:
+    """All cases of one shard; those that need what the needle under test lacks are left out, and counted.
+
+    ``reached`` counts what the waves before have covered.
+    """
     result = Result()
     trace = hashlib.sha256()
     started, cpu_started = time.perf_counter(), time.process_time()
-    cases = shard_cases(seed, index)
+    cases = shard_cases(seed, index, reached, lacking)
     result.spend({"drawing": time.perf_counter() - started})
     for case in cases:
-        if not lacking.isdisjoint(covered(case)):
+        if not lacking.isdisjoint(coverage.covered(case)):
             result.left_out += 1
             continue
         before = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
@@ -345,11 +336,11 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
                 found = engine.judge(case, needle).divergence
         except Exception:
             return False
-        # a smaller case may fail elsewhere in the model, but it must fail in the same way
-        return found is not None and (found.quantity, found.rule) == (
-            failed.divergence.quantity,
-            failed.divergence.rule,
-        )
+        # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
+        # several faults, the case of a rare one could end as one more case of a common one
+        if found is None or (found.quantity, found.rule) != (failed.divergence.quantity, failed.divergence.rule):
+            return False
+        return culprit(case, found) == failed.culprit
 
     smallest = shrink.shrink(failed.case, fails)
     verdict = engine.judge(smallest, needle, validate=True)
@@ -426,7 +417,9 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
     try:
         with_digits = executor.submit(run_digits, plan.seed) if plan.digits else None
         for wave in _waves(plan, started):
-            futures = [executor.submit(run_shard, plan.seed, index, frozenset(plan.lacking)) for index in wave]
+            reached = dict(outcome.result.coverage)
+            lacking = frozenset(plan.lacking)
+            futures = [executor.submit(run_shard, plan.seed, index, lacking, reached) for index in wave]
             for future in futures:
                 outcome.result.add(_outcome(future))
                 outcome.shards += 1
@@ -484,4 +477,5 @@ def _shrink_all(executor: ProcessPoolExecutor, outcome: Run, progress: Callable[
         folded.fold(smaller)
     for failed in found[SHOWN:]:
         folded.fold(failed)
+    folded.fold_consequences()
     outcome.failures = folded.failed

@@ -315,11 +315,12 @@ class _Model:
                 for lines in (self.needle, self.torch):
                     lines.append(f"{name}.weight = {self.linears[layer.tie]}.weight")
             self.linears.append(name)
-            if layer.frozen:
-                for attribute in ("weight", "bias") if layer.bias else ("weight",):
-                    for lines in (self.needle, self.torch):
-                        lines.append(f"{name}.{attribute}.requires_grad = False")
-        elif isinstance(layer, c.Unused):
+        if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
+            bare = isinstance(layer, c.Linear) and not layer.bias
+            for attribute in ("weight",) if bare else ("weight", "bias"):
+                for lines in (self.needle, self.torch):
+                    lines.append(f"{name}.{attribute}.requires_grad = False")
+        if isinstance(layer, c.Unused):
             self.needle.append(f"{name}.weight = nn.Parameter(ndl.init.zeros({layer.size}))")
             self.torch.append(f"{name}.weight = nn.Parameter(torch.zeros({layer.size}))")
         elif isinstance(layer, c.Eval):
@@ -552,6 +553,7 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         ("OPERANDS", _list([_literal(x) for x in operands])),
         ("LAYOUTS", repr([o.layout for o in case.operands])),
         ("COTANGENT", _literal(case.cotangent_array)),
+        ("CONSTANTS", repr(case.constants)),
     ]
     given = {k: f"np.float64({v!r})" if isinstance(v, float) else repr(v) for k, v in case.attributes.items()}
     ours = (

@@ -208,6 +208,10 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
                     wrong = cmp.numeric(0, quantity, name, "G", at, ours, theirs, value, allowed)
             if wrong is not None and verdict.divergence is None:
                 verdict.divergence = wrong
+        for name in seen.values.get(quantity, {}).keys() - values.keys():
+            if verdict.divergence is None and seen.values[quantity][name].any():
+                message = f"needle has a {quantity} of {name}, which torch has not"
+                verdict.divergence = cmp.Divergence(0, quantity, name, "unexpected", message)
     if verdict.divergence is not None:
         verdict.divergence = _named(case, ndl, verdict.divergence)
     clock.turn("")

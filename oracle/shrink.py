@@ -208,6 +208,7 @@ def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
         if len(cotangent) < len(case.cotangent) or cotangent != case.cotangent:
             yield {"cotangent": cotangent}
     yield {"numpy_scalars": False}
+    yield {"constants": ()}
 
 
 def _swapped(name: str, value: Any, old: int, new: int) -> Any:

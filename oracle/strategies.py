@@ -194,6 +194,26 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
 )
 
 
+def _block(macro: Callable[[_Builder, int], int], rows: int, width: int) -> c.Ops:
+    b = _Builder(rows, width)
+    macro(b, 0)
+    return c.Ops(tuple(b.steps))
+
+
+# which macro to take for an operation that a block is to have: the shortest
+_BY_OP = {
+    step.op: macro
+    for macro in sorted(_MACROS, key=lambda macro: -len(_block(macro, 2, 3).steps))
+    for step in _block(macro, 2, 3).steps
+}
+BLOCK_OPS = tuple(sorted(_BY_OP))
+
+
+def block_with(op: str, rows: int, width: int) -> c.Ops:
+    """A block of operations, (rows, width) -> (rows, width), that has this one."""
+    return _block(_BY_OP[op], rows, width)
+
+
 _MACRO = st.sampled_from(_MACROS)
 _MACRO_COUNT = choice((2, 1), (2, 2), (1, 3))
 
@@ -302,8 +322,8 @@ class _Models:
             "identity": c.Identity,
             "flatten": c.Flatten,
             "unused": lambda: c.Unused(draw(_UNUSED)),
-            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(_MOMENTA)),
-            "layer norm": lambda: c.LayerNorm(draw(_EPS)),
+            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(_MOMENTA), draw(one_in(10))),
+            "layer norm": lambda: c.LayerNorm(draw(_EPS), draw(one_in(10))),
             "dropout": lambda: c.Dropout(draw(_DROPPED)),
             "ops": lambda: _ops(draw, self.rows, width),
         }
@@ -427,6 +447,7 @@ _FEW_ROWS = st.sampled_from([1, 2, 3, 4, 6])
 _FEW_FEATURES = st.sampled_from([1, 2, 3, 4])
 _SECOND_LOSSES = choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))
 _SECOND_SCALES = st.sampled_from([1.0, 0.5])
+_SECOND_OFFSETS = choice((5, 0.0), (1, 100.0))
 
 
 @st.composite
@@ -440,7 +461,7 @@ def second_order_cases(draw: Draw) -> c.SecondOrderCase:
     head = models.linear(width)
     return c.SecondOrderCase(
         model=(*body, c.Linear(head.out, bias=head.bias)),
-        data=c.Data(rows=rows, features=features, rounded=draw(one_in(6))),
+        data=c.Data(rows=rows, features=features, offset=draw(_SECOND_OFFSETS), rounded=draw(one_in(6))),
         loss=draw(_SECOND_LOSSES),
         seed=draw(SEEDS),
         weight_scale=draw(_SECOND_SCALES),
@@ -492,7 +513,9 @@ def _operand(draw: Draw, shape: Shape, domain: str, special: st.SearchStrategy[s
 _STATEFUL = ("batch_norm", "layer_norm", "conv")  # products of large values: kept to ordinary ones
 
 
-_COTANGENT = st.lists(st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0]), min_size=1, max_size=5).filter(any)
+_COTANGENT = st.lists(
+    st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0, 300.0, -200.0]), min_size=1, max_size=5
+).filter(any)
 
 
 @functools.cache
@@ -521,8 +544,15 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
         operands=operands,
         attributes=attributes,
         cotangent=tuple(draw(_COTANGENT)),
+        constants=draw(_constants(len(shapes))),
         numpy_scalars=bool("c" in attributes and draw(BOOLEANS)),
     )
+
+
+@functools.cache
+def _constants(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Numbers of the operands that are constants: mostly none, never all."""
+    return choice((2, ()), *((1, (i,)) for i in range(count if count > 1 else 0)))
 
 
 @functools.cache

@@ -135,8 +135,8 @@ class TorchModel:
                 if layer.tie is not None:
                     module.weight = self._linears[layer.tie].weight
                 self._linears.append(module)
-                for parameter in module.parameters() if layer.frozen else ():
-                    parameter.requires_grad_(False)
+            if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
+                module.requires_grad_(False)
             if isinstance(layer, c.Eval):
                 self.eval_modules.append(module)
             self.modules[path] = module
@@ -417,7 +417,9 @@ def seed_state(optimizer: torch.optim.Optimizer, parameters: Iterator[Tensor] | 
 def run_op(case: c.OpCase, op: Callable[..., Tensor]) -> Observation:
     """One operation in float32: its value, and the gradient of its inner product with the cotangent."""
     obs = Observation(step=0)
-    operands = [torch.from_numpy(np.array(o.array)).requires_grad_() for o in case.operands]
+    operands = [
+        torch.from_numpy(np.array(o.array)).requires_grad_(i not in case.constants) for i, o in enumerate(case.operands)
+    ]
     out = op(*operands, **case.attributes)
     obs.put("activation", case.op, out.detach().numpy())
     out.backward(torch.from_numpy(case.cotangent_array))

@@ -364,6 +364,34 @@ class Wrong(ndl.TensorOp):
         return self.answer
 
 
+class Nothing(ndl.TensorOp):
+    """Gives nothing to the first of its inputs, whether it asks or not."""
+
+    def compute(self, a, b):
+        return a + b
+
+    def gradient(self, out_grad, node):
+        return None, out_grad
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_lies_behind_an_input_that_gets_nothing_gets_nothing(create_graph):
+    x, y = leaf(3), leaf(4)
+    Nothing()(x * 2, y).backward(create_graph=create_graph)
+    assert x.grad is None
+    assert y.grad.numpy() == 1
+
+
+def test_the_gradients_asked_for_everywhere_outlive_those_of_the_leaves():
+    x = leaf(3)
+    y = x * 2
+    z = y * y
+    ndl.autograd.compute_gradient_of_variables(z, leaf(1))
+    x.grad = None
+    gc.collect()
+    assert y.grad.numpy() == 12
+
+
 def test_user_op_in_every_mode():
     x = leaf(3, 4)
     y = Square()(x * 2)

@@ -360,6 +360,14 @@ def test_an_optimizer_in_the_style_of_the_course():
         Optimizer([p]).step()
 
 
+def test_the_clipped_gradient_of_a_number_stays_an_array():
+    p = ndl.nn.Parameter(np.float32(2.0))
+    p.grad = ndl.Tensor(np.float32(3.0), requires_grad=False)
+    assert ndl.optim.SGD([p]).clip_grad_norm(1.0) == 3.0
+    assert type(p.grad.cached_data) is np.ndarray
+    assert p.grad.dtype == np.float32
+
+
 # -- small parameters that share a pool: nobody may notice
 
 SHAPES = [(3, 4), (4,), (1, 5), (), (0, 2), (200, 200), (7,), (2, 3, 2), (130, 130), (1,)]

@@ -49,6 +49,7 @@ def test_streams_are_apart_and_repeatable():
         (lambda: train(c.Linear(3, frozen=True), c.Linear(3, tie=0, frozen=True)), "cannot be frozen"),
         (lambda: train(c.ReLU()), "at least one layer must have a parameter to train"),
         (lambda: train(c.Linear(2, frozen=True)), "at least one layer must have a parameter"),
+        (lambda: train(c.BatchNorm(frozen=True)), "model: at least one layer must have a parameter"),
         (lambda: train(lr_changes=(c.LrChange(3, 0.1),)), "step 3 is not below steps=1"),
         (lambda: train(c.Linear(300), loss=c.SoftmaxLoss("uint8")), "uint8 allow 256 classes"),
         (lambda: train(c.Linear(3), data=c.Digits()), "Digits have 10 classes, but the model's output is 3 wide"),
@@ -65,6 +66,10 @@ def test_streams_are_apart_and_repeatable():
             "add does not apply",
         ),
         (lambda: c.OpCase("exp", (c.Operand((), (1.0,)),), cotangent=()), "at least one value"),
+        (
+            lambda: c.OpCase("exp", (c.Operand((), (1.0,)),), constants=(0,)),
+            r"constants=\(0,\) leave none of 1 operands",
+        ),
     ],
 )
 def test_a_bad_case_cannot_exist(make, message):

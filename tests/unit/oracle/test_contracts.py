@@ -97,6 +97,11 @@ def test_a_parameter_without_gradient_is_skipped():
     assert agrees(c.Linear(3, frozen=True), c.Unused(2), c.Linear(2), optimizer=c.SGD(lr=0.1, weight_decay=0.5))
 
 
+def test_a_frozen_norm_layer_is_left_alone_and_passes_on_what_arrives():
+    for frozen in (c.BatchNorm(frozen=True), c.LayerNorm(frozen=True)):
+        assert agrees(c.Linear(3), frozen, c.Tanh(), c.Linear(2), optimizer=c.SGD(lr=0.1, weight_decay=0.5))
+
+
 def test_a_tied_parameter_is_stepped_once():
     assert agrees(c.Linear(3), c.Tanh(), c.Linear(3, tie=0), optimizer=c.SGD(lr=0.1, momentum=0.9))
     ours = ndl.nn.Parameter(np.ones(1, dtype="float32"))

@@ -8,7 +8,7 @@ import pytest
 import needle
 from needle import ops
 from oracle import case as c
-from oracle import engine, op_rule, runner
+from oracle import engine, locate, op_rule, runner
 from oracle.op_rule import Findings
 from oracle.patches import compute, contribution, replace, vjp, wrap
 
@@ -186,3 +186,27 @@ def test_judging_leaves_no_trace():
         for quantity, values in plain.values.items():
             for name, value in values.items():
                 assert np.array_equal(value, judged.values[quantity][name]), (quantity, name)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_gradient_for_a_constant_operand_or_for_none_but_that_is_found(monkeypatch, constant):
+    case = c.OpCase(op="multiply", operands=(c.Operand((1,), (2.0,)), c.Operand((1,), (3.0,))), constants=(constant,))
+    assert engine.judge(case, needle, validate=True).divergence is None
+    right = ops.EWiseMul.vjp
+
+    def swapped(self, g, y, needs, a, b):
+        return right(self, g, y, needs[::-1], a, b)
+
+    monkeypatch.setattr(ops.EWiseMul, "vjp", swapped)
+    found = engine.judge(case, needle).divergence
+    assert found is not None
+    assert (found.quantity, found.rule) in {("gradient", "missing"), ("exception in backward", "exception")}
+
+
+def test_an_op_that_forgets_its_result_is_a_finding_and_no_error_of_the_oracle(monkeypatch):
+    right = ops.SoftmaxCrossEntropy.compute
+    monkeypatch.setattr(ops.SoftmaxCrossEntropy, "compute", lambda self, *xs: right(self, *xs) and None)
+    case = c.OpCase("softmax_loss", (c.Operand((1, 2), (1.0, 2.0)),), attributes={"labels": (0,)})
+    found = engine.judge(case, needle).divergence
+    assert found is not None
+    assert locate.culprit(case, found) == "SoftmaxCrossEntropy forward"

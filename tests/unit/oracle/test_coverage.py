@@ -1,0 +1,72 @@
+"""One table of what a run can reach; what has been reached least is drawn more often."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from oracle import case as c
+from oracle import coverage, runner
+
+KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
+PLAIN = {kind: runner.draw(name, 120, 5) for kind, name in KINDS.items()}
+EDITS = [(label, kind) for kind in KINDS for label in coverage._EDITS[kind]]
+
+
+def test_cases_reach_nothing_but_what_the_table_has():
+    reached = {label for cases in PLAIN.values() for case in cases for label in coverage.covered(case)}
+    assert reached <= set(coverage.LABELS)
+    assert coverage.covered(runner.digits_case()) <= set(coverage.LABELS)
+    assert len(set(coverage.LABELS)) == len(coverage.LABELS)
+
+
+def test_all_labels_without_an_edit_are_drawn_anyway():
+    reached = Counter(label for cases in PLAIN.values() for case in cases for label in coverage.covered(case))
+    edited = {label for label, _ in EDITS}
+    assert min(reached[label] for label in coverage.LABELS if label not in edited) >= 2
+
+
+@pytest.mark.parametrize(("label", "kind"), EDITS)
+def test_an_edit_leads_to_its_label(label, kind):
+    edit = coverage._EDITS[kind][label]
+    edited = [case for case in (coverage._edited(case, edit) for case in PLAIN[kind]) if case is not None]
+    reaching = [case for case in edited if label in coverage.covered(case)]
+    assert len(reaching) >= 3, "an edit that is hardly ever possible steers nothing"
+    assert all(c.decode(c.encode(case)) == case for case in reaching[:5])
+
+
+def test_what_is_rarely_drawn_is_drawn_more_often():
+    # about one plain case in eighty
+    label = "mode Dropout in nested eval"
+    cases = runner.draw("train", 240, 8)
+    plain = sum(label in coverage.covered(case) for case in cases)
+    reached: Counter[str] = Counter()
+    steered = 0
+    for i in range(0, len(cases), 60):
+        part = coverage.steer(cases[i : i + 60], reached, random.Random(i))
+        steered += sum(label in coverage.covered(case) for case in part)
+    assert plain <= 4
+    assert steered >= 3 * plain + 4
+
+
+def test_the_rarest_label_comes_first_and_the_others_stay_as_they_were():
+    cases = PLAIN[c.TrainCase][:40]
+    known = Counter(dict.fromkeys(coverage.LABELS, 1000))
+    known["dropout 1"] = 0
+    before = Counter(known)
+    steered = coverage.steer(cases, known, random.Random(0))
+    changed = [case for case, was in zip(steered, cases, strict=True) if case != was]
+    assert 5 <= len(changed) <= len(cases) / 4
+    assert all("dropout 1" in coverage.covered(case) for case in changed)
+    assert known - before == Counter(label for case in steered for label in coverage.covered(case)), "counts are kept"
+
+
+def test_what_a_needle_lacks_is_neither_wished_for_nor_missed():
+    lacking = frozenset({"optimizer Adam", "layer BatchNorm"})
+    known = Counter(dict.fromkeys(coverage.LABELS, 1000))
+    known["adam beta1 0"] = known["norm momentum 1"] = 0
+    cases = [case for case in PLAIN[c.TrainCase] if lacking.isdisjoint(coverage.covered(case))]
+    steered = coverage.steer(cases, Counter(known), random.Random(0), lacking)
+    assert all(lacking.isdisjoint(coverage.covered(case)) for case in steered)
+    assert coverage.missed({}, lacking) == [label for label in coverage.LABELS if label not in lacking]
+    assert coverage.missed(dict.fromkeys(coverage.LABELS, 1)) == []
