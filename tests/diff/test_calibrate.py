@@ -21,10 +21,10 @@ def test_a_correct_variant_is_not_flagged(variant):
 
 def test_variants_compute_something_else():
     """A variant that never runs would be calibrated for nothing: at least the last bits differ."""
-    case = next(k for k in CASES if isinstance(k, c.TrainCase) and isinstance(k.loss, c.SoftmaxLoss) and k.steps > 1)
+    wanted = [k for k in CASES if isinstance(k, c.TrainCase) and isinstance(k.loss, c.SoftmaxLoss) and k.steps > 1]
 
     def shares():
-        return engine.judge(case, needle, peer_too=False).tally.largest
+        return [engine.judge(case, needle, peer_too=False).tally.largest for case in wanted]
 
     usual = shares()
     for variant in calibrate.VARIANTS:
