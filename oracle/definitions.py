@@ -637,6 +637,8 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
 def _norm_backward(t: Tape, g: Array, xh: Array, inv: Array, mean_axis: int) -> Array:
     """dx of (x − mean)·inv from the adjoint of the normalised value, up to the final scale."""
     axes = (mean_axis,)
+    if _of_itself(t, g, mean_axis):
+        return 0 * g
     if t.usual_norms:
         inner = t.noisy(g) - t.noisy(_mean(t, t.noisy(g), axes))
         inner = t.noisy(inner) - t.noisy(t.noisy(xh) * t.noisy(_mean(t, t.noisy(g) * t.noisy(xh), axes)))
@@ -646,8 +648,17 @@ def _norm_backward(t: Tape, g: Array, xh: Array, inv: Array, mean_axis: int) -> 
     return t.noisy(inner) * t.noisy(inv)
 
 
+def _of_itself(t: Tape, x: Array, axis: int) -> bool:
+    """Whether the mean is that of a single number. It is that number, and the difference 0, without any rounding: noise
+    would take replicas far from 0. (Where x·inv − mean·inv is computed, there is rounding.)
+    """
+    return x.shape[axis] == 1 and not t.usual_norms
+
+
 def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, Array, Array]:
     """mean, biased variance, 1/√(var + eps) and the normalised value."""
+    if _of_itself(t, x.value, axis):
+        return x.value, 0 * x.value, 1 / np.sqrt(t.noisy(0 * x.value) + eps), 0 * x.value
     mean = _mean(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
     var = _mean(t, t.noisy(centred) ** 2, (axis,))
