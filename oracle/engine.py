@@ -128,6 +128,7 @@ class _Train:
         self.peer_found: list[Divergence] = []
         self.findings = op_rule.Findings()
         self._last_layer = f"{len(case.model) - 1}"
+        self._norms = any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(case.model))
 
     def judge(self, peer_too: bool, validate: bool) -> Verdict:
         verdict, case = self.verdict, self.case
@@ -281,7 +282,7 @@ class _Train:
         self.clock.turn("truth")
         expected = truth.training(*about, noise, usual_norms=foreign, first=first)
         self.clock.turn("rules")
-        bad = cmp.out_of_domain(expected.values, self._last_layer)
+        bad = self._out_of_domain(expected)
         usable = int(np.argmax(bad)) if bad.any() else len(part)
         part = part[:usable]
         if not part:
@@ -294,21 +295,29 @@ class _Train:
         self._unchanged(part)
         self._left_behind(part)
         self._evaluations(part, peer_too)
-        if peer_too:
-            if any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(self.case.model)):
+        if peer_too or validate:
+            # torch's norms take another order of operations
+            theirs = own
+            if self._norms:
                 noise = Noise(self.case.seed_for("twin"), coherent=3)
                 self.clock.turn("truth")
                 twin = truth.training(*about, noise, usual_norms=True, first=first)
                 self.clock.turn("rules")
-                own = _cut(twin.values, usable)
-            peers = [s.peer for s in part]
-            self._rule_g(peers, peers, own, self.peer_found, "P")
-            self._optimizer(peers, part, self.peer_found, "P", own)
-        if validate:
-            self.clock.turn("validation")
-            self._validate(part, own, kinks)
-            self.clock.turn("rules")
+                bad = self._out_of_domain(twin)[:usable]
+                part = part[: int(np.argmax(bad)) if bad.any() else usable]
+                theirs = _cut(twin.values, len(part))
+            if part and peer_too:
+                peers = [s.peer for s in part]
+                self._rule_g(peers, peers, theirs, self.peer_found, "P")
+                self._optimizer(peers, part, self.peer_found, "P", theirs)
+            if part and validate:
+                self.clock.turn("validation")
+                self._validate(part, theirs, kinks)
+                self.clock.turn("rules")
         return usable
+
+    def _out_of_domain(self, expected: truth.Truth) -> Array:
+        return cmp.out_of_domain(expected.values, self._last_layer, isinstance(self.case.loss, c.SoftmaxLoss))
 
     def _structure(self, part: Sequence[Step]) -> None:
         """Parameters and initial values, on the first step."""
@@ -655,10 +664,11 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         x = np.stack([self.batches.x[s.ours.step, 0] for s in done])
         states = [s.after.tensors for s in done]  # type: ignore[union-attr]
+        about = (self.case, states, x, kinks)
         self.clock.turn("truth")
-        expected = truth.evaluation(self.case, states, x, kinks, Noise(self.case.seed_for("evaluation")))
+        expected = truth.evaluation(*about, Noise(self.case.seed_for("evaluation")), usual_norms=foreign)
         self.clock.turn("rules")
-        bad = cmp.out_of_domain(expected.values, self._last_layer)
+        bad = self._out_of_domain(expected)
         usable = int(np.argmax(bad)) if bad.any() else len(done)
         done = done[:usable]
         if not done:
@@ -668,7 +678,16 @@ class _Train:
         peers = [s.peer_eval for s in done if s.peer_eval is not None]
         self._rule_g(seen, peers, own, self.found, "G")
         if peer_too:
-            self._rule_g(peers, peers, own, self.peer_found, "P")
+            theirs = own
+            if self._norms:
+                self.clock.turn("truth")
+                twin = truth.evaluation(*about, Noise(self.case.seed_for("twin"), coherent=3), usual_norms=True)
+                self.clock.turn("rules")
+                bad = self._out_of_domain(twin)[:usable]
+                peers = peers[: int(np.argmax(bad)) if bad.any() else usable]
+                theirs = _cut(twin.values, len(peers))
+            if peers:
+                self._rule_g(peers, peers, theirs, self.peer_found, "P")
         for observation in seen:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)

@@ -192,9 +192,10 @@ def evaluation(
     x: Array,
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
+    usual_norms: bool = False,
 ) -> Truth:
     """Outputs of all layers in evaluation mode; ``x`` is (states, rows, features)."""
-    tape = Tape(noise)
+    tape = Tape(noise, usual_norms=usual_norms)
     tensors = {name: _constant(_stacked([s[name] for s in states])) for name in states[0]}
     branch = {p: np.stack([k[p] for k in kinks]) for p in _relus(case) if p in kinks[0]}
     run = _Pass(tape, tensors, {}, branch)
