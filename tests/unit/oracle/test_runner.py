@@ -62,6 +62,26 @@ def test_a_run_of_any_length_fits_into_memory():
     assert len(left) < 50 * len(cases)
 
 
+def test_cases_do_not_depend_on_what_is_imported(tmp_path):
+    """Hypothesis would draw constants from the source of modules, needle's among them."""
+    (tmp_path / "numbers_of_mine.py").write_text(
+        f"NUMBERS = {[0.1 + i / 7 for i in range(200)]} + {list(range(101, 65000, 331))}"
+    )
+    draw = (
+        "from oracle import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
+        "print(*(case.digest for case in cases))"
+    )
+
+    def drawn(first):
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        command = [sys.executable, "-c", f"{first}; {draw}"]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+    plain = drawn("import numpy")
+    assert len(plain) == 94
+    assert drawn("import numbers_of_mine") == plain
+
+
 def test_a_seed_names_its_cases():
     first = runner.run_shard(1, 0)
     assert first.digests == runner.run_shard(1, 0).digests
