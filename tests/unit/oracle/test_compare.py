@@ -187,6 +187,41 @@ def test_nothing_is_compared_beyond_the_domain_but_it_is_counted():
     assert (verdict.divergence, verdict.out_of_domain, verdict.steps) == (None, 1, 0)
 
 
+def constant_columns(*model, **changes):
+    return train(
+        *model, **{"data": c.Data(rows=33, features=4, offset=-1000.0, repeated_rows=True), "steps": 2} | changes
+    )
+
+
+def times(factor):
+    return c.Ops((c.OpStep("mul_scalar", (0,), {"c": factor}),))
+
+
+def test_nothing_is_compared_where_rounding_alone_decides():
+    """A norm makes 0 of constant columns in theory, and last bits times 316 in float32; what is made of those is chance."""
+    judged = engine.judge(constant_columns(c.BatchNorm()), needle, validate=True)
+    assert (judged.divergence, judged.oracle_errors, judged.out_of_domain, judged.steps) == (None, [], 0, 2)
+    chance = engine.judge(constant_columns(c.BatchNorm(), times(1e4)), needle, validate=True)
+    assert (chance.divergence, chance.oracle_errors, chance.out_of_domain, chance.steps) == (None, [], 1, 0)
+
+
+def test_where_rounding_is_large_but_decides_nothing_needle_is_judged():
+    """Noise of 1 and more in numbers of 1e7: that is precision, not chance."""
+    large = constant_columns(c.Linear(4), times(1e4), times(1e-4))
+    assert engine.judge(large, needle).steps == 2
+    with patched(needle.ops.MulScalar, "compute", lambda f: lambda s, a: f(s, a) * np.float32(1 + 2**-12)):
+        assert engine.judge(large, needle).divergence is not None
+
+
+def test_the_mean_of_one_number_is_that_number():
+    """A LayerNorm over one feature gives exactly its bias, wherever the feature lies."""
+    case = constant_columns(c.Linear(1), times(1e3), c.LayerNorm(), c.Linear(3), keep_init=True)
+    verdict = engine.judge(case, needle, validate=True)
+    assert (verdict.divergence, verdict.oracle_errors, verdict.steps) == (None, [], 2)
+    with patched(needle.ops.LayerNorm, "compute", lambda f: lambda s, x, w, b: f(s, x, w, b) + np.float32(1e-30)):
+        assert engine.judge(case, needle).divergence is not None
+
+
 def test_forms_are_compared_before_values():
     right = np.zeros((2, 3), dtype=np.float32)
     assert cmp.check_form(0, "gradient", "w", right, (2, 3), "float32") is None
