@@ -662,6 +662,10 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
     mean = _mean(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
     var = _mean(t, t.noisy(centred) ** 2, (axis,))
+    if t.usual_norms:
+        # Welford's update of the variance, which torch has, errs by the rounding of the mean times the deviation from it
+        deviation = np.abs(centred[:1] * x.value[:1])
+        var = t.roughened(var, deviation.sum(axis=axis, keepdims=True) / x.value.shape[axis], 1.0)
     inv = 1 / np.sqrt(t.noisy(var) + eps)
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 

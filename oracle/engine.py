@@ -666,7 +666,8 @@ class _Train:
         states = [s.after.tensors for s in done]  # type: ignore[union-attr]
         about = (self.case, states, x, kinks)
         self.clock.turn("truth")
-        expected = truth.evaluation(*about, Noise(self.case.seed_for("evaluation")), usual_norms=foreign)
+        noise = Noise(self.case.seed_for("evaluation"), coherent=3 if foreign else 2)
+        expected = truth.evaluation(*about, noise, usual_norms=foreign)
         self.clock.turn("rules")
         bad = self._out_of_domain(expected)
         usable = int(np.argmax(bad)) if bad.any() else len(done)
