@@ -196,11 +196,14 @@ def _reduced(t: Tape, g: Array, shape: Shape) -> Array:
     return _sum(t, g, axes).reshape(g.shape[:LEAD] + shape)
 
 
-def _sum(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Sum, with the systematic part of the rounding of long sums as extra noise."""
+def _sum(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False, *, as_mean: bool = False) -> Array:
+    """Sum, with the systematic part of the rounding of long sums as extra noise.
+
+    ``as_mean``: it may be on its way to a mean, which is subtracted again: the extra noise of `_mean`, if that is more.
+    """
     n = math.prod(x.shape[a] for a in axes)
     y = x.sum(axis=axes, keepdims=keepdims)
-    weight = math.sqrt(n) - 8
+    weight = max(math.sqrt(n) - 8, 0.5 * math.sqrt(n) if as_mean and n > 1 else 0)
     if weight > 0 and t.noise is not None:
         y = t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=keepdims), weight)
     return np.asarray(y)
@@ -434,7 +437,7 @@ def summation(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> 
         kept = tuple(1 if LEAD + i in over else n for i, n in enumerate(x.shape))
         return (_expand(t.noisy(g.reshape(g.shape[:LEAD] + kept)), x.shape),)
 
-    return t.emit(_sum(t, t.noisy(x.value), over), (x,), vjp)
+    return t.emit(_sum(t, t.noisy(x.value), over, as_mean=True), (x,), vjp)
 
 
 def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
