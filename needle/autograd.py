@@ -288,7 +288,7 @@ def release(x: Value, result: Value) -> None:
         return
     # 4 references: of the caller, of result.inputs, and of this call and the next; where an interpreter counts
     # otherwise, data is kept too long, or computed again, but never wrong.
-    if _references(x) != 4 or result.inputs[0] is not x or made_by is _FREED:
+    if _references(x) != 4 or result.inputs[0] is not x:
         return
     if data.shape == result.cached_data.shape and data.dtype is result.cached_data.dtype:
         del data, x.cached_data

@@ -384,9 +384,9 @@ class NeedleRun:
 
     def _update(self, t: int, obs: Observation) -> None:
         """The optimizer's step, and everything that it leaves behind."""
-        constant = not any(
-            p.grad.requires_grad or p.data.requires_grad for p in self.parameters.values() if p.grad is not None
-        )
+        with self._phase("reading .grad and .data"):
+            graded = [p for p in self.parameters.values() if p.grad is not None]
+            constant = not any(p.grad.requires_grad or p.data.requires_grad for p in graded)
         obs.hold("kept", "p.grad and p.data, which are constants", constant)
         data = self._held_data(t)
         with self._phase("step"):

@@ -492,7 +492,21 @@ _SPREADS = st.sampled_from([1.0, 30.0])
 _DECIMALS = choice((2, 3), (1, 0))  # whole numbers: zeros and ties
 
 
-def _operand(draw: Draw, shape: Shape, domain: str, special: st.SearchStrategy[str] | None, extreme: bool) -> c.Operand:
+# What an op finds hard, if it is asked for extremes: numbers near the ends of the range, maxima of rows far apart.
+_HARD: dict[str, st.SearchStrategy[float]] = {
+    "log": st.sampled_from([1e-20, 1e-30, 1e20, 1e-3]),
+    **dict.fromkeys(("logsumexp", "logsoftmax", "softmax_loss"), st.sampled_from([1e3, -1e3, 300.0, 100.0])),
+}
+
+
+def _operand(
+    draw: Draw,
+    shape: Shape,
+    domain: str,
+    special: st.SearchStrategy[str] | None,
+    extreme: bool,
+    hard: st.SearchStrategy[float] | None = None,
+) -> c.Operand:
     size = math.prod(shape)
     layout = draw(_LAYOUTS)
     if size <= 4:
@@ -504,6 +518,8 @@ def _operand(draw: Draw, shape: Shape, domain: str, special: st.SearchStrategy[s
         values = [_legal(v, domain) for v in values] if domain != "real" else values
         for _ in range(draw(integers(0, 2)) if extreme else 0):
             values[draw(integers(0, size - 1))] = _legal(float(draw(_ANY_REAL)), domain)
+    if extreme and hard is not None and size:
+        values[draw(integers(0, size - 1))] = float(draw(hard))
     out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()
     if special is not None and size:
         out[draw(integers(0, size - 1))] = draw(special)
@@ -538,7 +554,10 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
     shapes, attributes = draw(_drawn(name))
     special = _special(row.special) if row.special and draw(one_in(8)) else None
     extreme = name not in _STATEFUL and draw(BOOLEANS)
-    operands = tuple(_operand(draw, s, row.values, special if i == 0 else None, extreme) for i, s in enumerate(shapes))
+    hard = _HARD.get(name)
+    operands = tuple(
+        _operand(draw, s, row.values, special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
+    )
     return c.OpCase(
         op=name,
         operands=operands,
