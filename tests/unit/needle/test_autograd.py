@@ -614,3 +614,16 @@ def test_import_is_light():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gradients_of_leaves_lie_in_row_order_whatever_the_rule_made():
+    x = ndl.Tensor(np.arange(6.0).reshape(2, 3))
+    w = ndl.Tensor(np.asfortranarray(np.ones((2, 3))), requires_grad=False)
+    w.cached_data = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    (ndl.transpose(x) * w.T).sum().backward()
+    assert x.grad.numpy().flags.c_contiguous
+    np.testing.assert_array_equal(x.grad.numpy(), w.numpy())
+    y = ndl.Tensor(np.asfortranarray(np.ones((2, 3))))
+    y.cached_data = np.asfortranarray(np.ones((2, 3)))
+    (y * w).sum().backward()
+    assert y.grad.numpy().flags.c_contiguous

@@ -186,3 +186,20 @@ def test_modules_may_pass_on_other_things_than_tensors():
     net = nn.Sequential(nn.Linear(64, 64), Two(), Join(), nn.ReLU())
     net(ndl.Tensor(normal(64, 64))).backward()
     assert net.modules[0].weight.grad.shape == (64, 64)
+
+
+def test_a_sum_of_two_dtypes_keeps_its_operands():
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(normal(64, 64).astype("float64"))
+
+        def forward(self, x):
+            return x + self.by
+
+    net = nn.Sequential(nn.Linear(64, 64), Shift())
+    out = net(ndl.Tensor(normal(64, 64)))
+    assert released(out) == []
+    out.backward()
+    assert net.modules[0].weight.grad.dtype == np.float32
+    assert net.modules[1].by.grad.dtype == np.float64
