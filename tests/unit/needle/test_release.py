@@ -82,7 +82,10 @@ def test_every_kind_of_backward_works_on_released_data():
     for how in ({"retain_graph": True}, {"create_graph": True}, {}):
         loss.backward(**how)
         for p, g in zip(net.parameters(), expected, strict=True):
-            np.testing.assert_allclose(p.grad.numpy(), g, rtol=2e-4, atol=2e-4)
+            if "create_graph" in how:  # the norms are differentiated by other operations there
+                np.testing.assert_allclose(p.grad.numpy(), g, rtol=2e-5, atol=2e-5 * np.abs(g).max() + 2e-4)
+            else:
+                np.testing.assert_array_equal(p.grad.numpy(), g)
 
 
 def test_released_data_is_freed_with_the_graph():
@@ -171,7 +174,7 @@ def test_a_subclass_with_a_rule_of_its_own_gets_what_it_reads():
     assert released(out) == []
     out.backward()
     slope = np.where(x @ net.modules[0].weight.numpy() > 0, 1, 0.5)
-    np.testing.assert_allclose(net.modules[0].weight.grad.numpy(), x.T @ slope, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(net.modules[0].weight.grad.numpy(), x.T @ slope, rtol=1e-5, atol=1e-5)
 
 
 def test_modules_may_pass_on_other_things_than_tensors():
@@ -203,3 +206,42 @@ def test_a_sum_of_two_dtypes_keeps_its_operands():
     out.backward()
     assert net.modules[0].weight.grad.dtype == np.float32
     assert net.modules[1].by.grad.dtype == np.float64
+
+
+SAMPLES = {
+    "EWiseAdd": (ops.EWiseAdd(), 2),
+    "AddScalar": (ops.AddScalar(2.0), 1),
+    "MulScalar": (ops.MulScalar(2.0), 1),
+    "DivScalar": (ops.DivScalar(2.0), 1),
+    "Negate": (ops.Negate(), 1),
+    "ReLU": (ops.ReLU(), 1),
+    "Tanh": (ops.Tanh(), 1),
+    "Sigmoid": (ops.Sigmoid(), 1),
+    "Exp": (ops.Exp(), 1),
+    "EWiseMul": (ops.EWiseMul(), 2),
+    "MatMul": (ops.MatMul(), 2),
+    "Linear": (ops.Linear(), 2),
+    "BatchNorm": (ops.BatchNorm(), 3),
+    "LayerNorm": (ops.LayerNorm(), 3),
+}
+
+
+def test_every_op_that_claims_not_to_read_is_tested():
+    claims = {n for n, kind in vars(ops).items() if isinstance(kind, type) and issubclass(kind, ndl.Op)}
+    claims = {n for n in claims if not (getattr(ops, n).reads_inputs and getattr(ops, n).reads_result)}
+    assert claims == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_rule_does_not_look_at_what_its_op_claims_not_to_read(name):
+    op, count = SAMPLES[name]
+    xs = [normal(4, 4, seed=i) if i == 0 or count == 2 else normal(4, seed=i) for i in range(count)]
+    g, y = normal(4, 4, seed=9), op.compute(*xs)
+    needs = [True] * count
+    right = op.vjp(g, y, needs, *xs)
+    if not op.reads_inputs:
+        xs[0] = np.full_like(xs[0], np.nan)  # the first alone may be an intermediate result that is let go of
+    if not op.reads_result:
+        y = np.full_like(y, np.nan)
+    for a, b in zip(right, op.vjp(g, y, needs, *xs), strict=True):
+        np.testing.assert_array_equal(a, b)
