@@ -36,17 +36,18 @@ def test_an_edit_leads_to_its_label(label, kind):
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():
-    # about one plain case in eighty
+    # about one plain case in a hundred and thirty
     label = "mode Dropout in nested eval"
-    cases = runner.draw("train", 240, 8)
-    plain = sum(label in coverage.covered(case) for case in cases)
-    reached: Counter[str] = Counter()
-    steered = 0
-    for i in range(0, len(cases), 60):
-        part = coverage.steer(cases[i : i + 60], reached, random.Random(i))
-        steered += sum(label in coverage.covered(case) for case in part)
-    assert plain <= 4
-    assert steered >= 3 * plain + 4
+    plain = steered = 0
+    for seed in range(8, 12):
+        cases = runner.draw("train", 240, seed)
+        plain += sum(label in coverage.covered(case) for case in cases)
+        reached: Counter[str] = Counter()
+        for i in range(0, len(cases), 60):
+            part = coverage.steer(cases[i : i + 60], reached, random.Random(i))
+            steered += sum(label in coverage.covered(case) for case in part)
+    assert 0 < plain <= 16
+    assert steered >= 4 * plain
 
 
 def test_the_rarest_label_comes_first_and_the_others_stay_as_they_were():
