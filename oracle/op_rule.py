@@ -56,9 +56,9 @@ def _sum(c: Array, e: Array, axes: tuple[int, ...], shape: Shape) -> Bounded:
 
 
 def _scaled(g: Array, slope: Array | float, error: Array | float) -> Bounded:
-    """g · slope, where the slope is known up to an absolute error."""
+    """g · slope, where the slope is known up to an absolute error; one that underflows may be lost before g scales it up."""
     c = g * slope
-    return c, 2 * U * np.abs(c) + np.abs(g) * error
+    return c, 2 * U * np.abs(c) + np.abs(g) * (error + TINY)
 
 
 def _axes(axes: Any, rank: int) -> tuple[int, ...]:

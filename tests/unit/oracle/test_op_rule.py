@@ -153,6 +153,16 @@ def test_a_node_that_no_layer_shows_is_judged_too():
     assert found.suspect.what == "Exp forward"
 
 
+def test_a_slope_that_underflows_may_be_lost_before_it_is_scaled_up():
+    """sigmoid(-100) has three significant bits; a large adjoint makes an ordinary number of its slope."""
+    x = needle.Tensor(np.float32([-100.0, -101.0]))
+    tape = op_rule.record(out := ops.sigmoid(x) * 1e9)
+    out.backward()
+    found = Findings()
+    op_rule.judge(tape, np.float32([1.0, 1.0]), found=found)
+    assert (found.bad, found.nodes) == ([], 2)
+
+
 def test_what_is_not_on_the_tape_of_another_needle_is_passed_over():
     class Strange(ops.TensorOp):
         def compute(self, a):
