@@ -282,8 +282,7 @@ class _Train:
         self.clock.turn("truth")
         expected = truth.training(*about, noise, usual_norms=foreign, first=first)
         self.clock.turn("rules")
-        bad = self._out_of_domain(expected)
-        usable = int(np.argmax(bad)) if bad.any() else len(part)
+        usable = self._inside(expected, len(part))
         part = part[:usable]
         if not part:
             return 0
@@ -303,8 +302,7 @@ class _Train:
                 self.clock.turn("truth")
                 twin = truth.training(*about, noise, usual_norms=True, first=first)
                 self.clock.turn("rules")
-                bad = self._out_of_domain(twin)[:usable]
-                part = part[: int(np.argmax(bad)) if bad.any() else usable]
+                part = part[: self._inside(twin, usable)]
                 theirs = _cut(twin.values, len(part))
             if part and peer_too:
                 peers = [s.peer for s in part]
@@ -316,8 +314,11 @@ class _Train:
                 self.clock.turn("rules")
         return usable
 
-    def _out_of_domain(self, expected: truth.Truth) -> Array:
-        return cmp.out_of_domain(expected.values, self._last_layer, isinstance(self.case.loss, c.SoftmaxLoss))
+    def _inside(self, expected: truth.Truth, steps: int) -> int:
+        """How many of the first ``steps`` there are until one is out of the domain."""
+        softmax = isinstance(self.case.loss, c.SoftmaxLoss)
+        bad = cmp.out_of_domain(expected.values, self._last_layer, softmax)[:steps]
+        return int(np.argmax(bad)) if bad.any() else steps
 
     def _structure(self, part: Sequence[Step]) -> None:
         """Parameters and initial values, on the first step."""
@@ -670,8 +671,7 @@ class _Train:
         noise = Noise(self.case.seed_for("evaluation"), coherent=3 if foreign else 2)
         expected = truth.evaluation(*about, noise, usual_norms=foreign)
         self.clock.turn("rules")
-        bad = self._out_of_domain(expected)
-        usable = int(np.argmax(bad)) if bad.any() else len(done)
+        usable = self._inside(expected, len(done))
         done = done[:usable]
         if not done:
             return
@@ -685,8 +685,7 @@ class _Train:
                 self.clock.turn("truth")
                 twin = truth.evaluation(*about, Noise(self.case.seed_for("twin"), coherent=3), usual_norms=True)
                 self.clock.turn("rules")
-                bad = self._out_of_domain(twin)[:usable]
-                peers = peers[: int(np.argmax(bad)) if bad.any() else usable]
+                peers = peers[: self._inside(twin, usable)]
                 theirs = _cut(twin.values, len(peers))
             if peers:
                 self._rule_g(peers, peers, theirs, self.peer_found, "P")

@@ -122,16 +122,17 @@ def test_small_and_shared_results_are_kept():
     assert released(out) == []
 
 
+class Shift(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by = nn.Parameter(by)
+
+    def forward(self, x):
+        return x + self.by
+
+
 def test_a_broadcast_sum_keeps_its_operand():
-    class Shift(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.by = nn.Parameter(normal(5, 64, 64))
-
-        def forward(self, x):
-            return x + self.by
-
-    net = nn.Sequential(nn.Linear(64, 64), Shift())
+    net = nn.Sequential(nn.Linear(64, 64), Shift(normal(5, 64, 64)))
     out = net(ndl.Tensor(normal(64, 64)))
     assert released(out) == []
     out.backward()
@@ -192,15 +193,7 @@ def test_modules_may_pass_on_other_things_than_tensors():
 
 
 def test_a_sum_of_two_dtypes_keeps_its_operands():
-    class Shift(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.by = nn.Parameter(normal(64, 64).astype("float64"))
-
-        def forward(self, x):
-            return x + self.by
-
-    net = nn.Sequential(nn.Linear(64, 64), Shift())
+    net = nn.Sequential(nn.Linear(64, 64), Shift(normal(64, 64).astype("float64")))
     out = net(ndl.Tensor(normal(64, 64)))
     assert released(out) == []
     out.backward()
