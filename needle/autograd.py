@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+    from needle.chain import Chain
+
     Array = NDArray[Any]
 
 __all__ = [
@@ -151,7 +153,7 @@ class Op:
       ``node.inputs`` are the inputs and ``node`` the result. Works in every mode too.
 
     ``reads_inputs`` and ``reads_result`` say whether the vjp looks at the numbers in its xs and y, or at no more than
-    their shapes. Data that no vjp looks at need not be kept until the backward pass: see ``release``.
+    their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py).
     """
 
     _course_style: ClassVar[bool] = False
@@ -254,62 +256,31 @@ class _WhereNoneIsSet:
         return None if shared is None else shared.get(node)
 
 
-class _WhereReleased:
-    """What ``cached_data`` is on a node whose data was released: computed once more, and kept from then on."""
+class _WhereFolded:
+    """What ``op`` and ``inputs`` are on a Value that has none of its own: those of a leaf, unless it is a chain."""
+
+    def __init__(self, name: str, of_a_leaf: Any) -> None:
+        self.name, self.of_a_leaf = name, of_a_leaf
 
     def __get__(self, node: Value | None, owner: object = None) -> Any:
-        if node is None or not node._released:
-            raise AttributeError("a Value without data: make it with needle.Tensor(...)")
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            if top.op is _FREED:
-                raise RuntimeError("the data of this intermediate tensor was freed with the graph by a backward")
-            released = [x for x in top.inputs if x._released]
-            if released:
-                stack += released
-                continue
-            stack.pop()
-            # a copy, because an op may keep something of its first call for the gradient
-            data = copy.copy(cast("Op", top.op)).compute(*map(_data, top.inputs))
-            top.cached_data, top._released = data if type(data) is _ndarray else top._as_data(data), False
-        return node.cached_data
-
-
-def release(x: Value, result: Value) -> None:
-    """Let go of the data of x, an intermediate result, if ``result`` alone was computed from it and nobody holds it.
-
-    For containers of layers, which know that nobody else has seen x: the activations that a step keeps until its
-    backward pass are then no more than the gradient rules look at. Where someone asks for the data all the same, by
-    way of ``result.inputs``, it is computed once more.
-    """
-    data, op, made_by = x.cached_data, result.op, x.op
-    if data.nbytes < _WORTH_RELEASING or op is None or made_by is None or op.reads_inputs or made_by.reads_result:
-        return
-    # 4 references: of the caller, of result.inputs, and of this call and the next; where an interpreter counts
-    # otherwise, data is kept too long, or computed again, but never wrong.
-    if _references(x) != 4 or result.inputs[0] is not x:
-        return
-    if data.shape == result.cached_data.shape and data.dtype is result.cached_data.dtype:
-        del data, x.cached_data
-        x._released = True
-
-
-_WORTH_RELEASING = 2048  # bytes
+        if node is None or node._chain is None:
+            return self.of_a_leaf
+        node._chain.unfold(node)
+        return vars(node)[self.name]
 
 
 class Value:
     """A node of the graph: data, and how it came about."""
 
-    op: Op | None = None
-    inputs: Sequence[Any] = ()
-    cached_data: Any = _WhereReleased()
-    _released: bool = False
+    op: Op | None = cast("Op | None", _WhereFolded("op", None))
+    inputs: Sequence[Any] = cast("Sequence[Any]", _WhereFolded("inputs", ()))
+    cached_data: Any
     requires_grad: bool = False
     grad: Any = _WhereNoneIsSet()
     _shared: weakref.ref[_SharedGradients] | None = None
-    _number: int = 0
+    _number: float = 0  # 0 for a leaf; an input's is smaller than its result's
     _keeps_grad: bool = False
+    _chain: Chain | None = None  # of a result of several ops: see chain.py
 
     def realize_cached_data(self) -> Any:
         """Return the data (always there already: needle computes eagerly)."""
@@ -317,7 +288,7 @@ class Value:
 
     def is_leaf(self) -> bool:
         """Say whether this was made by the user and not by an op."""
-        return self.op is None
+        return not self._number
 
     @classmethod
     def make_const(cls, data: Any, requires_grad: bool = False) -> Self:
@@ -705,6 +676,8 @@ class Tensor(Value):
         """Matrix product: (..., n, k) @ (..., k, m) -> (..., n, m)."""
         return self @ other
 
+    dot = matmul  # of matrices, as ndarray.dot: half the price of ``@`` there, and a rule may be called with either
+
     def astype(self, dtype: DTypeLike) -> Tensor:
         """Convert to another dtype; the gradient is converted back."""
         return _ops.cast(self, dtype)
@@ -741,21 +714,25 @@ def _operand(other: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- backward
 
 
-def _graph(root: Value) -> list[Value]:
+def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     """Return the nodes below root through which a gradient flows, oldest first, without the leaves."""
     seen = {root}
-    stack = [root] if root.op is not None else []
+    stack = [root] if root._number else []
     nodes = []
     while stack:
         node = stack.pop()
-        if node.op is _FREED:
+        nodes.append(node)
+        if node._chain is not None and not unfold:
+            inputs: Sequence[Value] = node._chain.sources()
+        elif node.op is _FREED:
             raise RuntimeError(
                 "backward: the graph was already freed by an earlier backward; "
                 "call that one with retain_graph=True, or compute the tensor again"
             )
-        nodes.append(node)
-        for x in node.inputs:
-            if x.op is not None and x.requires_grad and x not in seen:
+        else:
+            inputs = node.inputs
+        for x in inputs:
+            if x._number and x.requires_grad and x not in seen:
                 seen.add(x)
                 stack.append(x)
     nodes.sort(key=_by_number)
@@ -768,16 +745,17 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     ``shared`` holds the tensors whose adjoint is an array that others may hold; only what this walk alone holds is
     added to in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
     """
-    nodes = _graph(root)
+    nodes = _graph(root, unfold=not free)
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
     while nodes:
         node = nodes.pop()
-        op, inputs = node.op, node.inputs
+        chain = node._chain
+        op, inputs = (node.op, node.inputs) if chain is None else (None, ())
         if free:
-            node.op, node.inputs = _FREED, ()
-            if node.grad is not None:
+            node.op, node.inputs, node._chain = _FREED, (), None
+            if node._shared is not None or node._keeps_grad:
                 node.grad = None
         g = adjoints.pop(node, None)
         if g is None:
@@ -788,11 +766,14 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             g = tuple((np.zeros_like(a) if c is None else c)[...] for c, a in zip(g, node.cached_data, strict=True))
         if node._keeps_grad:
             kept.append((node, g))
-        needs = [*map(_needs, inputs)]
-        for x, needed, c in zip(inputs, needs, _contributions(op, inputs, needs, node, g), strict=True):
-            if c is None or not needed:
+        if chain is not None:
+            inputs, contributions = chain.backward(g)
+        else:
+            contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
+        for x, c in zip(inputs, contributions, strict=True):
+            if c is None or not x.requires_grad:
                 continue
-            data = g if x._released else x.cached_data
+            data = x.cached_data
             before = adjoints.get(x)
             if type(c) is not _ndarray or c.dtype is not data.dtype:
                 if type(data) is tuple:
@@ -825,11 +806,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
 def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
     if not op._course_style:
-        # What was released has the shape and the dtype of g, and no rule that would get it looks at more.
-        y = g if node._released else node.cached_data
-        if op.reads_inputs:
-            return op.vjp(g, y, needs, *map(_data, inputs))
-        return op.vjp(g, y, needs, *[g if x._released else x.cached_data for x in inputs])
+        return op.vjp(g, node.cached_data, needs, *map(_data, inputs))
     with no_grad():
         wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
         stand_in = _stand_in(op, inputs, node)
@@ -909,6 +886,7 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
     for node, g in adjoints.items():
         if everywhere or node._keeps_grad:
             node.grad = g
+            node._shared = weakref.ref(shared)  # for the plain backward, which then knows that there is one
         elif node.op is None:
             node.grad = _alias(g)
             node.grad._inner = shared

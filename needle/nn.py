@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import init, ops
-from needle.autograd import Parameter, Tensor, release
+from needle import chain
+from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
 
+    from needle.autograd import Op
+
     Array = NDArray[Any]
+    Ops: TypeAlias = "Iterable[tuple[Op, tuple[Tensor, ...]]]"  # one after the other, with their further operands
 
 __all__ = [
     "BatchNorm1d",
@@ -33,6 +37,9 @@ __all__ = [
     "SoftmaxLoss",
     "Tanh",
 ]
+
+
+_RELU, _TANH, _SIGMOID = (((op, ()),) for op in (ops._relu, ops._tanh, ops._sigmoid))
 
 
 class Module:
@@ -177,12 +184,22 @@ class Module:
         return head + "".join(f"\n  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in lines) + "\n)"
 
 
+def _apply(ops_of: Callable[[Array], Ops], x: Tensor) -> Tensor:
+    """What a layer does to a Tensor."""
+    for op, operands in ops_of(x.cached_data):
+        x = op(x, *operands)
+    return x
+
+
 class Identity(Module):
     """Identity: any shape -> the same tensor."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
         return x
+
+    def _ops(self, x: Array) -> Ops:
+        return ()
 
 
 class Linear(Module):
@@ -219,16 +236,22 @@ class Linear(Module):
         """Return x W + b."""
         return ops.linear(x, self.weight, self.bias)
 
+    def _ops(self, x: Array) -> Ops:
+        return ((ops._linear, (self.weight,) if self.bias is None else (self.weight, self.bias)),)
+
 
 class Flatten(Module):
     """Flatten: (batch, ...) -> (batch, the product of the rest)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x as a matrix."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
         shape = x.shape
         if not shape:
             raise ValueError("Flatten needs a batch dimension, but the shape is ()")
-        return ops.reshape(x, (shape[0], math.prod(shape[1:])))
+        return ((ops.Reshape((shape[0], math.prod(shape[1:]))), ()),)
 
 
 class ReLU(Module):
@@ -238,6 +261,9 @@ class ReLU(Module):
         """Return max(x, 0)."""
         return ops.relu(x)
 
+    def _ops(self, x: Array) -> Ops:
+        return _RELU
+
 
 class Tanh(Module):
     """Tanh: any shape -> same shape."""
@@ -246,6 +272,9 @@ class Tanh(Module):
         """Return tanh(x)."""
         return ops.tanh(x)
 
+    def _ops(self, x: Array) -> Ops:
+        return _TANH
+
 
 class Sigmoid(Module):
     """Sigmoid: any shape -> same shape, 1 / (1 + exp(-x))."""
@@ -253,6 +282,9 @@ class Sigmoid(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return 1 / (1 + exp(-x))."""
         return ops.sigmoid(x)
+
+    def _ops(self, x: Array) -> Ops:
+        return _SIGMOID
 
 
 class Sequential(Module):
@@ -274,11 +306,11 @@ class Sequential(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
+        steps = _steps(self.modules)
+        if steps is not None and isinstance(x, Tensor):
+            return chain.run(steps, x)
         for module in self.modules:
-            y = module(x)
-            if type(y) is Tensor and y.op is not None and not y.op.reads_inputs and type(x) is Tensor:
-                release(x, y)
-            x = y
+            x = module(x)
         return x
 
 
@@ -327,24 +359,28 @@ class BatchNorm1d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised, scaled and shifted."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"BatchNorm1d({self.dim}) needs shape (batch, {self.dim}), but got {x.shape}")
         if not self.training:
             scale = self.weight / (self.running_var + self.eps) ** 0.5
-            return (x - self.running_mean) * scale + self.bias
+            add, multiply = ops._ewise_add, ops._ewise_mul
+            return (add, (-self.running_mean,)), (multiply, (scale,)), (add, (self.bias,))
         if x.shape[0] < 2:
             raise ValueError(
                 f"BatchNorm1d needs at least 2 rows in training to have a variance, but got shape {x.shape}: "
                 "use a larger batch, drop the short last one, or call eval()"
             )
-        op = ops.BatchNorm(self.eps)
-        y = op(x, self.weight, self.bias)
+        return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
+
+    def _follow(self, mean: Array, var: Array) -> None:
         keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
-        for running, new in ((self.running_mean, op.mean), (self.running_var, op.var)):
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
-        return y
 
 
 class LayerNorm1d(Module):
@@ -367,6 +403,9 @@ class LayerNorm1d(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised, scaled and shifted."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops.LayerNorm(self.eps), (self.weight, self.bias)),)
 
 
 def _check_norm(name: str, dim: int, eps: float) -> None:
@@ -395,8 +434,11 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x with some elements dropped, or x itself in evaluation."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
         if not self.training:
-            return x
+            return ()
         keep = 1 - self.p
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
@@ -404,7 +446,7 @@ class Dropout(Module):
         scale = np.asarray(mask, x.dtype)
         if keep:
             scale /= keep
-        return ops.multiply(x, Tensor.make_const(scale))
+        return ((ops._ewise_mul, (Tensor.make_const(scale),)),)
 
 
 class Residual(Module):
@@ -416,7 +458,36 @@ class Residual(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return fn(x) + x."""
-        y = self.fn(x)
-        total = ops.add(y, x)
-        release(y, total)
-        return total
+        return ops.add(self.fn(x), x)
+
+
+# -- layers as ops
+
+# The layers that can compute on arrays: by their ``forward``, so that one which was overridden or replaced is called.
+_OPS_OF = {
+    layer.forward: layer._ops
+    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
+}
+_SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
+
+
+def _steps(modules: Sequence[Any]) -> list[chain.Step] | None:
+    """The modules as steps of a chain, or None if one of them has to be called."""
+    steps: list[chain.Step] = []
+    for module in modules:
+        forward = getattr(getattr(module, "forward", None), "__func__", None)
+        if type(module).__call__ is not _CALL:
+            return None
+        if forward in _OPS_OF:
+            steps.append(module._ops)
+        elif forward is _SEQUENTIAL or forward is _RESIDUAL:
+            inner = _steps(module.modules if forward is _SEQUENTIAL else (module.fn,))
+            if inner is None:
+                return None
+            if forward is _SEQUENTIAL:
+                steps += inner
+            else:
+                steps.append(inner)
+        else:
+            return None
+    return steps

@@ -19,7 +19,7 @@ import numpy as np
 from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -99,11 +99,6 @@ def _swapped(x: Any) -> Any:
 
 def _swap(x: Any, axes: tuple[int, int]) -> Any:
     return Transpose(axes).on(x)
-
-
-def _dot(a: Any, b: Any) -> Any:
-    """Product of two matrices; ``dot`` is half the price of ``@`` on small ones."""
-    return matmul(a, b) if isinstance(a, Tensor) else a.dot(b)
 
 
 _ZERO = np.zeros((), np.float32)  # as an operand it is half the price of a Python number
@@ -427,7 +422,9 @@ class ReLU(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g where y > 0, else 0."""
-        return (g * _fixed(g, _value(y) > _ZERO),)
+        y = _value(y)
+        # As a mask, the sign of y >= 0 is in the dtype of g: faster on small arrays, slower on large ones.
+        return (g * _fixed(g, np.sign(y) if y.size <= 2048 else y > _ZERO),)
 
 
 _relu = ReLU()
@@ -818,27 +815,32 @@ class Linear(TensorOp):
     reads_result = False
 
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[0]:
+        try:
+            _, out = weight.shape
+            y = x.dot(weight)
+        except ValueError:
+            out = -1
+        if out < 0 or not x.ndim:
             raise ValueError(f"linear needs (..., in) @ (in, out), but got {x.shape} @ {weight.shape}")
-        y = x.dot(weight)
         if bias is not None:
-            if bias.ndim > 2 or not bias.ndim or not bias.shape[-1] == bias.size == weight.shape[1]:
+            if bias.shape != (1, out) and bias.shape != (out,):
                 raise ValueError(
                     f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
                 )
-            y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype == bias.dtype else None)
+            y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
         return y
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, *bias: Any) -> tuple[Any, ...]:
         """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
-        rows = _as_matrix(g)
+        matrices = len(g.shape) == 2
+        rows = g if matrices else _as_matrix(g)
         dx = dw = None
         if needs[0]:
-            dx = _dot(rows, _swapped(weight))
-            if len(x.shape) != 2:
+            dx = rows.dot(weight.T)
+            if not matrices:
                 dx = Reshape(x.shape).on(dx)
         if needs[1]:
-            dw = _dot(_swapped(_as_matrix(x)), rows)
+            dw = (x if matrices else _as_matrix(x)).T.dot(rows)
         if not bias:
             return dx, dw
         return dx, dw, self._bias_gradient(rows, bias[0].shape) if needs[2] else None
@@ -847,7 +849,8 @@ class Linear(TensorOp):
         if isinstance(rows, Tensor):
             return reshape(summation(rows, 0), shape)
         # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
-        return _ones((1, rows.shape[0])[-len(shape) :], rows.dtype).dot(rows)
+        n = rows.shape[0]
+        return _ones((1, n) if len(shape) == 2 else (n,), rows.dtype).dot(rows)
 
 
 _linear = Linear()
@@ -1048,13 +1051,15 @@ class BatchNorm(_KeepsNormalised, TensorOp):
     kept.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance, from centred values. After a
-    call, ``op.mean`` and ``op.var`` hold the batch statistics as ndarrays of shape (d,).
+    call, ``op.mean`` and ``op.var`` hold the batch statistics as ndarrays of shape (d,); the first call hands them to
+    ``follow(mean, var)``.
     """
 
     reads_result = False
 
-    def __init__(self, eps: float = 1e-5) -> None:
+    def __init__(self, eps: float = 1e-5, follow: Callable[[Array, Array], None] | None = None) -> None:
         self.eps = _checked_eps(eps, "batch_norm")
+        self._follow = follow
         self._calls, self.saved = 0, None
 
     def _statistics(self, x: Any) -> tuple[Any, ...]:
@@ -1072,6 +1077,8 @@ class BatchNorm(_KeepsNormalised, TensorOp):
             )
         centred, inv, self.mean, self.var = self._statistics(x)
         self._keep(centred, inv)
+        if self._follow is not None and self._calls == 1:  # not when data is computed once more
+            self._follow(self.mean, self.var)
         y = centred * (inv * weight)
         y += bias
         return y

@@ -4,7 +4,7 @@ A step writes into a parameter's array only if nobody else refers to that array;
 a new one. So whoever kept ``p.data`` or ``p.numpy()`` keeps the old numbers, as in the course, and the usual
 step allocates nothing. Gradients are only read.
 
-SGD lays small parameters side by side in one array, of which their own arrays are views (`_Pool`): a step then
+SGD lays small parameters side by side in one array, of which their own arrays are views (`_Run`): a step then
 costs a few operations on long arrays instead of many on short ones, a fifth of the time for 400 small parameters.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from functools import lru_cache, partial
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ _data = operator.attrgetter("cached_data")
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, the memory for
 # intermediate results, one block, is held to an eighth of what the parameters take.
 _BLOCKS = 40_960, 131_072
-_SMALL = 16_384  # elements of a pool at most; a parameter that is larger gains nothing from company
+_SMALL = 20_480  # elements of a run of several at most; a parameter that is larger gains nothing from company
 
 
 class Optimizer:
@@ -89,31 +89,32 @@ class Optimizer:
         """
         if not max_norm > 0:
             raise ValueError(f"clip_grad_norm: max_norm must be a positive number, got max_norm={max_norm}")
-        gradients = self._gradients()
+        params, gradients = self._gradients()
         squares = 0.0
-        for _, g in gradients:
+        for g in gradients:
             wide = g.astype(np.float64).reshape(-1)
             squares += float(wide.dot(wide))
         norm = math.sqrt(squares)
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1:  # also if it is nan, which then shows in every gradient, as in torch
-            for p, g in gradients:
+            for p, g in zip(params, gradients, strict=True):
                 p.grad = Tensor.make_const(np.asarray(g * factor))
         return norm
 
-    def _gradients(self) -> list[tuple[Tensor, Array]]:
-        """Pair each parameter that has a gradient with it, in its dtype; all are checked first."""
-        pairs = []
+    def _gradients(self) -> tuple[list[Tensor], list[Array]]:
+        """The parameters that have a gradient, and their gradients in their dtype; all are checked first."""
+        params, gradients = [], []
         for p in self.params:
             grad = p.grad
             if grad is None:
                 continue
             data = p.cached_data
-            if type(grad) is Tensor and grad.cached_data.dtype is data.dtype and grad.cached_data.shape == data.shape:
-                pairs.append((p, grad.cached_data))
-            else:
-                pairs.append((p, _converted_gradient(p, grad, type(self).__name__)))
-        return pairs
+            g = grad.cached_data if type(grad) is Tensor else None
+            if g is None or g.dtype is not data.dtype or g.shape != data.shape:
+                g = _converted_gradient(p, grad, type(self).__name__)
+            params.append(p)
+            gradients.append(g)
+        return params, gradients
 
     def _scratch_for(self, dtype: np.dtype[Any], size: int) -> Array:
         """An array of at least ``size`` elements for intermediate results, kept for the next step."""
@@ -170,46 +171,44 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     return state[p]
 
 
-class _Pool:
-    """Neighbouring parameters of one dtype side by side in ``theta``, and their velocities in ``u``.
+class _Run:
+    """Neighbouring parameters that are updated together, in blocks that stay in the cache.
 
-    Their own arrays are views into the two. ``intact()`` says whether they still are, and whether nobody else has come
-    to hold one of them, a part of one, or a velocity. Otherwise the pool is given up, and its arrays are left to
-    whoever holds them.
+    If there are several, they lie side by side in one piece of memory, their velocities in another, and their gradients
+    are gathered in a third; a parameter by itself stays where it is. The blocks are right for as long as each of
+    ``tensors`` has the array that it has in ``views``.
     """
 
-    def __init__(self, params: list[Tensor], velocities: list[Tensor], scratch: Array) -> None:
+    def __init__(self, params: list[Tensor], velocities: list[Tensor], scratch: Array, block: int) -> None:
+        self.dtype = scratch.dtype
+        self.tensors = [*params, *velocities]
         size = sum(p.size for p in params)
-        self.theta, self.u = np.empty(size, scratch.dtype), np.empty(size, scratch.dtype)
-        self.g, self.d = scratch[:size], scratch[size : 2 * size]
-        self.velocities = [Tensor.make_const(u.cached_data) for u in velocities]
-        self.tensors = [*params, *self.velocities]
-        self.views = _views(self.theta, params) + _views(self.u, params)
-        self.gradients = _views(self.g, params)
-        for tensor, view in zip(self.tensors, self.views, strict=True):
-            view[...] = tensor.cached_data
-            tensor.cached_data = view
+        if len(params) == 1:
+            self.views = [_writable(tensor) for tensor in self.tensors]
+            theta, u = (view.reshape(-1) for view in self.views)
+            d, self._gathered = scratch, None
+        else:
+            theta, u = np.empty(size, scratch.dtype), np.empty(size, scratch.dtype)
+            self.views = _views(theta, params) + _views(u, params)
+            for tensor, view in zip(self.tensors, self.views, strict=True):
+                view[...] = tensor.cached_data
+                tensor.cached_data = view
+            d, self._gathered, block = scratch[size:], scratch[:size], max(size, 1)
+            self._places = _views(self._gathered, params)
+        self.memory = [theta, u]
+        ends = [(start, min(start + block, size)) for start in range(0, size, block)]
+        self._blocks = [(theta[i:j], u[i:j], slice(i, j), d[: j - i]) for i, j in ends]
 
-    def seal(self) -> None:
-        """From now on, a new holder of anything is not one of ours."""
-        self.holders = self._count_holders()
-
-    def _count_holders(self) -> list[int]:
-        return [
-            *map(_references, self.views),
-            *map(_references, self.velocities),
-            *map(_references, (self.theta, self.u)),
-        ]
-
-    def intact(self) -> bool:
-        """Say whether every array is in its place and has no new holder."""
-        return all(map(operator.is_, map(_data, self.tensors), self.views)) and self._count_holders() == self.holders
-
-    def gather(self, gradients: Iterable[Array]) -> Array:
-        """Lay the gradients side by side, in the order of the parameters."""
-        for place, g in zip(self.gradients, gradients, strict=True):
-            place[...] = g
-        return self.g
+    def blocks(self, gradients: list[Array]) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """Parts of θ, of u, of these gradients, and of an array for what comes in between."""
+        if self._gathered is None:
+            g = gradients[0].reshape(-1)
+        else:
+            g = self._gathered
+            for place, gradient in zip(self._places, gradients, strict=True):
+                place[...] = gradient
+        for theta, u, place, d in self._blocks:
+            yield theta, u, g[place], d
 
 
 def _views(flat: Array, params: list[Tensor]) -> list[Array]:
@@ -224,12 +223,6 @@ def _within(low: float, value: Any, high: float, *, open_low: bool = False) -> b
         return bool(low < value < high if open_low else low <= value < high)
     except (TypeError, ValueError):
         return False
-
-
-@lru_cache(maxsize=8)
-def _scalars(dtype: np.dtype[Any], lr: float, beta: float, decay: float) -> list[Array]:
-    """α, β, 1 - β, λ as arrays without dimensions, half the price of numbers; 1 - β is computed in double, then rounded."""
-    return [np.array(value, dtype) for value in (lr, beta, 1 - beta, decay)]
 
 
 class SGD(Optimizer):
@@ -290,11 +283,16 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.u: dict[Tensor, Tensor] = {}
-        self._layout: list[Tensor] = []  # the parameters for which the runs are made
-        self._runs: list[tuple[slice, _Pool | None]] = []
+        self._settings: tuple[float, float, float] | None = None
+        self._runs: list[tuple[slice, _Run]] = []
+        self._forget()
         self._check()
 
     def _check(self) -> None:
+        """Refuse settings that make no sense."""
+        settings = self.lr, self.momentum, self.weight_decay
+        if settings == self._settings:
+            return
         if not _within(0, self.lr, math.inf, open_low=True):
             raise ValueError(f"SGD: lr must be a positive finite number, got lr={self.lr!r}")
         if not _within(0, self.momentum, 1):
@@ -302,75 +300,88 @@ class SGD(Optimizer):
             raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={self.momentum!r}{why}")
         if not _within(0, self.weight_decay, math.inf):
             raise ValueError(f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}")
+        lr, beta, decay = self._settings = (float(self.lr), float(self.momentum), float(self.weight_decay))
+        self._numbers = lr, beta, 1 - beta, decay
+        self._scalars: dict[np.dtype[Any], list[Array]] = {}
+
+    def _scalars_in(self, dtype: np.dtype[Any]) -> list[Array]:
+        """α, β, 1 - β, λ, each rounded once, as arrays without dimensions: as operands half the price of numbers."""
+        if dtype not in self._scalars:
+            self._scalars[dtype] = [np.array(number, dtype) for number in self._numbers]
+        return self._scalars[dtype]
 
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
         self._check()
-        settings = float(self.lr), float(self.momentum), float(self.weight_decay)
-
-        def kernel(theta: Array, g: Array, u: Array, d: Array) -> None:
-            lr, beta, rest, decay = _scalars(theta.dtype, *settings)
-            if decay:
-                np.multiply(theta, decay, d)
-                np.add(g, d, d)
-                np.multiply(d, rest, d)
-            else:
-                np.multiply(g, rest, d)
-            np.multiply(u, beta, u)
-            np.add(u, d, u)
-            np.multiply(u, lr, d)
-            np.subtract(theta, d, theta)
-
-        pairs = self._gradients()
-        params = [p for p, _ in pairs]
+        params, gradients = self._gradients()
         if not self._in_place(params):
             self._lay_out(params)
-        # All states first: one of them may be refused.
-        states = [None if pool else _state_of(params[run.start], self.u, "SGD: u[p]") for run, pool in self._runs]
-        for (run, pool), u in zip(self._runs, states, strict=True):
-            if pool is not None:
-                kernel(pool.theta, pool.gather([g for _, g in pairs[run]]), pool.u, pool.d)
-            elif u is not None:
-                p, g = pairs[run.start]
-                self.u[p] = u
-                self._in_blocks(kernel, _writable(p), g, _writable(u))
+        for place, run in self._runs:
+            lr, beta, rest, decay = self._scalars_in(run.dtype)
+            for theta, u, g, d in run.blocks(gradients[place]):
+                if decay:
+                    np.multiply(theta, decay, d)
+                    np.add(g, d, d)
+                    np.multiply(d, rest, d)
+                else:
+                    np.multiply(g, rest, d)
+                np.multiply(u, beta, u)
+                np.add(u, d, u)
+                np.multiply(u, lr, d)
+                np.subtract(theta, d, theta)
 
     def _in_place(self, params: list[Tensor]) -> bool:
-        """Say whether the pools are as the last step has left them, and for these parameters."""
-        if params != self._layout:
-            return False
-        for run, pool in self._runs:
-            if pool is not None and not ([*map(self.u.get, params[run])] == pool.velocities and pool.intact()):
-                return False
-        return True
+        """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
+        has come to hold one, a part of one, or a velocity.
+        """
+        return (
+            params == self._params
+            and [*map(self.u.get, params)] == self._velocities
+            and all(map(operator.is_, map(_data, self._tensors), self._views))
+            and self._count_holders() == self._holders
+        )
+
+    def _count_holders(self) -> list[int]:
+        return [*map(_references, self._held)]
+
+    def _forget(self) -> None:
+        """Give up the runs; their arrays are left to whoever holds them."""
+        self._params: list[Tensor] = []
+        self._velocities: list[Tensor] = []
+        self._tensors: list[Tensor] = []
+        self._views: list[Array] = []
+        self._held: list[Any] = []
+        self._holders: list[int] = []
+        self._runs.clear()
 
     def _lay_out(self, params: list[Tensor]) -> None:
-        """Split the parameters into runs: neighbours that are small share a pool, others stay by themselves."""
+        """Split the parameters into runs: neighbours that are small share one, others stay by themselves."""
+        self._forget()
         velocities = [_state_of(p, self.u, "SGD: u[p]") for p in params]  # all of them first: it may refuse one
-        runs: list[list[Tensor]] = []
+        starts: list[int] = []
         size = 0
-        for p in params:
-            if runs and p.dtype == runs[-1][0].dtype and size + p.size <= _SMALL:
-                runs[-1].append(p)
+        for i, p in enumerate(params):
+            if starts and p.dtype == params[i - 1].dtype and size + p.size <= _SMALL:
                 size += p.size
             else:
-                runs.append([p])
+                starts.append(i)
                 size = p.size
-        for run in runs:  # before a pool takes a part of it
-            size = sum(p.size for p in run)
-            self._scratch_for(run[0].dtype, min(size, self._block) if len(run) == 1 else 2 * size)
-        self._layout, self._runs = params, []
-        for run, last in zip(runs, accumulate(map(len, runs)), strict=True):
-            place, pool = slice(last - len(run), last), None
-            if len(run) > 1:
-                pool = _Pool(run, velocities[place], self._scratch[run[0].dtype])
-                velocities[place] = pool.velocities
-            self._runs.append((place, pool))
+        places = [slice(*ends) for ends in pairwise([*starts, len(params)])]
+        for place in places:  # before a run takes a part of it
+            size = sum(p.size for p in params[place])
+            alone = place.stop - place.start == 1
+            self._scratch_for(params[place.start].dtype, min(size, self._block) if alone else 2 * size)
+        for place in places:
+            scratch = self._scratch[params[place.start].dtype]
+            run = _Run(params[place], velocities[place], scratch, self._block)
+            self._runs.append((place, run))
+            self._tensors += run.tensors
+            self._views += run.views
+            self._held += [*run.views, *run.memory]
         self.u.update(zip(params, velocities, strict=True))
-        velocities.clear()  # or it would count as a holder
-        for _, pool in self._runs:
-            if pool is not None:
-                pool.seal()
+        self._params, self._velocities = params, velocities
+        self._held += velocities
+        self._holders = self._count_holders()
 
 
 class Adam(Optimizer):
@@ -425,7 +436,8 @@ class Adam(Optimizer):
         lr, beta1, beta2 = float(self.lr), float(self.beta1), float(self.beta2)
         eps, decay = float(self.eps), float(self.weight_decay)
         work = [
-            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]")) for p, g in self._gradients()
+            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
+            for p, g in zip(*self._gradients(), strict=True)
         ]
         for p, g, m, v in work:
             t = self.t[p] = self.t.get(p, 0) + 1

@@ -1,0 +1,204 @@
+"""Layers in a row, computed on arrays: what a Sequential of needle's own layers does.
+
+Nobody sees what goes from one layer of a Sequential to the next, so it need not be a Tensor. A *chain* is a list of
+records, one for each op: the op, its further operands (the parameters of the layer), and of its input and its result
+what its gradient rule will look at; the rest is let go of at once. The whole chain is one node of the graph.
+
+The plain backward pass hands the gradient from record to record, on the same rules as everywhere. Whoever wants more (a
+graph that is kept, a gradient that can be differentiated, or to look at ``op`` and ``inputs``) has the chain
+*unfolded* into the nodes that it stands for, and nothing else changes: the numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle import autograd, ops
+from needle.autograd import Tensor, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    from needle.autograd import Op
+
+    Array = NDArray[Any]
+    # What a layer does to an array: ops in turn, each with its operands beside the array; or, in the place of a
+    # Residual, the steps whose result is added to what goes into them.
+    Step: TypeAlias = "Callable[[Array], Iterable[tuple[Op, tuple[Tensor, ...]]]] | list[Step]"
+    # The op, its operands, whether its input needs a gradient, and the input and the result where a rule reads them. Of
+    # a Residual: the addition, the records of what is added, which of the two needs a gradient, and both or None.
+    Record: TypeAlias = "tuple[Op, Any, Any, Any, Any]"
+
+_ADD = ops._ewise_add
+_ONE = (True,)
+
+
+def run(steps: Sequence[Step], x: Tensor) -> Tensor:
+    """Compute the steps on x: one node of the graph, or a constant where no gradient is to flow."""
+    records: list[Record] | None = [] if autograd._grad_enabled else None
+    y, flows = _forward(steps, x.cached_data, x.requires_grad, records)
+    if y is x.cached_data:
+        return x
+    result = Tensor.make_const(y)
+    if flows and records is not None:
+        result.requires_grad = True
+        result._number = autograd._next_number()
+        result._chain = Chain(x, records)
+    return result
+
+
+def _forward(
+    steps: Sequence[Step], x: Array, flows: bool, records: list[Record] | None
+) -> tuple[Array, bool]:
+    """The result of the steps, and whether a gradient flows through it; appends to the records."""
+    for step in steps:
+        if type(step) is list:
+            inner: list[Record] | None = None if records is None else []
+            z, through = _forward(step, x, flows, inner)
+            y = np.asarray(_ADD.compute(z, x))
+            if records is not None:
+                alike = z.shape == x.shape and z.dtype is x.dtype
+                records.append((_ADD, inner, (through, flows), None if alike else (z, x), None))
+            x, flows = y, through
+            continue
+        for op, operands in step(x):  # type: ignore[operator]
+            if operands:
+                try:
+                    y = op.compute(x, *map(_data, operands))
+                except AttributeError:
+                    _refuse_other_than_tensors(op, operands)
+                    raise
+                read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
+            else:
+                y = op.compute(x)
+                read = op.reads_inputs
+            if type(y) is not _ndarray:
+                y = np.asarray(y)
+            if records is not None:
+                records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
+                if not flows:
+                    flows = True in map(_needs, operands)
+            x = y
+    return x, flows
+
+
+class Chain:
+    """The records of a result, and the tensor from which it was computed."""
+
+    __slots__ = ("base", "records")
+
+    def __init__(self, base: Tensor, records: list[Record]) -> None:
+        self.base = base
+        self.records = records
+
+    def sources(self) -> list[Tensor]:
+        """The nodes of the graph from which the result was computed, without the leaves."""
+        found = [x for x in _operands(self.records) if x._number]
+        return [*found, self.base] if self.base._number else found
+
+    def backward(self, g: Array) -> tuple[list[Tensor], list[Array | None]]:
+        """Every operand and the base, and what each gets from the gradient g of the result, newest op first; uses up the
+        records.
+        """
+        tensors: list[Tensor] = []
+        contributions: list[Array | None] = []
+        at_base = _backward(self.records, g, [], tensors, contributions)
+        return tensors + [self.base] * len(at_base), contributions + at_base
+
+    def unfold(self, node: Tensor) -> None:
+        """Make ``node`` and the nodes below it out of the records: a graph like any other."""
+        self.records[-1] = (*self.records[-1][:4], node.cached_data)
+        step = 1 / (1 + sum(1 for _ in _all(self.records)))
+        last = _nodes(self.records, self.base, count(node._number - 1 + step, step))
+        node._chain = None
+        node.op, node.inputs = last.op, last.inputs
+
+
+def _operands(records: list[Record]) -> Iterator[Tensor]:
+    for _, operands, *_ in records:
+        yield from _operands(operands) if type(operands) is list else operands
+
+
+def _all(records: list[Record]) -> Iterator[Record]:
+    for record in records:
+        if type(record[1]) is list:
+            yield from _all(record[1])
+        yield record
+
+
+def _backward(
+    records: list[Record],
+    g: Array,
+    before: list[Array],
+    tensors: list[Tensor],
+    contributions: list[Array | None],
+) -> list[Array]:
+    """The contributions to what went into the first record, in the order of a walk through nodes: those from ``before``,
+    then those that come through the records. Appends the operands and what they get to the last two.
+    """
+    while records:
+        op, operands, flows, x, y = records.pop()
+        if type(operands) is list:
+            z, x = x or (g, g)
+            g, skipping = op.vjp(g, g, flows, z, x)
+            g = _in_dtype_of(np.asarray(g), z)
+            waiting = [_in_dtype_of(np.asarray(skipping), x)] if flows[1] else []
+            parts = _backward(operands, g, waiting if records else before + waiting, tensors, contributions)
+            if not flows[1]:
+                return []
+            if not records:
+                return parts
+            g = _sum(parts)
+            continue
+        # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
+        if x is None:
+            x = g
+        if y is None:
+            y = g
+        if operands:
+            dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
+            tensors += operands
+            contributions += others
+            if not flows:
+                return []
+        else:
+            (dx,) = op.vjp(g, y, _ONE, x)
+        g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)
+    return [*before, g]
+
+
+def _sum(parts: list[Array]) -> Array:
+    """Add up, in place where the array is nobody else's: what was passed on unchanged is the first part again."""
+    total = parts[0]
+    for c in parts[1:]:
+        if c is not parts[0] and c.base is None and c.dtype is total.dtype:
+            c += total
+            total = c
+        else:
+            total = np.asarray(total + c)
+    return total
+
+
+def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor:
+    """The node of the last record; what was let go of is computed once more."""
+    for op, operands, flows, _, y in records:
+        if type(operands) is list:
+            inputs = (_nodes(operands, x, numbers), x)
+        else:
+            inputs = (x, *operands)
+        if y is None:
+            # by a copy, because an op may keep something of its first call for the gradient
+            y = np.asarray(copy.copy(op).compute(*map(_data, inputs)))
+        x = Tensor.make_const(y)
+        if any(map(_needs, inputs)):
+            x.requires_grad = True
+            x.op, x.inputs = op, inputs
+            x._number = next(numbers)  # type: ignore[assignment]
+    return x
