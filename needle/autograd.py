@@ -557,9 +557,7 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            ones = np.empty(data.shape, data.dtype)
-            ones.fill(1)
-            return Tensor.make_const(ones)
+            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
@@ -773,14 +771,13 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         for x, c in zip(inputs, contributions, strict=True):
             if c is None or not x.requires_grad:
                 continue
-            data = x.cached_data
-            before = adjoints.get(x)
+            data, before = x.cached_data, adjoints.get(x)
             if type(c) is not _ndarray or c.dtype is not data.dtype:
                 if type(data) is tuple:
                     adjoints[x] = c if before is None else _sum_of_tuples(before, c)
                     continue
                 c = _in_dtype_of(np.asarray(c), data)
-            fresh = c is not g and c.base is None
+            fresh = c.base is None and c is not g
             if before is None:
                 adjoints[x] = c
                 if not fresh:

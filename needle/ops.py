@@ -126,12 +126,14 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _column_sums(x: Any) -> Any:
     """(n, m) -> (m,). A product with ones, because it costs a quarter of the sum on small matrices."""
-    return summation(x, 0) if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot(x)
+    return _ones((x.shape[0],), x.dtype).dot(x) if type(x) is np.ndarray else summation(x, 0)
 
 
 def _row_sums(x: Any) -> Any:
     """(..., m) -> (..., 1). As a product, for the same reason."""
-    return _sum_kept(x, (x.ndim - 1,)) if isinstance(x, Tensor) else x.dot(_ones((x.shape[-1], 1), x.dtype))
+    if type(x) is np.ndarray:
+        return x.dot(_ones((x.shape[-1], 1), x.dtype))
+    return _sum_kept(x, (x.ndim - 1,))
 
 
 def _row_means(x: Any) -> Any:
@@ -1173,13 +1175,15 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
-        top = _row_maxima(logits)
-        z = logits - top
+        z = logits - _row_maxima(logits)
         of_labels = z.take(places)
         e = np.exp(z, z if z.dtype.kind == "f" else None)
         s = _row_sums(e)
         self.saved = (logits, places, e, s)
-        return (_column_sums(np.log(s))[0] - _column_sums(of_labels)) / len(logits)
+        losses = np.log(s).reshape(-1)
+        losses -= of_labels
+        n = len(losses)
+        return _ones((n,), losses.dtype).dot(losses) / n
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""
@@ -1191,14 +1195,16 @@ class SoftmaxCrossEntropy(TensorOp):
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
             s = _row_sums(e)
-        dz = e / s
+        (n,) = _scalars(e.dtype, logits.shape[0])
+        share = g / n
+        dz = e * (share / s)
         if isinstance(dz, Tensor):
             onehot = np.zeros(dz.shape, dz.dtype)
             onehot.reshape(-1)[places] = 1
-            dz = dz - Tensor.make_const(onehot)
+            dz = dz - Tensor.make_const(onehot) * share
         else:
-            dz.flat[places] -= 1
-        dz *= g * (1 / logits.shape[0])
+            dz = dz if dz.flags.c_contiguous else dz.copy()
+            dz.reshape(-1)[places] -= share
         return dz, None
 
 
@@ -1232,4 +1238,6 @@ def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the softmax: (batch, classes), integer labels (batch,) -> ()."""
-    return SoftmaxCrossEntropy()(logits, labels.detach() if isinstance(labels, Tensor) else Tensor(labels))
+    if not isinstance(labels, Tensor):
+        labels = Tensor(labels, requires_grad=False)
+    return Tensor.make_from_op(SoftmaxCrossEntropy(), (logits, labels.detach() if labels.requires_grad else labels))
