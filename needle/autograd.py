@@ -721,7 +721,7 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
         node = stack.pop()
         nodes.append(node)
         if node._chain is not None and not unfold:
-            inputs: Sequence[Value] = node._chain.sources()
+            inputs: Sequence[Value] = node._chain.sources
         elif node.op is _FREED:
             raise RuntimeError(
                 "backward: the graph was already freed by an earlier backward; "

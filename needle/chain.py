@@ -43,25 +43,28 @@ _ONE = (True,)
 def run(steps: Sequence[Step], x: Tensor) -> Tensor:
     """Compute the steps on x: one node of the graph, or a constant where no gradient is to flow."""
     records: list[Record] | None = [] if autograd._grad_enabled else None
-    y, flows = _forward(steps, x.cached_data, x.requires_grad, records)
+    sources = [x] if x._number else []
+    y, flows = _forward(steps, x.cached_data, x.requires_grad, records, sources)
     if y is x.cached_data:
         return x
     result = Tensor.make_const(y)
     if flows and records is not None:
         result.requires_grad = True
         result._number = autograd._next_number()
-        result._chain = Chain(x, records)
+        result._chain = Chain(x, records, sources)
     return result
 
 
 def _forward(
-    steps: Sequence[Step], x: Array, flows: bool, records: list[Record] | None
+    steps: Sequence[Step], x: Array, flows: bool, records: list[Record] | None, sources: list[Tensor]
 ) -> tuple[Array, bool]:
-    """The result of the steps, and whether a gradient flows through it; appends to the records."""
+    """The result of the steps, and whether a gradient flows through it. Appends to the records, and to the sources the
+    operands that are not leaves.
+    """
     for step in steps:
         if type(step) is list:
             inner: list[Record] | None = None if records is None else []
-            z, through = _forward(step, x, flows, inner)
+            z, through = _forward(step, x, flows, inner, sources)
             y = np.asarray(_ADD.compute(z, x))
             if records is not None:
                 alike = z.shape == x.shape and z.dtype is x.dtype
@@ -69,6 +72,7 @@ def _forward(
             x, flows = y, through
             continue
         for op, operands in step(x):  # type: ignore[operator]
+            read = op.reads_inputs
             if operands:
                 try:
                     y = op.compute(x, *map(_data, operands))
@@ -76,9 +80,11 @@ def _forward(
                     _refuse_other_than_tensors(op, operands)
                     raise
                 read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
+                for operand in operands:
+                    if operand._number:
+                        sources.append(operand)
             else:
                 y = op.compute(x)
-                read = op.reads_inputs
             if type(y) is not _ndarray:
                 y = np.asarray(y)
             if records is not None:
@@ -90,18 +96,14 @@ def _forward(
 
 
 class Chain:
-    """The records of a result, and the tensor from which it was computed."""
+    """The records of a result, the tensor from which it was computed, and the nodes below it in the graph."""
 
-    __slots__ = ("base", "records")
+    __slots__ = ("base", "records", "sources")
 
-    def __init__(self, base: Tensor, records: list[Record]) -> None:
+    def __init__(self, base: Tensor, records: list[Record], sources: list[Tensor]) -> None:
         self.base = base
         self.records = records
-
-    def sources(self) -> list[Tensor]:
-        """The nodes of the graph from which the result was computed, without the leaves."""
-        found = [x for x in _operands(self.records) if x._number]
-        return [*found, self.base] if self.base._number else found
+        self.sources = sources
 
     def backward(self, g: Array) -> tuple[list[Tensor], list[Array | None]]:
         """Every operand and the base, and what each gets from the gradient g of the result, newest op first; uses up the
@@ -119,11 +121,6 @@ class Chain:
         last = _nodes(self.records, self.base, count(node._number - 1 + step, step))
         node._chain = None
         node.op, node.inputs = last.op, last.inputs
-
-
-def _operands(records: list[Record]) -> Iterator[Tensor]:
-    for _, operands, *_ in records:
-        yield from _operands(operands) if type(operands) is list else operands
 
 
 def _all(records: list[Record]) -> Iterator[Record]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle import init, ops
-from needle import chain
+from needle import chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+_changes = 0  # how often an attribute of a module was set or deleted: what a _Plan relies on
 _RELU, _TANH, _SIGMOID = (((op, ()),) for op in (ops._relu, ops._tanh, ops._sigmoid))
 
 
@@ -64,6 +66,16 @@ class Module:
 
     def __init__(self) -> None:
         self.training = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        global _changes
+        _changes += 1
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        global _changes
+        _changes += 1
+        object.__delattr__(self, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output."""
@@ -288,7 +300,12 @@ class Sigmoid(Module):
 
 
 class Sequential(Module):
-    """Sequential: each module's output is the next one's input; ``modules`` holds them."""
+    """Sequential: each module's output is the next one's input; ``modules`` holds them.
+
+    If all of them are layers of this file, their ops are computed as a chain (chain.py), with no Tensor in between.
+    """
+
+    _plan: _Plan | None = None
 
     def __init__(self, *modules: Module) -> None:
         super().__init__()
@@ -306,9 +323,11 @@ class Sequential(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
-        steps = _steps(self.modules)
-        if steps is not None and isinstance(x, Tensor):
-            return chain.run(steps, x)
+        plan = self._plan
+        if plan is None or not plan.holds():
+            plan = vars(self)["_plan"] = _Plan(self.modules)
+        if plan.steps is not None and isinstance(x, Tensor):
+            return chain.run(plan.steps, x)
         for module in self.modules:
             x = module(x)
         return x
@@ -463,31 +482,52 @@ class Residual(Module):
 
 # -- layers as ops
 
-# The layers that can compute on arrays: by their ``forward``, so that one which was overridden or replaced is called.
+# The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _OPS_OF = {
     layer.forward: layer._ops
     for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
 }
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
+_functions = operator.attrgetter("forward", "__call__")
 
 
-def _steps(modules: Sequence[Any]) -> list[chain.Step] | None:
-    """The modules as steps of a chain, or None if one of them has to be called."""
-    steps: list[chain.Step] = []
-    for module in modules:
-        forward = getattr(getattr(module, "forward", None), "__func__", None)
-        if type(module).__call__ is not _CALL:
+class _Plan:
+    """What a Sequential has found out about its modules: the steps of a chain, or None if one of them must be called.
+
+    Holds until an attribute of a module is set, or a method of one of their classes.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self.classes: dict[type, tuple[Any, ...]] = {}
+        self.steps = self._steps(modules)
+        self.changes = _changes
+
+    def holds(self) -> bool:
+        """Say whether everything is as it was."""
+        return self.changes == _changes and [*map(_functions, self.classes)] == [*self.classes.values()]
+
+    def _steps(self, modules: Sequence[Any]) -> list[chain.Step] | None:
+        steps: list[chain.Step] = []
+        if type(modules) is not tuple:  # a list may change unnoticed
             return None
-        if forward in _OPS_OF:
-            steps.append(module._ops)
-        elif forward is _SEQUENTIAL or forward is _RESIDUAL:
-            inner = _steps(module.modules if forward is _SEQUENTIAL else (module.fn,))
-            if inner is None:
+        for module in modules:
+            if not isinstance(module, Module):
                 return None
-            if forward is _SEQUENTIAL:
+            forward, call = self.classes[type(module)] = _functions(type(module))
+            if "forward" in vars(module) or call is not _CALL:
+                return None
+            if forward in _OPS_OF:
+                steps.append(module._ops)  # type: ignore[attr-defined]
+            elif isinstance(module, Sequential) and forward is _SEQUENTIAL:
+                inner = self._steps(module.modules)
+                if inner is None:
+                    return None
                 steps += inner
-            else:
+            elif isinstance(module, Residual) and forward is _RESIDUAL:
+                inner = self._steps((module.fn,))
+                if inner is None:
+                    return None
                 steps.append(inner)
-        else:
-            return None
-    return steps
+            else:
+                return None
+        return steps

@@ -291,9 +291,9 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
             return Suspect(f"{kind} skip", f"parameter {name} has no gradient", "", words, stepped)
         known = "all gradients and the optimizer's state agree"
         return Suspect(f"{kind} parameter update", name, known, words, stepped)
-    if quantity == "kept" and name.endswith("nobody watches"):
-        what = "gradients change where nobody holds the results of layers (release)"
-        return Suspect(what, name, line=line_of(ndl, "nn.Sequential", "forward"))
+    if name.endswith("nobody watches"):
+        what = "a chain of layers gives something else than the layers one by one (chain)"
+        return Suspect(what, name, line=line_of(ndl, "chain", "run"))
     if quantity == "kept":
         held = re.sub(r" of step \d+$", "", name).split(" ")[0]
         return Suspect(f"something writes into a {held} that a user may hold (alias)", name)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -77,6 +77,11 @@ _NEXT = np.random.RandomState(_SEED).bytes(8)
 def _array(value: Any) -> Array:
     """The ndarray of a Tensor, or of a plain array."""
     return np.asarray(value.cached_data if hasattr(value, "cached_data") else value)
+
+
+def _same_gradient(a: Any, b: Any) -> bool:
+    """Whether two gradients are the same bits, or both missing."""
+    return a is b is None or (a is not None and b is not None and same_bits(_array(a), _array(b)))
 
 
 @dataclass
@@ -334,26 +339,42 @@ class NeedleRun:
         self._judge_tape(tape, cotangent, record)
         return _Pass(mark, x, record, loss)
 
-    def _unwatched(self, t: int, obs: Observation) -> None:
-        """The pass once more, without anybody who holds a result of a layer: needle may then let go of what it needs no
-        more, or write into it, but the gradients are the same bits.
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """The model as the user has it, with no layer wrapped: needle may then compute layers together, let go of what it
+        needs no more, or write into it.
         """
+        wrapped = [(module, module.forward) for module in self.modules.values()]
+        for module, _ in wrapped:
+            del module.forward
+        try:
+            yield
+        finally:
+            for module, forward in wrapped:
+                module.forward = forward
+
+    def _unwatched(self, t: int, obs: Observation) -> None:
+        """The pass once more, without anybody who looks at a layer: the loss and the gradients are the same bits."""
         seen = {name: parameter.grad for name, parameter in self.parameters.items()}
         buffers = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
         np.random.seed(step_seed(self.case, t))
-        with self._phase("forward"):
-            x = self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.case.input_grad)
-            loss, cotangent = self._loss(self.model(x), t, 0)
-        with self._phase("backward"):
-            self.optimizer.reset_grad()
-            self._backward(loss, cotangent)
+        with self.unwatched():
+            with self._phase("forward"):
+                x = self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.case.input_grad)
+                loss, cotangent = self._loss(self.model(x), t, 0)
+            with self._phase("backward"):
+                self.optimizer.reset_grad()
+                self._backward(loss, cotangent)
+        if "loss" in obs.values:
+            same = same_bits(_array(loss), obs.values["loss"]["loss"])
+            obs.hold("kept", "loss of a pass that nobody watches", same)
         for name, parameter in self.parameters.items():
-            before, again = seen[name], parameter.grad
-            same = before is again is None or (
-                before is not None and again is not None and same_bits(_array(before), _array(again))
+            obs.hold(
+                "kept",
+                f"gradient {name} of a pass that nobody watches",
+                _same_gradient(seen[name], parameter.grad),
             )
-            obs.hold("kept", f"gradient {name} of a pass that nobody watches", same)
-            parameter.grad = before
+            parameter.grad = seen[name]
         with self._phase("taking over the state"):
             for name, value in buffers.items():
                 self._tensor(name).data = self.ndl.Tensor(value, requires_grad=False)
@@ -519,6 +540,11 @@ class NeedleRun:
                 self.model.eval()
                 with self.ndl.no_grad() if constant else nullcontext():
                     out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.taped))
+                    if not self.taped and (self.case.seed_for("unwatched") + t) % UNWATCHED == 0:
+                        self._recording = None
+                        with self.unwatched():
+                            again = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
+                        obs.hold("untouched", "output of a pass that nobody watches", same_bits(_array(again), _array(out)))
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()
@@ -671,6 +697,18 @@ def run_second(
         first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, _array(grad))
+        if case.seed_for("unwatched") % UNWATCHED == 0 and findings is None:
+            np.random.seed(step_seed(case, 0))
+            with run.unwatched():
+                with phase("forward"):
+                    again, _ = run._loss(run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False)), 0, 0)
+                with phase("backward"):
+                    run.optimizer.reset_grad()
+                    again.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
+            for name, parameter in run.parameters.items():
+                same = _same_gradient(first.get(name), parameter.grad)
+                obs.hold("kept", f"gradient with graph {name} of a pass that nobody watches", same)
+                parameter.grad = first.get(name)
         with phase("second backward"):
             total, second = None, []
             for name, grad in first.items():

@@ -212,6 +212,10 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Any:
             if verdict.divergence is None and seen.values[quantity][name].any():
                 message = f"needle has a {quantity} of {name}, which torch has not"
                 verdict.divergence = cmp.Divergence(0, quantity, name, "unexpected", message)
+    for name, same in seen.values.get("kept", {}).items():
+        verdict.tally.count("exact kept", 0.0, 1, 1)
+        if not same and verdict.divergence is None:
+            verdict.divergence = cmp.Divergence(0, "kept", name, "exact", f"{name} has other bits")
     if verdict.divergence is not None:
         verdict.divergence = _named(case, ndl, verdict.divergence)
     clock.turn("")
