@@ -21,7 +21,7 @@ from needle import autograd, ops
 from needle.autograd import Tensor, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from needle.autograd import Op
 
     Array = NDArray[Any]
-    # What a layer does to an array: ops in turn, each with its operands beside the array; or, in the place of a
-    # Residual, the steps whose result is added to what goes into them.
-    Step: TypeAlias = "Callable[[Array], Iterable[tuple[Op, tuple[Tensor, ...]]]] | list[Step]"
+    # What a layer does to an array: ops in turn, each with its operands beside the array. Known beforehand, or once the
+    # array is there; or, in the place of a Residual, the steps whose result is added to what goes into them.
+    Ops: TypeAlias = "tuple[tuple[Op, tuple[Tensor, ...]], ...]"
+    Step: TypeAlias = "Ops | Callable[[Array], Ops] | list[Step]"
     # The op, its operands, whether its input needs a gradient, and the input and the result where a rule reads them. Of
     # a Residual: the addition, the records of what is added, which of the two needs a gradient, and both or None.
     Record: TypeAlias = "tuple[Op, Any, Any, Any, Any]"
@@ -71,7 +72,7 @@ def _forward(
                 records.append((_ADD, inner, (through, flows), None if alike else (z, x), None))
             x, flows = y, through
             continue
-        for op, operands in step(x):  # type: ignore[operator]
+        for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
             read = op.reads_inputs
             if operands:
                 try:

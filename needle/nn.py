@@ -12,15 +12,13 @@ from needle import chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
-    from needle.autograd import Op
+    from needle.chain import Ops
 
     Array = NDArray[Any]
-    Ops: TypeAlias = "Iterable[tuple[Op, tuple[Tensor, ...]]]"  # one after the other, with their further operands
 
 __all__ = [
     "BatchNorm1d",
@@ -487,6 +485,8 @@ _OPS_OF = {
     layer.forward: layer._ops
     for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
 }
+_NO_DATA = np.empty(0)
+_FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 
@@ -517,7 +517,8 @@ class _Plan:
             if "forward" in vars(module) or call is not _CALL:
                 return None
             if forward in _OPS_OF:
-                steps.append(module._ops)  # type: ignore[attr-defined]
+                ops_of = module._ops  # type: ignore[attr-defined]
+                steps.append(ops_of(_NO_DATA) if forward in _FIXED else ops_of)
             elif isinstance(module, Sequential) and forward is _SEQUENTIAL:
                 inner = self._steps(module.modules)
                 if inner is None:

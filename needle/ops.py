@@ -1072,7 +1072,8 @@ class BatchNorm(_KeepsNormalised, TensorOp):
         return centred, one / (var + eps) ** 0.5, mean, var
 
     def compute(self, x: Array, weight: Array, bias: Array) -> Any:
-        if x.ndim != 2 or not x.shape[0] or weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
+        shape = x.shape
+        if len(shape) != 2 or not shape[0] or not weight.shape == bias.shape == shape[1:]:
             raise ValueError(
                 f"batch_norm needs (batch, d) with batch >= 1, weight (d,) and bias (d,), "
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"

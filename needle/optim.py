@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
+_add, _multiply, _subtract = np.add, np.multiply, np.subtract
 _references = sys.getrefcount
 _data = operator.attrgetter("cached_data")
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, the memory for
@@ -320,15 +321,15 @@ class SGD(Optimizer):
             lr, beta, rest, decay = self._scalars_in(run.dtype)
             for theta, u, g, d in run.blocks(gradients[place]):
                 if decay:
-                    np.multiply(theta, decay, d)
-                    np.add(g, d, d)
-                    np.multiply(d, rest, d)
+                    _multiply(theta, decay, d)
+                    _add(g, d, d)
+                    _multiply(d, rest, d)
                 else:
-                    np.multiply(g, rest, d)
-                np.multiply(u, beta, u)
-                np.add(u, d, u)
-                np.multiply(u, lr, d)
-                np.subtract(theta, d, theta)
+                    _multiply(g, rest, d)
+                _multiply(u, beta, u)
+                _add(u, d, u)
+                _multiply(u, lr, d)
+                _subtract(theta, d, theta)
 
     def _in_place(self, params: list[Tensor]) -> bool:
         """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
