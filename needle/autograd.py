@@ -13,7 +13,6 @@ so that the gradient is itself differentiable.
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
 import operator
@@ -265,7 +264,7 @@ class _WhereFolded:
     def __get__(self, node: Value | None, owner: object = None) -> Any:
         if node is None or node._chain is None:
             return self.of_a_leaf
-        node._chain.unfold(node)
+        node._chain.unfold(cast("Tensor", node))
         return vars(node)[self.name]
 
 

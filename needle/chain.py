@@ -81,9 +81,7 @@ def _forward(
                     _refuse_other_than_tensors(op, operands)
                     raise
                 read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
-                for operand in operands:
-                    if operand._number:
-                        sources.append(operand)
+                sources += [operand for operand in operands if operand._number]
             else:
                 y = op.compute(x)
             if type(y) is not _ndarray:
@@ -186,11 +184,8 @@ def _sum(parts: list[Array]) -> Array:
 
 def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor:
     """The node of the last record; what was let go of is computed once more."""
-    for op, operands, flows, _, y in records:
-        if type(operands) is list:
-            inputs = (_nodes(operands, x, numbers), x)
-        else:
-            inputs = (x, *operands)
+    for op, operands, _, _, y in records:
+        inputs = (_nodes(operands, x, numbers), x) if type(operands) is list else (x, *operands)
         if y is None:
             # by a copy, because an op may keep something of its first call for the gradient
             y = np.asarray(copy.copy(op).compute(*map(_data, inputs)))
@@ -198,5 +193,5 @@ def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor
         if any(map(_needs, inputs)):
             x.requires_grad = True
             x.op, x.inputs = op, inputs
-            x._number = next(numbers)  # type: ignore[assignment]
+            x._number = next(numbers)
     return x

@@ -1239,6 +1239,5 @@ def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the softmax: (batch, classes), integer labels (batch,) -> ()."""
-    if not isinstance(labels, Tensor):
-        labels = Tensor(labels, requires_grad=False)
+    labels = labels if isinstance(labels, Tensor) else Tensor(labels)
     return Tensor.make_from_op(SoftmaxCrossEntropy(), (logits, labels.detach() if labels.requires_grad else labels))

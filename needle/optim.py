@@ -206,8 +206,8 @@ class _Run:
             g = gradients[0].reshape(-1)
         else:
             g = self._gathered
-            for place, gradient in zip(self._places, gradients, strict=True):
-                place[...] = gradient
+            for view, gradient in zip(self._places, gradients, strict=True):
+                view[...] = gradient
         for theta, u, place, d in self._blocks:
             yield theta, u, g[place], d
 

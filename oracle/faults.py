@@ -311,22 +311,22 @@ optimizer(
     sgd(skip=lambda s: s.grad is None or s.p is s.o.params[-1]),
 )
 optimizer(
-    "sgd-pool-blind",
-    "small parameters that share a pool: a parameter whose array was replaced is not noticed",
+    "sgd-run-blind",
+    "small parameters side by side: one whose array was replaced is not noticed",
     "SGD",
-    replace("optim._Pool.intact", lambda self: True),
+    replace("optim.SGD._in_place", lambda self, params: params == self._params),
 )
 optimizer(
-    "sgd-pool-alone",
-    "small parameters that share a pool: whoever holds one of its arrays is not noticed",
+    "sgd-run-alone",
+    "small parameters side by side: whoever holds one of their arrays is not noticed",
     "writes into|alias",
-    replace("optim._Pool._count_holders", lambda self: []),
+    replace("optim.SGD._count_holders", lambda self: []),
 )
 optimizer(
-    "sgd-pool-swapped",
-    "small parameters that share a pool: two of equal shape get each other's gradient",
+    "sgd-run-swapped",
+    "small parameters side by side: two of equal shape get each other's gradient",
     "SGD",
-    around("optim._Pool.gather", lambda old, self, gs: old(self, _swapped(list(gs)))),
+    around("optim._Run.blocks", lambda old, self, gs: old(self, _swapped(list(gs)))),
 )
 optimizer(
     "sgd-decay-in-gradient",
@@ -639,13 +639,11 @@ def _in_place(before: Any, c: Any) -> Any:
     return before + c
 
 
-def _careless(x: Any, result: Any) -> None:
-    op, made_by = result.op, x.op
-    if op is None or made_by is None or op.reads_inputs or result.inputs[0] is not x:
-        return
-    if x.shape == result.shape and x.dtype is result.dtype:
-        del x.cached_data
-        x._released = True
+def _without_inputs(records: list[Any]) -> list[Any]:
+    return [
+        (op, operands, flows, None if type(op) is ops.Linear and _square(operands[0]) else x, y)
+        for op, operands, flows, x, y in records
+    ]
 
 
 def _no_graph(walk_tensors: Any, root: Any, g: Any) -> None:
@@ -672,6 +670,7 @@ def _reduced(total: Callable[[Any, tuple[int, ...], tuple[int, ...]], Any]) -> P
 autograd_ = _group("autograd")
 CONTROLS["backward written out"] = walk()
 ACCUMULATION = "accumulation"
+CHAIN = "chain"
 
 autograd_("add-overwrites", "at a fan-out the last contribution wins", ACCUMULATION, walk(add=lambda before, c: c))
 autograd_(
@@ -754,10 +753,34 @@ autograd_(
 autograd_("frozen-gets-gradient", "requires_grad=False does not stop the gradient", "gradient|requires_grad|frozen",
           around("autograd._contributions", lambda old, op, inputs, needs, node, g: old(op, inputs, [True] * len(inputs), node, g)) + walk(flows=lambda x: True))  # fmt: skip
 autograd_(
-    "release-what-is-read",
-    "a result that its own gradient rule reads is let go of, where nobody holds it",
-    "release",
-    around("nn.release", lambda old, x, result: _careless(x, result)),
+    "chain-forgets-result",
+    "a chain of layers lets go of the result that the rule of ReLU reads",
+    CHAIN,
+    replace("ops.ReLU.reads_result", False),
+)
+autograd_(
+    "chain-forgets-input",
+    "a chain of layers lets go of the input that the rule of Linear reads, where it has the shape of the result",
+    CHAIN,
+    around("chain._backward", lambda old, records, *rest: old(_without_inputs(records), *rest)),
+)
+autograd_(
+    "chain-loses-skip",
+    "the gradient past a Residual in the middle of a chain is dropped",
+    CHAIN,
+    replace("chain._sum", lambda parts: parts[-1]),
+)
+autograd_(
+    "chain-flat-order",
+    "a chain of layers adds up to a tensor that is used three times in another order",
+    CHAIN,
+    around("chain.Chain.backward", lambda old, self, g: tuple(part[::-1] for part in old(self, g))),
+)
+autograd_(
+    "chain-unfolds-without-base",
+    "a chain of layers that is unfolded passes nothing on to what it was computed from",
+    CHAIN,
+    around("chain._nodes", lambda old, records, x, numbers: old(records, x.detach(), numbers)),
 )
 autograd_(
     "input-gets-none",

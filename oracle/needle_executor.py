@@ -301,7 +301,7 @@ class NeedleRun:
             self._adjoints(made, obs)
         self._gradients("gradient", obs)
         if self.batches.micro == 1 and not self.taped and (case.seed_for("unwatched") + t) % UNWATCHED == 0:
-            self._unwatched(t, obs)
+            self._unwatched(t, passes[0].x.grad, obs)
         if case.clip is not None:
             self._clip(t, case.clip, obs)
         held = self._held_gradients(t, "gradient" if case.clip is None else "clipped")
@@ -353,7 +353,7 @@ class NeedleRun:
             for module, forward in wrapped:
                 module.forward = forward
 
-    def _unwatched(self, t: int, obs: Observation) -> None:
+    def _unwatched(self, t: int, given: Any, obs: Observation) -> None:
         """The pass once more, without anybody who looks at a layer: the loss and the gradients are the same bits."""
         seen = {name: parameter.grad for name, parameter in self.parameters.items()}
         buffers = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
@@ -368,12 +368,12 @@ class NeedleRun:
         if "loss" in obs.values:
             same = same_bits(_array(loss), obs.values["loss"]["loss"])
             obs.hold("kept", "loss of a pass that nobody watches", same)
+        if self.case.input_grad:
+            same = _same_gradient(given, x.grad)
+            obs.hold("kept", "gradient of the input of a pass that nobody watches", same)
         for name, parameter in self.parameters.items():
-            obs.hold(
-                "kept",
-                f"gradient {name} of a pass that nobody watches",
-                _same_gradient(seen[name], parameter.grad),
-            )
+            same = _same_gradient(seen[name], parameter.grad)
+            obs.hold("kept", f"gradient {name} of a pass that nobody watches", same)
             parameter.grad = seen[name]
         with self._phase("taking over the state"):
             for name, value in buffers.items():
@@ -544,7 +544,9 @@ class NeedleRun:
                         self._recording = None
                         with self.unwatched():
                             again = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=False))
-                        obs.hold("untouched", "output of a pass that nobody watches", same_bits(_array(again), _array(out)))
+                        obs.hold(
+                            "untouched", "output of a pass that nobody watches", same_bits(_array(again), _array(out))
+                        )
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()

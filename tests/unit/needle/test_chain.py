@@ -1,0 +1,445 @@
+"""A Sequential of needle's own layers computes a chain on arrays: nobody may notice, but by the clock."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn, ops
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype("float32")
+
+
+def block(width=6):
+    return nn.Sequential(
+        nn.Residual(
+            nn.Sequential(
+                nn.Linear(width, 4),
+                nn.BatchNorm1d(4),
+                nn.ReLU(),
+                nn.Dropout(0.3),
+                nn.Linear(4, width, bias=False),
+                nn.LayerNorm1d(width),
+            )
+        ),
+        nn.ReLU(),
+    )
+
+
+MODELS = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Sigmoid()),
+    "resnet": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.ReLU(), block(), block(), nn.Linear(6, 6)),
+    "residuals first": lambda: nn.Sequential(nn.Residual(nn.Residual(nn.Linear(6, 6))), nn.Identity(), nn.Linear(6, 6)),
+    "residuals of nothing": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.Residual(nn.Residual(nn.Identity())), nn.Residual(nn.Sequential())
+    ),
+    "residuals alone": lambda: nn.Sequential(nn.Residual(nn.Identity()), nn.Residual(nn.Residual(nn.Tanh()))),
+    "wider": lambda: nn.Sequential(nn.Linear(6, 1), nn.Residual(nn.Linear(1, 6)), nn.BatchNorm1d(6)),
+    "narrower": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 1)), nn.LayerNorm1d(6)),
+    "two dtypes": lambda: nn.Sequential(
+        nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6, dtype="float64"), nn.LayerNorm1d(6)
+    ),
+    "residual of another dtype": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 6, dtype="float64"))),
+    "tied": lambda: tied(),
+    "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6)), block()), 3),
+    "frozen in the middle": lambda: frozen(nn.Sequential(nn.Linear(6, 6), block(), nn.Linear(6, 6)), 6, first=2),
+}
+
+
+def tied():
+    first = nn.Linear(6, 6)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model.modules[2].weight = model.modules[4].weight = first.weight
+    return model
+
+
+def frozen(model, last, first=0):
+    for p in model.parameters()[first:last]:
+        p.requires_grad = False
+    return model
+
+
+def made(name, dtype="float32"):
+    np.random.seed(0)
+    return MODELS[name]()
+
+
+def watched(model):
+    """Every layer called as a module, and its result kept, as by a user who looks at activations."""
+    kept = []
+    for part in model.modules_in():
+        forward = part.forward
+
+        def keeping(*args, forward=forward):
+            kept.append(forward(*args))
+            return kept[-1]
+
+        part.forward = keeping
+    return model, kept
+
+
+def step(model, x, times=1, between=None, **how):
+    """What a pass leaves behind: the result, all gradients and buffers."""
+    np.random.seed(1)
+    out = model(x)
+    loss = (out * normal(*out.shape, seed=7)).sum()
+    if not loss.requires_grad:
+        return [out.numpy()]
+    for _ in range(times):
+        loss.backward(**how)
+    grads = [None if t.grad is None else t.grad.numpy() for t in (x, *model.parameters())]
+    return [out.numpy(), *grads, *(b.numpy().copy() for b in model.buffers())]
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for p, q in zip(a, b, strict=True):
+        assert (p is None) == (q is None)
+        if p is not None:
+            assert p.dtype == q.dtype
+            np.testing.assert_array_equal(p, q)
+
+
+def given(to_the_input):
+    return ndl.Tensor(normal(8, 6), requires_grad=to_the_input)
+
+
+@pytest.mark.parametrize("to_the_input", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chain_gives_the_same_bits_as_its_layers(name, to_the_input):
+    model, (other, kept) = made(name), watched(made(name))
+    out = model(given(to_the_input))
+    assert out._chain is not None or not out.requires_grad
+    model = made(name)
+    same(step(model, given(to_the_input)), step(other, given(to_the_input)))
+    assert kept
+
+
+@pytest.mark.parametrize("how", [{"retain_graph": True}, {"create_graph": True}])
+@pytest.mark.parametrize("name", MODELS)
+def test_whoever_wants_more_than_one_backward_gets_the_same_bits_too(name, how):
+    other, _ = watched(made(name))
+    same(step(made(name), given(True), times=2, **how), step(other, given(True), times=2, **how))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_second_derivatives_through_a_chain(name):
+    def second(model):
+        x = given(True)
+        np.random.seed(1)
+        (model(x) ** 2).sum().backward(create_graph=True)
+        ps = [t for t in (x, *model.parameters()) if t.grad is not None]
+        total = sum(((t.grad * normal(*t.shape, seed=3)).sum() for t in ps), ndl.Tensor(0.0, requires_grad=False))
+        for t in ps:
+            t.grad = None
+        total.backward()
+        return [None if t.grad is None else t.grad.numpy() for t in ps]
+
+    same(second(made(name)), second(watched(made(name))[0]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chain_unfolds_into_the_nodes_of_its_layers(name):
+    def nodes(model):
+        np.random.seed(1)
+        return ndl.autograd.find_topo_sort([model(given(True))])
+
+    ours, theirs = nodes(made(name)), nodes(watched(made(name))[0])
+    assert [type(t.op) for t in ours] == [type(t.op) for t in theirs]
+    numbers = {t: i for i, t in enumerate(theirs)}
+    places = dict(zip(ours, theirs, strict=True))
+    for t, u in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(t.numpy(), u.numpy())
+        assert [numbers[places[x]] for x in t.inputs] == [numbers[x] for x in u.inputs]
+        assert t.requires_grad == u.requires_grad
+        assert all(x._number < t._number for x in t.inputs)
+
+
+def test_without_a_graph_there_is_no_chain():
+    model = made("resnet")
+    with ndl.no_grad():
+        out = model(given(True))
+    assert out._chain is None
+    assert not out.requires_grad
+    assert out.op is None
+    constant = frozen(made("mlp"), 9)(given(False))
+    assert constant._chain is None
+    assert constant.is_leaf()
+
+
+def test_a_sequential_of_nothing_hands_back_what_it_gets():
+    x = given(True)
+    assert nn.Sequential()(x) is x
+    assert nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout().eval()))(x) is x
+
+
+def test_evaluation_uses_the_running_statistics_and_lets_gradients_through():
+    model, (other, _) = made("resnet"), watched(made("resnet"))
+    for m in (model, other):
+        step(m, given(False))
+        m.eval()
+    same(step(model, given(True)), step(other, given(True)))
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_backward_frees_the_chain_unless_told_otherwise(free):
+    out = made("mlp")(given(True)).sum()
+    out.backward(retain_graph=not free)
+    if free:
+        with pytest.raises(RuntimeError, match="the graph was already freed by an earlier backward"):
+            out.backward()
+    else:
+        out.backward()
+
+
+def test_the_backward_of_a_user_is_not_written_into():
+    g = ndl.Tensor(normal(8, 6, seed=5))
+    before = g.numpy().copy()
+    x = given(True)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Residual(nn.Identity())), nn.Residual(nn.Identity()))
+    for root in (model(x), nn.Sequential(nn.Residual(nn.Identity()))(x), nn.Sequential(nn.Flatten())(x)):
+        root.backward(g)
+        np.testing.assert_array_equal(g.numpy(), before)
+        assert not np.shares_memory(x.grad.numpy(), g.numpy())
+
+
+def test_a_kept_gradient_of_the_result():
+    out = made("mlp")(given(True))
+    out.retain_grad()
+    (out * 2).sum().backward()
+    np.testing.assert_array_equal(out.grad.numpy(), np.full((8, 6), 2, np.float32))
+
+
+def test_a_chain_between_other_ops():
+    def through(model):
+        x = given(True)
+        np.random.seed(1)
+        h = x * 2
+        loss = (model(h) * model(h + 1) + h).sum()
+        loss.backward()
+        return [loss.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    for name in ("resnet", "residuals first", "residuals alone"):
+        same(through(made(name)), through(watched(made(name))[0]))
+
+
+def test_a_weight_that_is_computed():
+    def grads(watch):
+        np.random.seed(0)
+        model, v = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), nn.Parameter(normal(6, 6))
+        model.modules[2].weight = v * 0.5
+        if watch:
+            watched(model)
+        model(given(False)).sum().backward()
+        return [v.grad.numpy(), *(p.grad.numpy() for p in (model.modules[0].weight, model.modules[2].bias))]
+
+    same(grads(False), grads(True))
+
+
+def test_a_deep_chain():
+    model = nn.Sequential(*[nn.ReLU() for _ in range(20_000)])
+    x = given(True)
+    model(x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), (x.numpy() > 0).astype("float32"))
+    assert len(ndl.autograd.find_topo_sort([model(x)])) == 20_001
+
+
+# -- what makes a Sequential call its modules
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Same(nn.Linear):
+    """A layer under another name."""
+
+
+class Called(nn.Linear):
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+def test_layers_of_others_are_called():
+    x = given(False)
+    for double in (Doubled(), OwnLinear(6, 6), Called(6, 6), lambda t: t * 2):
+        inner = nn.Sequential(nn.ReLU(), double)
+        for model in (inner, nn.Sequential(inner, nn.ReLU()), nn.Sequential(nn.Residual(inner))):
+            out = model(x)
+            assert out._chain is None
+        right = np.maximum(x.numpy(), 0)
+        if isinstance(double, nn.Linear):
+            right = right @ double.weight.numpy() + double.bias.numpy()
+        np.testing.assert_array_equal(inner(x).numpy(), right * 2)
+    assert nn.Sequential(Same(6, 6))(x)._chain is not None
+
+
+def test_a_change_after_the_first_call_counts(monkeypatch):
+    x = given(False)
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6)), nn.ReLU(), nn.Residual(nn.Linear(6, 6)))
+    first = model.modules[0].modules[0]
+    reference = model(x)
+    assert reference._chain is not None
+
+    first.forward = lambda t: t * 0
+    np.testing.assert_array_equal(model(x).numpy()[0], model(x).numpy()[1])
+    del first.forward
+    np.testing.assert_array_equal(model(x).numpy(), reference.numpy())
+
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, t: t * 0)
+    assert model(x)._chain is None
+    monkeypatch.undo()
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, t: self.forward(t) * 1)
+    assert model(x)._chain is None
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model(x).numpy(), reference.numpy())
+
+    bias, first.bias = first.bias, None
+    model(x).sum().backward()
+    assert bias.grad is None
+    first.bias = bias
+    weight, first.weight.grad = first.weight, None
+    first.weight = nn.Parameter(np.zeros((6, 6), "float32"))
+    model(x).sum().backward()
+    assert weight.grad is None
+    first.weight = weight
+    np.testing.assert_array_equal(model(x).numpy(), reference.numpy())
+
+    model.modules[2].fn = nn.Identity()
+    half = model(x)
+    assert not np.array_equal(half.numpy(), reference.numpy())
+    model.modules[0].modules = (nn.Identity(),)
+    np.testing.assert_array_equal(model(x).numpy(), 2 * np.maximum(x.numpy(), 0))
+    model.modules = [nn.ReLU()]  # a list may change unnoticed
+    assert model(x)._chain is None
+    model.modules[0] = nn.Tanh()
+    np.testing.assert_array_equal(model(x).numpy(), np.tanh(x.numpy()))
+
+
+def test_copies_have_plans_of_their_own():
+    model = made("resnet")
+    model(given(False))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for p in other.parameters():
+            p.data = ndl.Tensor(np.zeros(p.shape, "float32"))
+        np.testing.assert_array_equal(other(given(False)).numpy(), np.zeros((8, 6)))
+        other.modules[5].bias.data = ndl.Tensor(np.ones((1, 6), "float32"))
+        np.testing.assert_array_equal(other(given(False)).numpy(), np.ones((8, 6)))
+    assert model(given(False)).numpy().any()
+
+
+def test_errors_are_those_of_the_layers():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
+    with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(8, 5\) @ \(6, 5\)"):
+        model(ndl.Tensor(normal(8, 5)))
+    with pytest.raises(ValueError, match="BatchNorm1d needs at least 2 rows"):
+        model(ndl.Tensor(normal(1, 6)))
+    with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
+        model(normal(8, 6))
+    model.modules[0].weight = normal(6, 5)
+    with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
+        model(ndl.Tensor(normal(8, 6)))
+
+
+def test_a_chain_keeps_no_more_than_the_rules_read():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm1d(6))
+    chain = model(given(False))._chain
+    kept = [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in chain.records]
+    assert kept == [
+        ("Linear", True, False),
+        ("BatchNorm", False, False),
+        ("ReLU", False, True),
+        ("Linear", True, False),
+        ("LayerNorm", False, False),
+    ]
+
+
+def test_modules_may_pass_on_other_things_than_tensors():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, ops.relu(x)
+
+    class Join(nn.Module):
+        def forward(self, both):
+            return both[0] + both[1]
+
+    net = nn.Sequential(nn.Linear(6, 6), Two(), Join(), nn.ReLU())
+    net(given(False)).backward()
+    assert net.modules[0].weight.grad.shape == (6, 6)
+
+
+def test_a_subclass_of_an_op_with_a_rule_of_its_own_reads_what_it_likes():
+    class Leaky(ops.ReLU):
+        def vjp(self, g, y, needs, a):
+            return (g * np.where(a > 0, 1, 0.5).astype(a.dtype),)
+
+    class Other(ops.ReLU):
+        """The base's rule, which needs no more than the base's."""
+
+    assert Leaky.reads_inputs
+    assert not Other.reads_inputs
+
+
+@pytest.mark.parametrize("make", [ops.BatchNorm, ops.LayerNorm])
+def test_a_norm_that_is_called_twice_keeps_for_neither_call(make):
+    a, b = normal(6, 4), normal(6, 4, seed=1)
+    w, c = normal(4), normal(4, seed=2)
+
+    def grads(first, second):
+        xs = [ndl.Tensor(a), ndl.Tensor(b)]
+        ys = [op(x, ndl.Tensor(w), ndl.Tensor(c)) for op, x in zip((first, second), xs, strict=True)]
+        ((ys[0] * a).sum() + (ys[1] * b).sum()).backward()
+        return [x.grad.numpy() for x in xs]
+
+    op = make(1e-5)
+    for once, twice in zip(grads(make(1e-5), make(1e-5)), grads(op, op), strict=True):
+        np.testing.assert_array_equal(once, twice)
+
+
+SAMPLES = {
+    "EWiseAdd": (ops.EWiseAdd(), 2),
+    "AddScalar": (ops.AddScalar(2.0), 1),
+    "MulScalar": (ops.MulScalar(2.0), 1),
+    "DivScalar": (ops.DivScalar(2.0), 1),
+    "Negate": (ops.Negate(), 1),
+    "ReLU": (ops.ReLU(), 1),
+    "Tanh": (ops.Tanh(), 1),
+    "Sigmoid": (ops.Sigmoid(), 1),
+    "Exp": (ops.Exp(), 1),
+    "EWiseMul": (ops.EWiseMul(), 2),
+    "MatMul": (ops.MatMul(), 2),
+    "Linear": (ops.Linear(), 2),
+    "BatchNorm": (ops.BatchNorm(), 3),
+    "LayerNorm": (ops.LayerNorm(), 3),
+}
+
+
+def test_every_op_that_claims_not_to_read_is_tested():
+    claims = {n for n, kind in vars(ops).items() if isinstance(kind, type) and issubclass(kind, ndl.Op)}
+    claims = {n for n in claims if not (getattr(ops, n).reads_inputs and getattr(ops, n).reads_result)}
+    assert claims == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_rule_does_not_look_at_what_its_op_claims_not_to_read(name):
+    op, count = SAMPLES[name]
+    xs = [normal(4, 4, seed=i) if i == 0 or count == 2 else normal(4, seed=i) for i in range(count)]
+    g, y = normal(4, 4, seed=9), op.compute(*xs)
+    needs = [True] * count
+    right = op.vjp(g, y, needs, *xs)
+    if not op.reads_inputs:
+        xs[0] = np.full_like(xs[0], np.nan)  # the first alone may be an intermediate result that is let go of
+    if not op.reads_result:
+        y = np.full_like(y, np.nan)
+    for a, b in zip(right, op.vjp(g, y, needs, *xs), strict=True):
+        np.testing.assert_array_equal(a, b)
