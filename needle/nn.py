@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 
-_changes = 0  # how often an attribute of a module was set or deleted: what a _Plan relies on
+# Another one whenever an attribute of a module is set or deleted, but for the mode: what a _Plan relies on.
+_change = object()
 _RELU, _TANH, _SIGMOID = (((op, ()),) for op in (ops._relu, ops._tanh, ops._sigmoid))
 
 
@@ -66,13 +67,14 @@ class Module:
         self.training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        global _changes
-        _changes += 1
+        global _change
+        if name != "training":
+            _change = object()
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        global _changes
-        _changes += 1
+        global _change
+        _change = object()
         object.__delattr__(self, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -500,11 +502,11 @@ class _Plan:
     def __init__(self, modules: Sequence[Any]) -> None:
         self.classes: dict[type, tuple[Any, ...]] = {}
         self.steps = self._steps(modules)
-        self.changes = _changes
+        self.change = _change
 
     def holds(self) -> bool:
         """Say whether everything is as it was."""
-        return self.changes == _changes and [*map(_functions, self.classes)] == [*self.classes.values()]
+        return self.change is _change and [*map(_functions, self.classes)] == [*self.classes.values()]
 
     def _steps(self, modules: Sequence[Any]) -> list[chain.Step] | None:
         steps: list[chain.Step] = []

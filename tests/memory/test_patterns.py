@@ -187,7 +187,7 @@ def test_memory_check_the_window_sees_a_graph_a_cycle_and_a_tensor():
     with Window(ndl, closely=True) as window:
         kept.append(s.model(s.x))
         window.count()
-    assert window.nodes > 3
+    assert window.nodes == 1  # a chain of layers
     assert window.op
     assert window.more >= window.nodes
     with Window(ndl, closely=True) as window:

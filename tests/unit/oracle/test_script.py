@@ -123,10 +123,7 @@ PLANTED = {
     "parameters": (wrap("nn.Module.parameters", lambda old: lambda self: old(self)[::-1]), PLAIN),
     "initial": (wrap("init.kaiming_uniform", lambda old: lambda *a, **k: old(*a, **k) * 1.01), PLAIN),
     "buffer": (
-        wrap(
-            "ops.BatchNorm.compute",
-            lambda old: lambda self, *xs: (old(self, *xs), setattr(self, "var", self.var * 2))[0],
-        ),
+        wrap("nn.BatchNorm1d._follow", lambda old: lambda self, mean, var: old(self, mean, var * 2)),
         train(c.Linear(3), c.BatchNorm(), c.Linear(2)),
     ),
     "dtype": (replace("ops.Tanh.compute", lambda self, a: np.tanh(a).astype(np.float64)), PLAIN),
