@@ -38,9 +38,8 @@ __all__ = [
 ]
 
 
-# Another one whenever an attribute of a module is set or deleted, but for the mode: what a _Plan relies on.
+# Another one whenever an attribute of a module is set or deleted, except for the mode: what a _Plan relies on.
 _change = object()
-_RELU, _TANH, _SIGMOID = (((op, ()),) for op in (ops._relu, ops._tanh, ops._sigmoid))
 
 
 class Module:
@@ -198,7 +197,7 @@ class Module:
 
 def _apply(ops_of: Callable[[Array], Ops], x: Tensor) -> Tensor:
     """What a layer does to a Tensor."""
-    for op, operands in ops_of(x.cached_data):
+    for op, operands in ops_of(x.cached_data if isinstance(x, Tensor) else x):  # an op refuses what is none
         x = op(x, *operands)
     return x
 
@@ -274,7 +273,7 @@ class ReLU(Module):
         return ops.relu(x)
 
     def _ops(self, x: Array) -> Ops:
-        return _RELU
+        return ((ops._relu, ()),)
 
 
 class Tanh(Module):
@@ -285,7 +284,7 @@ class Tanh(Module):
         return ops.tanh(x)
 
     def _ops(self, x: Array) -> Ops:
-        return _TANH
+        return ((ops._tanh, ()),)
 
 
 class Sigmoid(Module):
@@ -296,7 +295,7 @@ class Sigmoid(Module):
         return ops.sigmoid(x)
 
     def _ops(self, x: Array) -> Ops:
-        return _SIGMOID
+        return ((ops._sigmoid, ()),)
 
 
 class Sequential(Module):

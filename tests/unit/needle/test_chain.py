@@ -346,6 +346,9 @@ def test_errors_are_those_of_the_layers():
         model(ndl.Tensor(normal(1, 6)))
     with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
         model(normal(8, 6))
+    for layer in (nn.BatchNorm1d(6), nn.BatchNorm1d(6).eval(), nn.Flatten(), nn.Dropout()):
+        with pytest.raises(TypeError, match="takes needle Tensors, but got ndarray"):
+            layer(normal(8, 6))
     model.modules[0].weight = normal(6, 5)
     with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
         model(ndl.Tensor(normal(8, 6)))
