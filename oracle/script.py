@@ -117,6 +117,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "raised": d.failure is not None,
         "expected": expected,
         "kind": kind,
+        "unwatched": d.name.endswith("nobody watches"),
         "op": None,
     }
 

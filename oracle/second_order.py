@@ -69,7 +69,8 @@ class BatchNorm(nn.Module):
             assert var is not None
             return (x - mean) * (1 / torch.sqrt(var + self.eps)) * self.weight + self.bias
         n = x.shape[self.axis]
-        centred = x - x.sum(self.axis, keepdim=True) / n
+        # The mean of one number is that number: noise there would take the replicas to where no correct program goes.
+        centred = 0 * x if n == 1 else x - x.sum(self.axis, keepdim=True) / n
         var = (centred * centred).sum(self.axis, keepdim=True) / n
         return centred * (1 / torch.sqrt(var + self.eps)) * self.weight + self.bias
 

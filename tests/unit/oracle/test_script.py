@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 import needle
 from oracle import case as c
 from oracle import engine, report, runner, script
 from oracle.faults import FAULTS
-from oracle.patches import compute, replace, wrap
+from oracle.needle_executor import UNWATCHED
+from oracle.patches import around, compute, replace, wrap
 
 ROOT = Path(__file__).parents[3]
 SGD = c.SGD(lr=0.25, momentum=0.5, weight_decay=0.5)
@@ -87,6 +89,17 @@ def raising(self, a):
     raise ValueError("planted")
 
 
+def scaled_without_graph(old, steps, x, flows, records, sources):
+    y, flows = old(steps, x, flows, records, sources)
+    return (y, flows) if records is not None else (y * np.float32(1.01), flows)
+
+
+def unwatched(case, at=0):
+    """The case with the first seed for which the pass at a step is taken again without anybody who watches."""
+    again = (structs.replace(case, seed=seed) for seed in range(100))
+    return next(case for case in again if (case.seed_for("unwatched") + at) % UNWATCHED == 0)
+
+
 OPS = c.Ops((c.OpStep("exp", (0,)), c.OpStep("mul_scalar", (1,), {"c": 0.0}), c.OpStep("add", (0, 2))))
 BRANCH = c.Branch((c.Linear(2), c.Sigmoid()), (c.LayerNorm(), c.Linear(2)), "multiply")
 EVERYTHING = train(
@@ -128,6 +141,19 @@ PLANTED = {
     ),
     "dtype": (replace("ops.Tanh.compute", lambda self, a: np.tanh(a).astype(np.float64)), PLAIN),
     "large": (compute("Tanh", lambda y, a: y * np.float32(1.01)), LARGE),
+    "unwatched": (FAULTS["chain-forgets-result"].patch, train(c.Linear(3), c.ReLU(), c.Linear(2), steps=4)),
+    "unwatched twice": (
+        around("chain._nodes", lambda old, records, x, numbers: old([*records, records[1]], x, numbers)),
+        train(c.Linear(3), c.Tanh(), steps=4, loss=c.Cotangent(), backward="twice", input_grad=True),
+    ),
+    "unwatched evaluation": (
+        around("chain._forward", scaled_without_graph),
+        unwatched(train(c.Linear(3), c.Tanh(), steps=4), at=3),
+    ),
+    "unwatched second order": (
+        around("chain._nodes", lambda old, records, x, numbers: old([*records, records[1]], x, numbers)),
+        unwatched(c.SecondOrderCase((c.Linear(2), c.Tanh(), c.Linear(3)), c.Data(3, 2), c.WeightedSum(), seed=0)),
+    ),
 }
 
 
