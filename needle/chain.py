@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     Record: TypeAlias = "tuple[Op, Any, Any, Any, Any]"
 
 _ADD = ops._ewise_add
-_ONE = (True,)
 
 
 def run(steps: Sequence[Step], x: Tensor) -> Tensor:
@@ -111,6 +110,7 @@ class Chain:
         tensors: list[Tensor] = []
         contributions: list[Array | None] = []
         at_base = _backward(self.records, g, [], tensors, contributions)
+        at_base = [c if _once(c, at_base) else c[...] for c in at_base]  # a view is not taken for an array of one's own
         return tensors + [self.base] * len(at_base), contributions + at_base
 
     def unfold(self, node: Tensor) -> None:
@@ -165,16 +165,21 @@ def _backward(
             if not flows:
                 return []
         else:
-            (dx,) = op.vjp(g, y, _ONE, x)
+            (dx,) = op.vjp(g, y, (flows,), x)
         g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)
     return [*before, g]
 
 
+def _once(c: Array, parts: list[Array]) -> bool:
+    """Whether an array is only one of the parts: what a Residual of nothing passes on unchanged is several."""
+    return sum(c is part for part in parts) == 1
+
+
 def _sum(parts: list[Array]) -> Array:
-    """Add up, in place where the array is nobody else's: what was passed on unchanged is the first part again."""
+    """Add up from the left; in place where the array is nobody else's, which the first part may be."""
     total = parts[0]
     for c in parts[1:]:
-        if c is not parts[0] and c.base is None and c.dtype is total.dtype:
+        if c.base is None and c.dtype is total.dtype and _once(c, parts):
             c += total
             total = c
         else:

@@ -486,7 +486,6 @@ _OPS_OF = {
     layer.forward: layer._ops
     for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
 }
-_NO_DATA = np.empty(0)
 _FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
@@ -519,7 +518,7 @@ class _Plan:
                 return None
             if forward in _OPS_OF:
                 ops_of = module._ops  # type: ignore[attr-defined]
-                steps.append(ops_of(_NO_DATA) if forward in _FIXED else ops_of)
+                steps.append(ops_of(None) if forward in _FIXED else ops_of)
             elif isinstance(module, Sequential) and forward is _SEQUENTIAL:
                 inner = self._steps(module.modules)
                 if inner is None:

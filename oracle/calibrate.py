@@ -75,8 +75,14 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         y = multiplied(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[1])
         return y if bias is None else y + bias.reshape(-1)
 
-    def dot(old: Any, a: Any, b: Any) -> Any:
-        return old(a, b) if isinstance(a, Tensor) else multiplied(a, b)
+    def linear_vjp(old: Any, self: Any, g: Any, y: Any, needs: Any, x: Any, weight: Any, *bias: Any) -> Any:
+        dx, dw, *db = old(self, g, y, needs, x, weight, *bias)
+        if isinstance(g, Tensor):
+            return dx, dw, *db
+        rows = g.reshape(-1, g.shape[-1])
+        dx = None if dx is None else multiplied(rows, weight.T).reshape(x.shape)
+        dw = None if dw is None else multiplied(x.reshape(-1, x.shape[-1]).T, rows)
+        return dx, dw, *db
 
     def columns(old: Any, x: Any) -> Any:
         return old(x) if isinstance(x, Tensor) else np.asarray(total(x, 0))
@@ -91,7 +97,7 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         replace("ops._sum", total)
         + around("ops.MatMul.compute", matmul)
         + around("ops.Linear.compute", linear)
-        + around("ops._dot", dot)
+        + around("ops.Linear.vjp", linear_vjp)
         + around("ops._column_sums", columns)
         + around("ops._row_sums", rows)
         + around("ops.Linear._bias_gradient", bias_gradient)

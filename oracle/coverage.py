@@ -83,6 +83,11 @@ def _within(layer: c.Layer) -> Edit:
     return edit
 
 
+def _nested_residual(case: c.TrainCase) -> c.Case:
+    inner = c.Residual((c.Tanh(),) if case.seed % 2 else ())
+    return _within(c.Residual((inner, c.ReLU())))(case)
+
+
 def _first(layer: c.Layer, offset: float | None = None) -> Edit:
     def edit(case: c.TrainCase) -> c.Case:
         moved = case.data if offset is None else _replace(case.data, offset=offset)
@@ -297,6 +302,7 @@ TABLE: dict[str, Group] = {
             "accumulate": _with(backward="accumulate"),
             "to the input": _with(input_grad=True),
             "fan-out": _LAYERS["Residual"],
+            "Residual first in a Residual": _nested_residual,
             "second order": None,
         },
     ),
@@ -554,6 +560,8 @@ def _of_layers(case: c.TrainCase) -> Iterator[str]:
                 yield "mode nested eval"
             elif isinstance(layer, c.Residual | c.Branch):
                 yield "backward fan-out"
+                if isinstance(layer, c.Residual) and layer.body and isinstance(layer.body[0], c.Residual):
+                    yield "backward Residual first in a Residual"
             elif isinstance(layer, c.Ops):
                 if path == str(len(case.model) - 1) and layer.steps[-1].op == "mul_scalar":
                     yield from ["start saturated"] * (abs(layer.steps[-1].attributes["c"]) >= 100)

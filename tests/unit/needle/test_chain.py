@@ -37,6 +37,11 @@ MODELS = {
     "residuals of nothing": lambda: nn.Sequential(
         nn.Linear(6, 6), nn.Residual(nn.Residual(nn.Identity())), nn.Residual(nn.Sequential())
     ),
+    "residual of a residual of nothing": lambda: nn.Sequential(nn.Linear(6, 6), half_of_nothing(), nn.Tanh()),
+    "residual of a residual of nothing first": lambda: nn.Sequential(half_of_nothing()),
+    "residuals in a row": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.Residual(nn.Sequential(half_of_nothing(), half_of_nothing(), nn.Residual(nn.Tanh())))
+    ),
     "residuals alone": lambda: nn.Sequential(nn.Residual(nn.Identity()), nn.Residual(nn.Residual(nn.Tanh()))),
     "wider": lambda: nn.Sequential(nn.Linear(6, 1), nn.Residual(nn.Linear(1, 6)), nn.BatchNorm1d(6)),
     "narrower": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 1)), nn.LayerNorm1d(6)),
@@ -48,6 +53,10 @@ MODELS = {
     "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6)), block()), 3),
     "frozen in the middle": lambda: frozen(nn.Sequential(nn.Linear(6, 6), block(), nn.Linear(6, 6)), 6, first=2),
 }
+
+
+def half_of_nothing():
+    return nn.Residual(nn.Sequential(nn.Residual(nn.Identity()), nn.ReLU()))
 
 
 def tied():
