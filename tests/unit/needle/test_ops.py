@@ -410,6 +410,16 @@ def test_message(name):
         action()
 
 
+def test_labels_do_not_ask_for_a_gradient():
+    labels = ndl.Tensor([0, 2])  # which asks for one, as every Tensor that is not told otherwise
+    logits = ndl.Tensor(normal(2, 3), requires_grad=False)
+    assert not ops.softmax_cross_entropy(logits, labels).requires_grad
+    logits = ndl.Tensor(normal(2, 3))
+    ops.softmax_cross_entropy(logits, labels).backward()
+    assert labels.grad is None
+    assert logits.grad is not None
+
+
 @pytest.mark.parametrize(
     ("labels", "kind", "match"),
     [
