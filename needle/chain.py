@@ -171,8 +171,8 @@ def _backward(
 
 
 def _once(c: Array, parts: list[Array]) -> bool:
-    """Whether an array is only one of the parts: what a Residual of nothing passes on unchanged is several."""
-    return sum(c is part for part in parts) == 1
+    """Whether an array is in only one of the parts: what a Residual passes on unchanged, or as a view, is in several."""
+    return sum(c is part or c is part.base for part in parts) == 1
 
 
 def _sum(parts: list[Array]) -> Array:

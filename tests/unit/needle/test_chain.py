@@ -39,6 +39,13 @@ MODELS = {
     ),
     "residual of a residual of nothing": lambda: nn.Sequential(nn.Linear(6, 6), half_of_nothing(), nn.Tanh()),
     "residual of a residual of nothing first": lambda: nn.Sequential(half_of_nothing()),
+    "residual of a residual of a view": lambda: nn.Sequential(
+        nn.Linear(6, 6), half_of_nothing(nn.Flatten()), nn.Tanh()
+    ),
+    "residual of a residual of a view first": lambda: nn.Sequential(half_of_nothing(nn.Flatten())),
+    "residual of a view of a view": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.Residual(nn.Residual(nn.Sequential(nn.Flatten(), nn.Flatten()))), nn.ReLU()
+    ),
     "residuals in a row": lambda: nn.Sequential(
         nn.Linear(6, 6), nn.Residual(nn.Sequential(half_of_nothing(), half_of_nothing(), nn.Residual(nn.Tanh())))
     ),
@@ -55,8 +62,8 @@ MODELS = {
 }
 
 
-def half_of_nothing():
-    return nn.Residual(nn.Sequential(nn.Residual(nn.Identity()), nn.ReLU()))
+def half_of_nothing(fn=None):
+    return nn.Residual(nn.Sequential(nn.Residual(fn or nn.Identity()), nn.ReLU()))
 
 
 def tied():
