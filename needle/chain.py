@@ -12,6 +12,8 @@ graph that is kept, a gradient that can be differentiated, or to look at ``op`` 
 from __future__ import annotations
 
 import copy
+import operator
+from functools import reduce
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +112,8 @@ class Chain:
         tensors: list[Tensor] = []
         contributions: list[Array | None] = []
         at_base = _backward(self.records, g, [], tensors, contributions)
-        at_base = [c if _once(c, at_base) else c[...] for c in at_base]  # a view is not taken for an array of one's own
+        if len(at_base) > 1:  # see _sum; a view is not taken for an array of one's own
+            at_base = [c[...] for c in at_base]
         return tensors + [self.base] * len(at_base), contributions + at_base
 
     def unfold(self, node: Tensor) -> None:
@@ -170,21 +173,9 @@ def _backward(
     return [*before, g]
 
 
-def _once(c: Array, parts: list[Array]) -> bool:
-    """Whether an array is in only one of the parts: what a Residual passes on unchanged, or as a view, is in several."""
-    return sum(c is part or c is part.base for part in parts) == 1
-
-
 def _sum(parts: list[Array]) -> Array:
-    """Add up from the left; in place where the array is nobody else's, which the first part may be."""
-    total = parts[0]
-    for c in parts[1:]:
-        if c.base is None and c.dtype is total.dtype and _once(c, parts):
-            c += total
-            total = c
-        else:
-            total = np.asarray(total + c)
-    return total
+    """Add up from the left. Never in place: what a Residual passes on unchanged, or as a view, is in several parts."""
+    return np.asarray(reduce(operator.add, parts))
 
 
 def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor:
