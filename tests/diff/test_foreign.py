@@ -47,7 +47,7 @@ def test_a_good_one_agrees(tmp_path):
 
 
 def test_a_faulty_one_parts_and_replays(tmp_path):
-    folder = other(tmp_path / "faulty", optim=("(lr, beta, 1 - beta, decay)", "(lr, beta, 1.0, decay)"))
+    folder = other(tmp_path / "faulty", optim=("lr, beta, 1 - beta, decay", "lr, beta, 1.0, decay"))
     done, summary = diff(folder, tmp_path / "out")
     assert done.returncode == 1, done.stdout + done.stderr
     digest = summary["failures"][0]["case"]
