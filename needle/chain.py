@@ -112,8 +112,8 @@ class Chain:
         tensors: list[Tensor] = []
         contributions: list[Array | None] = []
         at_base = _backward(self.records, g, [], tensors, contributions)
-        if len(at_base) > 1:  # see _sum; a view is not taken for an array of one's own
-            at_base = [c[...] for c in at_base]
+        if len(at_base) > 1:  # as views, so that what came past a Residual is not taken to be nobody else's
+            at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
         return tensors + [self.base] * len(at_base), contributions + at_base
 
     def unfold(self, node: Tensor) -> None:
@@ -174,8 +174,22 @@ def _backward(
 
 
 def _sum(parts: list[Array]) -> Array:
-    """Add up from the left. Never in place: what a Residual passes on unchanged, or as a view, is in several parts."""
-    return np.asarray(reduce(operator.add, parts))
+    """Add up as a walk through nodes does, to the same memory layout, on which the rounding of later sums depends."""
+    *skipping, last = parts
+    total = np.asarray(reduce(operator.add, skipping)) if skipping else last
+    if len(skipping) > 1:
+        total += last
+    elif skipping and _is_own(parts):
+        last += total
+        total = last
+    elif skipping:
+        total = np.asarray(total + last)
+    return total
+
+
+def _is_own(parts: list[Array]) -> bool:
+    """Whether the last part is an array of its own, and not what came past a Residual, passed on unchanged or as a view."""
+    return parts[-1].base is None and all(parts[-1] is not part for part in parts[:-1])
 
 
 def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor:

@@ -243,6 +243,27 @@ def test_a_chain_between_other_ops():
         same(through(made(name)), through(watched(made(name))[0]))
 
 
+def test_the_memory_layout_of_gradients_is_the_same():
+    """A sum over another layout is rounded in another order."""
+
+    def grads(model, watch):
+        np.random.seed(0)
+        model = watched(model())[0] if watch else model()
+        b, x = nn.Parameter(normal(2)), ndl.Tensor(normal(500, 2), requires_grad=False)
+        out = model(ops.transpose(x + b))
+        out.backward(ndl.Tensor(normal(2, 500, seed=9)))
+        return [b.grad.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    for model in (
+        lambda: nn.Sequential(nn.Residual(nn.LayerNorm1d(500))),
+        lambda: nn.Sequential(nn.Residual(nn.Residual(nn.LayerNorm1d(500)))),
+        lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Tanh())),
+        lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Residual(nn.Tanh()))),
+        lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Sequential(nn.Residual(nn.Tanh()), nn.LayerNorm1d(500)))),
+    ):
+        same(grads(model, False), grads(model, True))
+
+
 def test_a_weight_that_is_computed():
     def grads(watch):
         np.random.seed(0)
