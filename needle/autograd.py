@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
-import sys
 import weakref
 from contextlib import ContextDecorator
 from functools import reduce
@@ -56,7 +55,6 @@ _next_number = itertools.count(1).__next__  # creation numbers: an input's is al
 _by_number = operator.attrgetter("_number")
 _data = operator.attrgetter("cached_data")
 _needs = operator.attrgetter("requires_grad")
-_references = sys.getrefcount
 _new = object.__new__
 _grad_enabled = True
 

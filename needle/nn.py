@@ -482,9 +482,8 @@ class Residual(Module):
 # -- layers as ops
 
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
-_OPS_OF = {
-    layer.forward: layer._ops
-    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
+_AS_OPS = {
+    layer.forward for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
 }
 _FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
@@ -511,24 +510,18 @@ class _Plan:
         if type(modules) is not tuple:  # a list may change unnoticed
             return None
         for module in modules:
-            if not isinstance(module, Module):
+            if not issubclass(type(module), Module):
                 return None
             forward, call = self.classes[type(module)] = _functions(type(module))
             if "forward" in vars(module) or call is not _CALL:
                 return None
-            if forward in _OPS_OF:
-                ops_of = module._ops  # type: ignore[attr-defined]
-                steps.append(ops_of(None) if forward in _FIXED else ops_of)
-            elif isinstance(module, Sequential) and forward is _SEQUENTIAL:
-                inner = self._steps(module.modules)
-                if inner is None:
-                    return None
-                steps += inner
-            elif isinstance(module, Residual) and forward is _RESIDUAL:
-                inner = self._steps((module.fn,))
-                if inner is None:
-                    return None
-                steps.append(inner)
-            else:
+            if forward in _AS_OPS:
+                steps.append(module._ops(None) if forward in _FIXED else module._ops)
+                continue
+            if forward not in (_SEQUENTIAL, _RESIDUAL):
                 return None
+            inner = self._steps(module.modules if forward is _SEQUENTIAL else (module.fn,))
+            if inner is None:
+                return None
+            steps += inner if forward is _SEQUENTIAL else [inner]
         return steps

@@ -126,14 +126,14 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _column_sums(x: Any) -> Any:
     """(n, m) -> (m,). A product with ones, because it costs a quarter of the sum on small matrices."""
-    return _ones((x.shape[0],), x.dtype).dot(x) if type(x) is np.ndarray else summation(x, 0)
+    return summation(x, 0) if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot(x)
 
 
 def _row_sums(x: Any) -> Any:
     """(..., m) -> (..., 1). As a product, for the same reason."""
-    if type(x) is np.ndarray:
-        return x.dot(_ones((x.shape[-1], 1), x.dtype))
-    return _sum_kept(x, (x.ndim - 1,))
+    if isinstance(x, Tensor):
+        return _sum_kept(x, (x.ndim - 1,))
+    return x.dot(_ones((x.shape[-1], 1), x.dtype))
 
 
 def _row_means(x: Any) -> Any:

@@ -27,7 +27,7 @@ from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
 from oracle.compare import Divergence, Joined, Tally
 from oracle.definitions import Noise
-from oracle.trace import Clock, Observation, State
+from oracle.trace import UNSEEN, Clock, Observation, State
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Mapping[str, Array]]  # quantity -> name -> array
@@ -112,6 +112,10 @@ def trajectory(case: c.TrainCase, ndl: Any) -> Iterator[Step]:
 
 
 # -- training runs ----------------------------------------------------------------------------------------------------
+
+
+def _not_kept(name: str, message: str) -> str:
+    return f"other bits: {name}" if name.endswith(UNSEEN) else message
 
 
 class _Train:
@@ -642,8 +646,7 @@ class _Train:
             self.verdict.tally.count("exact kept", 0.0, len(kept), len(kept))
             for name, same in kept.items():
                 if not same:
-                    watched = not name.endswith("nobody watches")
-                    message = f"what must stay as it is has changed: {name}" if watched else f"other bits: {name}"
+                    message = _not_kept(name, f"what must stay as it is has changed: {name}")
                     self.found.append(Divergence(t, "kept", name, "exact", message))
 
     def _left_behind(self, part: Sequence[Step]) -> None:
@@ -694,8 +697,7 @@ class _Train:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)
                 if not same:
-                    watched = not name.endswith("nobody watches")
-                    message = f"evaluation changed {name}" if watched else f"other bits: {name}"
+                    message = _not_kept(name, f"evaluation changed {name}")
                     self.found.append(Divergence(observation.step, "untouched", name, "exact", message))
 
     def _exceptions(self, steps: Sequence[Step]) -> None:

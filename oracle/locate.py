@@ -23,6 +23,7 @@ from oracle import case as c
 from oracle.compare import Divergence, Suspect, expected_update
 from oracle.definitions import TINY, U
 from oracle.op_rule import Finding, Findings
+from oracle.trace import UNSEEN
 
 Array = npt.NDArray[Any]
 
@@ -291,7 +292,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
             return Suspect(f"{kind} skip", f"parameter {name} has no gradient", "", words, stepped)
         known = "all gradients and the optimizer's state agree"
         return Suspect(f"{kind} parameter update", name, known, words, stepped)
-    if name.endswith("nobody watches"):
+    if name.endswith(UNSEEN):
         what = "a chain of layers gives something else than the layers one by one (chain)"
         return Suspect(what, name, line=line_of(ndl, "chain", "run"))
     if quantity == "kept":

@@ -23,7 +23,7 @@ from oracle import op_rule
 from oracle.compare import same_bits
 from oracle.inputs import Batches, Slot, step_seed
 from oracle.memory.window import Window
-from oracle.trace import STATE, Clock, Failure, Observation, State
+from oracle.trace import STATE, UNSEEN, Clock, Failure, Observation, State
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer]], Any]"], Any]
@@ -77,6 +77,11 @@ _NEXT = np.random.RandomState(_SEED).bytes(8)
 def _array(value: Any) -> Array:
     """The ndarray of a Tensor, or of a plain array."""
     return np.asarray(value.cached_data if hasattr(value, "cached_data") else value)
+
+
+def again_unwatched(case: c.TrainCase | c.SecondOrderCase, t: int) -> bool:
+    """Whether step t is taken a second time, without looking at the layers."""
+    return (case.seed_for("unwatched") + t) % UNWATCHED == 0
 
 
 def _same_gradient(a: Any, b: Any) -> bool:
@@ -300,7 +305,7 @@ class NeedleRun:
         for made in reversed(passes):
             self._adjoints(made, obs)
         self._gradients("gradient", obs)
-        if self.batches.micro == 1 and not self.taped and (case.seed_for("unwatched") + t) % UNWATCHED == 0:
+        if self.batches.micro == 1 and not self.taped and again_unwatched(case, t):
             self._unwatched(t, passes[0].x.grad, obs)
         if case.clip is not None:
             self._clip(t, case.clip, obs)
@@ -367,13 +372,13 @@ class NeedleRun:
                 self._backward(loss, cotangent)
         if "loss" in obs.values:
             same = same_bits(_array(loss), obs.values["loss"]["loss"])
-            obs.hold("kept", "loss of a pass that nobody watches", same)
+            obs.hold("kept", f"loss {UNSEEN}", same)
         if self.case.input_grad:
             same = _same_gradient(given, x.grad)
-            obs.hold("kept", "gradient of the input of a pass that nobody watches", same)
+            obs.hold("kept", f"gradient of the input {UNSEEN}", same)
         for name, parameter in self.parameters.items():
             same = _same_gradient(seen[name], parameter.grad)
-            obs.hold("kept", f"gradient {name} of a pass that nobody watches", same)
+            obs.hold("kept", f"gradient {name} {UNSEEN}", same)
             parameter.grad = seen[name]
         with self._phase("taking over the state"):
             for name, value in buffers.items():
@@ -542,12 +547,12 @@ class NeedleRun:
                 self.model.eval()
                 with self.ndl.no_grad() if constant else nullcontext():
                     out = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=self.taped))
-                    if not self.taped and (self.case.seed_for("unwatched") + t) % UNWATCHED == 0:
+                    if not self.taped and again_unwatched(self.case, t):
                         self._recording = None
                         with self.unwatched():
                             again = self.model(self.ndl.Tensor(self.batches.x[t, 0], requires_grad=constant))
                         same = same_bits(_array(again), _array(out)) and not (constant and again.requires_grad)
-                        obs.hold("untouched", "output of a pass that nobody watches", same)
+                        obs.hold("untouched", f"output {UNSEEN}", same)
                 self.model.train()
                 for module in self.eval_modules:
                     module.eval()
@@ -700,7 +705,7 @@ def run_second(
         first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, _array(grad))
-        if case.seed_for("unwatched") % UNWATCHED == 0 and findings is None:
+        if again_unwatched(case, 0) and findings is None:
             np.random.seed(step_seed(case, 0))
             with run.unwatched():
                 with phase("forward"):
@@ -710,7 +715,7 @@ def run_second(
                     again.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
             for name, parameter in run.parameters.items():
                 same = _same_gradient(first.get(name), parameter.grad)
-                obs.hold("kept", f"gradient with graph {name} of a pass that nobody watches", same)
+                obs.hold("kept", f"gradient with graph {name} {UNSEEN}", same)
                 parameter.grad = first.get(name)
         with phase("second backward"):
             total, second = None, []

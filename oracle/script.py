@@ -26,7 +26,7 @@ from oracle import case as c
 from oracle import inputs
 from oracle.compare import Divergence
 from oracle.locate import suspect
-from oracle.trace import State
+from oracle.trace import UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -117,7 +117,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "raised": d.failure is not None,
         "expected": expected,
         "kind": kind,
-        "unwatched": d.name.endswith("nobody watches"),
+        "unwatched": d.name.endswith(UNSEEN),
         "op": None,
     }
 

@@ -73,6 +73,9 @@ class Observation:
         self.values.setdefault(quantity, {})[name] = value
 
 
+UNSEEN = "of a pass that nobody watches"  # ends the name of what a model without wrapped layers must give bit for bit
+
+
 @dataclass
 class State:
     """Everything that a step starts from, float32, in needle's layout: parameters and buffers, optimizer state."""

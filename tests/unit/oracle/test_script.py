@@ -14,7 +14,7 @@ import needle
 from oracle import case as c
 from oracle import engine, report, runner, script
 from oracle.faults import FAULTS
-from oracle.needle_executor import UNWATCHED
+from oracle.needle_executor import again_unwatched
 from oracle.patches import around, compute, replace, wrap
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +97,7 @@ def scaled_without_graph(old, steps, x, flows, records, sources):
 def unwatched(case, at=0):
     """The case with the first seed for which the pass at a step is taken again without anybody who watches."""
     again = (structs.replace(case, seed=seed) for seed in range(100))
-    return next(case for case in again if (case.seed_for("unwatched") + at) % UNWATCHED == 0)
+    return next(case for case in again if again_unwatched(case, at))
 
 
 OPS = c.Ops((c.OpStep("exp", (0,)), c.OpStep("mul_scalar", (1,), {"c": 0.0}), c.OpStep("add", (0, 2))))
