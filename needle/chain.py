@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import autograd, ops
-from needle.autograd import Tensor, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
+from needle.autograd import Tensor, _by_number, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,6 @@ def _forward(
             x, flows = y, through
             continue
         for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
-            read = op.reads_inputs
             if operands:
                 try:
                     y = op.compute(x, *map(_data, operands))
@@ -82,9 +81,10 @@ def _forward(
                     _refuse_other_than_tensors(op, operands)
                     raise
                 read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
-                sources += [operand for operand in operands if operand._number]
+                sources += filter(_by_number, operands)
             else:
                 y = op.compute(x)
+                read = op.reads_inputs
             if type(y) is not _ndarray:
                 y = np.asarray(y)
             if records is not None:

@@ -463,7 +463,7 @@ class Dropout(Module):
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
         scale = np.asarray(mask, x.dtype)
         if keep:
-            scale /= keep
+            scale /= ops._scalars(x.dtype, keep)[0]
         return ((ops._ewise_mul, (Tensor.make_const(scale),)),)
 
 

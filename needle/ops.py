@@ -124,9 +124,21 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
     return ones
 
 
+def _column_sums_like(x: Any) -> Callable[[Any], Any]:
+    """What sums the columns of matrices like x: (n, m) -> (m,).
+
+    A product with ones, because it costs a quarter of the sum on small matrices.
+    """
+    return _sum_columns if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot
+
+
+def _sum_columns(x: Tensor) -> Tensor:
+    return summation(x, 0)
+
+
 def _column_sums(x: Any) -> Any:
-    """(n, m) -> (m,). A product with ones, because it costs a quarter of the sum on small matrices."""
-    return summation(x, 0) if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot(x)
+    """(n, m) -> (m,)."""
+    return _column_sums_like(x)(x)
 
 
 def _row_sums(x: Any) -> Any:
@@ -134,11 +146,6 @@ def _row_sums(x: Any) -> Any:
     if isinstance(x, Tensor):
         return _sum_kept(x, (x.ndim - 1,))
     return x.dot(_ones((x.shape[-1], 1), x.dtype))
-
-
-def _row_means(x: Any) -> Any:
-    """(..., m) -> (..., 1)."""
-    return _row_sums(x) / _scalars(x.dtype, x.shape[-1])[0]
 
 
 def _row_maxima(x: Array) -> Array:
@@ -1038,7 +1045,7 @@ def split(a: Tensor, axis: int = 0) -> TensorTuple:
 class _KeepsNormalised:
     """What the two normalisations share: x as they have normalised it is kept for the gradient."""
 
-    saved: Any  # of the only call: x normalised, or only centred, and 1 / sqrt(var + eps)
+    saved: Any  # of the only call: x normalised, or only centred, and what it was scaled by
     _calls: int
 
     def _keep(self, *saved: Array) -> None:
@@ -1066,9 +1073,10 @@ class BatchNorm(_KeepsNormalised, TensorOp):
 
     def _statistics(self, x: Any) -> tuple[Any, ...]:
         n, eps, one = _scalars(x.dtype, x.shape[0], self.eps, 1)
-        mean = _column_sums(x) / n
+        column_sums = _column_sums_like(x)
+        mean = column_sums(x) / n
         centred = x - mean
-        var = _column_sums(centred * centred) / n
+        var = column_sums(centred * centred) / n
         return centred, one / (var + eps) ** 0.5, mean, var
 
     def compute(self, x: Array, weight: Array, bias: Array) -> Any:
@@ -1079,10 +1087,11 @@ class BatchNorm(_KeepsNormalised, TensorOp):
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"
             )
         centred, inv, self.mean, self.var = self._statistics(x)
-        self._keep(centred, inv)
+        scale = inv * weight
+        self._keep(centred, inv, scale)
         if self._follow is not None and self._calls == 1:  # not when data is computed once more
             self._follow(self.mean, self.var)
-        y = centred * (inv * weight)
+        y = centred * scale
         y += bias
         return y
 
@@ -1090,17 +1099,21 @@ class BatchNorm(_KeepsNormalised, TensorOp):
         """The mean is subtracted last: dx then sums to zero exactly where it should, whatever was rounded
         before.
         """
-        again = self.saved is None or isinstance(x, Tensor)
-        centred, inv = self._statistics(x)[:2] if again else self.saved
-        dw = _column_sums(g * centred) * inv
+        if self.saved is None or isinstance(x, Tensor):
+            centred, inv = self._statistics(x)[:2]
+            scale = inv * weight
+        else:
+            centred, inv, scale = self.saved
+        column_sums = _column_sums_like(g)
+        dw = column_sums(g * centred) * inv
         dx = None
         if needs[0]:
-            (n,) = _scalars(g.dtype, g.shape[0])
-            dx = centred * (dw * inv / n)
-            dx -= g  # the other way round, so that it needs no array of its own
-            dx -= _column_sums(dx) / n
-            dx *= -(inv * weight)
-        return dx, dw, _column_sums(g) if needs[2] else None
+            n, minus_n = _scalars(g.dtype, g.shape[0], -g.shape[0])
+            dx = centred * (dw * inv / minus_n)
+            dx += g
+            dx -= column_sums(dx) / n
+            dx *= scale
+        return dx, dw, column_sums(g) if needs[2] else None
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -1122,9 +1135,9 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         self._calls, self.saved = 0, None
 
     def _normalised(self, x: Any) -> tuple[Any, Any]:
-        eps, one = _scalars(x.dtype, self.eps, 1)
-        centred = x - _row_means(x)
-        inv = one / (_row_means(centred * centred) + eps) ** 0.5
+        n, eps, one = _scalars(x.dtype, x.shape[-1], self.eps, 1)
+        centred = x - _row_sums(x) / n
+        inv = one / (_row_sums(centred * centred) / n + eps) ** 0.5
         centred *= inv
         return centred, inv
 
@@ -1145,16 +1158,16 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         xh, inv = self._normalised(x) if self.saved is None or isinstance(x, Tensor) else self.saved
         dx = None
         if needs[0]:
+            n, minus_n = _scalars(g.dtype, g.shape[-1], -g.shape[-1])
             gx = g * weight
-            dx = xh * _row_means(gx * xh)
-            dx -= gx
-            dx -= _row_means(dx)
-            dx *= -inv
-        return (
-            dx,
-            _column_sums(_as_matrix(g * xh)) if needs[1] else None,
-            _column_sums(_as_matrix(g)) if needs[2] else None,
-        )
+            dx = xh * (_row_sums(gx * xh) / minus_n)
+            dx += gx
+            dx -= _row_sums(dx) / n
+            dx *= inv
+        rows = _as_matrix(g)
+        column_sums = _column_sums_like(rows)
+        dw = column_sums(_as_matrix(g * xh)) if needs[1] else None
+        return dx, dw, column_sums(rows) if needs[2] else None
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

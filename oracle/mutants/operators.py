@@ -90,9 +90,7 @@ class Site:
             "clip_grad_norm",
         )
         own = {f.name for f in (self.function, self.outer) if f is not None}
-        return bool(
-            own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_sums", "_row_means", "step"}
-        )
+        return bool(own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_sums", "step"})
 
 
 def _source(node: ast.AST) -> str:
@@ -388,7 +386,7 @@ def keepdims_dropped(s: Site) -> Iterator[Change]:
 _FIRST = {"_swapped": "transpose", "_swap": "transpose", "transpose": "transpose", "_as_matrix": "reshape",
           "_reduced": "reshape", "reshape": "reshape", "np.asarray": "copy", "_in_dtype_of": "cast", "_whole": "whole",
           "_value": "value", "np.moveaxis": "transpose", "np.log": "function", "np.exp": "function", "np.abs": "function",
-          "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "_row_sums": "sum", "_row_means": "mean",
+          "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "_row_sums": "sum",
           "_fixed": "fixed", "np.sqrt": "function", "_checked": "check"}  # fmt: skip
 _METHOD = {".swapaxes": "transpose", ".reshape": "reshape", ".copy": "copy", ".astype": "cast", ".detach": "detach",
            ".removeprefix": "text"}  # fmt: skip
