@@ -4,8 +4,8 @@ A step writes into a parameter's array only if nobody else refers to that array;
 a new one. So whoever kept ``p.data`` or ``p.numpy()`` keeps the old numbers, as in the course, and the usual
 step allocates nothing. Gradients are only read.
 
-SGD lays small parameters side by side in one array, of which their own arrays are views (`_Run`): a step then
-costs a few operations on long arrays instead of many on short ones, a fifth of the time for 400 small parameters.
+Small parameters lie side by side in one array, of which their own arrays are views (`_Run`): a step then costs a
+few operations on long arrays instead of many on short ones, a fifth of the time for 400 small parameters.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from functools import partial
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,7 +32,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 _add, _multiply, _subtract = np.add, np.multiply, np.subtract
 _references = sys.getrefcount
 _data = operator.attrgetter("cached_data")
-# Elements of a block: four of the larger ones fit into a usual second-level cache. In between, the memory for
+# Elements of a block: four of the larger ones fit into a usual second-level cache. In between, an array for
 # intermediate results, one block, is held to an eighth of what the parameters take.
 _BLOCKS = 40_960, 131_072
 _SMALL = 20_480  # elements of a run of several at most; a parameter that is larger gains nothing from company
@@ -48,6 +47,8 @@ class Optimizer:
     """
 
     params: list[Tensor]
+    _states: ClassVar[tuple[str, ...]] = ()  # names of the dicts by parameter of what is kept from step to step
+    _spares: ClassVar[int] = 1  # arrays that an update needs for intermediate results
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         name = type(self).__name__
@@ -69,6 +70,9 @@ class Optimizer:
         self.params = unique
         self._scratch: dict[np.dtype[Any], Array] = {}
         self._block = min(max(sum(p.size for p in unique) // 8, _BLOCKS[0]), _BLOCKS[1])
+        self._settings: tuple[float, ...] = ()
+        self._set_numbers()
+        self._forget()
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -117,24 +121,84 @@ class Optimizer:
             gradients.append(g)
         return params, gradients
 
-    def _scratch_for(self, dtype: np.dtype[Any], size: int) -> Array:
-        """An array of at least ``size`` elements for intermediate results, kept for the next step."""
-        scratch = self._scratch.get(dtype)
-        if scratch is None or len(scratch) < size:
-            scratch = self._scratch[dtype] = np.empty(size, dtype)
-        return scratch
+    # -- numbers, and the memory that an update works in
 
-    def _in_blocks(self, kernel: Callable[..., None], theta: Array, *others: Array) -> None:
-        """Call ``kernel(theta, *others, scratch)``; on large arrays in blocks, which stay in the cache."""
-        size, block = theta.size, self._block
-        scratch = self._scratch_for(theta.dtype, min(size, block))
-        if size <= block:
-            kernel(theta, *others, scratch[:size].reshape(theta.shape))
-            return
-        flat = [a.reshape(-1) for a in (theta, *others)]
-        for start in range(0, size, block):
-            parts = [a[start : start + block] for a in flat]
-            kernel(*parts, scratch[: len(parts[0])])
+    def _set_numbers(self, *numbers: float) -> None:
+        self._numbers = numbers
+        self._scalars: dict[np.dtype[Any], list[Array]] = {}
+
+    def _scalars_in(self, dtype: np.dtype[Any]) -> list[Array]:
+        """The numbers, each rounded once, as arrays without dimensions: as operands half the price of numbers."""
+        if dtype not in self._scalars:
+            self._scalars[dtype] = [np.array(number, dtype) for number in self._numbers]
+        return self._scalars[dtype]
+
+    def _in_place(self, params: list[Tensor]) -> bool:
+        """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
+        has come to hold one, a part of one, or a state.
+        """
+        if params != self._params:
+            return False
+        for name, tensors in self._kept:
+            if [*map(getattr(self, name).get, params)] != tensors:
+                return False
+        return all(map(operator.is_, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
+
+    def _count_holders(self) -> list[int]:
+        return [*map(_references, self._held)]
+
+    def _forget(self) -> None:
+        """Give up the runs; their arrays are left to whoever holds them."""
+        self._params: list[Tensor] = []
+        self._kept: list[tuple[str, list[Tensor]]] = []
+        self._tensors: list[Tensor] = []
+        self._views: list[Array] = []
+        self._held: list[Any] = []
+        self._holders: list[int] = []
+        self._runs: list[tuple[slice, _Run]] = []
+
+    def _alike(self, params: list[Tensor]) -> Sequence[Any]:
+        """What all parameters of a run have in common."""
+        return [p.dtype for p in params]
+
+    def _lay_out(self, params: list[Tensor]) -> None:
+        """Split the parameters into runs: neighbours that are small and alike share one, others stay by themselves."""
+        self._forget()
+        name = type(self).__name__
+        # All of them first: one may be refused.
+        kept = [(of, [_state_of(p, getattr(self, of), f"{name}: {of}[p]") for p in params]) for of in self._states]
+        alike = self._alike(params)
+        starts: list[int] = []
+        size = 0
+        for i, p in enumerate(params):
+            if starts and alike[i] == alike[i - 1] and size + p.size <= _SMALL:
+                size += p.size
+            else:
+                starts.append(i)
+                size = p.size
+        places = [slice(*ends) for ends in pairwise([*starts, len(params)])]
+        for place in places:  # before a run takes a part of it
+            size = sum(p.size for p in params[place])
+            alone = place.stop - place.start == 1
+            needed = self._spares * min(size, self._block) if alone else (self._spares + 1) * size
+            self._reserve(params[place.start].dtype, needed)
+        for place in places:
+            scratch = self._scratch[params[place.start].dtype]
+            run = _Run(params[place], [tensors[place] for _, tensors in kept], scratch, self._spares, self._block)
+            self._runs.append((place, run))
+            self._tensors += run.tensors
+            self._views += run.views
+            self._held += [*run.views, *run.memory]
+        for of, tensors in kept:
+            getattr(self, of).update(zip(params, tensors, strict=True))
+            self._held += tensors
+        self._params, self._kept = params, kept
+        self._holders = self._count_holders()
+
+    def _reserve(self, dtype: np.dtype[Any], size: int) -> None:
+        """Have at least ``size`` elements for intermediate results, kept for the next step."""
+        if dtype not in self._scratch or len(self._scratch[dtype]) < size:
+            self._scratch[dtype] = np.empty(size, dtype)
 
 
 def _converted_gradient(p: Tensor, grad: Any, name: str) -> Array:
@@ -175,41 +239,46 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
 class _Run:
     """Neighbouring parameters that are updated together, in blocks that stay in the cache.
 
-    If there are several, they lie side by side in one piece of memory, their velocities in another, and their gradients
-    are gathered in a third; a parameter by itself stays where it is. The blocks are right for as long as each of
-    ``tensors`` has the array that it has in ``views``.
+    If there are several, they lie side by side in one piece of memory, each state of theirs in another, and their
+    gradients are gathered in one more; a parameter by itself stays where it is. The blocks are right for as long as each
+    of ``tensors`` has the array that it has in ``views``.
     """
 
-    def __init__(self, params: list[Tensor], velocities: list[Tensor], scratch: Array, block: int) -> None:
+    def __init__(
+        self, params: list[Tensor], states: list[list[Tensor]], scratch: Array, spares: int, block: int
+    ) -> None:
         self.dtype = scratch.dtype
-        self.tensors = [*params, *velocities]
+        self.tensors = [*params, *chain.from_iterable(states)]
         size = sum(p.size for p in params)
         if len(params) == 1:
             self.views = [_writable(tensor) for tensor in self.tensors]
-            theta, u = (view.reshape(-1) for view in self.views)
-            d, self._gathered = scratch, None
+            self.memory = [view.reshape(-1) for view in self.views]
+            self._gathered = None
         else:
-            theta, u = np.empty(size, scratch.dtype), np.empty(size, scratch.dtype)
-            self.views = _views(theta, params) + _views(u, params)
+            self.memory = [np.empty(size, scratch.dtype) for _ in (params, *states)]
+            self.views = [view for memory in self.memory for view in _views(memory, params)]
             for tensor, view in zip(self.tensors, self.views, strict=True):
                 view[...] = tensor.cached_data
                 tensor.cached_data = view
-            d, self._gathered, block = scratch[size:], scratch[:size], max(size, 1)
+            self._gathered, scratch, block = scratch[:size], scratch[size:], max(size, 1)
             self._places = _views(self._gathered, params)
-        self.memory = [theta, u]
-        ends = [(start, min(start + block, size)) for start in range(0, size, block)]
-        self._blocks = [(theta[i:j], u[i:j], slice(i, j), d[: j - i]) for i, j in ends]
+        block = min(block, size)
+        self._blocks = []
+        for start in range(0, size, block or 1):
+            part = slice(start, min(start + block, size))
+            spare = [scratch[i * block : i * block + part.stop - start] for i in range(spares)]
+            self._blocks.append(([memory[part] for memory in self.memory], part, spare))
 
-    def blocks(self, gradients: list[Array]) -> Iterator[tuple[Array, Array, Array, Array]]:
-        """Parts of θ, of u, of these gradients, and of an array for what comes in between."""
+    def blocks(self, gradients: list[Array]) -> Iterator[tuple[Array, ...]]:
+        """Parts of θ, of each state, of these gradients, and of each array for what comes in between."""
         if self._gathered is None:
             g = gradients[0].reshape(-1)
         else:
             g = self._gathered
             for view, gradient in zip(self._places, gradients, strict=True):
                 view[...] = gradient
-        for theta, u, place, d in self._blocks:
-            yield theta, u, g[place], d
+        for kept, part, spare in self._blocks:
+            yield *kept, g[part], *spare
 
 
 def _views(flat: Array, params: list[Tensor]) -> list[Array]:
@@ -276,6 +345,8 @@ class SGD(Optimizer):
     [3.5] [-1.75]
     """
 
+    _states = ("u",)
+
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
@@ -284,9 +355,6 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.u: dict[Tensor, Tensor] = {}
-        self._settings: tuple[float, float, float] | None = None
-        self._runs: list[tuple[slice, _Run]] = []
-        self._forget()
         self._check()
 
     def _check(self) -> None:
@@ -302,14 +370,7 @@ class SGD(Optimizer):
         if not _within(0, self.weight_decay, math.inf):
             raise ValueError(f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}")
         lr, beta, decay = self._settings = (float(self.lr), float(self.momentum), float(self.weight_decay))
-        self._numbers = lr, beta, 1 - beta, decay
-        self._scalars: dict[np.dtype[Any], list[Array]] = {}
-
-    def _scalars_in(self, dtype: np.dtype[Any]) -> list[Array]:
-        """α, β, 1 - β, λ, each rounded once, as arrays without dimensions: as operands half the price of numbers."""
-        if dtype not in self._scalars:
-            self._scalars[dtype] = [np.array(number, dtype) for number in self._numbers]
-        return self._scalars[dtype]
+        self._set_numbers(lr, beta, 1 - beta, decay)
 
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
@@ -331,59 +392,6 @@ class SGD(Optimizer):
                 _multiply(u, lr, d)
                 _subtract(theta, d, theta)
 
-    def _in_place(self, params: list[Tensor]) -> bool:
-        """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
-        has come to hold one, a part of one, or a velocity.
-        """
-        return (
-            params == self._params
-            and [*map(self.u.get, params)] == self._velocities
-            and all(map(operator.is_, map(_data, self._tensors), self._views))
-            and self._count_holders() == self._holders
-        )
-
-    def _count_holders(self) -> list[int]:
-        return [*map(_references, self._held)]
-
-    def _forget(self) -> None:
-        """Give up the runs; their arrays are left to whoever holds them."""
-        self._params: list[Tensor] = []
-        self._velocities: list[Tensor] = []
-        self._tensors: list[Tensor] = []
-        self._views: list[Array] = []
-        self._held: list[Any] = []
-        self._holders: list[int] = []
-        self._runs.clear()
-
-    def _lay_out(self, params: list[Tensor]) -> None:
-        """Split the parameters into runs: neighbours that are small share one, others stay by themselves."""
-        self._forget()
-        velocities = [_state_of(p, self.u, "SGD: u[p]") for p in params]  # all of them first: it may refuse one
-        starts: list[int] = []
-        size = 0
-        for i, p in enumerate(params):
-            if starts and p.dtype == params[i - 1].dtype and size + p.size <= _SMALL:
-                size += p.size
-            else:
-                starts.append(i)
-                size = p.size
-        places = [slice(*ends) for ends in pairwise([*starts, len(params)])]
-        for place in places:  # before a run takes a part of it
-            size = sum(p.size for p in params[place])
-            alone = place.stop - place.start == 1
-            self._scratch_for(params[place.start].dtype, min(size, self._block) if alone else 2 * size)
-        for place in places:
-            scratch = self._scratch[params[place.start].dtype]
-            run = _Run(params[place], velocities[place], scratch, self._block)
-            self._runs.append((place, run))
-            self._tensors += run.tensors
-            self._views += run.views
-            self._held += [*run.views, *run.memory]
-        self.u.update(zip(params, velocities, strict=True))
-        self._params, self._velocities = params, velocities
-        self._held += velocities
-        self._holders = self._count_holders()
-
 
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015): steps scaled by running averages of the gradient and of its square.
@@ -396,6 +404,9 @@ class Adam(Optimizer):
     The divisors 1 - β^t correct for m and v having started at 0. ``t``, ``m`` and ``v`` are dicts by
     parameter. Equals ``torch.optim.Adam``. Errors and the rest of the behaviour as in SGD.
     """
+
+    _states = ("m", "v")
+    _spares = 2
 
     def __init__(
         self,
@@ -413,11 +424,15 @@ class Adam(Optimizer):
         self.eps = eps
         self.weight_decay = weight_decay
         self.t: dict[Tensor, int] = {}
+        self._steps: list[int] = []
         self.m: dict[Tensor, Tensor] = {}
         self.v: dict[Tensor, Tensor] = {}
         self._check()
 
     def _check(self) -> None:
+        settings = self.lr, self.beta1, self.beta2, self.eps, self.weight_decay
+        if settings == self._settings:
+            return
         for name in ("lr", "eps"):
             value = getattr(self, name)
             if not _within(0, value, math.inf, open_low=True):
@@ -430,48 +445,40 @@ class Adam(Optimizer):
             raise ValueError(
                 f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
             )
+        _, beta1, beta2, eps, decay = self._settings = tuple(map(float, settings))
+        self._set_numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, decay)
+
+    def _alike(self, params: list[Tensor]) -> Sequence[Any]:
+        return [(p.dtype, self.t.get(p)) for p in params]
 
     def step(self) -> None:
         """Do one update of every parameter that has a gradient."""
         self._check()
-        lr, beta1, beta2 = float(self.lr), float(self.beta1), float(self.beta2)
-        eps, decay = float(self.eps), float(self.weight_decay)
-        work = [
-            (p, g, _state_of(p, self.m, "Adam: m[p]"), _state_of(p, self.v, "Adam: v[p]"))
-            for p, g in zip(*self._gradients(), strict=True)
-        ]
-        for p, g, m, v in work:
-            t = self.t[p] = self.t.get(p, 0) + 1
-            self.m[p], self.v[p] = m, v
-            if decay:
-                g = g + decay * p.cached_data
-            kernel = partial(_adam, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), beta1, beta2, eps)
-            self._in_blocks(kernel, _writable(p), g, _writable(m), _writable(v))
-
-
-def _adam(
-    lr: float,
-    root: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    theta: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    d: Array,
-) -> None:
-    """Update one block in place; lr is divided by 1 - β1^t already, and root is √(1 - β2^t)."""
-    np.multiply(m, beta1, m)
-    np.multiply(g, 1 - beta1, d)
-    np.add(m, d, m)
-    np.multiply(v, beta2, v)
-    np.multiply(g, g, d)
-    np.multiply(d, 1 - beta2, d)
-    np.add(v, d, v)
-    np.sqrt(v, d)
-    np.divide(d, root, d)
-    np.add(d, eps, d)
-    np.divide(m, d, d)
-    np.multiply(d, lr, d)
-    np.subtract(theta, d, theta)
+        params, gradients = self._gradients()
+        steps = [self.t.get(p, 0) + 1 for p in params]
+        if steps != self._steps or not self._in_place(params):
+            self._lay_out(params)
+        lr, b1, b2, *_ = self._settings
+        for place, run in self._runs:
+            t = steps[place.start]
+            beta1, rest1, beta2, rest2, eps, decay = self._scalars_in(run.dtype)
+            rate, root = (np.array(number, run.dtype) for number in (lr / (1 - b1**t), math.sqrt(1 - b2**t)))
+            for theta, m, v, g, d, e in run.blocks(gradients[place]):
+                if decay:
+                    _multiply(theta, decay, e)
+                    g = _add(g, e, e)
+                _multiply(m, beta1, m)
+                _multiply(g, rest1, d)
+                _add(m, d, m)
+                _multiply(v, beta2, v)
+                _multiply(g, g, d)
+                _multiply(d, rest2, d)
+                _add(v, d, v)
+                np.sqrt(v, d)
+                np.divide(d, root, d)
+                _add(d, eps, d)
+                np.divide(m, d, d)
+                _multiply(d, rate, d)
+                _subtract(theta, d, theta)
+        self.t.update(zip(params, steps, strict=True))
+        self._steps = [t + 1 for t in steps]

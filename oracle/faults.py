@@ -311,19 +311,19 @@ optimizer(
     sgd(skip=lambda s: s.grad is None or s.p is s.o.params[-1]),
 )
 optimizer(
-    "sgd-run-blind",
+    "run-blind",
     "small parameters side by side: one whose array was replaced is not noticed",
     "SGD",
-    replace("optim.SGD._in_place", lambda self, params: params == self._params),
+    replace("optim.Optimizer._in_place", lambda self, params: params == self._params),
 )
 optimizer(
-    "sgd-run-alone",
+    "run-alone",
     "small parameters side by side: whoever holds one of their arrays is not noticed",
     "writes into|alias",
-    replace("optim.SGD._count_holders", lambda self: []),
+    replace("optim.Optimizer._count_holders", lambda self: []),
 )
 optimizer(
-    "sgd-run-swapped",
+    "run-swapped",
     "small parameters side by side: two of equal shape get each other's gradient",
     "SGD",
     around("optim._Run.blocks", lambda old, self, gs: old(self, _swapped(list(gs)))),
@@ -411,6 +411,12 @@ optimizer(
     "the step counter starts at 0 in the correction",
     "Adam parameter update",
     adam(c1=lambda s: 1 - s.b1 ** max(s.t - 1, 1), c2=lambda s: 1 - s.b2 ** max(s.t - 1, 1)),
+)
+optimizer(
+    "adam-run-mixed",
+    "small parameters side by side: one that has made fewer steps is corrected like its neighbour",
+    "Adam parameter update",
+    replace("optim.Adam._alike", lambda self, params: [p.dtype for p in params]),
 )
 optimizer("adam-t-stuck", "the step counter stays at 1", "Adam parameter update", adam(t=lambda s: 1))
 optimizer(
