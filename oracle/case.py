@@ -270,6 +270,16 @@ class LrChange(_Part, frozen=True, tag="LrChange"):
     lr: Positive
 
 
+class Gap(_Part, frozen=True, tag="Gap"):
+    """``p.grad = None`` before the optimizer's step ``step``, of one parameter: it is skipped once.
+
+    ``parameter`` counts those that get gradients, and starts again behind the last of them.
+    """
+
+    step: Annotated[int, Meta(ge=1)]
+    parameter: Annotated[int, Meta(ge=0)] = 0
+
+
 class Memory(_Part, frozen=True, tag="Memory"):
     """Makes a case one for the memory gates: what is traced, and what its loop does beside training steps."""
 
@@ -363,6 +373,7 @@ class TrainCase(_Case, frozen=True, tag="train"):
     steps: Annotated[int, Meta(ge=1, le=100_000)] = 1
     clip: Clip | None = None
     lr_changes: tuple[LrChange, ...] = ()
+    gap: Gap | None = None
     backward: Literal["once", "twice", "accumulate"] = "once"
     input_grad: bool = False
     keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
@@ -596,6 +607,9 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
     if isinstance(case, TrainCase):
         for change in case.lr_changes:
             _require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
+        if case.gap is not None:
+            _require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
+            _require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -668,5 +682,7 @@ def describe(case: Case) -> str:
     extras = [one(case.optimizer)]
     if case.clip is not None:
         extras.append(one(case.clip))
+    if case.gap is not None:
+        extras.append(one(case.gap))
     extras.append(f"{case.steps} step" + "s" * (case.steps > 1))
     return f"{text}, {', '.join(extras)}"

@@ -32,6 +32,7 @@ T_LIMIT = 3.0
 DOMAIN = 1e15
 COIN = 0.5  # rounding that moves a value by as much decides what comes of it
 LOGIT_DOMAIN = 1e6
+EXACT = 5e-324  # a tolerance that nothing but the very same number is within
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,14 @@ class Joined:
         """Which tensor an element belongs to."""
         return bisect.bisect_right(self.starts, element) - 1
 
+    def place(self, tensor: int) -> slice:
+        """Where the elements of a tensor are."""
+        start = self.starts[tensor]
+        return slice(start, start + self.sizes[tensor])
+
     def part(self, elements: Array, tensor: int) -> Array:
         """One step's array of one tensor, in its own shape, out of (elements,)."""
-        start = self.starts[tensor]
-        return elements[start : start + self.sizes[tensor]].reshape(self.shapes[tensor])
+        return elements[self.place(tensor)].reshape(self.shapes[tensor])
 
 
 def tolerance(truth: Array, joined: Joined | None = None) -> Array:

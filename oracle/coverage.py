@@ -54,10 +54,17 @@ def _optimizer(kind: type[c.SGD | c.Adam], **fields: Any) -> Edit:
 
 
 def _steps(steps: int) -> Edit:
-    """As many steps, and no change of the learning rate after the last of them."""
+    """As many steps, and no change of the learning rate and no gap after the last of them."""
     return lambda case: _replace(
-        case, steps=steps, lr_changes=tuple(change for change in case.lr_changes if change.step < steps)
+        case,
+        steps=steps,
+        lr_changes=tuple(change for change in case.lr_changes if change.step < steps),
+        gap=case.gap if case.gap is not None and case.gap.step < steps else None,
     )
+
+
+def _with_gap(case: c.TrainCase) -> c.Case:
+    return _replace(case, steps=max(case.steps, 3), clip=None, gap=c.Gap(1))
 
 
 def _lr_changed(case: c.TrainCase) -> c.Case:
@@ -197,7 +204,14 @@ TABLE: dict[str, Group] = {
         },
     ),
     "optimizer": Group(
-        c.TrainCase, {"SGD": _optimizer(c.SGD), "Adam": _optimizer(c.Adam), "clipping": _with(clip=c.Clip())}
+        c.TrainCase,
+        {
+            "SGD": _optimizer(c.SGD),
+            "Adam": _optimizer(c.Adam),
+            "clipping": _with(clip=c.Clip(), gap=None),
+            "SGD, gap": lambda case: _optimizer(c.SGD)(_with_gap(case)),
+            "Adam, gap": lambda case: _optimizer(c.Adam)(_with_gap(case)),
+        },
     ),
     "lr": Group(
         c.TrainCase,
@@ -250,9 +264,9 @@ TABLE: dict[str, Group] = {
         c.TrainCase,
         {
             "none": _with(clip=None),
-            "default": _with(clip=c.Clip()),
-            "below 0.25": _with(clip=c.Clip(0.01)),
-            "above 0.25": _with(clip=c.Clip(5.0)),
+            "default": _with(clip=c.Clip(), gap=None),
+            "below 0.25": _with(clip=c.Clip(0.01), gap=None),
+            "above 0.25": _with(clip=c.Clip(5.0), gap=None),
         },
     ),
     "norm": Group(
@@ -507,6 +521,8 @@ def _of_training(case: c.TrainCase) -> Iterator[str]:
 def _of_optimizer(case: c.TrainCase) -> Iterator[str]:
     spec = case.optimizer
     yield f"optimizer {type(spec).__name__}"
+    if case.gap is not None:
+        yield f"optimizer {type(spec).__name__}, gap"
     yield f"lr {_region(spec.lr, (0.001, 'to 0.001'), (0.1, 'to 0.1'), above='above 0.1')}"
     if case.lr_changes:
         yield "lr changed"

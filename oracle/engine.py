@@ -132,6 +132,7 @@ class _Train:
         self.peer_found: list[Divergence] = []
         self.findings = op_rule.Findings()
         self._last_layer = f"{len(case.model) - 1}"
+        self._gap = inputs.gap(case)
         self._norms = any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(case.model))
 
     def judge(self, peer_too: bool, validate: bool) -> Verdict:
@@ -485,8 +486,19 @@ class _Train:
             g = joined.steps([[self._gradients(s)[n] for n in names] for s in seen]).astype(np.float64)
             old = {q: _state(joined, part, q).astype(np.float64) for q in _state_of(case)}
             count = np.array(steps, dtype=np.float64)[:, None] + 1
+            gap, late = self._gap or (-1, "")
+            if late in names:
+                place = joined.place(names.index(late))
+                count = np.repeat(count, joined.size, axis=1)
+                count[np.array(steps) > gap, place] -= 1
             update = cmp.expected_update(case, self._rates(steps), p, g, old, count, 4)
             for quantity, (value, bound) in update.values.items():
+                if late in names and gap in steps:
+                    row = steps.index(gap)
+                    value[row, place] = {"parameter": p, **old}[quantity][row, place]
+                    # without momentum torch keeps no velocity: there is none to go on from
+                    known = quantity == "parameter" or late in part[row].before.slots.get(quantity, NOTHING)
+                    bound[row, place] = cmp.EXACT if known else np.inf
                 if rule == "P" and quantity == "velocity" and not case.optimizer.momentum:  # type: ignore[union-attr]
                     continue  # torch keeps no buffer without momentum
                 of = Joined([(quantity, n) for n in names], joined.shapes)
@@ -544,40 +556,53 @@ class _Train:
 
         All steps of a case that have the same gradients go into one torch optimizer, as a parameter each.
         """
-        alike: dict[tuple[str, ...], list[Step]] = {}
+        alike: dict[tuple[tuple[str, ...], int], list[Step]] = {}
         for step in part:
             before, seen = step.before.tensors, step.ours.values
             grads, after = seen.get("gradient", NOTHING), seen.get("parameter", NOTHING)
             names = tuple(s.name for s in self.slots[0] if s.name in grads)
             if names and all(grads[n].shape == before[n].shape == after.get(n, grads[n]).shape for n in names):
-                alike.setdefault(names, []).append(step)
-        for names, steps in alike.items():
-            self._torch_update(names, steps)
+                for some, missed in self._by_steps_missed(names, step.ours.step):
+                    alike.setdefault((some, missed), []).append(step)
+        for (names, missed), steps in alike.items():
+            self._torch_update(names, steps, missed)
 
-    def _torch_update(self, names: Sequence[str], steps: Sequence[Step]) -> None:
+    def _by_steps_missed(self, names: tuple[str, ...], step: int) -> Iterator[tuple[tuple[str, ...], int]]:
+        """The parameters that are updated in a step, by how many steps the optimizer has not made of them before."""
+        gap, late = self._gap or (0, "")
+        if self._gap is None or step < gap or late not in names:
+            yield names, 0
+            return
+        if len(names) > 1:
+            yield tuple(n for n in names if n != late), 0
+        if step > gap:
+            yield (late,), 1
+
+    def _torch_update(self, names: Sequence[str], steps: Sequence[Step], missed: int) -> None:
         case = self.case
         joined = Joined([("parameter", n) for n in names], [steps[0].before.tensors[n].shape for n in names])
         before = joined.steps([[s.before.tensors[n] for n in names] for s in steps]).astype(np.float32)
         grads = joined.steps([[s.ours.values["gradient"][n] for n in names] for s in steps]).astype(np.float32)
         old = {q: _state(joined, steps, q) for q in _state_of(case)}
         times = [s.ours.step for s in steps]
-        rates, count = self._rates(times), np.array(times, dtype=np.float64)[:, None] + 1
-        theirs = self._stepped_by_torch(before, grads, old, times, rates[:, 0].tolist())
+        made = [t - missed for t in times]
+        rates, count = self._rates(times), np.array(made, dtype=np.float64)[:, None] + 1
+        theirs = self._stepped_by_torch(before, grads, old, made, rates[:, 0].tolist())
         p, g = before.astype(np.float64), grads.astype(np.float64)
         wide = {q: v.astype(np.float64) for q, v in old.items()}
         update = cmp.expected_update(case, rates, p, g, wide, count, 12.0 if case.clip is not None else 4.0)
         for quantity, (right, bound) in update.values.items():
-            made = theirs[quantity]
+            stepped = theirs[quantity]
             mine: list[list[Any]] = [[s.ours.values.get(quantity, NOTHING).get(n) for n in names] for s in steps]
             whole = [
                 all(a is not None and a.shape == s for a, s in zip(row, joined.shapes, strict=True)) for row in mine
             ]
             # torch has no velocity without momentum; what needle lacks is rule L's to report
-            rows = [i for i in range(len(steps)) if whole[i] and made[i] is not None]
+            rows = [i for i in range(len(steps)) if whole[i] and stepped[i] is not None]
             if not rows:
                 continue
             ours = joined.steps([mine[i] for i in rows]).astype(np.float64)
-            value = np.stack([made[i].numpy() for i in rows])
+            value = np.stack([stepped[i].numpy() for i in rows])
             allowed = cmp.T_LIMIT * bound[rows]
             share = cmp.share_of(ours, value, allowed)
             most = cmp.worst(share)
@@ -597,9 +622,10 @@ class _Train:
                 )  # fmt: skip
 
     def _stepped_by_torch(
-        self, before: Array, grads: Array, old: Mapping[str, Array], times: Sequence[int], rates: Sequence[float]
+        self, before: Array, grads: Array, old: Mapping[str, Array], made: Sequence[int], rates: Sequence[float]
     ) -> dict[str, list[Any]]:
-        """What torch's optimizer makes of the rows of ``before``: quantity -> a torch tensor or None for each row.
+        """What torch's optimizer, which has ``made`` so many steps, makes of the rows of ``before``: quantity -> a torch
+        tensor or None for each row.
 
         ``grads`` are clipped in place, by torch.
         """
@@ -618,7 +644,7 @@ class _Train:
         for i, p in enumerate(parameters):
             if isinstance(case.optimizer, c.Adam):
                 optimizer.state[p] = {
-                    "step": torch.tensor(float(times[i])),
+                    "step": torch.tensor(float(made[i])),
                     "exp_avg": torch.from_numpy(old["first moment"][i].copy()),
                     "exp_avg_sq": torch.from_numpy(old["second moment"][i].copy()),
                 }
@@ -633,6 +659,8 @@ class _Train:
         for step in part:
             seen, t = step.ours.values, step.ours.step
             given, after = self._gradients(step.ours), seen.get("gradient after step", NOTHING)
+            if self._gap is not None and self._gap[0] == t:
+                given = {name: g for name, g in given.items() if name != self._gap[1]}
             self.verdict.tally.count("exact gradient after step", 0.0, len(given), sum(g.size for g in given.values()))
             for name, before in given.items():
                 value = after.get(name)
@@ -882,13 +910,18 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
 def _op_values(
     verdict: Verdict, case: c.OpCase, quantity: str, name: str, ours: Array, peer: Array, truth: Array, rule: str
 ) -> Divergence | None:
-    """Rule G where truth is a float32 number; where it is not, ours must be nan or the same infinity as torch's."""
+    """Rule G where truth is a float32 number; where it is not, ours must be nan or the same infinity as torch's.
+
+    Where torch alone overflows on its way to a float32 number, ours is held against the truth.
+    """
     exact = truth[0, 0]
     with np.errstate(all="ignore"):
-        tame = (np.abs(exact) < 1e37) & np.isfinite(peer)
-        calm = np.where(tame, truth, 0.0)
-        share = np.where(tame, cmp.share_g(np.where(tame, ours, 0.0)[None], calm)[0], 0.0)
-        share = np.where(tame & ~np.isfinite(ours), np.inf, share)
+        small = np.abs(exact) < 1e37
+        calm = np.where(small, truth, 0.0)
+        share = np.where(small, cmp.share_g(np.where(small, ours, 0.0)[None], calm)[0], 0.0)
+        share = np.where(small & ~np.isfinite(ours), np.inf, share)
+        tame = small & (np.isfinite(peer) | (share <= 1))
+        share = np.where(tame, share, 0.0)
         # a result that overflows may do so a little earlier or later; nan and the sign of inf are not negotiable
         odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | (np.abs(exact) >= 1e37) & ~np.isnan(ours))
     top = float(share.max(initial=0.0))

@@ -302,6 +302,33 @@ optimizer("sgd-none-stepped", "a parameter without gradient is stepped as if it 
 optimizer("sgd-none-gets-velocity", "a parameter without gradient is left alone but gets a velocity", "velocity should not exist|SGD velocity",
           around("optim.SGD.step", lambda step, self: (self.u.update({p: _const(np.zeros_like(p.cached_data)) for p in self.params if p.grad is None}), step(self))[1]))  # fmt: skip
 optimizer("sgd-none-crash", "a parameter without gradient is an error", "step", sgd(skip=lambda s: False))
+
+
+def _or_zero(s: Any) -> Any:
+    return np.zeros_like(s.x) if s.grad is None else s.grad.cached_data
+
+
+optimizer(
+    "sgd-skipped-decays",
+    "the velocity of a parameter that has no gradient in this step decays",
+    "SGD velocity update",
+    sgd(
+        skip=lambda s: s.grad is None and s.p not in s.o.u,
+        g=_or_zero,
+        d=lambda s: s.g if s.grad is None else s.g + s.decay * s.x,
+        new=lambda s: s.x if s.grad is None else s.x - s.lr * s.v,
+    ),
+)
+optimizer(
+    "sgd-skipped-coasts",
+    "a parameter that has no gradient in this step moves on with its velocity",
+    "SGD parameter update",
+    sgd(
+        skip=lambda s: s.grad is None and s.p not in s.o.u,
+        g=_or_zero,
+        v=lambda s: s.old if s.grad is None else s.beta * s.old + s.rest * s.d,
+    ),
+)
 optimizer("sgd-repeated-parameter", "a parameter that is given twice is stepped twice", "Optimizer|SGD parameter update|SGD velocity|repeated",
           wrap("optim.Optimizer.__init__", lambda old: lambda self, params: _with_repetitions(old, self, list(params))))  # fmt: skip
 optimizer(
@@ -411,6 +438,12 @@ optimizer(
     "the step counter starts at 0 in the correction",
     "Adam parameter update",
     adam(c1=lambda s: 1 - s.b1 ** max(s.t - 1, 1), c2=lambda s: 1 - s.b2 ** max(s.t - 1, 1)),
+)
+optimizer(
+    "adam-t-of-all",
+    "a parameter that missed a step counts it all the same",
+    "Adam parameter update",
+    adam(t=lambda s: s.n),
 )
 optimizer(
     "adam-run-mixed",

@@ -46,6 +46,14 @@ class Slot:
     used: bool = True
 
 
+def gap(case: c.TrainCase | c.SecondOrderCase) -> tuple[int, str] | None:
+    """The step in which the optimizer finds no gradient of a parameter, and the name of the parameter."""
+    if not isinstance(case, c.TrainCase) or case.gap is None:
+        return None
+    names = [slot.name for slot in slots(case)[0] if slot.used and not slot.frozen]
+    return case.gap.step, names[case.gap.parameter % len(names)]
+
+
 def micro_batches(case: c.TrainCase | c.SecondOrderCase) -> int:
     """Backward passes per step."""
     return 2 if isinstance(case, c.TrainCase) and case.backward == "accumulate" else 1

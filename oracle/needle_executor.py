@@ -21,7 +21,7 @@ import numpy.typing as npt
 from oracle import case as c
 from oracle import op_rule
 from oracle.compare import same_bits
-from oracle.inputs import Batches, Slot, step_seed
+from oracle.inputs import Batches, Slot, gap, step_seed
 from oracle.memory.window import Window
 from oracle.trace import STATE, UNSEEN, Clock, Failure, Observation, State
 
@@ -182,6 +182,7 @@ class NeedleRun:
             path, attribute = slot.name.rsplit(".", 1)
             self.tensors[slot.name] = (model.modules[path], attribute)
         self.parameters = {s.name: self._tensor(s.name) for s in self.parameter_slots}
+        self._gap = gap(self.case)
         names = {id(p): name for name, p in self.parameters.items()}
         listed = [names.get(id(p), f"unknown {p.shape}") for p in self.model.parameters()]
         # compared as text: order is part of the contract, it is the order of the optimizer
@@ -309,8 +310,13 @@ class NeedleRun:
             self._unwatched(t, passes[0].x.grad, obs)
         if case.clip is not None:
             self._clip(t, case.clip, obs)
+        skipped = self.parameters[self._gap[1]] if self._gap is not None and self._gap[0] == t else None
+        if skipped is not None:
+            gradient, skipped.grad = skipped.grad, None
         held = self._held_gradients(t, "gradient" if case.clip is None else "clipped")
         self._update(t, obs)
+        if skipped is not None:
+            skipped.grad = gradient  # the number of live tensors is to be constant
         self._keep(t, held, passes[-1].loss, obs)
 
     def _forward_backward(self, t: int, m: int, obs: Observation) -> _Pass:

@@ -439,7 +439,8 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
     from oracle import torch_executor as peer
 
     last = divergence.step
-    first = 0 if replayed else max(0, last - 1) if divergence.quantity == "kept" else last
+    # the steps of a parameter are not those of the case if it missed one: then from the start
+    first = 0 if replayed or case.gap else max(0, last - 1) if divergence.quantity == "kept" else last
     state = State(inputs.initial_state(case))
     for step in engine.trajectory(case, ndl):
         if step.ours.step == first:
@@ -515,6 +516,7 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
         input_grad=case.input_grad,
         backward=case.backward,
         clip=clip,
+        gap=inputs.gap(case),
         clip_text="" if case.clip is None or case.clip.max_norm is None else repr(clip),
         buffers=buffers,
         updated=divergence.quantity in UPDATED,

@@ -60,12 +60,13 @@ def _run_changes(case: c.TrainCase | c.SecondOrderCase) -> Iterator[dict[str, An
         for steps in (1, 2, case.steps // 2, case.steps - 1):
             if 1 <= steps < case.steps:
                 kept = tuple(change for change in case.lr_changes if change.step < steps)
-                yield {"steps": steps, "lr_changes": kept}
+                gap = case.gap if case.gap is not None and case.gap.step < steps else None
+                yield {"steps": steps, "lr_changes": kept, "gap": gap}
     for model in _smaller(case.model):
         yield {"model": model}
     simple: dict[str, tuple[Any, ...]] = {"keep_init": (True,), "weight_scale": (1.0,), "seed": (0, 1)}
     if isinstance(case, c.TrainCase):
-        simple |= {"clip": (None,), "lr_changes": ((),), "backward": ("once",), "input_grad": (False,)}
+        simple |= {"clip": (None,), "lr_changes": ((),), "gap": (None,), "backward": ("once",), "input_grad": (False,)}
     for name, values in simple.items():
         for value in values:
             if getattr(case, name) == value:

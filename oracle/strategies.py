@@ -427,6 +427,11 @@ def train_cases(draw: Draw) -> c.TrainCase:
     if steps > 1 and draw(one_in(4)):
         lr_changes = (c.LrChange(draw(integers(1, steps - 1)), draw(_LATER_LRS)),)
     clip = draw(_CLIPS)
+    gap = None
+    if steps > 1 and clip == "none" and draw(one_in(4)):
+        gap = c.Gap(
+            draw(integers(1, max(1, steps - 2))), draw(integers(0, 7))
+        )  # seldom the last one: what follows counts
     return c.TrainCase(
         model=tuple(layers),
         data=_data(draw, rows, features),
@@ -436,6 +441,7 @@ def train_cases(draw: Draw) -> c.TrainCase:
         steps=steps,
         clip=None if clip == "none" else c.Clip(None if clip == "default" else draw(_MAX_NORMS)),
         lr_changes=lr_changes,
+        gap=gap,
         backward=draw(_BACKWARDS),
         input_grad=draw(one_in(3)),
         keep_init=draw(one_in(3)),

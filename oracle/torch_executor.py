@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from oracle import case as c
-from oracle.inputs import Batches, Slot
+from oracle.inputs import Batches, Slot, gap
 from oracle.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
@@ -200,6 +200,7 @@ class TorchRun:
         ]
         self._record: list[tuple[str, Tensor, bool]] = []
         self._state: State | None = None  # as the last step has left it
+        self._gap = gap(case)
         for path, module in self.model.modules.items():
             self._observe(path, module)
 
@@ -312,6 +313,8 @@ class TorchRun:
         lr = case.lr_at(t)
         for group in self.optimizer.param_groups:
             group["lr"] = DEFAULT_LR if lr is None else lr
+        if self._gap is not None and self._gap[0] == t:
+            self.parameters[self._gap[1]].grad = None
         seed_state(self.optimizer, self.parameters.values())
         self.optimizer.step()
         self.clock.turn("observing")

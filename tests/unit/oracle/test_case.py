@@ -51,6 +51,8 @@ def test_streams_are_apart_and_repeatable():
         (lambda: train(c.Linear(2, frozen=True)), "at least one layer must have a parameter"),
         (lambda: train(c.BatchNorm(frozen=True)), "model: at least one layer must have a parameter"),
         (lambda: train(lr_changes=(c.LrChange(3, 0.1),)), "step 3 is not below steps=1"),
+        (lambda: train(gap=c.Gap(3)), "gap: step 3 is not below steps=1"),
+        (lambda: train(gap=c.Gap(1), steps=2, clip=c.Clip()), "gap: not together with clip"),
         (lambda: train(c.Linear(300), loss=c.SoftmaxLoss("uint8")), "uint8 allow 256 classes"),
         (lambda: train(c.Linear(3), data=c.Digits()), "Digits have 10 classes, but the model's output is 3 wide"),
         (lambda: train(c.Ops((c.OpStep("exq", (0,)),))), "unknown op 'exq'"),

@@ -10,6 +10,7 @@ import needle
 from oracle import case as c
 from oracle import compare as cmp
 from oracle import engine
+from oracle.faults import FAULTS as CATALOGUE
 
 SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)
 
@@ -138,6 +139,38 @@ def test_rule_t_alone_catches_a_wrong_expectation(monkeypatch):
         found = engine.judge(train(), needle).divergence
     assert found is not None
     assert found.rule == "T"
+
+
+@pytest.mark.parametrize("optimizer", [SGD, c.SGD(lr=0.1), c.Adam(), c.Adam(weight_decay=0.5)])
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("parameter", [0, 3, 4])
+def test_a_parameter_that_misses_a_step_is_left_alone_and_goes_on_from_there(optimizer, step, parameter):
+    case = train(optimizer=optimizer, steps=4, gap=c.Gap(step, parameter))
+    verdict = engine.judge(case, needle)
+    assert verdict.divergence is None
+    assert verdict.oracle_errors == []
+    kind = type(optimizer).__name__.lower()
+    for fault in {"sgd": ("sgd-skipped-coasts",), "adam": ("adam-t-of-all", "adam-run-mixed")}[kind]:
+        if (kind == "adam" and step == 3) or (kind == "sgd" and optimizer.momentum is None):
+            continue  # the count matters afterwards, and without momentum torch has no velocity to go on with
+        with CATALOGUE[fault].patch.applied():
+            found = engine.judge(case, needle).divergence
+        assert found is not None, fault
+        assert (found.rule, found.quantity) == ("L", "parameter")
+
+
+def test_where_torch_alone_overflows_the_truth_decides():
+    """34 ** 25 is a float32 number, and 26 times it is none: torch multiplies that with a gradient of 0."""
+
+    def judge(wrong):
+        vjp = needle.ops.EWisePow.vjp
+        with patched(needle.ops.EWisePow, "vjp", lambda _: lambda s, g, *rest: (wrong(vjp(s, g, *rest)[0]), None)):
+            return engine.judge(case, needle).divergence
+
+    base, exponent = (c.Operand((2,), values) for values in ((34.0, 2.0), (26.0, 3.0)))
+    case = c.OpCase("power", (base, exponent), cotangent=(0.0, 1.0), constants=(1,))
+    assert judge(lambda da: da) is None
+    assert judge(lambda da: da + np.float32(1)).rule == "nonfinite"
 
 
 @pytest.mark.parametrize("factor", [1 + 2.0**-k for k in (8, 14, 18)])

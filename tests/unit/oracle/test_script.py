@@ -120,6 +120,8 @@ PLANTED = {
     "velocity": (FAULTS["sgd-undampened-first-step"].patch, PLAIN),
     "velocity later": (FAULTS["sgd-velocity-by-gradient"].patch, PLAIN),
     "stale rate": (FAULTS["sgd-lr-captured"].patch, LR),
+    "gap": (FAULTS["sgd-skipped-decays"].patch, train(c.Linear(2), steps=3, gap=c.Gap(1, 1))),
+    "gap, Adam": (FAULTS["adam-t-of-all"].patch, train(c.Linear(2), steps=3, gap=c.Gap(1), optimizer=c.Adam())),
     "hidden counter": (wrap("optim.SGD.step", every_third_step), PLAIN),
     "gradient after step": (FAULTS["sgd-decay-in-gradient"].patch, PLAIN),
     "kept": (FAULTS["sgd-parameter-in-place"].patch, PLAIN),
