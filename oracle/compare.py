@@ -187,6 +187,17 @@ def share_of(ours: Array, truth: Array, allowed: Array) -> Array:
     return share
 
 
+def made_by_both(ours: Array, peer: Array, truth: Array) -> Array:
+    """Where the peer makes at least half of our error, in the same direction: one error, not two.
+
+    It is rounding that is the same in every float32 program, as when 63 equal small numbers are added to a large one and
+    each addition errs in the same direction; noise that is independent measures less than that. A fault of ours is no
+    error of the peer.
+    """
+    with np.errstate(all="ignore"):
+        return np.asarray(np.abs(ours - peer) <= np.abs(ours - truth) / 2)
+
+
 def share_g(ours: Array, truth: Array) -> Array:
     """|ours − truth| as a share of what rule G allows, (steps, *shape); inf where ours is not a number."""
     return share_of(ours, truth[0], G_LIMIT * tolerance(truth))

@@ -117,6 +117,11 @@ def summary(console: Console, run: Any) -> None:
     facts.add_row(
         "out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it"
     )
+    if result.common:
+        facts.add_row(
+            "rounded alike",
+            f"{result.common:,} tensors: needle and torch make the same error, beyond the measured noise",
+        )
     if run.plan.lacking:
         facts.add_row("not offered", ", ".join(sorted(run.plan.lacking)))
         facts.add_row("left out", f"{result.left_out:,} cases that need it")
@@ -262,6 +267,7 @@ def to_json(run: Any) -> dict[str, Any]:
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,
+        "rounded_alike": result.common,
         "seconds": dict(result.seconds),
         "wall_seconds": run.wall,
         "cpu_seconds": result.cpu_seconds,

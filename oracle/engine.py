@@ -73,6 +73,7 @@ class Verdict:
     case: c.Case
     divergence: Divergence | None = None
     oracle_errors: list[str] = field(default_factory=list)
+    common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
     tally: Tally = field(default_factory=Tally)
     steps: int = 0
     out_of_domain: int = 0
@@ -311,7 +312,7 @@ class _Train:
                 theirs = _cut(twin.values, len(part))
             if part and peer_too:
                 peers = [s.peer for s in part]
-                self._rule_g(peers, peers, theirs, self.peer_found, "P")
+                self._rule_g(peers, [s.ours for s in part], theirs, self.peer_found, "P")
                 self._optimizer(peers, part, self.peer_found, "P", theirs)
             if part and validate:
                 self.clock.turn("validation")
@@ -363,6 +364,10 @@ class _Train:
                 wrong[i], columns[i] = divergence, [np.zeros(shape, dtype)] * len(seen)
         ours = joined.steps(list(zip(*columns, strict=True)))
         share = cmp.share_of(ours, expected, allowed)
+        if rule in ("G", "P") and share.max(initial=0) > 1:
+            common = (share > 1) & cmp.made_by_both(ours, _joined_or_nan(joined, peer), expected)
+            share[common] = 1.0
+            self.verdict.common += int(joined.largest(common).sum()) if rule == "G" else 0
         tops = joined.largest(share)
         self._count(joined, tops, wrong, rule)
         if rule == "G":
@@ -396,13 +401,8 @@ class _Train:
 
     def _difference(self, ours: Array, peer: Sequence[Observation], joined: Joined, allowed: Array) -> None:
         """The largest |ours - peer|, in units of rule G's tolerance."""
-        rows = []
-        for p in peer:
-            row = [p.values.get(quantity, NOTHING).get(name) for quantity, name in joined.keys]
-            fits = zip(row, joined.shapes, strict=True)
-            rows.append([a if a is not None and a.shape == s else np.full(s, np.nan) for a, s in fits])
         # where nothing but an exact 0 is right, a difference of any size has no measure
-        share = np.where(allowed > d.UNDERFLOW, np.abs(ours - joined.steps(rows)) / allowed, 0.0)
+        share = np.where(allowed > d.UNDERFLOW, np.abs(ours - _joined_or_nan(joined, peer)) / allowed, 0.0)
         largest = float(np.fmax.reduce(share, axis=None, initial=0.0))  # ignores nan
         self.verdict.largest_difference = max(self.verdict.largest_difference, largest)
 
@@ -720,7 +720,7 @@ class _Train:
                 peers = peers[: self._inside(twin, usable)]
                 theirs = _cut(twin.values, len(peers))
             if peers:
-                self._rule_g(peers, peers, theirs, self.peer_found, "P")
+                self._rule_g(peers, seen[: len(peers)], theirs, self.peer_found, "P")
         for observation in seen:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)
@@ -824,6 +824,16 @@ def _side_by_side(values: Values, steps: int) -> Iterator[tuple[Joined, list[Arr
                 keys, group, size = [], [], 0
     if keys:
         yield Joined(keys, [v.shape[d.LEAD :] for v in group]), group
+
+
+def _joined_or_nan(joined: Joined, seen: Sequence[Observation]) -> Array:
+    """What was seen, (steps, elements); nan where a tensor is missing or has another shape."""
+    rows = []
+    for observation in seen:
+        row = [observation.values.get(quantity, NOTHING).get(name) for quantity, name in joined.keys]
+        fits = zip(row, joined.shapes, strict=True)
+        rows.append([a if a is not None and a.shape == s else np.full(s, np.nan) for a, s in fits])
+    return joined.steps(rows)
 
 
 def _state(joined: Joined, steps: Sequence[Step], quantity: str) -> Array:

@@ -84,6 +84,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.trace.Clock`
     cpu_seconds: float = 0.0  # of the processes that judged the generated cases
     largest_difference: float = 0.0
+    common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
     failed: list[Failed] = field(default_factory=list)
     oracle_errors: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)  # one per shard: cases and verdicts
@@ -99,6 +100,7 @@ class Result:
         self.spend(other.seconds)
         self.cpu_seconds += other.cpu_seconds
         self.largest_difference = max(self.largest_difference, other.largest_difference)
+        self.common += other.common
         self.oracle_errors.extend(other.oracle_errors)
         self.digests.extend(other.digests)
         for failed in other.failed:
@@ -167,6 +169,7 @@ class Result:
         self.coverage.update(coverage.covered(case))
         self.spend(verdict.seconds)
         self.largest_difference = max(self.largest_difference, verdict.largest_difference)
+        self.common += verdict.common
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
         if verdict.divergence is not None:
             self.fold(Failed(case, verdict.divergence))

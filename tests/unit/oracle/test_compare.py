@@ -159,6 +159,13 @@ def test_a_parameter_that_misses_a_step_is_left_alone_and_goes_on_from_there(opt
         assert (found.rule, found.quantity) == ("L", "parameter")
 
 
+def test_rounding_that_needle_and_torch_share_is_no_divergence_but_an_error_of_one_of_them_is():
+    """Also the cases 5661d992 and 1e54ae54: 64 equal rows that round alike."""
+    truth, ours = np.zeros(5), np.array([4.0, 4.0, 4.0, 4.0, np.nan])
+    peer = np.array([4.0, 2.0, 1.9, -4.0, np.nan])
+    assert cmp.made_by_both(ours, peer, truth).tolist() == [True, True, False, False, False]
+
+
 def test_where_torch_alone_overflows_the_truth_decides():
     """34 ** 25 is a float32 number, and 26 times it is none: torch multiplies that with a gradient of 0."""
 
