@@ -48,7 +48,6 @@ class Optimizer:
 
     params: list[Tensor]
     _states: ClassVar[tuple[str, ...]] = ()  # names of the dicts by parameter of what is kept from step to step
-    _spares: ClassVar[int] = 1  # arrays that an update needs for intermediate results
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         name = type(self).__name__
@@ -180,11 +179,10 @@ class Optimizer:
         for place in places:  # before a run takes a part of it
             size = sum(p.size for p in params[place])
             alone = place.stop - place.start == 1
-            needed = self._spares * min(_padded(size), self._block) if alone else (self._spares + 1) * _padded(size)
-            self._reserve(params[place.start].dtype, needed)
+            self._reserve(params[place.start].dtype, min(_padded(size), self._block) if alone else 2 * _padded(size))
         for place in places:
             scratch = self._scratch[params[place.start].dtype]
-            run = _Run(params[place], [tensors[place] for _, tensors in kept], scratch, self._spares, self._block)
+            run = _Run(params[place], [tensors[place] for _, tensors in kept], scratch, self._block)
             self._runs.append((place, run))
             self._tensors += run.tensors
             self._views += run.views
@@ -259,9 +257,7 @@ class _Run:
     for as long as each of ``tensors`` has the array that it has in ``views``.
     """
 
-    def __init__(
-        self, params: list[Tensor], states: list[list[Tensor]], scratch: Array, spares: int, block: int
-    ) -> None:
+    def __init__(self, params: list[Tensor], states: list[list[Tensor]], scratch: Array, block: int) -> None:
         self.dtype = scratch.dtype
         self.tensors = [*params, *chain.from_iterable(states)]
         size = sum(p.size for p in params)
@@ -280,22 +276,21 @@ class _Run:
         if self._gathered is not None:
             self._places = _views(self._gathered, params)
             scratch, block = scratch[_padded(size) :], max(size, 1)
-        room = np.split(scratch[: spares * _padded(min(size, block))], spares)
         self._blocks = []
         for start in range(0, size, block):
             part = slice(start, min(start + block, size))
-            self._blocks.append(([flat[part] for flat in flats], part, [spare[: part.stop - start] for spare in room]))
+            self._blocks.append(([flat[part] for flat in flats], part, scratch[: part.stop - start]))
 
     def blocks(self, gradients: list[Array]) -> Iterator[tuple[Array, ...]]:
-        """Parts of θ, of each state, of these gradients, and of each array for what comes in between."""
+        """Parts of θ, of each state, of these gradients, and of an array for what comes in between."""
         if self._gathered is None:
             g = gradients[0].reshape(-1)
         else:
             g = self._gathered
             for view, gradient in zip(self._places, gradients, strict=True):
                 view[...] = gradient
-        for kept, part, spare in self._blocks:
-            yield *kept, g[part], *spare
+        for kept, part, d in self._blocks:
+            yield *kept, g[part], d
 
 
 def _views(flat: Array, params: list[Tensor]) -> list[Array]:
@@ -423,7 +418,6 @@ class Adam(Optimizer):
     """
 
     _states = ("m", "v")
-    _spares = 2
 
     def __init__(
         self,
@@ -480,15 +474,19 @@ class Adam(Optimizer):
             t = steps[place.start]
             beta1, rest1, beta2, rest2, eps, decay = self._scalars_in(run.dtype)
             rate, root = (np.array(number, run.dtype) for number in (lr / (1 - b1**t), math.sqrt(1 - b2**t)))
-            for theta, m, v, g, d, e in run.blocks(gradients[place]):
+            for theta, m, v, g, d in run.blocks(gradients[place]):
+                decayed = g  # g' takes the place of what comes in between, and is computed twice
                 if decay:
-                    _multiply(theta, decay, e)
-                    g = _add(g, e, e)
+                    _multiply(theta, decay, d)
+                    decayed = _add(g, d, d)
                 _multiply(m, beta1, m)
-                _multiply(g, rest1, d)
+                _multiply(decayed, rest1, d)
                 _add(m, d, m)
+                if decay:
+                    _multiply(theta, decay, d)
+                    _add(g, d, d)
                 _multiply(v, beta2, v)
-                _multiply(g, g, d)
+                _multiply(decayed, decayed, d)
                 _multiply(d, rest2, d)
                 _add(v, d, v)
                 np.sqrt(v, d)

@@ -637,11 +637,12 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     return t.emit(loss, (z,), vjp)
 
 
-def _norm_backward(t: Tape, g: Array, xh: Array, inv: Array, mean_axis: int) -> Array:
+def _norm_backward(t: Tape, x: Var, g: Array, xh: Array, inv: Array, mean_axis: int) -> Array:
     """dx of (x − mean)·inv from the adjoint of the normalised value, up to the final scale."""
     axes = (mean_axis,)
     if _of_itself(t, g, mean_axis):
-        return 0 * g
+        # g·inv − g·inv; where x has other uses, what they pass back may be added in between, and rounded to that size
+        return t.noisy(g * inv) - g * inv if x.uses > 1 else 0 * g
     if t.usual_norms:
         inner = t.noisy(g) - t.noisy(_mean(t, t.noisy(g), axes))
         inner = t.noisy(inner) - t.noisy(t.noisy(xh) * t.noisy(_mean(t, t.noisy(g) * t.noisy(xh), axes)))
@@ -702,7 +703,7 @@ def batch_norm_and_statistics(
         dw = _sum(t, t.noisy(g) * t.noisy(again), (LEAD,))
         db = _sum(t, t.noisy(g), (LEAD,))
         # the scale 1/√(var + eps)·weight is one factor per column: it comes last and is applied to the whole column
-        return t.noisy(_norm_backward(t, g, again, inv, LEAD)) * t.noisy(w), dw, db
+        return t.noisy(_norm_backward(t, x, g, again, inv, LEAD)) * t.noisy(w), dw, db
 
     return t.emit(y, (x, weight, bias), vjp), mean[:, :, 0], var[:, :, 0]
 
@@ -729,7 +730,7 @@ def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) ->
 
     def vjp(g: Array) -> Sequence[Array]:
         again = _normalised_again(t, x, mean, inv, xh)
-        dx = _norm_backward(t, t.noisy(t.noisy(g) * t.noisy(w)), again, inv, LEAD + 1)
+        dx = _norm_backward(t, x, t.noisy(t.noisy(g) * t.noisy(w)), again, inv, LEAD + 1)
         return dx, _sum(t, t.noisy(g) * t.noisy(again), (LEAD,)), _sum(t, t.noisy(g), (LEAD,))
 
     return t.emit(y, (x, weight, bias), vjp)
