@@ -70,7 +70,6 @@ class Optimizer:
         self._scratch: dict[np.dtype[Any], Array] = {}
         self._block = min(max(_padded(sum(p.size for p in unique) // 8), _BLOCKS[0]), _BLOCKS[1])
         self._settings: tuple[float, ...] = ()
-        self._set_numbers()
         self._forget()
 
     def step(self) -> None:
@@ -242,11 +241,12 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
     if data.shape != p.cached_data.shape:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
+    tensor = isinstance(entry, Tensor)
     del entry
     # 2 references: the dict's, and the argument. A tensor that the user holds too is left as it is.
-    if _references(state[p]) > 2 or data.dtype is not p.cached_data.dtype or not isinstance(state[p], Tensor):
-        return Tensor.make_const(data.astype(p.cached_data.dtype))
-    return state[p]
+    if tensor and _references(state[p]) == 2:
+        return state[p]
+    return Tensor.make_const(data.astype(p.cached_data.dtype, copy=False))
 
 
 class _Run:

@@ -419,6 +419,29 @@ def test_a_pool_gives_the_same_bits_as_every_parameter_by_itself(dtypes):
     assert_bits(params, opt, expected)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtypes", [("float32",), ("float32", "float64")], ids=str)
+def test_adam_in_a_pool_gives_the_same_bits_as_every_parameter_by_itself(dtypes, decay):
+    params = [parameter(*s, seed=i, dtype=dtypes[i % len(dtypes)]) for i, s in enumerate(SHAPES)]
+    given = gradients_for(params, 9, missing={(0, 1), (1, 1), (3, 0), (3, 6), (5, 9)})
+    copies = [nn.Parameter(p.numpy()) for p in params]
+    each = [Adam([p], lr=0.1, weight_decay=decay) for p in copies]
+    opt = Adam(params, lr=0.1, weight_decay=decay)
+    for t, step in enumerate(given):
+        if t == 7:  # as one may who goes on with a model trained elsewhere
+            opt.t[params[2]] = each[2].t[copies[2]] = 90
+        for p, q, one, g in zip(params, copies, each, step, strict=True):
+            p.grad = q.grad = None if g is None else ndl.Tensor(g, requires_grad=False)
+            one.step()
+        opt.step()
+    for p, q, one in zip(params, copies, each, strict=True):
+        assert opt.t[p] == one.t[q]
+        for ours, theirs in ((p, q), (opt.m[p], one.m[q]), (opt.v[p], one.v[q])):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    assert opt.t[params[2]] == 92
+
+
 def test_gradients_in_any_memory_layout():
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
     params = [parameter(3, 4), parameter(4, 3), parameter(5)]
