@@ -16,6 +16,7 @@ EXTRAS = {
     "heap": "peak heap of one W3b step, and what is left to the cycle collector",
     "scaling": "cost per step against depth and width",
     "second": "cost of create_graph and of second-order gradients",
+    "adam": "a step of Adam alone, on the parameters of three workloads",
 }
 ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 

@@ -47,6 +47,7 @@ class Extras:
     depth: dict[int, Timing] = field(default_factory=dict)
     width: dict[int, Timing] = field(default_factory=dict)
     second: Timing | None = None
+    adam: dict[str, Timing] = field(default_factory=dict)
 
 
 @dataclass
@@ -167,6 +168,12 @@ def extra_lines(found: Extras) -> list[Text]:
                 f"{_spread(graph)} ×; gradients of their squared norm {_spread(second)} ×"
             )
             line("second order", text)
+    for key, timing in found.adam.items():
+        text = (
+            f"parameters of {key}: needle {timing.cost('needle').median * 1e6:,.0f} µs; needle / torch "
+            f"{_spread(timing.ratio('needle', 'torch'))}, / torch fused {_spread(timing.ratio('needle', 'torch fused'))}"
+        )
+        line("Adam alone", text)
     return lines
 
 
@@ -224,6 +231,8 @@ def as_json(results: Results) -> dict[str, Any]:
         out["width"] = {"seconds": {str(w): _costs(timing) for w, timing in found.width.items()}}
     if found.second:
         out["second_order"] = {"seconds": _costs(found.second)}
+    if found.adam:
+        out["adam"] = {"seconds": {key: _costs(timing) for key, timing in found.adam.items()}}
     return out
 
 

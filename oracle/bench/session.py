@@ -93,6 +93,9 @@ def _extras(
     if "second" in wanted:
         with track("second order", rounds) as tick:
             found.second = extras.second_order(rounds, burst, tick)
+    if "adam" in wanted:
+        with track("Adam alone", len(extras.ADAM)) as tick:
+            found.adam = extras.adam_alone(rounds, burst, tick)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import needle as ndl
 from oracle.bench import cli, extras, limit, measure, report
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import BUILDERS
@@ -171,6 +172,7 @@ def results():
             depth={d: timing(needle=3.0 * d, torch=4.0 * d**2) for d in (100, 1000)},
             width={w: timing(limit=1.0 * w, needle=2.0 * w, torch=3.0 * w) for w in (1, 10)},
             second=timing(**{f"{n}_{m}": 2.0 for n in ("needle", "torch") for m in ("first", "graph", "second")}),
+            adam={"W1": timing(needle=10.0, torch=100.0, torch_fused=40.0)},
         ),
     )
 
@@ -197,6 +199,7 @@ def test_the_table_shows_ratios_targets_and_a_clear_mark(results):
     assert "import       needle / numpy 1.14 (1.14–1.14), numpy 140 ms  ≤ 1.3 ✓" in text
     assert "1.00 MiB (memray), 0 objects left to the cycle collector  ≤ 1.15 MiB ✓" in text
     assert "slope 1.00)  ≤ 1.1 ✓" in text
+    assert "parameters of W1: needle 20 µs; needle / torch 0.10 (0.10–0.10), / torch fused 0.25 (0.25–0.25)" in text
 
 
 def test_json_svg_and_page_are_written(results, tmp_path):
@@ -212,6 +215,7 @@ def test_json_svg_and_page_are_written(results, tmp_path):
     assert found["import"]["met"] is True
     assert found["depth"]["needle"]["slope"] == pytest.approx(1)
     assert found["depth"]["torch"]["slope"] == pytest.approx(2)
+    assert found["adam"]["seconds"]["W1"]["needle"]["median"] == pytest.approx(20e-6)
     image = (tmp_path / "deep/bench.svg").read_text()
     page = (tmp_path / "deep/bench.html").read_text()
     assert "</svg>" in image
@@ -219,6 +223,20 @@ def test_json_svg_and_page_are_written(results, tmp_path):
     assert "✗ missed" in page
     for outside in ("src=", "<link", "@import"):
         assert outside not in page
+
+
+def test_adam_is_not_timed_where_needle_and_torch_part(monkeypatch):
+    assert set(extras.adam_alone(1, 1e-4, lambda: None)) == set(extras.ADAM)
+    step = ndl.optim.Adam.step
+
+    def faster(self):
+        self.lr = 1.01e-3
+        step(self)
+
+    monkeypatch.setattr(ndl.optim.Adam, "step", faster)
+    monkeypatch.setattr(extras, "interleave", lambda *_: pytest.fail("timed"))
+    with pytest.raises(measure.Disagreement, match="Adam on the parameters of W1"):
+        extras.adam_alone(1, 1e-4, lambda: None)
 
 
 def test_a_burst_interrupted_in_its_round_counts_for_nobody():
