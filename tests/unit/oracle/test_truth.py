@@ -158,6 +158,25 @@ def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
     assert any(e.startswith("rule P: torch's adjoint 0") for e in errors)
 
 
+def test_rounding_that_both_share_is_held_against_nobody(monkeypatch):
+    """A product of two numbers is rounded alike everywhere; here even that is more than rules G and P allow."""
+    case = c.TrainCase(
+        model=(c.Linear(1, bias=False),),
+        data=c.Data(rows=4, features=1),
+        loss=c.Cotangent(),
+        optimizer=c.SGD(lr=0.1),
+        seed=0,
+        steps=2,
+    )
+    monkeypatch.setattr(engine.cmp, "G_LIMIT", 1e-3)
+    verdict = engine.judge(case, needle)
+    assert (verdict.divergence, verdict.oracle_errors) == (None, [])
+    assert verdict.common >= 2
+    monkeypatch.setattr(engine, "VALIDATED", -1.0)  # torch in float64 says no: then the oracle is wrong
+    assert all(e.startswith("rule P: torch's ") for e in engine.judge(case, needle).oracle_errors)
+    assert engine.judge(case, needle).oracle_errors
+
+
 def test_drawing_is_repeatable():
     assert [k.digest for k in draw("train", 20, 5)] == [k.digest for k in draw("train", 20, 5)]
     assert [k.digest for k in draw("train", 20, 5)] != [k.digest for k in draw("train", 20, 6)]
