@@ -325,6 +325,7 @@ class _Train:
         """How many of the first ``steps`` there are until one is out of the domain."""
         softmax = isinstance(self.case.loss, c.SoftmaxLoss)
         bad = cmp.out_of_domain(expected.values, self._last_layer, softmax)[:steps]
+        expected.values.pop("inside", None)  # nobody sees it
         return int(np.argmax(bad)) if bad.any() else steps
 
     def _structure(self, part: Sequence[Step]) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from oracle import case as c
 from oracle import definitions as d
+from oracle.compare import DOMAIN
 from oracle.definitions import Noise, Tape, Var
 from oracle.inputs import Batches, Slot, dropout_p
 
@@ -22,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Truth:
-    """quantity -> name -> float64 (replicas, steps, *shape)."""
+    """quantity -> name -> float64 (replicas, steps, *shape); ``inside`` only where a step may leave the domain."""
 
     values: dict[str, dict[str, Array]] = field(default_factory=dict)
 
@@ -40,6 +41,7 @@ class _Pass:
     masks: dict[str, Array]
     kinks: dict[str, Array]
     outputs: dict[str, Var] = field(default_factory=dict)
+    inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
     statistics: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # BatchNorm path -> batch mean, var
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
 
@@ -103,6 +105,10 @@ class _Pass:
                 values = [x]
                 for step in layer.steps:
                     values.append(d.OPS[step.op](t, *(values[a] for a in step.args), **step.attributes))
+                for i, between in enumerate(values[1:-1]):
+                    size = between.value
+                    if not (size.max(initial=0) < DOMAIN and size.min(initial=0) > -DOMAIN):  # nan is not small
+                        self.inside[f"{path}, value {i}"] = size
                 return values[-1]
 
 
@@ -143,6 +149,8 @@ def training(
         out = run.body(case.model, x, "", True)
         for path, var in run.outputs.items():
             truth.put("activation", path + mark, var.value)
+        for path, value in run.inside.items():
+            truth.put("inside", path + mark, value)
         loss, seed = _loss(case, tape, out, batches, window, m)
         if loss is not out:
             truth.put("loss", f"loss{mark}", loss.value)
@@ -203,4 +211,6 @@ def evaluation(
     truth = Truth()
     for path, var in run.outputs.items():
         truth.put("evaluation", path, var.value)
+    for path, value in run.inside.items():
+        truth.put("inside", path, value)
     return truth

@@ -227,6 +227,15 @@ def test_nothing_is_compared_beyond_the_domain_but_it_is_counted():
     assert (verdict.divergence, verdict.out_of_domain, verdict.steps) == (None, 1, 0)
 
 
+def test_what_overflows_inside_a_layer_ends_the_domain_too():
+    """log(exp(200)) is 200, and infinite in float32; torch's is too."""
+    inner = (c.OpStep("mul_scalar", (0,), {"c": 0.0}), c.OpStep("add_scalar", (1,), {"c": 200.0}))
+    case = train(c.Ops((*inner, c.OpStep("exp", (2,)), c.OpStep("log", (3,)))), c.Linear(2))
+    verdict = engine.judge(case, needle)
+    assert (verdict.divergence, verdict.oracle_errors) == (None, [])
+    assert (verdict.out_of_domain, verdict.steps) == (1, 0)
+
+
 def constant_columns(*model, **changes):
     return train(
         *model, **{"data": c.Data(rows=33, features=4, offset=-1000.0, repeated_rows=True), "steps": 2} | changes
