@@ -203,17 +203,17 @@ def share_g(ours: Array, truth: Array) -> Array:
     return share_of(ours, truth[0], G_LIMIT * tolerance(truth))
 
 
+def all_below(limit: float, v: Array) -> bool:
+    """Whether every number is smaller than that, without its sign; written so that nan is not."""
+    return bool(v.max(initial=0) < limit and v.min(initial=0) > -limit)
+
+
 def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None, softmax: bool = True) -> Array:
     """Steps in which the truth is too large to be judged: |truth| >= 1e15, |logits| >= 1e6, or not finite; or in which
     rounding alone decides about a layer's output. ``logits`` names the last layer, and ``softmax`` says what follows it.
     """
     steps = _undetermined(truth, logits if softmax else None)
-    # nearly always nothing is large; written so that nan is not small
-    if all(
-        v.max(initial=0) < LOGIT_DOMAIN and v.min(initial=0) > -LOGIT_DOMAIN
-        for values in truth.values()
-        for v in values.values()
-    ):
+    if all(all_below(LOGIT_DOMAIN, v) for values in truth.values() for v in values.values()):  # nearly always
         return steps
     for quantity, values in truth.items():
         for name, value in values.items():

@@ -133,7 +133,7 @@ class _Train:
         self.peer_found: list[Divergence] = []
         self.findings = op_rule.Findings()
         self._last_layer = f"{len(case.model) - 1}"
-        self._gap = inputs.gap(case)
+        self._gap, self._late = inputs.gap(case)
         self._norms = any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(case.model))
 
     def judge(self, peer_too: bool, validate: bool) -> Verdict:
@@ -511,7 +511,7 @@ class _Train:
             g = joined.steps([[self._gradients(s)[n] for n in names] for s in seen]).astype(np.float64)
             old = {q: _state(joined, part, q).astype(np.float64) for q in _state_of(case)}
             count = np.array(steps, dtype=np.float64)[:, None] + 1
-            gap, late = self._gap or (-1, "")
+            gap, late = self._gap, self._late
             if late in names:
                 place = joined.place(names.index(late))
                 count = np.repeat(count, joined.size, axis=1)
@@ -594,14 +594,13 @@ class _Train:
 
     def _by_steps_missed(self, names: tuple[str, ...], step: int) -> Iterator[tuple[tuple[str, ...], int]]:
         """The parameters that are updated in a step, by how many steps the optimizer has not made of them before."""
-        gap, late = self._gap or (0, "")
-        if self._gap is None or step < gap or late not in names:
+        if step < self._gap or self._late not in names:
             yield names, 0
             return
         if len(names) > 1:
-            yield tuple(n for n in names if n != late), 0
-        if step > gap:
-            yield (late,), 1
+            yield tuple(n for n in names if n != self._late), 0
+        if step > self._gap:
+            yield (self._late,), 1
 
     def _torch_update(self, names: Sequence[str], steps: Sequence[Step], missed: int) -> None:
         case = self.case
@@ -684,8 +683,8 @@ class _Train:
         for step in part:
             seen, t = step.ours.values, step.ours.step
             given, after = self._gradients(step.ours), seen.get("gradient after step", NOTHING)
-            if self._gap is not None and self._gap[0] == t:
-                given = {name: g for name, g in given.items() if name != self._gap[1]}
+            if t == self._gap:
+                given = {name: g for name, g in given.items() if name != self._late}
             self.verdict.tally.count("exact gradient after step", 0.0, len(given), sum(g.size for g in given.values()))
             for name, before in given.items():
                 value = after.get(name)

@@ -46,10 +46,12 @@ class Slot:
     used: bool = True
 
 
-def gap(case: c.TrainCase | c.SecondOrderCase) -> tuple[int, str] | None:
-    """The step in which the optimizer finds no gradient of a parameter, and the name of the parameter."""
+def gap(case: c.TrainCase | c.SecondOrderCase) -> tuple[int, str]:
+    """The step in which the optimizer finds no gradient of a parameter, and the name of the parameter; (-1, "") if it
+    always finds all.
+    """
     if not isinstance(case, c.TrainCase) or case.gap is None:
-        return None
+        return -1, ""
     names = [slot.name for slot in slots(case)[0] if slot.used and not slot.frozen]
     return case.gap.step, names[case.gap.parameter % len(names)]
 

@@ -182,7 +182,7 @@ class NeedleRun:
             path, attribute = slot.name.rsplit(".", 1)
             self.tensors[slot.name] = (model.modules[path], attribute)
         self.parameters = {s.name: self._tensor(s.name) for s in self.parameter_slots}
-        self._gap = gap(self.case)
+        self._gap, self._late = gap(self.case)
         names = {id(p): name for name, p in self.parameters.items()}
         listed = [names.get(id(p), f"unknown {p.shape}") for p in self.model.parameters()]
         # compared as text: order is part of the contract, it is the order of the optimizer
@@ -310,7 +310,7 @@ class NeedleRun:
             self._unwatched(t, passes[0].x.grad, obs)
         if case.clip is not None:
             self._clip(t, case.clip, obs)
-        skipped = self.parameters[self._gap[1]] if self._gap is not None and self._gap[0] == t else None
+        skipped = self.parameters[self._late] if t == self._gap else None
         if skipped is not None:
             gradient, skipped.grad = skipped.grad, None
         held = self._held_gradients(t, "gradient" if case.clip is None else "clipped")

@@ -516,7 +516,7 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
         input_grad=case.input_grad,
         backward=case.backward,
         clip=clip,
-        gap=inputs.gap(case),
+        gap=inputs.gap(case) if case.gap else None,
         clip_text="" if case.clip is None or case.clip.max_norm is None else repr(clip),
         buffers=buffers,
         updated=divergence.quantity in UPDATED,

@@ -200,7 +200,7 @@ class TorchRun:
         ]
         self._record: list[tuple[str, Tensor, bool]] = []
         self._state: State | None = None  # as the last step has left it
-        self._gap = gap(case)
+        self._gap, self._late = gap(case)
         for path, module in self.model.modules.items():
             self._observe(path, module)
 
@@ -313,8 +313,8 @@ class TorchRun:
         lr = case.lr_at(t)
         for group in self.optimizer.param_groups:
             group["lr"] = DEFAULT_LR if lr is None else lr
-        if self._gap is not None and self._gap[0] == t:
-            self.parameters[self._gap[1]].grad = None
+        if t == self._gap:
+            self.parameters[self._late].grad = None
         seed_state(self.optimizer, self.parameters.values())
         self.optimizer.step()
         self.clock.turn("observing")

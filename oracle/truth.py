@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from oracle import case as c
 from oracle import definitions as d
-from oracle.compare import DOMAIN
+from oracle.compare import DOMAIN, all_below
 from oracle.definitions import Noise, Tape, Var
 from oracle.inputs import Batches, Slot, dropout_p
 
@@ -106,9 +106,8 @@ class _Pass:
                 for step in layer.steps:
                     values.append(d.OPS[step.op](t, *(values[a] for a in step.args), **step.attributes))
                 for i, between in enumerate(values[1:-1]):
-                    size = between.value
-                    if not (size.max(initial=0) < DOMAIN and size.min(initial=0) > -DOMAIN):  # nan is not small
-                        self.inside[f"{path}, value {i}"] = size
+                    if not all_below(DOMAIN, between.value):
+                        self.inside[f"{path}, value {i}"] = between.value
                 return values[-1]
 
 

@@ -19,7 +19,7 @@ import torch
 import needle as ndl
 from needle import nn
 from oracle.bench import heap
-from oracle.bench.measure import Disagreement, Timing, build, interleave
+from oracle.bench.measure import Timing, build, check_parameters, interleave
 from oracle.bench.ours import model as needle_model
 from oracle.bench.peers import TorchTrainer
 from oracle.bench.workloads import WORKLOADS, Array, Workload
@@ -27,6 +27,7 @@ from oracle.bench.workloads import WORKLOADS, Array, Workload
 DEPTHS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 WIDTHS = (1, 4, 16, 64, 256, 1024)
 ADAM = ("W1", "W3b", "W5")
+ADAM_STEPS = 3  # after which all must have the same parameters
 LINEAR = 1.1
 """Cost is linear in depth if its log-log slope from 100 ops on is at most this.
 
@@ -247,24 +248,25 @@ def adam_alone(rounds: int, burst: float, tick: Tick) -> dict[str, Timing]:
     found = {}
     settings = {"lr": 1e-3, "weight_decay": 1e-4}
     for key in ADAM:
-        start, gradients = WORKLOADS[key].start().values(), WORKLOADS[key].gradients().values()
-        ours = [nn.Parameter(value) for value in start]
-        steps: dict[str, Callable[[], object]] = {"needle": ndl.optim.Adam(ours, **settings).step}
-        for p, g in zip(ours, gradients, strict=True):
-            p.grad = ndl.Tensor(g, requires_grad=False)
-        for name, fused in (("torch", False), ("torch fused", True)):
-            theirs = [torch.tensor(value, requires_grad=True) for value in start]
-            for q, g in zip(theirs, gradients, strict=True):
-                q.grad = torch.tensor(g)
-            steps[name] = torch.optim.Adam(theirs, fused=fused, **settings).step  # type: ignore[arg-type]
-            if not fused:
-                peers = theirs
-        for step in (steps["needle"], steps["torch"]):
-            for _ in range(3):
-                step()
-        for p, q in zip(ours, peers, strict=True):
-            if not np.allclose(p.numpy(), q.detach().numpy(), rtol=1e-5, atol=1e-6):
-                raise Disagreement(f"Adam on the parameters of {key}: needle and torch part")
+        start, gradients = WORKLOADS[key].start(), WORKLOADS[key].gradients()
+        ours = {name: nn.Parameter(value) for name, value in start.items()}
+        for name, p in ours.items():
+            p.grad = ndl.Tensor(gradients[name], requires_grad=False)
+        steps: dict[str, Callable[[], object]] = {"needle": ndl.optim.Adam(ours.values(), **settings).step}
+        for _ in range(ADAM_STEPS):
+            steps["needle"]()
+        reached = {name: p.numpy().copy() for name, p in ours.items()}
+        for peer, fused in (("torch", False), ("torch fused", True)):
+            theirs = {name: torch.tensor(value, requires_grad=True) for name, value in start.items()}
+            for name, q in theirs.items():
+                q.grad = torch.tensor(gradients[name])
+            steps[peer] = torch.optim.Adam(theirs.values(), fused=fused, **settings).step  # type: ignore[arg-type]
+            for _ in range(ADAM_STEPS):
+                steps[peer]()
+            arrays = {name: q.detach().numpy() for name, q in theirs.items()}
+            check_parameters(
+                arrays, reached, start, ADAM_STEPS, f"Adam on the parameters of {key}: {peer} and needle part"
+            )
         found[key] = interleave({name: _loop(step) for name, step in steps.items()}, rounds, burst)
         tick()
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from oracle.bench.peers import BUILDERS, Trainer
-from oracle.bench.workloads import Workload
+from oracle.bench.workloads import Start, Workload
 
 CHECK_STEPS = 5
 TOLERANCE = 1e-3
@@ -41,22 +41,27 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
             theirs, ours = losses[name], losses[reference]
             if not abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 1e-3):
                 raise Disagreement(f"{where}: loss {theirs:.9g} against {ours:.9g}")
-            if list(params[name]) != list(params[reference]):
-                raise Disagreement(f"{where}: parameters {list(params[name])} against {list(params[reference])}")
-            for key, at_start in start.items():
-                theirs_p, ours_p = params[name][key], params[reference][key]
-                if theirs_p.shape != ours_p.shape or theirs_p.dtype != ours_p.dtype:
-                    raise Disagreement(
-                        f"{where}: {key} is {theirs_p.dtype} {theirs_p.shape} against {ours_p.dtype} {ours_p.shape}"
-                    )
-                moved = float(np.abs(ours_p - at_start).max())
-                error = float(np.abs(theirs_p - ours_p).max())
-                # A rounding of the parameter itself is allowed at every step.
-                allowed = TOLERANCE * moved + 2**-23 * (step + 1) * float(np.abs(ours_p).max())
-                if not error <= allowed:
-                    raise Disagreement(
-                        f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} (it has moved by {moved:.3g})"
-                    )
+            check_parameters(params[name], params[reference], start, step + 1, where)
+
+
+def check_parameters(theirs: Start, ours: Start, start: Start, steps: int, where: str) -> None:
+    """After so many steps from the same start, parameters must be the same, or Disagreement, which says where."""
+    if list(theirs) != list(ours):
+        raise Disagreement(f"{where}: parameters {list(theirs)} against {list(ours)}")
+    for key, at_start in start.items():
+        theirs_p, ours_p = theirs[key], ours[key]
+        if theirs_p.shape != ours_p.shape or theirs_p.dtype != ours_p.dtype:
+            raise Disagreement(
+                f"{where}: {key} is {theirs_p.dtype} {theirs_p.shape} against {ours_p.dtype} {ours_p.shape}"
+            )
+        moved = float(np.abs(ours_p - at_start).max())
+        error = float(np.abs(theirs_p - ours_p).max())
+        # A rounding of the parameter itself is allowed at every step.
+        allowed = TOLERANCE * moved + 2**-23 * steps * float(np.abs(ours_p).max())
+        if not error <= allowed:
+            raise Disagreement(
+                f"{where}: {key} differs by {error:.3g}, allowed {allowed:.3g} (it has moved by {moved:.3g})"
+            )
 
 
 @dataclass(frozen=True)
