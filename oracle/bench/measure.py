@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from oracle.bench.peers import BUILDERS, Trainer
-from oracle.bench.workloads import Start, Workload
+from oracle.bench.workloads import Array, Workload
 
 CHECK_STEPS = 5
 TOLERANCE = 1e-3
@@ -44,7 +44,9 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
             check_parameters(params[name], params[reference], start, step + 1, where)
 
 
-def check_parameters(theirs: Start, ours: Start, start: Start, steps: int, where: str) -> None:
+def check_parameters(
+    theirs: Mapping[str, Array], ours: Mapping[str, Array], start: Mapping[str, Array], steps: int, where: str
+) -> None:
     """After so many steps from the same start, parameters must be the same, or Disagreement, which says where."""
     if list(theirs) != list(ours):
         raise Disagreement(f"{where}: parameters {list(theirs)} against {list(ours)}")
