@@ -298,8 +298,15 @@ class Value:
     @classmethod
     def make_from_op(cls, op: Op, inputs: Sequence[Any]) -> Self:
         """Compute op(*inputs); keep the graph only if some input requires a gradient."""
-        try:
-            data = op.compute(*map(_data, inputs))
+        n = len(inputs)
+        try:  # one or two are spelled out: to unpack an iterator into a call takes longer than the call
+            if n == 2:
+                a, b = inputs
+                data = op.compute(a.cached_data, b.cached_data)
+            elif n == 1:
+                data = op.compute(inputs[0].cached_data)
+            else:
+                data = op.compute(*map(_data, inputs))
         except AttributeError:
             _refuse_other_than_tensors(op, inputs)
             raise
@@ -800,6 +807,12 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
 def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
     if not op._course_style:
+        n = len(inputs)
+        if n == 2:
+            a, b = inputs
+            return op.vjp(g, node.cached_data, needs, a.cached_data, b.cached_data)
+        if n == 1:
+            return op.vjp(g, node.cached_data, needs, inputs[0].cached_data)
         return op.vjp(g, node.cached_data, needs, *map(_data, inputs))
     with no_grad():
         wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)

@@ -76,7 +76,11 @@ def _forward(
         for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
             if operands:
                 try:
-                    y = op.compute(x, *map(_data, operands))
+                    if len(operands) == 2:  # a weight and a bias: spelled out, because it takes half the time
+                        a, b = operands
+                        y = op.compute(x, a.cached_data, b.cached_data)
+                    else:
+                        y = op.compute(x, *map(_data, operands))
                 except AttributeError:
                     _refuse_other_than_tensors(op, operands)
                     raise
@@ -162,7 +166,12 @@ def _backward(
         if y is None:
             y = g
         if operands:
-            dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
+            if len(operands) == 2:
+                a, b = operands
+                needs = flows, a.requires_grad, b.requires_grad
+                dx, *others = op.vjp(g, y, needs, x, a.cached_data, b.cached_data)
+            else:
+                dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
             tensors += operands
             contributions += others
             if not flows:

@@ -839,27 +839,26 @@ class Linear(TensorOp):
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
         return y
 
-    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, *bias: Any) -> tuple[Any, ...]:
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
         """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
-        matrices = len(g.shape) == 2
+        matrices = g.ndim == 2
         rows = g if matrices else _as_matrix(g)
-        dx = dw = None
+        dx = dw = db = None
         if needs[0]:
             dx = rows.dot(weight.T)
             if not matrices:
                 dx = Reshape(x.shape).on(dx)
         if needs[1]:
             dw = (x if matrices else _as_matrix(x)).T.dot(rows)
-        if not bias:
+        if bias is None:
             return dx, dw
-        return dx, dw, self._bias_gradient(rows, bias[0].shape) if needs[2] else None
-
-    def _bias_gradient(self, rows: Any, shape: tuple[int, ...]) -> Any:
-        if isinstance(rows, Tensor):
-            return reshape(summation(rows, 0), shape)
-        # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
-        n = rows.shape[0]
-        return _ones((1, n) if len(shape) == 2 else (n,), rows.dtype).dot(rows)
+        if needs[2] and isinstance(rows, Tensor):
+            db = reshape(summation(rows, 0), bias.shape)
+        elif needs[2]:
+            # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
+            n = rows.shape[0]
+            db = _ones((1, n) if bias.ndim == 2 else (n,), rows.dtype).dot(rows)
+        return dx, dw, db
 
 
 _linear = Linear()

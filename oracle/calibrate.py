@@ -82,16 +82,13 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         rows = g.reshape(-1, g.shape[-1])
         dx = None if dx is None else multiplied(rows, weight.T).reshape(x.shape)
         dw = None if dw is None else multiplied(x.reshape(-1, x.shape[-1]).T, rows)
-        return dx, dw, *db
+        return dx, dw, *(None if c is None else np.asarray(total(rows, 0)).reshape(c.shape) for c in db)
 
     def columns(old: Any, x: Any) -> Any:
         return old(x) if isinstance(x, Tensor) else lambda a: np.asarray(total(a, 0))
 
     def rows(old: Any, x: Any) -> Any:
         return old(x) if isinstance(x, Tensor) else np.asarray(total(x, -1, keepdims=True))
-
-    def bias_gradient(old: Any, self: Any, rows: Any, shape: Any) -> Any:
-        return old(self, rows, shape) if isinstance(rows, Tensor) else np.asarray(total(rows, 0)).reshape(shape)
 
     return (
         replace("ops._sum", total)
@@ -100,7 +97,6 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         + around("ops.Linear.vjp", linear_vjp)
         + around("ops._column_sums_like", columns)
         + around("ops._row_sums", rows)
-        + around("ops.Linear._bias_gradient", bias_gradient)
     )
 
 

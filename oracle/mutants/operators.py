@@ -73,7 +73,7 @@ class Site:
     @property
     def rule(self) -> bool:
         """Inside a gradient rule."""
-        return self.outer is not None and self.outer.name in ("vjp", "_bias_gradient")
+        return self.outer is not None and self.outer.name == "vjp"
 
     @property
     def numeric(self) -> bool:
@@ -85,7 +85,6 @@ class Site:
             "_adam",
             "_statistics",
             "_normalised",
-            "_bias_gradient",
             "forward",
             "clip_grad_norm",
         )
