@@ -751,6 +751,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
+    contributions: Any
     while nodes:
         node = nodes.pop()
         chain = node._chain
@@ -772,7 +773,9 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             inputs, contributions = chain.backward(g)
         else:
             contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
-        for x, c in zip(inputs, contributions, strict=True):
+        if type(contributions) is _ndarray or len(contributions) != len(inputs):
+            raise _not_one_each(chain or op, inputs, contributions)
+        for x, c in zip(inputs, contributions):  # noqa: B905 - strict costs as much as an operation on a small array
             if c is None or not x.requires_grad:
                 continue
             data, before = x.cached_data, adjoints.get(x)
@@ -834,7 +837,7 @@ def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[A
     """Refuse what a user's gradient rule got wrong, naming the op."""
     name = type(op).__name__
     if len(answer) != len(inputs):
-        raise ValueError(f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {len(answer)}")
+        raise _not_one_each(op, inputs, answer)
     for x, c in zip(inputs, answer, strict=True):
         if c is None:
             continue
@@ -843,6 +846,14 @@ def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[A
         if isinstance(x, Tensor) and isinstance(c, Tensor) and x.shape != c.shape:
             raise ValueError(f"{name}.gradient must return the shape {x.shape} of the input, but got {c.shape}")
     return answer
+
+
+def _not_one_each(op: Any, inputs: Sequence[Any], answer: Any) -> ValueError:
+    name, of_course = type(op).__name__, getattr(op, "_course_style", False)
+    got = len(answer) if isinstance(answer, tuple | list) else type(answer).__name__
+    if of_course:
+        return ValueError(f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {got}")
+    return ValueError(f"{name}.vjp must return a tuple with one gradient per input: {len(inputs)}, but got {got}")
 
 
 def _in_dtype_of(c: Any, data: Array) -> Any:
@@ -880,6 +891,8 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             contributions = _checked(op, inputs, op.gradient_as_tuple(g, node))
         else:
             contributions = op.vjp(g, node, [x.requires_grad for x in inputs], *inputs)
+            if isinstance(contributions, Value) or len(contributions) != len(inputs):
+                raise _not_one_each(op, inputs, contributions)
         for x, c in zip(inputs, contributions, strict=True):
             if c is None or not x.requires_grad:
                 continue

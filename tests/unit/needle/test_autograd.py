@@ -453,6 +453,26 @@ def test_wrong_user_op(answer, kind, match, create_graph):
     assert x.grad is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [(lambda g: (g, g), "2"), (lambda g: (), "0"), (lambda g: g, "(ndarray|Tensor)")],
+    ids=["two", "none", "bare"],
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_wrong_vjp(answer, got, create_graph):
+    class Lost(ndl.TensorOp):
+        def compute(self, a):
+            return a * 1
+
+        def vjp(self, g, y, needs, a):
+            return answer(g)
+
+    x = leaf(1)
+    with pytest.raises(ValueError, match=f"Lost.vjp must return a tuple with one gradient per input: 1, but got {got}"):
+        Lost()(x).backward(create_graph=create_graph)
+    assert x.grad is None
+
+
 def test_ops_that_define_too_little():
     class Nothing(ndl.TensorOp):
         def compute(self, a):
