@@ -299,12 +299,15 @@ class Value:
     def make_from_op(cls, op: Op, inputs: Sequence[Any]) -> Self:
         """Compute op(*inputs); keep the graph only if some input requires a gradient."""
         n = len(inputs)
-        try:  # one or two are spelled out: to unpack an iterator into a call takes longer than the call
+        try:  # up to three are spelled out: to unpack an iterator into a call takes longer than the call
             if n == 2:
                 a, b = inputs
                 data = op.compute(a.cached_data, b.cached_data)
             elif n == 1:
                 data = op.compute(inputs[0].cached_data)
+            elif n == 3:
+                a, b, c = inputs
+                data = op.compute(a.cached_data, b.cached_data, c.cached_data)
             else:
                 data = op.compute(*map(_data, inputs))
         except AttributeError:
@@ -810,13 +813,16 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
 def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
     if not op._course_style:
-        n = len(inputs)
+        n, y = len(inputs), node.cached_data
         if n == 2:
             a, b = inputs
-            return op.vjp(g, node.cached_data, needs, a.cached_data, b.cached_data)
+            return op.vjp(g, y, needs, a.cached_data, b.cached_data)
         if n == 1:
-            return op.vjp(g, node.cached_data, needs, inputs[0].cached_data)
-        return op.vjp(g, node.cached_data, needs, *map(_data, inputs))
+            return op.vjp(g, y, needs, inputs[0].cached_data)
+        if n == 3:
+            a, b, c = inputs
+            return op.vjp(g, y, needs, a.cached_data, b.cached_data, c.cached_data)
+        return op.vjp(g, y, needs, *map(_data, inputs))
     with no_grad():
         wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
         stand_in = _stand_in(op, inputs, node)
