@@ -89,6 +89,24 @@ def test_data_is_detached_and_can_be_rebound():
     assert t.cached_data is new.cached_data
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_result_without_dimensions_is_an_array_and_not_a_scalar_of_numpy(n):
+    class Sum(ndl.TensorOp):
+        def compute(self, *args):
+            return sum(args[1:], args[0] * 1)
+
+        def vjp(self, g, y, needs, *xs):
+            return tuple(g * 1 for _ in xs)
+
+    x = ndl.Tensor(2.0, dtype="float32")
+    y = Sum()(*[x] * n)
+    y.backward()
+    for t in (y, x.grad, y.data):
+        assert type(t.numpy()) is np.ndarray
+        assert t.dtype == np.float32
+        assert t.shape == ()
+
+
 def test_results_of_constants_are_constants():
     y = ndl.ones(2) + ndl.ones(2)
     assert y.op is None

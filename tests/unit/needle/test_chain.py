@@ -193,6 +193,16 @@ def test_a_sequential_of_nothing_hands_back_what_it_gets():
     assert nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout().eval()))(x) is x
 
 
+def test_a_number_goes_through_a_chain_as_an_array():
+    x = ndl.Tensor(2.0, dtype="float32")
+    y = nn.Sequential(nn.Tanh(), nn.ReLU(), nn.Sigmoid())(x)
+    y.backward(retain_graph=True)
+    for t in (y, x.grad, y.inputs[0]):
+        assert type(t.numpy()) is np.ndarray
+        assert t.dtype == np.float32
+        assert t.shape == ()
+
+
 def test_evaluation_uses_the_running_statistics_and_lets_gradients_through():
     model, (other, _) = made("resnet"), watched(made("resnet"))
     for m in (model, other):
