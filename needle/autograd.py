@@ -56,6 +56,11 @@ _by_number = operator.attrgetter("_number")
 _data = operator.attrgetter("cached_data")
 _needs = operator.attrgetter("requires_grad")
 _new = object.__new__
+# For isinstance: ``a | b`` would be made anew at every call, for the price of three.
+_numpy = np.ndarray, np.generic
+_numbers = int, float
+_integers = int, np.integer
+_tuples = tuple, list
 _grad_enabled = True
 
 
@@ -709,11 +714,11 @@ def _operand(other: Any) -> Any:
     """
     if isinstance(other, Tensor):
         return other
-    if isinstance(other, np.ndarray | np.generic):
+    if isinstance(other, _numpy):
         if other.dtype.kind not in "fiub":
             return NotImplemented
         return other.item() if not other.ndim else Tensor.make_const(other)
-    return other if isinstance(other, int | float) else NotImplemented
+    return other if isinstance(other, _numbers) else NotImplemented
 
 
 # --------------------------------------------------------------------------------------------------- backward
@@ -776,7 +781,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             inputs, contributions = chain.backward(g)
         else:
             contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
-        if type(contributions) is _ndarray or len(contributions) != len(inputs):
+        if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
             raise _not_one_each(chain or op, inputs, contributions)
         for x, c in zip(inputs, contributions):  # noqa: B905 - strict costs as much as an operation on a small array
             if c is None or not x.requires_grad:
@@ -854,12 +859,13 @@ def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[A
     return answer
 
 
-def _not_one_each(op: Any, inputs: Sequence[Any], answer: Any) -> ValueError:
+def _not_one_each(op: Any, inputs: Sequence[Any], answer: Any) -> Exception:
+    """The error of a gradient rule that does not answer with one gradient per input."""
     name, of_course = type(op).__name__, getattr(op, "_course_style", False)
-    got = len(answer) if isinstance(answer, tuple | list) else type(answer).__name__
-    if of_course:
-        return ValueError(f"{name}.gradient must return one gradient per input: {len(inputs)}, but got {got}")
-    return ValueError(f"{name}.vjp must return a tuple with one gradient per input: {len(inputs)}, but got {got}")
+    if not isinstance(answer, _tuples):
+        return TypeError(f"{name}.vjp must return a tuple with one gradient per input, but got {type(answer).__name__}")
+    rule = "gradient" if of_course else "vjp"
+    return ValueError(f"{name}.{rule} must return one gradient per input: {len(inputs)}, but got {len(answer)}")
 
 
 def _in_dtype_of(c: Any, data: Array) -> Any:
@@ -897,7 +903,7 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             contributions = _checked(op, inputs, op.gradient_as_tuple(g, node))
         else:
             contributions = op.vjp(g, node, [x.requires_grad for x in inputs], *inputs)
-            if isinstance(contributions, Value) or len(contributions) != len(inputs):
+            if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
                 raise _not_one_each(op, inputs, contributions)
         for x, c in zip(inputs, contributions, strict=True):
             if c is None or not x.requires_grad:

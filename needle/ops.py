@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value
+from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integers, _numbers, _numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,9 +47,9 @@ def _fixed(like: Any, data: Any) -> Any:
 
 def _number(scalar: Any) -> Any:
     """A Python number: unlike a NumPy scalar it adopts the dtype of the array beside it."""
-    if isinstance(scalar, np.generic | np.ndarray):
+    if isinstance(scalar, _numpy):
         scalar = scalar.item()
-    if not isinstance(scalar, int | float):
+    if not isinstance(scalar, _numbers):
         raise TypeError(f"a scalar operand must be a real number, but got {scalar!r}")
     return scalar
 
@@ -58,7 +58,7 @@ def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
     """Axes as a tuple of numbers in 0..ndim-1; None means all."""
     if axes is None:
         return tuple(range(ndim))
-    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    given = (axes,) if isinstance(axes, _integers) else tuple(axes)
     for axis in given:
         if not -ndim <= axis < ndim:
             raise ValueError(f"{op}: axis {axis} does not exist in {ndim} dimensions; use {-ndim}..{ndim - 1}")
@@ -127,13 +127,15 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 def _column_sums_like(x: Any) -> Callable[[Any], Any]:
     """What sums the columns of matrices like x: (n, m) -> (m,).
 
-    A product with ones, because it costs a quarter of the sum on small matrices.
+    A product with ones, because it costs a quarter of the sum on small matrices. In both modes, because a mean that is
+    rounded in another way on the way back than it was on the way there does not cancel.
     """
     return _sum_columns if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot
 
 
 def _sum_columns(x: Tensor) -> Tensor:
-    return summation(x, 0)
+    n, m = x.shape
+    return reshape(Tensor.make_const(_ones((1, n), x.dtype)) @ x, (m,))
 
 
 def _column_sums(x: Any) -> Any:
@@ -142,10 +144,11 @@ def _column_sums(x: Any) -> Any:
 
 
 def _row_sums(x: Any) -> Any:
-    """(..., m) -> (..., 1). As a product, for the same reason."""
-    if isinstance(x, Tensor):
-        return _sum_kept(x, (x.ndim - 1,))
-    return x.dot(_ones((x.shape[-1], 1), x.dtype))
+    """(..., m) -> (..., 1). As a product, for the same reasons."""
+    ones = _ones((x.shape[-1], 1), x.dtype)
+    if isinstance(x, Tensor) or x.ndim != 2:
+        return Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(_fixed(x, ones)))
+    return x.dot(ones)
 
 
 def _row_maxima(x: Array) -> Array:
@@ -540,7 +543,7 @@ class Reshape(TensorOp):
     """The same elements in another shape; one size may be -1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
-        self.shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
+        self.shape = (int(shape),) if isinstance(shape, _integers) else tuple(shape)
 
     def compute(self, a: Array) -> Any:
         try:
@@ -562,7 +565,7 @@ class BroadcastTo(TensorOp):
     """Repeat along new leading axes and axes of size 1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
-        self.shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
+        self.shape = (int(shape),) if isinstance(shape, _integers) else tuple(shape)
 
     def compute(self, a: Array) -> Any:
         try:
@@ -853,7 +856,7 @@ class Linear(TensorOp):
         if bias is None:
             return dx, dw
         if needs[2] and isinstance(rows, Tensor):
-            db = reshape(summation(rows, 0), bias.shape)
+            db = reshape(_sum_columns(rows), bias.shape)
         elif needs[2]:
             # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
             n = rows.shape[0]

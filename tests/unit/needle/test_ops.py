@@ -259,6 +259,35 @@ def test_second_order(case):
             close(ours_i, e, f"second-order gradient {i}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_with_a_graph_has_the_same_bits_as_one_without(name, dtype):
+    ours, _, arrays = CASES[name]
+    gradients = []
+    for create_graph in (False, True):
+        xs = [ndl.Tensor(a, dtype=dtype) for a in arrays]
+        y = ours(*xs)
+        y.backward(ndl.Tensor(normal(*y.shape, seed=7), dtype=dtype), create_graph=create_graph)
+        gradients.append([x.grad.numpy() for x in xs])
+    for plain, with_graph in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(plain, with_graph)
+
+
+@pytest.mark.parametrize("op", [ops.BatchNorm, ops.LayerNorm])
+def test_a_norm_far_from_zero_rounds_its_mean_alike_on_the_way_back(op):
+    """Or what cancels with a norm behind it, such as the gradient of the scale, does not."""
+    x, w, b, g = (normal(*shape, seed=s, offset=o) for s, shape, o in
+                  ((1, (7, 5), 100), (2, (5,), 1), (3, (5,), 0), (4, (7, 5), 0)))  # fmt: skip
+    arrays = [v.astype("float32") for v in (x, w, b)]
+    g = g.astype("float32")
+    made = op()
+    y = made.compute(*arrays)
+    plain = made.vjp(g, y, [True] * 3, *arrays)
+    tensors = made.vjp(ndl.Tensor(g), ndl.Tensor(y), [True] * 3, *map(ndl.Tensor, arrays))
+    for a, t in zip(plain, tensors, strict=True):
+        np.testing.assert_array_equal(a, t.numpy())
+
+
 def test_every_op_has_a_case():
     classes = {n for n, c in vars(ops).items() if inspect.isclass(c) and issubclass(c, ndl.Op)}
     classes -= {"TensorOp", "TensorTupleOp"}
