@@ -135,7 +135,8 @@ def _column_sums_like(x: Any) -> Callable[[Any], Any]:
 
 def _sum_columns(x: Tensor) -> Tensor:
     n, m = x.shape
-    return reshape(Tensor.make_const(_ones((1, n), x.dtype)) @ x, (m,))
+    total: Tensor = _ones((1, n), x.dtype) @ x  # type: ignore[assignment]
+    return reshape(total, (m,))
 
 
 def _column_sums(x: Any) -> Any:
@@ -146,9 +147,7 @@ def _column_sums(x: Any) -> Any:
 def _row_sums(x: Any) -> Any:
     """(..., m) -> (..., 1). As a product, for the same reasons."""
     ones = _ones((x.shape[-1], 1), x.dtype)
-    if isinstance(x, Tensor) or x.ndim != 2:
-        return Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(_fixed(x, ones)))
-    return x.dot(ones)
+    return x.dot(ones) if x.ndim == 2 else Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(ones))
 
 
 def _row_maxima(x: Array) -> Array:
