@@ -786,7 +786,12 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         for x, c in zip(inputs, contributions):  # noqa: B905 - strict costs as much as an operation on a small array
             if c is None or not x.requires_grad:
                 continue
-            data, before = x.cached_data, adjoints.get(x)
+            data = x.cached_data
+            # The usual case: the first contribution, an array of its own. The rest would do it too, but slower.
+            if x not in adjoints and type(c) is _ndarray and c.base is None and c is not g and c.dtype is data.dtype:
+                adjoints[x] = c
+                continue
+            before = adjoints.get(x)
             if type(c) is not _ndarray or c.dtype is not data.dtype:
                 if type(data) is tuple:
                     adjoints[x] = c if before is None else _sum_of_tuples(before, c)

@@ -79,13 +79,16 @@ def _forward(
                     if len(operands) == 2:  # a weight and a bias: spelled out, because it takes half the time
                         a, b = operands
                         y = op.compute(x, a.cached_data, b.cached_data)
+                        made = a._number or b._number
                     else:
                         y = op.compute(x, *map(_data, operands))
+                        made = True
                 except AttributeError:
                     _refuse_other_than_tensors(op, operands)
                     raise
                 read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
-                sources += filter(_by_number, operands)
+                if made:
+                    sources += filter(_by_number, operands)
             else:
                 y = op.compute(x)
                 read = op.reads_inputs
@@ -169,11 +172,12 @@ def _backward(
             if len(operands) == 2:
                 a, b = operands
                 needs = flows, a.requires_grad, b.requires_grad
-                dx, *others = op.vjp(g, y, needs, x, a.cached_data, b.cached_data)
+                dx, da, db = op.vjp(g, y, needs, x, a.cached_data, b.cached_data)
+                contributions += da, db
             else:
                 dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
+                contributions += others
             tensors += operands
-            contributions += others
             if not flows:
                 return []
         else:
