@@ -255,7 +255,7 @@ class Update:
 
 
 def expected_update(
-    case: c.TrainCase, lr: Array, p: Array, g: Array, old: Mapping[str, Array], t: Array, k: float
+    case: c.TrainCase, lr: Array, p: Array, g: Array, old: Mapping[str, Array], t: Array, k: float | Array
 ) -> Update:
     """Rule L for one parameter over all steps. Arrays are (steps, *shape); lr and t (steps, 1, …); k: roundings of g."""
     spec = case.optimizer
@@ -287,6 +287,13 @@ def expected_update(
     new = p - move
     e_p = e_move + U * np.abs(new) + TINY
     return Update({"first moment": (m, e_m), "second moment": (v, e_v), "parameter": (new, e_p)})
+
+
+def roundings_apart(value: Array, right: Array) -> Array:
+    """How far apart numbers are, in roundings of the right ones; 0 where either is no finite number or zero."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        apart = np.abs(value / right - 1) / U
+    return np.where(np.isfinite(apart), apart, 0.0)
 
 
 def clip_factor(norm: Array, max_norm: float) -> Array:

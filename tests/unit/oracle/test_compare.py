@@ -5,11 +5,13 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 import needle
 from oracle import case as c
 from oracle import compare as cmp
 from oracle import engine
+from oracle.definitions import U
 from oracle.faults import FAULTS as CATALOGUE
 
 SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -139,6 +141,41 @@ def test_rule_t_alone_catches_a_wrong_expectation(monkeypatch):
         found = engine.judge(train(), needle).divergence
     assert found is not None
     assert found.rule == "T"
+
+
+def test_rule_t_knows_by_how_much_the_norm_of_torch_is_off(monkeypatch):
+    """As in the case 8bb348d7, where it was 52 roundings; what needle's own factor is off by is another matter."""
+    case = train(clip=c.Clip(max_norm=0.01))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", off_by(64 * U))
+    assert engine.judge(case, needle).divergence is None
+
+    def make(clip):
+        def clip_grad_norm(self, max_norm=0.25):
+            return clip(self, max_norm * (1 + 64 * U))
+
+        return clip_grad_norm
+
+    with patched(needle.optim.Optimizer, "clip_grad_norm", make):
+        found = engine.judge(case, needle, peer_too=False).divergence
+    assert found is not None
+    assert found.rule == "L"
+
+
+def off_by(share):
+    """torch's clip_grad_norm_ with a norm that is off."""
+
+    def clip_grad_norm_(parameters, max_norm):
+        norm = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in parameters)) * (1 + share)
+        for p in parameters:
+            p.grad *= (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        return norm
+
+    return clip_grad_norm_
+
+
+def test_how_many_roundings_numbers_are_apart():
+    value, right = np.array([1 + 8 * U, 1.0, 0.0, np.inf, np.nan]), np.array([1.0, 0.0, 0.0, 1.0, 1.0])
+    assert cmp.roundings_apart(value, right).tolist() == [8.0, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("optimizer", [SGD, c.SGD(lr=0.1), c.Adam(), c.Adam(weight_decay=0.5)])
