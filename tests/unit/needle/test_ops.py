@@ -273,6 +273,25 @@ def test_a_gradient_with_a_graph_has_the_same_bits_as_one_without(name, dtype):
         np.testing.assert_array_equal(plain, with_graph)
 
 
+@pytest.mark.parametrize("name", [name for name, (_, _, arrays) in CASES.items() if len(arrays) > 1])
+def test_beside_a_constant_the_gradients_of_the_others_are_the_same(name):
+    ours, _, arrays = CASES[name]
+
+    def gradients(constant):
+        xs = [ndl.Tensor(a, requires_grad=i != constant) for i, a in enumerate(arrays)]
+        y = ours(*xs)
+        y.backward(ndl.Tensor(normal(*y.shape, seed=7)))
+        return [x.grad for x in xs]
+
+    every = gradients(None)
+    for constant in range(len(arrays)):
+        for i, (grad, expected) in enumerate(zip(gradients(constant), every, strict=True)):
+            if i == constant:
+                assert grad is None
+            else:
+                np.testing.assert_array_equal(grad.numpy(), expected.numpy())
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (7, 5), (16, 33), (50, 20)])
 @pytest.mark.parametrize("op", [ops.BatchNorm, ops.LayerNorm])
 def test_a_norm_far_from_zero_rounds_its_mean_alike_on_the_way_back(op, shape):
