@@ -135,8 +135,8 @@ def _column_sums_like(x: Any) -> Callable[[Any], Any]:
 
 def _sum_columns(x: Tensor) -> Tensor:
     n, m = x.shape
-    total: Tensor = _ones((1, n), x.dtype) @ x  # type: ignore[assignment]
-    return reshape(total, (m,))
+    ones = Tensor.make_const(_ones((1, n), x.dtype))
+    return reshape(ones @ x, (m,))
 
 
 def _column_sums(x: Any) -> Any:

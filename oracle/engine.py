@@ -611,10 +611,9 @@ class _Train:
         times = [s.ours.step for s in steps]
         made = [t - missed for t in times]
         rates, count = self._rates(times), np.array(made, dtype=np.float64)[:, None] + 1
-        norms = np.linalg.norm(grads.astype(np.float64), axis=1)
-        theirs, torch_norms = self._stepped_by_torch(before, grads, old, made, rates[:, 0].tolist())
+        theirs, off = self._stepped_by_torch(before, grads, old, made, rates[:, 0].tolist())
         # torch adds up squares in float32: what its norm is off by in fact is no fault of needle's
-        k = 4.0 if case.clip is None else 12.0 + cmp.roundings_apart(torch_norms, norms)[:, None]
+        k = 4.0 if case.clip is None else 12.0 + off[:, None]
         p, g = before.astype(np.float64), grads.astype(np.float64)
         wide = {q: v.astype(np.float64) for q, v in old.items()}
         update = cmp.expected_update(case, rates, p, g, wide, count, k)
@@ -652,15 +651,17 @@ class _Train:
         self, before: Array, grads: Array, old: Mapping[str, Array], made: Sequence[int], rates: Sequence[float]
     ) -> tuple[dict[str, list[Any]], Array]:
         """What torch's optimizer, which has ``made`` so many steps, makes of the rows of ``before``: quantity -> a torch
-        tensor or None for each row; and the norms by which torch has clipped ``grads``, in place.
+        tensor or None for each row; and by how many roundings the norms are off with which it has clipped ``grads``, in
+        place.
         """
         case = self.case
         parameters = [torch.from_numpy(row.copy()).requires_grad_() for row in before]
-        norms = []
+        norms, exact = [], []
         for p, g in zip(parameters, grads, strict=True):
             p.grad = torch.from_numpy(g)
             if case.clip is not None:
                 max_norm = 0.25 if case.clip.max_norm is None else case.clip.max_norm
+                exact.append(float(np.linalg.norm(g.astype(np.float64))))
                 norms.append(float(torch.nn.utils.clip_grad_norm_([p], max_norm)))
         groups = [
             {"params": [p for p, rate in zip(parameters, rates, strict=True) if rate == lr], "lr": lr}
@@ -678,7 +679,9 @@ class _Train:
                 optimizer.state[p]["momentum_buffer"] = torch.from_numpy(old["velocity"][i].copy())
         optimizer.step()
         state = {q: [optimizer.state[p].get(key) for p in parameters] for q, key in peer_side.TORCH_STATE.items()}
-        return {"parameter": [p.detach() for p in parameters], **state}, np.array(norms)
+        return {"parameter": [p.detach() for p in parameters], **state}, cmp.roundings_apart(
+            np.array(norms), np.array(exact)
+        )
 
     def _unchanged(self, part: Sequence[Step]) -> None:
         """Bits that must not change: gradients during the step, arrays kept from earlier steps."""

@@ -246,13 +246,13 @@ def adam_alone(rounds: int, burst: float, tick: Tick) -> dict[str, Timing]:
     measure.Disagreement if needle and torch do not arrive at the same parameters.
     """
     found = {}
-    settings = {"lr": 1e-3, "weight_decay": 1e-4}
+    lr, decay = 1e-3, 1e-4
     for key in ADAM:
         start, gradients = WORKLOADS[key].start(), WORKLOADS[key].gradients()
         ours = {name: nn.Parameter(value) for name, value in start.items()}
         for name, p in ours.items():
             p.grad = ndl.Tensor(gradients[name], requires_grad=False)
-        steps: dict[str, Callable[[], object]] = {"needle": ndl.optim.Adam(ours.values(), **settings).step}
+        steps: dict[str, Callable[[], object]] = {"needle": ndl.optim.Adam(ours.values(), lr, weight_decay=decay).step}
         for _ in range(ADAM_STEPS):
             steps["needle"]()
         reached = {name: p.numpy().copy() for name, p in ours.items()}
@@ -260,7 +260,7 @@ def adam_alone(rounds: int, burst: float, tick: Tick) -> dict[str, Timing]:
             theirs = {name: torch.tensor(value, requires_grad=True) for name, value in start.items()}
             for name, q in theirs.items():
                 q.grad = torch.tensor(gradients[name])
-            steps[peer] = torch.optim.Adam(theirs.values(), fused=fused, **settings).step  # type: ignore[arg-type]
+            steps[peer] = torch.optim.Adam(theirs.values(), lr, weight_decay=decay, fused=fused).step
             for _ in range(ADAM_STEPS):
                 steps[peer]()
             arrays = {name: q.detach().numpy() for name, q in theirs.items()}
