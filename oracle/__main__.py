@@ -1,4 +1,7 @@
-"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments."""
+"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments.
+
+Exit codes are those of `oracle.exits.ExitCode`, for every command.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oracle.exits import ExitCode, supervised
+
+CODES = (
+    "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
+    "5 nothing could be judged, 130 interrupted; if several hold: 4, 3, 1, 130, 5."
+)
 PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
 
 
@@ -42,8 +51,7 @@ def parser() -> argparse.ArgumentParser:
     diff = commands.add_parser(
         "diff",
         help="fuzz needle against PyTorch",
-        description="Fuzz needle against PyTorch on generated training runs, single operations and real data. "
-        "Exit code: 0 they agree, 1 a divergence, 2 usage, 3 the oracle contradicts itself, 130 interrupted.",
+        description="Fuzz needle against PyTorch on generated training runs, single operations and real data. " + CODES,
     )
     diff.add_argument(
         "--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000"
@@ -66,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay",
         help="replay a case step by step",
-        description="Replay a case step by step. Exit code: 0 it agrees, 1 it diverges, 2 no such case.",
+        description="Replay a case step by step. " + CODES,
     )
     replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
     replay.add_argument("--needle", type=Path, metavar="DIR", help="replay on the package needle in this folder")
@@ -79,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
         "Exit code: 0 enough mutants are killed, 1 not, or an excused one is killed, or a probe raises a false alarm, "
-        "2 usage, 130 interrupted.",
+        "2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     mutants.add_argument("--file", action="append", choices=("autograd", "ops", "nn", "optim"), help="only this file")
     mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
@@ -97,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
         "faults",
         help="plant deliberate faults in needle, one at a time: the kill table",
         description="Plant deliberate faults in needle, one at a time, and count the cases of `diff` until one shows it. "
-        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, 2 usage, "
-        "3 what is no fault is killed too.",
+        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, or what is no fault is killed "
+        "too, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     faults.add_argument("--faults", default="", help="names, patterns or groups, with commas between (default: all)")
     faults.add_argument("--seeds", type=positive(int), default=3, help="how many seeds (default: 3)")
@@ -114,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "calibrate",
         help="let the rules judge correct variants of needle",
         description="Let the rules judge correct variants of needle: every divergence is a false alarm. "
-        "Exit code: 0 none, 1 some, 2 usage, 3 the oracle contradicts itself.",
+        "Exit code: 0 none, 1 some, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     calibrate.add_argument("--cases", type=positive(int), default=2000, help="for each variant (default: 2000)")
     calibrate.add_argument("--variants", default="", help="names, with commas between (default: all)")
@@ -128,8 +136,8 @@ def parser() -> argparse.ArgumentParser:
         "memory",
         help="prove that nothing accumulates while needle trains",
         description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
-        "reports/baselines/memory.json. Exit code: 0 memory is flat (or memray does not exist here), 1 it is not, "
-        "2 usage, 3 something could not be measured, 130 interrupted.",
+        "reports/baselines/memory.json. Exit code: 0 memory is flat, 1 it is not, 2 usage, "
+        "4 something could not be measured, 5 nothing could (memray does not exist here), 130 interrupted.",
     )
     memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
@@ -146,16 +154,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ["bench"]:  # sets the number of threads, which must come before NumPy
         from oracle import bench
 
-        return bench.main(given[1:])
-    arguments = parser().parse_args(given)
-    if getattr(arguments, "needle", None) is not None:
-        from oracle import foreign
-
         try:
-            foreign.load(arguments.needle)
-        except foreign.ForeignError as error:
-            print(f"{arguments.command}: {error}", file=sys.stderr)
-            return 2
+            bench.cli.parser().parse_args(given[1:])
+        except SystemExit as stop:
+            return ExitCode(int(stop.code or 0))
+        return bench.main(given[1:])
+    try:
+        arguments = parser().parse_args(given)
+    except SystemExit as stop:  # argparse has said what there is to say
+        return ExitCode(int(stop.code or 0))
+    from oracle import foreign
+
+    needle = getattr(arguments, "needle", None)
+    try:
+        foreign.imported("needle") if needle is None else foreign.load(needle)
+    except foreign.ForeignError as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return ExitCode.USAGE
     if arguments.command == "replay":
         from oracle.replay import replay
 
@@ -212,4 +227,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised(main))

@@ -11,13 +11,13 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import statistics
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -32,7 +32,9 @@ from rich.table import Table
 import needle
 from oracle import case as c
 from oracle import engine, report, runner, shrink
+from oracle.apart import leave_signals_to_parent
 from oracle.compare import Divergence
+from oracle.exits import ExitCode, decided, saved
 from oracle.faults import CONTROLS, FAULTS, Fault
 from oracle.locate import suspect
 from oracle.pairs import OPS
@@ -240,7 +242,7 @@ def controls() -> list[Fault]:
 
 
 def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
     try:
         pipe.send(run_fault(fault, cases, plan))
@@ -390,13 +392,13 @@ def known_kills(data: Path = BASELINE) -> dict[str, float]:
 def faults(
     *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
 ) -> int:
-    """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, 2 usage, 3 false alarm."""
+    """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, or a false alarm."""
     console = Console(highlight=False)
     console.width = max(console.width, 160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
     if not chosen:
         console.print(f"no fault is called {', '.join(names)}; oracle/faults.py lists them", markup=False)
-        return 2
+        return ExitCode.USAGE
     plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
     columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
     shown = console.is_terminal and not os.environ.get("CI")
@@ -405,14 +407,18 @@ def faults(
         *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not shown
     ) as bar:
         task = bar.add_task("drawing cases", total=len(chosen))
-        alarms = [r for r in run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0)) if r.rules]
+        right = run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0))
+        alarms = [r for r in right if r.rules]
         for row in alarms:
             console.print(
                 f"{row.name}: nothing is wrong, but it was killed: {row.suspect}", markup=False, style="bold red"
             )
         if alarms:
             console.print("a kill would say nothing about the faults", style="bold red")
-            return 3
+            return ExitCode.PART
+        if len(right) < len(CONTROLS):
+            console.print("interrupted before the first fault", style="bold yellow")
+            return ExitCode.INTERRUPTED
         count = itertools.count(1)
 
         def progress(row: Row) -> None:
@@ -429,7 +435,8 @@ def faults(
             console.print(f"{row.name}: {row.error.strip().splitlines()[-1]}", markup=False, style="yellow")
     complete = len(rows) == len(FAULTS)
     page, data = (PAGE, BASELINE) if accept and complete else (report.LATEST / PAGE.name, report.LATEST / BASELINE.name)
-    write(rows, plan, page, data)
+    with nullcontext() if page == PAGE else saved(str(page)):
+        write(rows, plan, page, data)
     known = known_kills()
     lost = [r.name for r in rows if not r.killed and r.name in known]
     console.print(
@@ -443,7 +450,10 @@ def faults(
         console.print("nothing accepted: --accept needs all faults", style="yellow")
     if lost:
         console.print(f"killed according to {BASELINE}, but alive: {', '.join(lost)}", style="bold red", soft_wrap=True)
-    return 1 if lost else 0
+    interrupted = len(rows) < len(chosen)
+    if interrupted:
+        console.print(f"interrupted: {len(chosen) - len(rows)} faults were not judged", style="bold yellow")
+    return decided(part=lost, harness=[r for r in (*right, *rows) if r.error], interrupted=interrupted)
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:

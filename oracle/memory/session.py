@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from oracle import case as c
 from oracle import shrink
+from oracle.exits import ExitCode, decided, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
 from oracle.memory.gates import Row, failures, judge
@@ -75,11 +76,9 @@ class Run:
         return [(r, e) for r in self.rows for e in r.errors]
 
     @property
-    def exit_code(self) -> int:
-        """0 all gates hold, 1 one does not, 3 something was not measured, 130 interrupted."""
-        if self.failed:
-            return 1
-        return 130 if self.interrupted else 3 if self.errors else 0
+    def exit_code(self) -> ExitCode:
+        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
+        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
 
 
 def memory(
@@ -89,7 +88,7 @@ def memory(
     """Run, show progress, print the table, write the reports; returns the exit code."""
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
-        return 0
+        return ExitCode.NO_VERDICT
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, report.WIDTH))
@@ -113,7 +112,8 @@ def memory(
                 bar.update(task, total=run.jobs, completed=run.done, description=text)
 
         outcome = run(plan, tick)
-    report.write(outcome, folder)
+    with saved(f"{folder}, `--out` names another folder"):
+        report.write(outcome, folder)
     report.terminal(outcome, console)
     return outcome.exit_code
 
@@ -265,10 +265,10 @@ def flame_graph(row: Row, mode: str, workers: Pool, folder: Path) -> str:
 
 
 def replay_case(case: c.TrainCase, console: Console) -> int:
-    """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 3 it could not be measured."""
+    """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 4 it could not be measured."""
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
-        return 0
+        return ExitCode.NO_VERDICT
     assert case.memory is not None
     with pool(1) as workers:
         row = Row(case.digest, case, panel=False)
@@ -280,9 +280,9 @@ def replay_case(case: c.TrainCase, console: Console) -> int:
     report.steps(row, console)
     if row.errors:
         console.print(row.errors[0], markup=False, soft_wrap=True)
-        return 3
+        return ExitCode.HARNESS
     if row.failures:
         console.print(report.block(row), markup=False, soft_wrap=True)
-        return 1
+        return ExitCode.PART
     console.print("[bold green]memory is flat[/]: gates A, B and C hold")
-    return 0
+    return ExitCode.AGREE

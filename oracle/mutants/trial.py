@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from oracle import case as c
 from oracle import engine
+from oracle.apart import leave_signals_to_parent
 from oracle.mutants import damage
 from oracle.mutants.claims import FILES
 from oracle.mutants.operators import RUNGS, Mutant
@@ -276,7 +277,7 @@ def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> 
         return reading, pid
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        leave_signals_to_parent()
         os.close(reading)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
