@@ -55,7 +55,7 @@ WAVE = 8  # shards between two looks at the failures
 PEER_SHARE = 4  # rule P
 VALIDATION_SHARE = 8  # the truth against torch float64
 DIGITS_SECONDS = 600.0  # the run on real data takes 10 s
-DEADLY_TRIES = 100  # of smaller cases, each in a process of its own
+DEADLY_TRIES = 40  # of smaller cases, each in a process of its own
 SHRINK_SECONDS = 10.0  # for one try of a smaller case
 SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
 
