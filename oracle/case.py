@@ -29,6 +29,7 @@ from msgspec import Meta, Struct
 from oracle.definitions import result_shape
 
 FORMAT = 1
+DEEPEST = 100  # levels of JSON: 49 containers in one another
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -631,6 +632,9 @@ def decode(text: bytes | str) -> Case:
         raw = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise CaseError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case") from None
+    _check_depth(raw)
     if not isinstance(raw, dict) or "format" not in raw:
         raise CaseError('not a case: an object with "format" and "kind" is needed')
     if raw.pop("format") != FORMAT:
@@ -639,7 +643,18 @@ def decode(text: bytes | str) -> Case:
         case: Case = msgspec.convert(raw, Case)
     except msgspec.ValidationError as error:
         raise CaseError(str(error)) from None
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:  # out of a definition of an op
+        raise CaseError(f"not a case: {type(error).__name__}: {error}") from None
     return case
+
+
+def _check_depth(raw: Any) -> None:
+    level = [raw]
+    for _ in range(DEEPEST):
+        level = [v for x in level if isinstance(x, dict | list) for v in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return
+    raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case")
 
 
 def read(path: Path) -> Case:

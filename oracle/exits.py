@@ -167,11 +167,14 @@ def supervised(work: Callable[[], int]) -> int:
                 stream.flush()
         os._exit(code)  # neither exit handlers nor threads of needle keep it
     os.close(writing)
-    for caught_one in caught:
-        if signal.getsignal(caught_one) is not signal.SIG_IGN:
-            signal.signal(caught_one, lambda number, frame: _pass_on(child, number))
+    before = {number: signal.getsignal(number) for number in caught}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: _pass_on(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
     _, status = os.waitpid(child, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     os.set_blocking(reading, False)  # a process that outlives the child may still hold the other end
     try:
         report = os.read(reading, 1 << 16)
@@ -179,10 +182,10 @@ def supervised(work: Callable[[], int]) -> int:
         report = b""
     finally:
         os.close(reading)
-    before, found, code_told = report.partition(b"=")
+    doing, found, code_told = report.partition(b"=")
     if found:
         return code_told[0]
-    if before.endswith(b"<"):
+    if doing.endswith(b"<"):
         print(f"needle cannot be imported: its import {ended(status)}", file=sys.stderr)
         return ExitCode.USAGE
     print(
