@@ -528,10 +528,26 @@ class Tensor(Value):
 
     def __sub__(self, other: Any) -> Tensor:
         other = _operand(other)
+        if isinstance(other, Tensor) or (isinstance(other, int) and self.dtype.kind != "f"):
+            other = self._subtrahend(other)
         return other if other is NotImplemented else self + (-other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return (-self).__add__(other)
+        if self.dtype.kind == "f":
+            return (-self).__add__(other)
+        other = self._beside(other)
+        return other if other is NotImplemented else other - self
+
+    def _subtrahend(self, other: Tensor | int) -> Any:
+        """Turn a right operand into a Tensor whose negative, in its own dtype, is that in the dtype of the result."""
+        if not isinstance(other, Tensor):
+            return self._beside(other)
+        mine, its = self.dtype, other.dtype
+        if its.kind in "ub" and mine is not its:
+            other = _ops.cast(other, mine if mine.kind == "f" else np.result_type(mine, its))
+        elif its.kind == "b":
+            raise TypeError("bools cannot be subtracted: compare them with !=, or convert them with .astype('int64')")
+        return other
 
     def __mul__(self, other: Any) -> Tensor:
         other = _operand(other)
@@ -580,7 +596,10 @@ class Tensor(Value):
         other = _operand(other)
         if isinstance(other, Tensor) or other is NotImplemented:
             return other
-        return Tensor.make_const(np.asarray(other, np.result_type(self.dtype, other)))
+        dtype = self.dtype
+        if dtype.kind != "f":
+            dtype = _ops._DEFAULT if isinstance(other, float) else np.result_type(dtype, other)
+        return Tensor.make_const(np.asarray(other, dtype))
 
     # -- methods
 
@@ -590,9 +609,11 @@ class Tensor(Value):
 
     def mean(self, axes: int | Sequence[int] | None = None) -> Tensor:
         """Mean over the axes (None = all); the axes are dropped."""
-        total = _ops.summation(self, axes)
         if not self.size:
             raise ValueError(f"mean needs at least one element, but the shape is {self.shape}")
+        if self.dtype is _ops._HALF:  # whose sum may well be out of range where the mean is not
+            return _ops.cast(_ops.cast(self, _ops._DEFAULT).mean(axes), _ops._HALF)
+        total = _ops.summation(self, axes)
         return total / (self.size // total.size)
 
     def max(self, axes: int | Sequence[int] | None = None) -> Tensor:
