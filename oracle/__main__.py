@@ -154,15 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ["bench"]:  # sets the number of threads, which must come before NumPy
         from oracle import bench
 
-        try:
-            bench.cli.parser().parse_args(given[1:])
-        except SystemExit as stop:
-            return ExitCode(int(stop.code or 0))
         return bench.main(given[1:])
-    try:
-        arguments = parser().parse_args(given)
-    except SystemExit as stop:  # argparse has said what there is to say
-        return ExitCode(int(stop.code or 0))
+    arguments = parser().parse_args(given)
     from oracle import foreign
 
     needle = getattr(arguments, "needle", None)
@@ -176,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
-        from oracle.kill_table import faults
+        from oracle.trust.kill_table import faults
 
         return faults(
             names=[n.strip() for n in arguments.faults.split(",") if n.strip()],
@@ -186,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
         )
     if arguments.command == "calibrate":
-        from oracle.calibrate import calibrate
+        from oracle.trust.calibrate import calibrate
 
         return calibrate(
             cases=arguments.cases,
@@ -196,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
         )
     if arguments.command == "mutants":
-        from oracle.mutants import cli
+        from oracle.trust.mutants import cli
 
         return cli.main(arguments)
     if arguments.command == "memory":

@@ -8,6 +8,7 @@ This module imports nothing heavy, and never needle.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -93,8 +94,14 @@ def guarded(work: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except BaseException as error:
+        if isinstance(error, SystemExit) and _last_frame(error).filename == argparse.__file__:
+            return int(error.code or 0)  # it has said what there is to say
         print(_failed(error), file=sys.stderr)
         return ExitCode.HARNESS
+
+
+def _last_frame(error: BaseException) -> traceback.FrameSummary:
+    return traceback.extract_tb(error.__traceback__)[-1]
 
 
 def _failed(error: BaseException) -> str:
@@ -105,7 +112,7 @@ def _failed(error: BaseException) -> str:
         text += f"\nin the child:\n{error.text}"
     else:
         what = f"{type(error).__name__}: {one_line(error)}"
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frame = _last_frame(error)
         where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
     about = f"oracle {' '.join(sys.argv[1:])}\nPython {sys.version}\n{platform.platform()}\n\n{text}"
     try:
@@ -203,9 +210,9 @@ def _pass_on(child: int, number: int) -> None:
 
 def _prepare() -> None:
     """Signals and streams of the process of a command."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(caught) is not signal.SIG_IGN:
+            signal.signal(caught, _interrupt)
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is not None:
             setattr(sys, name, _stream(number, getattr(sys, name)))

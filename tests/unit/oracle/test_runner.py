@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
 from oracle import apart, engine, report, runner
+from oracle import case as c
 from oracle.__main__ import main
 
 ROOT = Path(__file__).parents[3]

@@ -30,9 +30,9 @@ from oracle import case as c
 from oracle import engine, report, runner
 from oracle.compare import Tally
 from oracle.exits import ExitCode, decided, saved
-from oracle.faults import CONTROLS
 from oracle.locate import suspect
-from oracle.patches import Patch, around, replace
+from oracle.trust.faults import CONTROLS
+from oracle.trust.patches import Patch, around, replace
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")
