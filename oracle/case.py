@@ -60,6 +60,13 @@ def _tupled(value: Any) -> Any:
     return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an op, tuples for lists; True would pass for a 1, but not in every definition."""
+    for name, value in given.items():
+        _require(name == "keepdims" or not isinstance(value, bool), f"attributes: {name} must not be {value}")
+    return {k: _tupled(v) for k, v in given.items()}
+
+
 # -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
 
 
@@ -153,8 +160,7 @@ class OpStep(_Part, frozen=True, tag="OpStep"):
     attributes: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        attributes = {k: _tupled(v) for k, v in self.attributes.items()}
-        msgspec.structs.force_setattr(self, "attributes", attributes)
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
 
 
 class Ops(_Part, frozen=True, tag="Ops"):
@@ -451,8 +457,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     constants: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # numbers of the operands that ask for no gradient
 
     def __post_init__(self) -> None:
-        attributes = {k: _tupled(v) for k, v in self.attributes.items()}
-        msgspec.structs.force_setattr(self, "attributes", attributes)
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
         _require(len(self.cotangent) > 0, "cotangent must have at least one value")
         free = set(range(len(self.operands))) - set(self.constants)
         _require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
