@@ -108,14 +108,14 @@ def missing(ndl: Any) -> dict[str, str]:
 
 
 def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
-    from oracle import engine
+    from oracle.rules.judge import judge
 
     found: dict[str, str] = {}
     for name, case in cases:
         tell()
         try:
             with time_limit(TRY_SECONDS):
-                divergence = engine.judge(case, ndl).divergence
+                divergence = judge(case, ndl).divergence
         except Exception:  # the run will count it
             continue
         failure = divergence.failure if divergence is not None else None

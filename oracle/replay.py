@@ -44,9 +44,9 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
         from oracle.memory.session import replay_case
 
         return replay_case(case, console)
-    from oracle import engine, inputs, runner
+    from oracle import inputs, runner
+    from oracle.rules.verdict import Verdict
 
-    engine.foreign = foreign
     console.print(f"{case.digest}: {about}", soft_wrap=True, markup=False)
     limit = CASE_SECONDS + (case.steps if isinstance(case, c.TrainCase) else 0)
     rows: list[tuple[str, ...]] = []
@@ -59,7 +59,7 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     except Died as death:
         if not death.doing:  # not inside needle
             raise
-        verdict = engine.Verdict(case, runner.died(case, death))
+        verdict = Verdict(case, runner.died(case, death))
     except Broken as error:
         if error.kind == "TimeoutError":
             return _no_verdict(console, f"{error.message}, and not inside needle")
@@ -96,10 +96,12 @@ def _no_verdict(console: Console, why: str) -> ExitCode:
 def _judged(case: c.Case, limit: float) -> tuple[list[tuple[str, ...]], Any]:
     """The rows of the table and the verdict."""
     import needle
-    from oracle import engine
+    from oracle.blame import judged
+    from oracle.rules.verdict import Evidence
 
     with time_limit(limit):
-        verdict = engine.judge(case, needle, validate=True)
+        verdict = judged(case, needle, validate=True)
+        verdict.evidence = Evidence()  # holds on to needle, which no pickle can
         tell()
     failure = verdict.divergence and verdict.divergence.failure
     if not isinstance(case, c.TrainCase) or (failure and failure.kind == "TimeoutError"):
@@ -121,10 +123,10 @@ def _steps(case: c.TrainCase, ndl: Any, verdict: Any) -> list[tuple[str, ...]]:
     """What both sides show at each step."""
     import numpy as np
 
-    from oracle import engine
+    from oracle.systems.lockstep import Lockstep
 
     rows: list[tuple[str, ...]] = []
-    for step in engine.trajectory(case, ndl):
+    for step in Lockstep(case, ndl).steps():
         t, seen, peer = step.ours.step, step.ours.values, step.peer.values
         grads = seen.get("clipped", seen.get("gradient", {})).values()
         norm = np.sqrt(sum(float((np.asarray(g, dtype=float) ** 2).sum()) for g in grads))

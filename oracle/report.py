@@ -11,8 +11,8 @@ import numpy as np
 
 from oracle import case as c
 from oracle.apart import Broken, Died, apart
-from oracle.compare import Divergence
-from oracle.locate import suspect
+from oracle.blame.locate import suspect
+from oracle.rules.verdict import Divergence
 from oracle.trace import ENDED
 
 LATEST = Path("reports/latest")

@@ -32,11 +32,12 @@ from hypothesis.strategies import SearchStrategy
 
 import needle
 from oracle import case as c
-from oracle import coverage, engine, inputs, pairs, report, shrink, strategies, torch_executor
+from oracle import coverage, inputs, pairs, report, shrink, strategies, torch_executor
 from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
-from oracle.compare import Divergence, Tally
+from oracle.blame import culprit, judged, named
 from oracle.exits import ExitCode, held
-from oracle.locate import Evidence, culprit, named
+from oracle.rules.training import judge_digits
+from oracle.rules.verdict import Divergence, Evidence, Tally, Verdict
 from oracle.trace import ENDED, Failure
 
 _T = TypeVar("_T")
@@ -154,7 +155,7 @@ class Result:
         try:
             number = int(case.digest, 16)
             with time_limit():
-                verdict = engine.judge(
+                verdict = judged(
                     case,
                     needle,
                     peer_too=number % PEER_SHARE == 0,
@@ -169,7 +170,7 @@ class Result:
             return
         self.count(verdict)
 
-    def count(self, verdict: engine.Verdict) -> None:
+    def count(self, verdict: Verdict) -> None:
         """Count a verdict."""
         case = verdict.case
         self.cases[case.__struct_config__.tag] += 1  # type: ignore[index]
@@ -307,7 +308,7 @@ def _judge_apart(cases: Sequence[c.Case]) -> Result:
         except Died as death:
             one = Result(digests=[f"{case.digest} {death.how};"])
             if death.doing:
-                one.count(engine.Verdict(case, died(case, death)))
+                one.count(Verdict(case, died(case, death)))
             else:  # not inside needle
                 one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
         result.add(one)
@@ -327,7 +328,9 @@ def died(case: c.Case, death: Died) -> Divergence:
     failure = Failure(phase, ENDED, str(death))
     message = f"needle does not return from {phase}: {death}"
     found = Divergence(int(step), f"exception in {phase}", ENDED, "exception", message, failure=failure)
-    return named(case, found, Evidence())
+    verdict = named(Verdict(case, found), needle)
+    assert verdict.divergence is not None
+    return verdict.divergence
 
 
 def _endless(failed: Failed) -> bool:
@@ -374,7 +377,7 @@ def run_digits(seed: int) -> Digits:
     except Died as death:
         if not death.doing:
             raise
-        verdict, accuracy = engine.Verdict(case, died(case, death)), float("nan")
+        verdict, accuracy = Verdict(case, died(case, death)), float("nan")
     result.count(verdict)
     result.cases.clear()  # reported on its own, not among the generated cases
     result.coverage.clear()
@@ -382,9 +385,12 @@ def run_digits(seed: int) -> Digits:
     return Digits(result, verdict.steps, verdict.tally.tensors, accuracy)
 
 
-def _judge_digits(case: c.TrainCase) -> tuple[engine.Verdict, float]:
+def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
     with time_limit(DIGITS_SECONDS):
-        return engine.judge_digits(case, needle)
+        verdict, accuracy = judge_digits(case, needle)
+    verdict = named(verdict, needle)
+    verdict.evidence = Evidence()  # holds on to needle, which no pickle can
+    return verdict, accuracy
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -416,7 +422,7 @@ def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
         tell()
         try:
             with time_limit(SHRINK_SECONDS):
-                found = engine.judge(case, needle).divergence
+                found = judged(case, needle).divergence
         except Exception:
             return False
         # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
@@ -428,7 +434,7 @@ def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     smallest = shrink.shrink(failed.case, fails)
     tell()
     with time_limit():
-        verdict = engine.judge(smallest, needle, validate=True)
+        verdict = judged(smallest, needle, validate=True)
     divergence = verdict.divergence or failed.divergence
     return Failed(smallest, divergence, failed.count), verdict.oracle_errors
 

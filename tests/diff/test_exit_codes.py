@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import needle
-from oracle import apart, engine, exits, inputs, pairs, runner, script
+from oracle import apart, blame, exits, inputs, pairs, runner, script
 from oracle import case as c
 from oracle.__main__ import main
 from oracle.exits import ExitCode
+from oracle.rules.verdict import Divergence
 
 ROOT = Path(__file__).parents[2]
 OP = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, -1.0)),))
@@ -37,7 +38,7 @@ TRAIN = c.TrainCase(
 def warm():
     """What is paid once, before the first child is forked."""
     for case in (OP, PLAIN, TRAIN):
-        assert engine.judge(case, needle, validate=True).divergence is None
+        assert blame.judged(case, needle, validate=True).divergence is None
 
 
 def command(capfd, *args):
@@ -192,7 +193,6 @@ def test_3_torch_is_wrong_and_both_are_shown(few, monkeypatch, tmp_path, capfd):
     right = torch.tanh
     row = pairs.OPS["tanh"]
     monkeypatch.setitem(pairs.OPS, "tanh", row.__class__(**{**vars(row), "torch": lambda x: 1.25 * right(x)}))
-    monkeypatch.setattr(engine.pairs, "OPS", pairs.OPS)
     monkeypatch.setattr(runner, "PEER_SHARE", 1)
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.CONTRADICTION, out + err
@@ -210,8 +210,8 @@ def test_4_the_harness_itself_fails(few, monkeypatch, tmp_path, capfd):
             raise ZeroDivisionError("planted")
         return judge(case, ndl, **options)
 
-    judge = engine.judge
-    monkeypatch.setattr(engine, "judge", broken)
+    judge = blame.judge
+    monkeypatch.setattr(blame, "judge", broken)
     monkeypatch.setattr(needle.ops.Tanh, "compute", wrong)
     code, shown, summary = diff(capfd, tmp_path)
     assert code == ExitCode.HARNESS, shown
@@ -335,9 +335,7 @@ def test_damaged_files_are_one_line(tmp_path, capfd):
 @pytest.fixture(scope="module")
 def text():
     """A script of a failure that ours does not have."""
-    found = engine.cmp.Divergence(
-        0, "activation", "tanh", "G", "planted", (0,), 0.0, 0.0, 0.0, "float32", 1.0, 1e-9, suspect=None
-    )
+    found = Divergence(0, "activation", "tanh", "G", "planted", (0,), 0.0, 0.0, 0.0, "float32", 1.0, 1e-9, suspect=None)
     return script.script(OP, found, needle)
 
 

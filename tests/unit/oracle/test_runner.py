@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import apart, engine, report, runner
+from oracle import apart, report, runner
 from oracle import case as c
 from oracle.__main__ import main
 
@@ -116,7 +116,7 @@ def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(engine, "judge", broken)
+    monkeypatch.setattr(runner, "judged", broken)
     result = runner.run_shard(1, 0)
     assert not result.failed
     assert len(result.harness_errors) == runner.SHARD_SIZE
