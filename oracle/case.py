@@ -61,10 +61,14 @@ def _tupled(value: Any) -> Any:
 
 
 def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an op, tuples for lists; True would pass for a 1, but not in every definition."""
-    for name, value in given.items():
-        _require(name == "keepdims" or not isinstance(value, bool), f"attributes: {name} must not be {value}")
-    return {k: _tupled(v) for k, v in given.items()}
+    """The attributes of an op, tuples for lists. What NumPy's shapes let pass, and torch or the truth do not, is refused."""
+    attributes = {k: _tupled(v) for k, v in given.items()}
+    for name, value in attributes.items():
+        for v in value if isinstance(value, tuple) else (value,):
+            _require(name == "keepdims" or not isinstance(v, bool), f"attributes: {name} must not be {v}")
+            _require(name != "labels" or isinstance(v, int), f"attributes: labels must be whole numbers, got {v!r}")
+            _require(not isinstance(v, int) or abs(v) < 2**31, f"attributes: {name}={v} must be below 2**31")
+    return attributes
 
 
 # -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
