@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench.main(given[1:])
     arguments = parser().parse_args(given)
-    from oracle import foreign
+    from oracle.systems import foreign
 
     needle = getattr(arguments, "needle", None)
     try:
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return ExitCode.USAGE
     if arguments.command == "replay":
-        from oracle.replay import replay
+        from oracle.runs.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return cli.main(arguments)
     if arguments.command == "memory":
-        from oracle.memory.session import memory
+        from oracle.runs.memory import memory
 
         return memory(
             cases=arguments.cases,
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
             folder=arguments.out,
         )
-    from oracle.diff import diff
+    from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
     fixed = 0 if arguments.profile == "ci" else None

@@ -15,11 +15,14 @@ import pytest
 import torch
 
 import needle
-from oracle import apart, blame, exits, inputs, pairs, runner, script
-from oracle import case as c
+from oracle import apart, blame, exits, pairs
 from oracle.__main__ import main
+from oracle.blame import script
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.exits import ExitCode
 from oracle.rules.verdict import Divergence
+from oracle.runs import runner
 
 ROOT = Path(__file__).parents[2]
 OP = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, -1.0)),))
@@ -97,7 +100,7 @@ def test_1_whatever_way_needle_does_not_come_back(way, monkeypatch, tmp_path, ca
     monkeypatch.setattr(needle.ops.Tanh, "compute", ends(WAYS[way]))
     if "endless" in way:
         monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
-        monkeypatch.setattr("oracle.replay.CASE_SECONDS", 1.0)
+        monkeypatch.setattr("oracle.runs.replay.CASE_SECONDS", 1.0)
     monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN, PLAIN])
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.PART, out + err

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oracle import case as c
 from oracle.apart import leave_signals_to_parent
-from oracle.needle_executor import BESIDE
+from oracle.cases import case as c
 from oracle.rules.judge import judge
+from oracle.systems.ours import BESIDE
 from oracle.trust.mutants import damage
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.operators import RUNGS, Mutant

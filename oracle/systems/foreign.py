@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oracle import case as c
 from oracle.apart import Died, apart, is_interrupt, one_line, tell, time_limit
+from oracle.cases import case as c
 from oracle.exits import importing
 
 
@@ -130,8 +130,9 @@ def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
 
 
 def _to_try() -> list[tuple[str, c.Case]]:
-    from oracle import pairs, strategies
-    from oracle.runner import draw_from
+    from oracle import pairs
+    from oracle.cases import strategies
+    from oracle.runs.runner import draw_from
 
     cases: list[tuple[str, c.Case]] = []
 

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from oracle import case as c
-from oracle import report
 from oracle.apart import CASE_SECONDS, Broken, Died, apart, tell, time_limit
-from oracle.diff import wide_console
+from oracle.blame import report
+from oracle.cases import case as c
 from oracle.exits import ExitCode, held, shown
+from oracle.runs.diff import wide_console
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -41,11 +41,12 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
         print(f"replay: {error}", file=sys.stderr)
         return ExitCode.USAGE
     if isinstance(case, c.TrainCase) and case.memory is not None:
-        from oracle.memory.session import replay_case
+        from oracle.runs.memory import replay_case
 
         return replay_case(case, console)
-    from oracle import inputs, runner
+    from oracle.cases import inputs
     from oracle.rules.verdict import Verdict
+    from oracle.runs import runner
 
     console.print(f"{case.digest}: {about}", soft_wrap=True, markup=False)
     limit = CASE_SECONDS + (case.steps if isinstance(case, c.TrainCase) else 0)

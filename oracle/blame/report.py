@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
 from oracle.apart import Broken, Died, apart
 from oracle.blame.locate import suspect
+from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
-from oracle.trace import ENDED
+from oracle.systems.trace import ENDED
 
 LATEST = Path("reports/latest")
 
@@ -67,7 +67,7 @@ def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) ->
 
     Returns the path of the case.
     """
-    from oracle import script
+    from oracle.blame import script
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{case.digest}.json"

@@ -31,14 +31,16 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
-from oracle import case as c
-from oracle import coverage, inputs, pairs, report, shrink, strategies, torch_executor
+from oracle import pairs
 from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
-from oracle.blame import culprit, judged, named
+from oracle.blame import culprit, judged, named, report
+from oracle.cases import case as c
+from oracle.cases import coverage, inputs, shrink, strategies
 from oracle.exits import ExitCode, held
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Evidence, Tally, Verdict
-from oracle.trace import ENDED, Failure
+from oracle.systems import peer
+from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
 
@@ -86,7 +88,7 @@ class Result:
     left_out: int = 0
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.trace.Clock`
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.systems.trace.Clock`
     cpu_seconds: float = 0.0  # of the processes that judged the generated cases
     largest_difference: float = 0.0
     common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
@@ -450,7 +452,7 @@ def warm_up() -> None:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
-        torch_executor.TorchRun(case, pairs.TORCH_LAYERS, *about).step(0, {})
+        peer.TorchRun(case, pairs.TORCH_LAYERS, *about).step(0, {})
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
