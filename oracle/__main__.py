@@ -134,8 +134,9 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
     memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
+    memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
     memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
-    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline")
+    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
     memory.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for the report")
     return main
 
@@ -192,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             workers=arguments.workers,
             panel_only=arguments.panel_only,
+            model=arguments.model,
             accept=arguments.accept,
             folder=arguments.out,
         )
