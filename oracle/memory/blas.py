@@ -67,10 +67,10 @@ def _libraries() -> list[Path]:
     return [*([Path(extension)] if extension else []), *bundled]
 
 
-def environment(kernel: str | None = None, *, preset: Mapping[str, str] | None = None, **chosen: str) -> dict[str, str]:
+def environment(kernel: str | None = None, chosen: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a child process: ``kernel`` (None: the CPU's own), ``chosen``, and nothing of ``CHOOSING`` else."""
-    kept = {k: v for k, v in (os.environ if preset is None else preset).items() if k not in CHOOSING}
-    return kept | ({} if kernel is None else {"OPENBLAS_CORETYPE": kernel}) | chosen
+    kept = {name: value for name, value in os.environ.items() if name not in CHOOSING}
+    return kept | ({} if kernel is None else {"OPENBLAS_CORETYPE": kernel}) | dict(chosen or {})
 
 
 @dataclass(frozen=True)
