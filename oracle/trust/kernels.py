@@ -103,9 +103,14 @@ class Run:
 
     rows: list[Row]
     folder: Path
-    interrupted: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
     children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was to end early."""
+        return self.stop.is_set()
 
     @property
     def outcomes(self) -> list[tuple[Row, str, Outcome]]:
@@ -249,7 +254,7 @@ def go(run: Run, workers: int, tell: Callable[[str], None], say: Callable[[str],
             tell(f"{count} of {len(jobs)} checks done")
     except KeyboardInterrupt:
         with run.lock:
-            run.interrupted = True
+            run.stop.set()
             for child in run.children:
                 _end(child, signal.SIGINT)
     finally:
@@ -267,7 +272,7 @@ def perform(run: Run, row: Row, name: str) -> None:
     started = time.perf_counter()
     with log.open("wb") as file:
         with run.lock:
-            if run.interrupted:
+            if run.stop.is_set():
                 return
             child = subprocess.Popen(
                 [sys.executable, "-m", *row.checks[name]],
@@ -278,7 +283,7 @@ def perform(run: Run, row: Row, name: str) -> None:
         code = _code(run, child)
     run.children.discard(child)
     outcome.seconds, outcome.log = time.perf_counter() - started, log
-    if run.interrupted and code not in (0, 1):
+    if run.stop.is_set() and code not in (0, 1):
         outcome.state = "stopped"
         return
     outcome.code = code
@@ -292,7 +297,7 @@ def _code(run: Run, child: subprocess.Popen[bytes]) -> int:
         try:
             return child.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
-            if run.interrupted:
+            if run.stop.is_set():
                 end = min(end, time.monotonic() + GRACE)
             if time.monotonic() > end:
                 _end(child, signal.SIGKILL)
