@@ -283,7 +283,7 @@ def perform(run: Run, row: Row, name: str) -> None:
         code = _code(run, child)
     run.children.discard(child)
     outcome.seconds, outcome.log = time.perf_counter() - started, log
-    if run.stop.is_set() and code not in (0, 1):
+    if run.stop.is_set() and code != 0:  # 1 may be a program's way to say that it was interrupted
         outcome.state = "stopped"
         return
     outcome.code = code
