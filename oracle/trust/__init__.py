@@ -1,5 +1,3 @@
-"""How far can we trust it?
-
-By planting faults and changing needle's source, by letting the rules judge correct variants, and by doing so under other
-kernels of BLAS and other vector code than this machine would choose.
+"""How far can we trust it? Planted faults it must find, correct variants it must let pass, and mutants that count both;
+and all that under other kernels of BLAS and other vector code than this machine would choose.
 """
