@@ -185,6 +185,6 @@ def test_each_form_runs_what_it_says(tmp_path):
     full, short = kernels.checks(named, tmp_path, False, 7), kernels.checks(named, tmp_path, True, None)
     assert list(full)[:3] == list(short)[:3] == ["cases", "calibration", "tests"]
     assert full["calibration"][-2:] == ["--cases", "7"]
-    assert short["calibration"][-4:] == ["--cases", "100", "--variants", "as it is"]
-    files = [p.partition("::")[0] for p in (*kernels.NUMBERS, *kernels.TRAINED, kernels.KEPT)]
+    assert short["calibration"][-4:] == ["--cases", "60", "--variants", "as it is"]
+    files = [p.partition("::")[0] for p in (*kernels.NUMBERS, *kernels.MORE_NUMBERS, kernels.KEPT)]
     assert all((ROOT / p).exists() for p in files)
