@@ -153,11 +153,12 @@ def checks(setting: Setting, folder: Path, short: bool, cases: int | None) -> di
     tests = ["pytest", "-q", "-p", "no:cacheprovider"]
     calibrate = ["oracle", "calibrate", "--workers", "1", "--cases", str(cases or (SHORT_CASES if short else CASES))]
     memory = ["oracle", "memory", "--workers", "1", "--out", str(folder / setting.name.replace(" ", "-"))]
-    found = {
-        "cases": [*tests, KEPT],
-        "calibration": [*calibrate, *(["--variants", "as it is"] if short else [])],
-        "tests": [*tests, *NUMBERS, *(() if short else MORE_NUMBERS)],
-    }
+    if short:  # one process less, of which most only imports torch; what is freed, and when, no kernel decides
+        tested = {"cases and tests": [*tests, "-k", "not memory_check and not deep_chain", KEPT, *NUMBERS]}
+        calibrate += ["--variants", "as it is"]
+    else:
+        tested = {"cases": [*tests, KEPT], "tests": [*tests, *NUMBERS, *MORE_NUMBERS]}
+    found = {**tested, "calibration": calibrate}
     # what is allocated does not depend on vector code, and memray does not exist everywhere
     if importlib.util.find_spec("memray") is not None and (setting.kernel or not short):
         found["memory"] = [*memory, *(["--model", SHORT_MODEL] if short else ["--panel-only"])]

@@ -183,7 +183,8 @@ raise SystemExit(kernels.kernels(short=True, names=[], cases=None, workers=1, ac
 def test_each_form_runs_what_it_says(tmp_path):
     named = kernels.Setting("Zen", "Zen", reads_back="Haswell")
     full, short = kernels.checks(named, tmp_path, False, 7), kernels.checks(named, tmp_path, True, None)
-    assert list(full)[:3] == list(short)[:3] == ["cases", "calibration", "tests"]
+    assert list(full)[:3] == ["cases", "tests", "calibration"]
+    assert list(short)[:2] == ["cases and tests", "calibration"]
     assert full["calibration"][-2:] == ["--cases", "7"]
     assert short["calibration"][-4:] == ["--cases", "60", "--variants", "as it is"]
     files = [p.partition("::")[0] for p in (*kernels.NUMBERS, *kernels.MORE_NUMBERS, kernels.KEPT)]
