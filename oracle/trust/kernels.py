@@ -27,7 +27,7 @@ from oracle.memory import blas
 
 FOLDER = Path("reports/latest/kernels")
 CASES = 200  # of every variant of the calibration, in the full form
-SHORT_CASES = 60  # of needle as it is, in the short form
+SHORT_CASES = 100  # of needle as it is, in the short form
 SHORT_MODEL = "MLPResNet BatchNorm"  # one whose allocations depend on the kernels
 PLAIN_NUMPY, PLAIN_TORCH = "plain NumPy", "plain torch"
 CLIPPED = 160  # characters of such a line

@@ -186,6 +186,6 @@ def test_each_form_runs_what_it_says(tmp_path):
     assert list(full)[:3] == ["cases", "tests", "calibration"]
     assert list(short)[:2] == ["cases and tests", "calibration"]
     assert full["calibration"][-2:] == ["--cases", "7"]
-    assert short["calibration"][-4:] == ["--cases", "60", "--variants", "as it is"]
+    assert short["calibration"][-4:] == ["--cases", "100", "--variants", "as it is"]
     files = [p.partition("::")[0] for p in (*kernels.NUMBERS, *kernels.MORE_NUMBERS, kernels.KEPT)]
     assert all((ROOT / p).exists() for p in files)
