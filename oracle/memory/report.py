@@ -92,6 +92,7 @@ def block(row: Row) -> str:
         lines.append(
             f"  way out  none of it is meant: mend needle; it is: `{ACCEPT}`, and commit the file with the reason"
         )
+    lines += [f"  less     {change}" for change in row.better]
     if row.flame:
         lines.append(f"  flames   {row.flame}")
     model = c.describe(row.case)
@@ -158,7 +159,7 @@ def _facts(run: Run) -> str:
             f"the baseline was made with {other}: ratios only, gate D is not judged; `{ACCEPT}` adds an entry for this key"
         )
     for row in run.rows:
-        if row.better:
+        if row.better and not row.failures:
             changes = "; ".join(str(change) for change in row.better)
             lines.append(f"{row.name} is better than the baseline: {changes}; `{ACCEPT}` makes it the new one")
     return "\n".join(lines)

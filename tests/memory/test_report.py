@@ -83,6 +83,8 @@ def test_memory_check_the_number_that_fails_is_the_one_that_is_marked_with_the_w
     assert cells["allocs"] == "7.6!"
     assert cells["baseline"] == "allocs x1.013"
     assert cells["verdict"] == "FAILS D"
+    assert "less     peak 1,000 → 999 B, -1 (x0.999)" in report.block(run.rows[0])
+    assert "is better than the baseline" not in report.markdown(run)
     assert run.rows[0].failures == {"D": "allocations per step 7.5 → 7.6, +0.1 (x1.013)"}
     assert "way out  none of it is meant: mend needle; it is: `nox -s memory -- --panel-only --accept`" in report.block(
         run.rows[0]
