@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     arguments = parser().parse_args(given)
     if getattr(arguments, "needle", None) is not None:
-        from oracle import foreign
+        from oracle.systems import foreign
 
         try:
             foreign.load(arguments.needle)
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{arguments.command}: {error}", file=sys.stderr)
             return 2
     if arguments.command == "replay":
-        from oracle.replay import replay
+        from oracle.runs.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return cli.main(arguments)
     if arguments.command == "memory":
-        from oracle.memory.session import memory
+        from oracle.runs.memory import memory
 
         return memory(
             cases=arguments.cases,
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             accept_memory=arguments.accept_memory,
         )
-    from oracle.diff import diff
+    from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
     fixed = 0 if arguments.profile == "ci" else None

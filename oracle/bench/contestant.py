@@ -14,8 +14,8 @@ from pathlib import Path
 
 from oracle.bench import measure
 from oracle.bench.peers import BUILDERS
-from oracle.bench.workloads import WORKLOADS
 from oracle.memory.blas import read_back
+from oracle.systems.workloads import WORKLOADS
 
 
 class Contestant:
