@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         "come about, 130 interrupted.",
     )
     kernels.add_argument("--short", action="store_true", help="what CI runs: fewer cases, one model, no kernel twice")
-    kernels.add_argument("--kernels", nargs="+", default=[], metavar="NAME", help="only these, and all vector code")
+    kernels.add_argument("--kernels", nargs="+", default=[], metavar="NAME", help="only these kernels")
     kernels.add_argument("--cases", type=positive(int), help="of the calibration, for each variant (200; short: 100)")
     kernels.add_argument("--workers", type=positive(int), help="checks at a time (default: one per core)")
     kernels.add_argument(
