@@ -112,7 +112,7 @@ def test_norms_are_fine_on_hard_inputs(columns):
 @pytest.mark.parametrize(("make", "axis"), [(nn.BatchNorm1d, 0), (nn.LayerNorm1d, 1)])
 def test_norm_gradients_sum_to_zero_where_they_should(make, axis):
     """However far from 0 the data are: the mean of the gradient is subtracted last, and what was rounded before,
-    the mean of the data above all, plays no part. A formula that relies on Σ(x - mean) = 0 is off by 200 times the bound.
+    the mean of the data above all, plays no part. A formula that relies on Σ(x - mean) = 0 is off by some hundred times the bound.
     """
     x = ndl.Tensor(normal(16, 16) + 10_000)
     g = normal(16, 16, seed=1)
