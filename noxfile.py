@@ -136,6 +136,12 @@ def memory(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def kernels(session: nox.Session) -> None:
+    """Run what compares numbers under other kernels of BLAS and other vector code; `-- --short` is CI's form."""
+    harness(session, "kernels")
+
+
+@nox.session(python=False, requires=["env"])
 def tests(session: nox.Session) -> None:
     """Run pytest; `-- -k NAME` selects."""
     session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)

@@ -142,9 +142,26 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
     memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
+    memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
     memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
-    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline")
+    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
     memory.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for the report")
+
+    kernels = commands.add_parser(
+        "kernels",
+        help="the same verdict under other kernels of BLAS and other vector code",
+        description="Run kept cases, a calibration, the memory panel and the tests that compare numbers under every kernel of "
+        "OpenBLAS that this CPU can run, and without the vector code of NumPy and of torch, each in a process of its own. "
+        "Exit code: 0 all hold, 1 a check fails, 2 usage, 3 the oracle contradicts itself, 4 a check or a setting did not "
+        "come about, 130 interrupted.",
+    )
+    kernels.add_argument("--short", action="store_true", help="what CI runs: fewer cases, one model, no kernel twice")
+    kernels.add_argument("--kernels", nargs="+", default=[], metavar="NAME", help="only these kernels")
+    kernels.add_argument("--cases", type=positive(int), help="of the calibration, for each variant (200; short: 100)")
+    kernels.add_argument("--workers", type=positive(int), help="checks at a time (default: one per core)")
+    kernels.add_argument(
+        "--accept-memory", action="store_true", help="only make what is measured the memory baseline of each kernel"
+    )
     return main
 
 
@@ -200,8 +217,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             workers=arguments.workers,
             panel_only=arguments.panel_only,
+            model=arguments.model,
             accept=arguments.accept,
             folder=arguments.out,
+        )
+    if arguments.command == "kernels":
+        from oracle.trust.kernels import kernels
+
+        return kernels(
+            short=arguments.short,
+            names=arguments.kernels,
+            cases=arguments.cases,
+            workers=arguments.workers,
+            accept_memory=arguments.accept_memory,
         )
     from oracle.runs.diff import diff
 

@@ -45,6 +45,7 @@ class Plan:
     seed: int
     workers: int
     panel_only: bool = False
+    model: str | None = None  # of the panel: this one alone
     accept: bool = False
     folder: Path = Path("reports/latest")
     baseline: Path = baseline.PATH
@@ -83,9 +84,15 @@ class Run:
 
 def memory(
     *, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
-    progress: bool = True,
+    model: str | None = None, progress: bool = True,
 ) -> int:  # fmt: skip
     """Run, show progress, print the table, write the reports; returns the exit code."""
+    if model is not None and model not in PANEL:
+        print(f"memory: --model must be one of {', '.join(map(repr, PANEL))}, got {model!r}", file=sys.stderr)
+        return 2
+    if model is not None and accept:
+        print("memory: an entry of the baseline is the whole panel: --accept goes without --model", file=sys.stderr)
+        return 2
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
         return ExitCode.NO_VERDICT
@@ -93,14 +100,15 @@ def memory(
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, report.WIDTH))
     plan = Plan(
-        cases=0 if panel_only else cases,
+        cases=0 if panel_only or model is not None else cases,
         seed=secrets.randbelow(2**20) if seed is None else seed,
         workers=workers or os.cpu_count() or 1,
         panel_only=panel_only,
+        model=model,
         accept=accept,
         folder=folder,
     )
-    what = "panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}"
+    what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
     console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
     shown = progress and console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
     bar = _bar(console) if shown else None
@@ -170,7 +178,9 @@ def as_memory_case(case: c.TrainCase) -> c.TrainCase:
 def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
     plan = outcome.plan
     outcome.rows = [
-        Row(name, case, panel=True, replay=f"nox -s memory -- --panel-only  # {name}") for name, case in PANEL.items()
+        Row(name, case, panel=True, replay=f"nox -s memory -- --model '{name}'")
+        for name, case in PANEL.items()
+        if plan.model in (None, name)
     ]
     if plan.cases:
         tick(outcome, "drawing models")
