@@ -16,14 +16,14 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
-from contextlib import ContextDecorator
-from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+from contextvars import ContextVar
+from functools import reduce, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from needle.chain import Chain
 
     Array = NDArray[Any]
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 __all__ = [
     "CPUDevice",
@@ -60,30 +61,97 @@ _numpy = np.ndarray, np.generic
 _numbers = int, float
 _integers = int, np.integer
 _tuples = tuple, list
-_grad_enabled = True
+_recording: ContextVar[bool] = ContextVar("needle.recording", default=True)
+_modes_before: ContextVar[tuple[bool, ...]] = ContextVar("needle.modes_before", default=())
+_is_recording = _recording.get
 
 
-class _GradMode(ContextDecorator):
-    """Switch graph recording on or off for a while; nests, and restores the mode on errors too."""
+class _GradMode:
+    """Switch graph recording on or off for a while; nests, and restores the mode on errors too.
+
+    For this thread, or this task of asyncio, alone. Nothing is kept in ``self``, which several of them may share.
+    """
 
     _mode: ClassVar[bool]
 
-    def __init__(self) -> None:
-        self._previous: list[bool] = []
-
     def __enter__(self) -> Self:
-        global _grad_enabled
-        self._previous.append(_grad_enabled)
-        _grad_enabled = self._mode
+        _modes_before.set((*_modes_before.get(), _is_recording()))
+        _recording.set(self._mode)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global _grad_enabled
-        _grad_enabled = self._previous.pop()
+        # A generator that is closed elsewhere than where it was begun finds nothing to restore.
+        *before, mode = _modes_before.get() or (True,)
+        _modes_before.set(tuple(before))
+        _recording.set(mode)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate a function; of a generator or a coroutine each part that runs, and not what runs in between."""
+        import inspect  # here, because importing needle should cost nothing
+
+        wrapped: Any
+        if inspect.isgeneratorfunction(function):
+
+            @wraps(function)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                generator = function(*args, **kwargs)
+                resume, given = generator.send, None
+                try:
+                    while True:
+                        try:
+                            with self:
+                                made = resume(given)
+                        except StopIteration as stop:
+                            return stop.value
+                        try:
+                            resume, given = generator.send, (yield made)
+                        except Exception as error:
+                            resume, given = generator.throw, error
+                finally:
+                    with self:
+                        generator.close()
+
+        elif inspect.isasyncgenfunction(function):
+
+            @wraps(function)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                generator = function(*args, **kwargs)
+                resume, given = generator.asend, None
+                try:
+                    while True:
+                        try:
+                            with self:
+                                made = await resume(given)
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            resume, given = generator.asend, (yield made)
+                        except Exception as error:
+                            resume, given = generator.athrow, error
+                finally:
+                    with self:
+                        await generator.aclose()
+
+        elif inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+        else:
+
+            @wraps(function)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return function(*args, **kwargs)
+
+        return cast("_Function", wrapped)
 
 
 class no_grad(_GradMode):
-    """Inside, results are constants and keep no graph: a context manager and a decorator.
+    """Inside, results are constants and keep no graph: a context manager and a decorator, also of generators and
+    coroutines. Other threads, and other tasks of asyncio, go on recording.
 
     >>> x = Tensor([1.0, 2.0])
     >>> with no_grad():
@@ -258,7 +326,7 @@ class Value:
         value = _new(cls)
         # NumPy gives a scalar, not an array, where all operands have no dimensions.
         value.cached_data = data if type(data) is _ndarray else cls._as_data(data)
-        if _grad_enabled:
+        if _is_recording():
             for x in inputs:
                 if x.requires_grad:
                     value.requires_grad = True

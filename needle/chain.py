@@ -47,7 +47,7 @@ _ADD = ops._ewise_add
 
 def run(steps: Sequence[Step], x: Tensor) -> Tensor:
     """Compute the steps on x: one node of the graph, or a constant where no gradient is to flow."""
-    records: list[Record] | None = [] if autograd._grad_enabled else None
+    records: list[Record] | None = [] if autograd._is_recording() else None
     sources = [x] if x._number else []
     y, flows = _forward(steps, x.cached_data, x.requires_grad, records, sources)
     if y is x.cached_data:
