@@ -60,6 +60,7 @@ _new = object.__new__
 _numpy = np.ndarray, np.generic
 _numbers = int, float
 _integers = int, np.integer
+_last_change: float = 0  # the creation number at which data that a graph may refer to has last been replaced
 _tuples = tuple, list
 _recording: ContextVar[bool] = ContextVar("needle.recording", default=True)
 _modes_before: ContextVar[tuple[bool, ...]] = ContextVar("needle.modes_before", default=())
@@ -185,7 +186,8 @@ class Op:
       ``node.inputs`` are the inputs and ``node`` the result. Works in every mode too.
 
     ``reads_inputs`` and ``reads_result`` say whether the vjp looks at the numbers in its xs and y, or at no more than
-    their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py).
+    their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py), and may
+    change until then: see ``looks_at``.
     """
 
     reads_inputs: bool = True
@@ -198,6 +200,13 @@ class Op:
             # Another rule than that of the base may look at more.
             cls.reads_inputs = own.get("reads_inputs", True)
             cls.reads_result = own.get("reads_result", True)
+            if "looks_at" not in own:
+                for base in cls.__mro__[1:]:
+                    if "looks_at" in vars(base):
+                        break
+                    if "vjp" in vars(base):
+                        cls.looks_at = Op.looks_at  # type: ignore[method-assign]
+                        break
             if "vjp" not in own:
                 cls.vjp = _course.vjp  # type: ignore[method-assign]
 
@@ -215,6 +224,13 @@ class Op:
             f"{type(self).__name__} has no gradient: "
             "define vjp(self, g, y, needs, *xs) or gradient(self, out_grad, node)"
         )
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        """Say of which inputs, and whether of the result, the rule reads the numbers; what it reads must be what it was.
+
+        ``needs`` says which inputs need a gradient, ``tensors`` whether the rule is called with Tensors.
+        """
+        return [self.reads_inputs] * len(needs), self.reads_result
 
     def on(self, *xs: Any) -> Any:
         """Apply the op to ndarrays (gives an ndarray) or to Tensors (gives a node): what a vjp is written
@@ -287,6 +303,8 @@ class Value:
     grad: Any = None
     _number: float = 0  # 0 for a leaf; an input's is smaller than its result's
     _keeps_grad: bool = False
+    # When the data was last replaced: a creation number. In a list, which all parameters of an optimizer share.
+    _changed: list[float] = [0]  # noqa: RUF012 - never written into
     _chain: Chain | None = None  # of a result of several ops: see chain.py
 
     def realize_cached_data(self) -> Any:
@@ -345,6 +363,13 @@ class Value:
         if not self.requires_grad:
             raise RuntimeError("retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it")
         self._keeps_grad = True
+
+
+def _a_change() -> float:
+    """Number a change of data: later than every node so far."""
+    global _last_change
+    _last_change = _next_number()
+    return _last_change
 
 
 def _refuse_other_than_tensors(op: Op, inputs: Sequence[Any]) -> None:
@@ -406,6 +431,11 @@ class Tensor(Value):
     sake.
 
     ``cached_data`` is the ndarray itself. ``grad`` is None until a ``backward()`` reaches this tensor.
+
+    A gradient is that at the numbers with which the forward pass was computed. If ``t.data = …``, a step of an
+    optimizer or ``load_state_dict`` replaces numbers that a gradient rule reads in between, ``backward()`` refuses.
+    What is written into the array itself, ``t.numpy()[0] = …`` or ``t.cached_data = …``, nobody notices, here as in
+    PyTorch: do not write there between a forward pass and its ``backward()``.
 
     >>> x = Tensor([3.0])
     >>> y = x * x + 1
@@ -488,6 +518,7 @@ class Tensor(Value):
         if new.shape != old.shape:
             raise ValueError(f"data must keep its shape {old.shape}, but got {new.shape}")
         self.cached_data = new
+        self._changed = [_a_change()]
 
     def detach(self) -> Tensor:
         """Return the same memory as a constant Tensor without graph."""
@@ -757,6 +788,8 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     while stack:
         node = stack.pop()
         nodes.append(node)
+        if node._chain is not None and unfold and node._number < _last_change:
+            _refuse_changed(node, tensors=True)  # now, because unfolding computes what the chain has let go of
         if node._chain is not None and not unfold:
             inputs: Sequence[Value] = node._chain.sources
         elif node.op is _FREED:
@@ -774,6 +807,27 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     return nodes
 
 
+def _refuse_changed(node: Value, tensors: bool) -> None:
+    """Refuse to compute gradients at other numbers than the forward pass was computed with."""
+    tensors_read: list[tuple[Op, Any]] = []
+    if node._chain is not None:
+        tensors_read += node._chain.looks_at(tensors)
+    else:
+        op, inputs = cast("Op", node.op), node.inputs
+        of_inputs, of_result = op.looks_at([*map(_needs, inputs)], tensors)
+        tensors_read += [(op, x) for x, read in zip(inputs, of_inputs, strict=True) if read]
+        if of_result:
+            tensors_read.append((op, node))
+    for op, x in tensors_read:
+        if x._changed[0] > node._number:
+            what = f"{type(x).__name__} of shape {x.cached_data.shape}" if isinstance(x, Tensor) else "TensorTuple"
+            raise RuntimeError(
+                f"backward: the data of a {what} has changed since {type(op).__name__} computed with it, by a step of an "
+                "optimizer, `.data = …` or load_state_dict, and the gradient would be right for neither: call backward() "
+                "before the change, or compute the loss again after it"
+            )
+
+
 def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     """Plain backward: ndarrays only. Frees each node's graph while walking, so that activations die early.
 
@@ -781,6 +835,10 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     added to in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
     """
     nodes = _graph(root, unfold=not free)
+    for node in nodes:  # usually the very first is later than any change
+        if node._number > _last_change:
+            break
+        _refuse_changed(node, tensors=False)
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
@@ -896,6 +954,10 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
     inner nodes on request or ``everywhere``.
     """
     nodes = _graph(root)
+    for node in nodes:
+        if node._number > _last_change:
+            break
+        _refuse_changed(node, tensors=True)
     adjoints: dict[Value, Any] = {root: g}
     while nodes:
         node = nodes.pop()

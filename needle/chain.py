@@ -126,6 +126,16 @@ class Chain:
             at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
         return tensors + [self.base] * len(at_base), contributions + at_base
 
+    def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
+        """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""
+        found = []
+        for op, operands, flows, *_ in _all(self.records):
+            if type(operands) is list:
+                continue
+            of_inputs, _ = op.looks_at([flows, *map(_needs, operands)], False)
+            found += [(op, x) for x, read in zip(operands, of_inputs[1:], strict=True) if read or unfolded]
+        return [*found, (self.records[0][0], self.base)] if unfolded else found
+
     def unfold(self, node: Tensor) -> None:
         """Make ``node`` and the nodes below it out of the records: a graph like any other."""
         self.records[-1] = (*self.records[-1][:4], node.cached_data)

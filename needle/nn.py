@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle import chain, init, ops
+from needle import autograd, chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ class Module:
                 raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
         for name, value in values.items():
             own[name].cached_data = value
+            own[name]._changed = [autograd._a_change()]
 
     # -- how it looks
 
@@ -399,6 +400,7 @@ class BatchNorm1d(Module):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
+            running._changed = [autograd._a_change()]
 
 
 class LayerNorm1d(Module):

@@ -212,6 +212,20 @@ def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
     )
 
 
+class _Shapes:
+    """An op whose rule looks at shapes and dtypes, and at no numbers."""
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return [False] * len(needs), False
+
+
+class _Product:
+    """An op of two factors, and perhaps a bias, whose rule needs of each factor's numbers those of the other."""
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return (needs[1], needs[0], False)[: len(needs)], False
+
+
 # ------------------------------------------------------------------------------------------------ elementwise
 
 
@@ -264,7 +278,7 @@ def add_scalar(a: Tensor, scalar: float) -> Tensor:
     return AddScalar(scalar)(a)
 
 
-class EWiseMul(TensorOp):
+class EWiseMul(_Product, TensorOp):
     """a * b; shapes broadcast."""
 
     reads_result = False
@@ -321,6 +335,10 @@ def _fractions(a: Any, b: Any) -> tuple[Any, Any]:
 
 class EWiseDiv(TensorOp):
     """a / b; shapes broadcast."""
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        """Never a itself."""
+        return (False, True), needs[1]
 
     def compute(self, a: Array, b: Array) -> Any:
         a, b = _fractions(a, b)
@@ -552,7 +570,7 @@ def sigmoid(a: Tensor) -> Tensor:
     return _sigmoid(a)
 
 
-class Cast(TensorOp):
+class Cast(_Shapes, TensorOp):
     """The same numbers in another dtype."""
 
     def __init__(self, dtype: DTypeLike) -> None:
@@ -576,7 +594,7 @@ def cast(a: Tensor, dtype: DTypeLike) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ shape
 
 
-class Transpose(TensorOp):
+class Transpose(_Shapes, TensorOp):
     """Swap a pair of axes; None = the last two."""
 
     def __init__(self, axes: Sequence[int] | None = None) -> None:
@@ -603,7 +621,7 @@ def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     return Transpose(axes)(a)
 
 
-class Reshape(TensorOp):
+class Reshape(_Shapes, TensorOp):
     """The same elements in another shape; one size may be -1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
@@ -625,7 +643,7 @@ def reshape(a: Tensor, shape: int | Sequence[int]) -> Tensor:
     return Reshape(shape)(a)
 
 
-class BroadcastTo(TensorOp):
+class BroadcastTo(_Shapes, TensorOp):
     """Repeat along new leading axes and axes of size 1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
@@ -650,7 +668,7 @@ def broadcast_to(a: Tensor, shape: int | Sequence[int]) -> Tensor:
     return BroadcastTo(shape)(a)
 
 
-class GetItem(TensorOp):
+class GetItem(_Shapes, TensorOp):
     """a[index], for every index that NumPy takes."""
 
     def __init__(self, index: Any) -> None:
@@ -678,7 +696,7 @@ def get_item(a: Tensor, index: Any) -> Tensor:
     return GetItem(index)(a)
 
 
-class PutItem(TensorOp):
+class PutItem(_Shapes, TensorOp):
     """Zeros of a shape with a added at an index: the gradient of GetItem, and padding and dilation."""
 
     def __init__(self, shape: Sequence[int], index: Any) -> None:
@@ -706,7 +724,7 @@ def put_item(a: Tensor, shape: Sequence[int], index: Any) -> Tensor:
     return PutItem(shape, index)(a)
 
 
-class Flip(TensorOp):
+class Flip(_Shapes, TensorOp):
     """Reverse the order along axes; None = all."""
 
     def __init__(self, axes: Axes = None) -> None:
@@ -725,7 +743,7 @@ def flip(a: Tensor, axes: Axes = None) -> Tensor:
     return Flip(axes)(a)
 
 
-class Dilate(TensorOp):
+class Dilate(_Shapes, TensorOp):
     """Put ``dilation`` zeros after each element along the axes."""
 
     def __init__(self, axes: Axes, dilation: int) -> None:
@@ -756,7 +774,7 @@ def dilate(a: Tensor, axes: Axes, dilation: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------- reductions
 
 
-class Summation(TensorOp):
+class Summation(_Shapes, TensorOp):
     """Sum over axes (None = all), which are dropped."""
 
     def __init__(self, axes: Axes = None) -> None:
@@ -867,7 +885,7 @@ def logsoftmax(a: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- products
 
 
-class MatMul(TensorOp):
+class MatMul(_Product, TensorOp):
     """Matrix product of the last two axes; the leading ones broadcast."""
 
     reads_result = False
@@ -902,7 +920,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _matmul(a, b)
 
 
-class Linear(TensorOp):
+class Linear(_Product, TensorOp):
     """x W + b in one node."""
 
     reads_result = False
@@ -961,7 +979,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return Tensor.make_from_op(_linear, (x, weight) if bias is None else (x, weight, bias))
 
 
-class Conv(TensorOp):
+class Conv(_Product, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
     """
@@ -1030,7 +1048,7 @@ def conv(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor
 # ----------------------------------------------------------------------------------------------------- tuples
 
 
-class MakeTensorTuple(TensorTupleOp):
+class MakeTensorTuple(_Shapes, TensorTupleOp):
     """Several tensors as one TensorTuple."""
 
     def compute(self, *args: Array) -> tuple[Array, ...]:
@@ -1049,7 +1067,7 @@ def make_tuple(*args: Tensor) -> TensorTuple:
     return _make_tuple(*args)
 
 
-class TupleGetItem(TensorOp):
+class TupleGetItem(_Shapes, TensorOp):
     """One element of a TensorTuple."""
 
     def __init__(self, index: int) -> None:
@@ -1071,7 +1089,7 @@ def tuple_get_item(value: TensorTuple, index: int) -> Tensor:
     return TupleGetItem(index)(value)
 
 
-class FusedAddScalars(TensorTupleOp):
+class FusedAddScalars(_Shapes, TensorTupleOp):
     """(a + c0, a + c1)."""
 
     def __init__(self, c0: float, c1: float) -> None:
@@ -1091,7 +1109,7 @@ def fused_add_scalars(x: Tensor, c0: float, c1: float) -> TensorTuple:
     return FusedAddScalars(c0, c1)(x)
 
 
-class Stack(TensorOp):
+class Stack(_Shapes, TensorOp):
     """Tensors of equal shape along a new axis."""
 
     def __init__(self, axis: int = 0) -> None:
@@ -1115,7 +1133,7 @@ def stack(args: Sequence[Tensor] | TensorTuple, axis: int = 0) -> Tensor:
     return Stack(axis)(args if isinstance(args, TensorTuple) else make_tuple(*args))
 
 
-class Split(TensorTupleOp):
+class Split(_Shapes, TensorTupleOp):
     """The slices of a tensor along an axis, which is dropped: the inverse of Stack."""
 
     def __init__(self, axis: int = 0) -> None:
@@ -1149,6 +1167,9 @@ class _KeepsNormalised:
         self._calls += 1
         self.saved = saved if self._calls == 1 else None
         self.reads_inputs = self.saved is None
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return (tensors or self.saved is None, needs[0], False), False
 
 
 def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from needle.autograd import Parameter, Tensor
+from needle.autograd import Parameter, Tensor, _a_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -153,6 +153,7 @@ class Optimizer:
         self._views: list[Array] = []
         self._held: list[Any] = []
         self._holders: list[int] = []
+        self._clock: list[float] = [0]  # when all of them were last changed: Value._changed
         self._runs: list[tuple[slice, _Run]] = []
 
     def _alike(self, params: list[Tensor]) -> Sequence[Any]:
@@ -189,6 +190,8 @@ class Optimizer:
         for of, tensors in kept:
             getattr(self, of).update(zip(params, tensors, strict=True))
             self._held += tensors
+        for p in params:
+            p._changed = self._clock
         self._params, self._kept = params, kept
         self._holders = self._count_holders()
 
@@ -390,6 +393,7 @@ class SGD(Optimizer):
         params, gradients = self._gradients()
         if not self._in_place(params):
             self._lay_out(params)
+        self._clock[0] = _a_change()
         for place, run in self._runs:
             lr, beta, rest, decay = self._scalars_in(run.dtype)
             for theta, u, g, d in run.blocks(gradients[place]):
@@ -469,6 +473,7 @@ class Adam(Optimizer):
         steps = [self.t.get(p, 0) + 1 for p in params]
         if steps != self._steps or not self._in_place(params):
             self._lay_out(params)
+        self._clock[0] = _a_change()
         lr, b1, b2, *_ = self._settings
         for place, run in self._runs:
             t = steps[place.start]
