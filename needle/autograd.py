@@ -588,12 +588,13 @@ class Tensor(Value):
         >>> x.grad
         needle.Tensor([12.])
         """
-        g = self._checked_out_grad(out_grad)
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, g)
+                _walk_tensors(self, self._checked_out_grad(out_grad))
+        elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
+            _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
-            _walk_arrays(self, g.cached_data, free=not retain_graph)
+            _walk_arrays(self, self._checked_out_grad(out_grad).cached_data, free=not retain_graph)
 
     def _checked_out_grad(self, out_grad: Any) -> Tensor:
         if not self.requires_grad:
@@ -604,7 +605,7 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
+            return Tensor.make_const(np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
@@ -789,7 +790,7 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
         node = stack.pop()
         nodes.append(node)
         if node._chain is not None and unfold and node._number < _last_change:
-            _refuse_changed(node, tensors=True)  # now, because unfolding computes what the chain has let go of
+            _refuse_changes([node], tensors=True)  # now, because unfolding computes what the chain has let go of
         if node._chain is not None and not unfold:
             inputs: Sequence[Value] = node._chain.sources
         elif node.op is _FREED:
@@ -807,18 +808,19 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     return nodes
 
 
-def _refuse_changed(node: Value, tensors: bool) -> None:
+def _refuse_changes(nodes: list[Value], tensors: bool) -> None:
     """Refuse to compute gradients at other numbers than the forward pass was computed with."""
-    tensors_read: list[tuple[Op, Any]] = []
-    if node._chain is not None:
-        tensors_read += node._chain.looks_at(tensors)
-    else:
+    reads: list[tuple[Value, Op, Any]] = []
+    for node in nodes:
+        if node._number > _last_change:
+            break
+        if node._chain is not None:
+            reads += [(node, *read) for read in node._chain.looks_at(tensors)]
+            continue
         op, inputs = cast("Op", node.op), node.inputs
         of_inputs, of_result = op.looks_at([*map(_needs, inputs)], tensors)
-        tensors_read += [(op, x) for x, read in zip(inputs, of_inputs, strict=True) if read]
-        if of_result:
-            tensors_read.append((op, node))
-    for op, x in tensors_read:
+        reads += [(node, op, x) for x, read in zip((*inputs, node), (*of_inputs, of_result), strict=True) if read]
+    for node, op, x in reads:
         if x._changed[0] > node._number:
             what = f"{type(x).__name__} of shape {x.cached_data.shape}" if isinstance(x, Tensor) else "TensorTuple"
             raise RuntimeError(
@@ -835,10 +837,8 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     added to in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
     """
     nodes = _graph(root, unfold=not free)
-    for node in nodes:  # usually the very first is later than any change
-        if node._number > _last_change:
-            break
-        _refuse_changed(node, tensors=False)
+    if nodes and nodes[0]._number < _last_change:
+        _refuse_changes(nodes, tensors=False)
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
@@ -954,10 +954,8 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
     inner nodes on request or ``everywhere``.
     """
     nodes = _graph(root)
-    for node in nodes:
-        if node._number > _last_change:
-            break
-        _refuse_changed(node, tensors=True)
+    if nodes and nodes[0]._number < _last_change:
+        _refuse_changes(nodes, tensors=True)
     adjoints: dict[Value, Any] = {root: g}
     while nodes:
         node = nodes.pop()

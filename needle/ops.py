@@ -926,11 +926,12 @@ class Linear(_Product, TensorOp):
     reads_result = False
 
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        if x.dtype is not weight.dtype:
+        dtype = x.dtype
+        if dtype is not weight.dtype:
             x, weight = _alike(x, weight)
-        if x.dtype is _HALF:
+        elif dtype is _HALF:
             y = np.asarray(self.compute(_wide(x), _wide(weight), bias))
-            return y.astype(np.result_type(_HALF, weight.dtype, _HALF if bias is None else bias.dtype), copy=False)
+            return y.astype(_HALF if bias is None else np.result_type(_HALF, bias.dtype), copy=False)
         try:
             _, out = weight.shape
             y = x.dot(weight)
@@ -948,9 +949,8 @@ class Linear(_Product, TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
         """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
-        if g.dtype is _HALF or x.dtype is not weight.dtype:
-            g = _wide(g)
-            x, weight = _wide(x), _wide(weight)
+        if g.dtype is _HALF:
+            g, x, weight = _wide(g), _wide(x), _wide(weight)
         matrices = g.ndim == 2
         rows = g if matrices else _as_matrix(g)
         dx = dw = db = None
@@ -1324,7 +1324,8 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
-        x = _wide(logits)
+        usual = logits.dtype is _DEFAULT
+        x = logits if usual else _wide(logits)
         z = x - _row_maxima(x)
         of_labels = z.take(places)
         e = np.exp(z, z)
@@ -1333,7 +1334,7 @@ class SoftmaxCrossEntropy(TensorOp):
         losses = np.log(s).reshape(-1)
         losses -= of_labels
         mean = _column_sums(losses) / len(losses)
-        return mean if logits.dtype is not _HALF else mean.astype(_HALF)
+        return mean if usual or logits.dtype is not _HALF else mean.astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""
