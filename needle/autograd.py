@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from needle.chain import Chain
 
     Array = NDArray[Any]
+    Axes: TypeAlias = int | Sequence[int] | None
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 __all__ = [
@@ -463,7 +464,9 @@ class Tensor(Value):
             source = array.cached_data
             data = source if dtype is None or source.dtype == dtype else source.astype(dtype)
         else:
-            data = np.array(array, dtype=dtype)
+            data = np.array(array)
+            if dtype is not None and data.dtype.kind in "fiub":  # and not a string, which may spell a number
+                data = data.astype(dtype, copy=False)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first")
         self.cached_data = data
@@ -498,8 +501,8 @@ class Tensor(Value):
 
     @property
     def data(self) -> Tensor:
-        """The same memory as a constant Tensor without graph; assign a Tensor of equal shape and dtype to
-        rebind.
+        """The same memory as a constant Tensor without graph. Assign a Tensor of equal shape and dtype to rebind; one
+        that broadcasts to the shape is stored in it, as a copy.
         """
         return Tensor.make_const(self.cached_data)
 
@@ -516,7 +519,12 @@ class Tensor(Value):
                 f"use needle.Tensor(value, dtype={str(old.dtype)!r})"
             )
         if new.shape != old.shape:
-            raise ValueError(f"data must keep its shape {old.shape}, but got {new.shape}")
+            try:
+                new = np.broadcast_to(new, old.shape).copy()
+            except ValueError:
+                raise ValueError(
+                    f"data must keep its shape {old.shape}, but got {new.shape}, which does not broadcast to it"
+                ) from None
         self.cached_data = new
         self._changed = [_a_change()]
 
@@ -545,7 +553,7 @@ class Tensor(Value):
     def __bool__(self) -> bool:
         if self.cached_data.size != 1:
             raise ValueError(
-                f"bool() needs exactly one element, but the shape is {self.shape}: compare .numpy() instead"
+                f"bool() needs exactly one element, but the shape is {self.shape}: use .numpy().all() or .numpy().any()"
             )
         return bool(self.cached_data)
 
@@ -590,7 +598,7 @@ class Tensor(Value):
         """
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, self._checked_out_grad(out_grad))
+                _walk_tensors(self, _apart(self._checked_out_grad(out_grad)))
         elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
             _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
@@ -609,7 +617,7 @@ class Tensor(Value):
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
-            out_grad = Tensor.make_const(np.asarray(out_grad))
+            out_grad = Tensor(out_grad, requires_grad=False)
         if out_grad.shape != data.shape:
             raise ValueError(
                 f"backward: out_grad must have the shape {data.shape} of its tensor, but got {out_grad.shape}"
@@ -701,24 +709,77 @@ class Tensor(Value):
             dtype = _ops._DEFAULT if isinstance(other, float) else np.result_type(dtype, other)
         return Tensor.make_const(np.asarray(other, dtype))
 
-    # -- methods
+    # -- comparisons, of elements: a constant Tensor of bools. Where identity is meant, say `is`; a dict and a set do.
 
-    def sum(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Sum over the axes (None = all); the axes are dropped."""
-        return _ops.summation(self, axes)
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._compared(np.equal, other)
 
-    def mean(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Mean over the axes (None = all); the axes are dropped."""
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._compared(np.not_equal, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._compared(np.less, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._compared(np.less_equal, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._compared(np.greater, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._compared(np.greater_equal, other)
+
+    __hash__ = Value.__hash__
+
+    def _compared(self, how: np.ufunc, other: Any) -> Tensor:
+        other = _operand(np.asarray(other) if isinstance(other, _tuples) else other)
+        if other is NotImplemented:
+            return cast("Tensor", other)
+        other = other.cached_data if isinstance(other, Tensor) else other
+        try:
+            return Tensor.make_const(np.asarray(how(self.cached_data, other)))
+        except ValueError:
+            raise _ops._no_broadcast(how.__name__, self, other) from None
+
+    # -- methods. `axis`, `keepdims`, `dtype` and `out` are for those who write np.sum(t), and for NumPy, which passes them.
+
+    def sum(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Sum over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("sum", _ops.summation, axes, axis, keepdims, of_numpy)
+
+    def _reduced(
+        self,
+        name: str,
+        reduce: Callable[[Tensor, Axes], Tensor],
+        axes: Axes,
+        axis: Axes,
+        keepdims: bool,
+        of_numpy: dict[str, None],
+    ) -> Tensor:
+        if axes is not None and axis is not None:
+            raise TypeError(f"{name}: give axes or axis, not both")
+        for key, value in of_numpy.items():
+            if key not in ("dtype", "out") or value is not None:
+                raise TypeError(f"{name} of a Tensor takes axes (or axis) and keepdims, but got {key}={value!r}")
+        axes = axis if axes is None else axes
+        result = reduce(self, axes)
+        return _ops.reshape(result, _ops._kept(self.shape, _ops._axes(axes, self.ndim, name))) if keepdims else result
+
+    def mean(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Mean over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("mean", Tensor._mean, axes, axis, keepdims, of_numpy)
+
+    def _mean(self, axes: Axes) -> Tensor:
         if not self.size:
             raise ValueError(f"mean needs at least one element, but the shape is {self.shape}")
         if self.dtype is _ops._HALF:  # whose sum may well be out of range where the mean is not
-            return _ops.cast(_ops.cast(self, _ops._DEFAULT).mean(axes), _ops._HALF)
+            return _ops.cast(_ops.cast(self, _ops._DEFAULT)._mean(axes), _ops._HALF)
         total = _ops.summation(self, axes)
         return total / (self.size // total.size)
 
-    def max(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Largest element over the axes (None = all); the axes are dropped."""
-        return _ops.amax(self, axes)
+    def max(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Largest element over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("max", _ops.amax, axes, axis, keepdims, of_numpy)
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
         """Repeat along new axes and axes of size 1 until the shape is reached."""
@@ -757,10 +818,61 @@ class Tensor(Value):
 
 
 class Parameter(Tensor):
-    """A Tensor that a module learns; used as ``nn.Parameter``."""
+    """A Tensor that a module learns; used as ``nn.Parameter``.
+
+    ``p -= lr * p.grad`` gives the Parameter new numbers, in its own shape and dtype, under ``no_grad()``, and is refused
+    while a graph is recorded. (Another Tensor has no such operators: for it, ``t -= x`` is ``t = t - x``.)
+
+    >>> p = Parameter([1.0, 2.0])
+    >>> with no_grad():
+    ...     p -= 0.5
+    >>> p
+    nn.Parameter([0.5, 1.5], requires_grad=True)
+    """
+
+    def _update(self, symbol: str, result: Callable[[Any], Tensor], other: Any) -> Self:
+        if _is_recording():
+            raise RuntimeError(
+                f"{symbol} would change a Parameter while a graph is recorded: do it under needle.no_grad(), "
+                f"or write p = p {symbol[:-1]} … for a new Tensor"
+            )
+        new = result(other)
+        if new is NotImplemented:
+            return cast("Self", new)
+        self.data = new if self.dtype.kind != "f" else new.astype(self.dtype)
+        return self
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._update("+=", self.__add__, other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._update("-=", self.__sub__, other)
+
+    def __imul__(self, other: Any) -> Self:
+        return self._update("*=", self.__mul__, other)
+
+    def __itruediv__(self, other: Any) -> Self:
+        return self._update("/=", self.__truediv__, other)
+
+    def __ipow__(self, other: Any) -> Self:
+        return self._update("**=", self.__pow__, other)
+
+    def __imatmul__(self, other: Any) -> Self:
+        return self._update("@=", self.__matmul__, other)
 
     def __repr__(self) -> str:
         return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
+
+
+def _integer(value: Any, what: str, least: int) -> int:
+    """A whole number that is large enough; refuses everything else, naming ``what`` it is."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {what.split()[-1]}={value!r}") from None
+    if whole < least:
+        raise ValueError(f"{what} must be at least {least}, got {what.split()[-1]}={value!r}")
+    return whole
 
 
 def _operand(other: Any) -> Any:
@@ -774,7 +886,8 @@ def _operand(other: Any) -> Any:
     if isinstance(other, _numpy):
         if other.dtype.kind not in "fiub":
             return NotImplemented
-        return other.item() if not other.ndim else Tensor.make_const(other)
+        # A copy, because a gradient rule may read it when its owner has long put something else there.
+        return other.item() if not other.ndim else Tensor.make_const(other.copy())
     return other if isinstance(other, _numbers) else NotImplemented
 
 
@@ -983,10 +1096,13 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             node.grad = _alias(g)
 
 
+def _apart(out_grad: Tensor) -> Tensor:
+    """The same numbers in an array of their own, because gradients that are kept may be, or be computed from, it."""
+    return out_grad * 1 if out_grad.requires_grad else Tensor.make_const(out_grad.cached_data.copy())
+
+
 def _alias(value: Value) -> Any:
     """Another Value with the same data and the same place in the graph: a leaf's gradient is its own."""
-    if value.op is None and value.requires_grad:  # out_grad itself, with respect to which one may differentiate
-        return _ops.reshape(cast("Tensor", value), value.cached_data.shape)
     alias = object.__new__(type(value))
     alias.__dict__.update(value.__dict__)
     alias.__dict__.pop("grad", None)

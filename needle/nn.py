@@ -151,7 +151,15 @@ class Module:
         return self
 
     def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        state: dict[str, Tensor] = {}
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name in state:
+                raise ValueError(
+                    f"state_dict: two tensors of {type(self).__name__} have the name {name!r}: "
+                    "rename an attribute or a key of a dict, so that none has a dot or looks like a number beside one"
+                )
+            state[name] = tensor
+        return state
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers by dotted name."""
@@ -168,7 +176,7 @@ class Module:
             raise KeyError(
                 f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"
             )
-        values = {name: np.array(state[name], dtype=tensor.dtype) for name, tensor in own.items()}
+        values = {name: Tensor(np.array(state[name]), dtype=tensor.dtype).cached_data for name, tensor in own.items()}
         for name, value in values.items():
             if value.shape != own[name].shape:
                 raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
@@ -230,10 +238,8 @@ class Linear(Module):
         dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
-        if in_features < 1 or out_features < 1:
-            raise ValueError(f"Linear: features must be at least 1, got ({in_features}, {out_features})")
-        self.in_features = in_features
-        self.out_features = out_features
+        in_features = self.in_features = autograd._integer(in_features, "Linear: in_features", 1)
+        out_features = self.out_features = autograd._integer(out_features, "Linear: out_features", 1)
         self.weight = Parameter(init.kaiming_uniform(in_features, out_features, dtype=dtype))
         self.bias = None
         if bias:
@@ -429,8 +435,7 @@ class LayerNorm1d(Module):
 
 
 def _check_norm(name: str, dim: int, eps: float) -> None:
-    if dim < 1:
-        raise ValueError(f"{name}: dim must be at least 1, got dim={dim}")
+    autograd._integer(dim, f"{name}: dim", 1)
     if not 0 < eps < math.inf:
         raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps}")
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integers, _numbers, _numpy
+from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integer, _integers, _numbers, _numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def _fixed(like: Any, data: Any) -> Any:
 
 def _number(scalar: Any) -> Any:
     """A Python number: unlike a NumPy scalar it adopts the dtype of the array beside it."""
-    if isinstance(scalar, _numpy):
+    if isinstance(scalar, _numpy) and scalar.size == 1:
         scalar = scalar.item()
     if not isinstance(scalar, _numbers):
         raise TypeError(f"a scalar operand must be a real number, but got {scalar!r}")
@@ -111,6 +111,11 @@ def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
     if len(set(places)) != len(places):
         raise ValueError(f"{op}: axes {given} name an axis twice")
     return places
+
+
+def _own(axes: Axes) -> int | tuple[int, ...] | None:
+    """Axes to keep: not a list, which its owner may change."""
+    return axes if axes is None or isinstance(axes, _integers) else tuple(axes)
 
 
 def _kept(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
@@ -672,9 +677,7 @@ class GetItem(_Shapes, TensorOp):
     """a[index], for every index that NumPy takes."""
 
     def __init__(self, index: Any) -> None:
-        parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(_index_of(part) for part in parts)
-        self.index = parts if isinstance(index, tuple) else parts[0]
+        self.index = tuple(map(_index_of, index)) if isinstance(index, tuple) else _index_of(index)
 
     def compute(self, a: Array) -> Any:
         return a[self.index]
@@ -685,9 +688,10 @@ class GetItem(_Shapes, TensorOp):
 
 
 def _index_of(part: Any) -> Any:
+    """A part of an index to keep: an array is copied, because its owner may change it before the gradient is asked for."""
     part = part.cached_data if isinstance(part, Tensor) else part
-    if isinstance(part, list):
-        part = np.asarray(part, dtype=None if part else np.intp)
+    if isinstance(part, list | np.ndarray):
+        part = np.array(part, dtype=None if len(np.shape(part)) == 0 or len(part) else np.intp)
     return part
 
 
@@ -701,7 +705,7 @@ class PutItem(_Shapes, TensorOp):
 
     def __init__(self, shape: Sequence[int], index: Any) -> None:
         self.shape = tuple(shape)
-        self.index = index
+        self.index = tuple(map(_index_of, index)) if isinstance(index, tuple) else _index_of(index)
 
     def compute(self, a: Array) -> Any:
         out = np.zeros(self.shape, a.dtype)
@@ -728,7 +732,7 @@ class Flip(_Shapes, TensorOp):
     """Reverse the order along axes; None = all."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         return np.flip(a, _axes(self.axes, a.ndim, "flip"))
@@ -747,9 +751,8 @@ class Dilate(_Shapes, TensorOp):
     """Put ``dilation`` zeros after each element along the axes."""
 
     def __init__(self, axes: Axes, dilation: int) -> None:
-        if dilation < 0:
-            raise ValueError(f"dilate: dilation must be 0 or more, but got {dilation}")
-        self.axes = axes
+        dilation = _integer(dilation, "dilate: dilation", 0)
+        self.axes = _own(axes)
         self.dilation = dilation
 
     def _places(self, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -778,7 +781,7 @@ class Summation(_Shapes, TensorOp):
     """Sum over axes (None = all), which are dropped."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "summation")
@@ -799,7 +802,7 @@ class Max(TensorOp):
     """Largest element over axes (None = all), which are dropped; ties share the gradient equally."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "max")
@@ -828,7 +831,7 @@ class LogSumExp(TensorOp):
     """
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "logsumexp")
@@ -985,10 +988,8 @@ class Conv(_Product, TensorOp):
     """
 
     def __init__(self, stride: int = 1, padding: int = 0) -> None:
-        if stride < 1 or padding < 0:
-            raise ValueError(f"conv needs stride >= 1 and padding >= 0, but got stride={stride}, padding={padding}")
-        self.stride = stride
-        self.padding = padding
+        self.stride = _integer(stride, "conv: stride", 1)
+        self.padding = _integer(padding, "conv: padding", 0)
 
     def _inside(self, shape: Sequence[int]) -> tuple[tuple[int, ...], Any]:
         """The padded shape, and the index of the image in it."""

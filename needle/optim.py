@@ -32,6 +32,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 _add, _multiply, _subtract = np.add, np.multiply, np.subtract
 _references = sys.getrefcount
 _data = operator.attrgetter("cached_data")
+_is = operator.is_  # and not ==, which compares the elements of Tensors
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, an array for
 # intermediate results, one block, is held to an eighth of what the parameters take.
 _BLOCKS = 40_960, 131_072
@@ -135,12 +136,12 @@ class Optimizer:
         """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
         has come to hold one, a part of one, or a state.
         """
-        if params != self._params:
+        if len(params) != len(self._params) or not all(map(_is, params, self._params)):
             return False
         for name, tensors in self._kept:
-            if [*map(getattr(self, name).get, params)] != tensors:
+            if not all(map(_is, map(getattr(self, name).get, params), tensors)):
                 return False
-        return all(map(operator.is_, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
+        return all(map(_is, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
 
     def _count_holders(self) -> list[int]:
         return [*map(_references, self._held)]
