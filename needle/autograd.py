@@ -636,9 +636,11 @@ class Tensor(Value):
 
     def __sub__(self, other: Any) -> Tensor:
         other = _operand(other)
+        if other is NotImplemented:
+            return NotImplemented
         if isinstance(other, Tensor) or (isinstance(other, int) and self.dtype.kind != "f"):
             other = self._subtrahend(other)
-        return other if other is NotImplemented else self + (-other)
+        return self + (-other if isinstance(other, Tensor) or other else -0.0)  # x - 0 is x, also for x = -0
 
     def __rsub__(self, other: Any) -> Tensor:
         if self.dtype.kind == "f":

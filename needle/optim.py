@@ -462,7 +462,10 @@ class Adam(Optimizer):
                 f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
             )
         _, beta1, beta2, eps, decay = self._settings = tuple(map(float, settings))
-        self._set_numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, decay)
+        # (1 - β2) g'² may be in range where g'² is not. With a power of 2 in between nothing is rounded otherwise.
+        rest2 = 1 - beta2
+        shrink = 2.0 ** (math.frexp(rest2)[1] // 2)
+        self._set_numbers(beta1, 1 - beta1, beta2, rest2, shrink, rest2 / shrink**2, eps, decay)
 
     def _alike(self, params: list[Tensor]) -> Sequence[Any]:
         return [(p.dtype, self.t.get(p)) for p in params]
@@ -478,7 +481,7 @@ class Adam(Optimizer):
         lr, b1, b2, *_ = self._settings
         for place, run in self._runs:
             t = steps[place.start]
-            beta1, rest1, beta2, rest2, eps, decay = self._scalars_in(run.dtype)
+            beta1, rest1, beta2, rest2, shrink, rest2_grown, eps, decay = self._scalars_in(run.dtype)
             rate, root = (np.array(number, run.dtype) for number in (lr / (1 - b1**t), math.sqrt(1 - b2**t)))
             for theta, m, v, g, d in run.blocks(gradients[place]):
                 decayed = g  # g' takes the place of what comes in between, and is computed twice
@@ -492,8 +495,13 @@ class Adam(Optimizer):
                     _multiply(theta, decay, d)
                     _add(g, d, d)
                 _multiply(v, beta2, v)
-                _multiply(decayed, decayed, d)
-                _multiply(d, rest2, d)
+                if decay:
+                    _multiply(d, shrink, d)
+                    _multiply(d, d, d)
+                    _multiply(d, rest2_grown, d)
+                else:
+                    _multiply(g, rest2, d)
+                    _multiply(d, g, d)
                 _add(v, d, v)
                 np.sqrt(v, d)
                 np.divide(d, root, d)
