@@ -12,7 +12,7 @@ from needle import autograd, chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -331,7 +331,7 @@ class Sequential(Module):
         """Return the output of the last module."""
         plan = self._plan
         if plan is None or not plan.holds():
-            plan = vars(self)["_plan"] = _Plan(self.modules)
+            plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
             return chain.run(plan.steps, x)
         for module in self.modules:
@@ -498,23 +498,44 @@ _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__c
 _functions = operator.attrgetter("forward", "__call__")
 
 
+def _stands_in(module: Any, *names: str) -> bool:
+    """Say whether attributes are what stands in ``vars(module)``, and not computed at each look."""
+    cls: Any = type(module)
+    plain = cls.__getattribute__ is object.__getattribute__
+    return plain and all(name in vars(module) and not hasattr(cls, name) for name in names)
+
+
 class _Plan:
     """What a Sequential has found out about its modules: the steps of a chain, or None if one of them must be called.
 
-    Holds until an attribute of a module is set, or a method of one of their classes.
+    Holds until an attribute of a module is set, past ``__setattr__`` too, or a method of one of their classes.
     """
 
-    def __init__(self, modules: Sequence[Any]) -> None:
+    def __init__(self, owner: Sequential) -> None:
         self.classes: dict[type, tuple[Any, ...]] = {}
-        self.steps = self._steps(modules)
+        # What the steps were made with: where it stands, and what was found there.
+        self.linears: list[tuple[dict[str, Any], Any, Any]] = []
+        self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.steps = self._steps(owner)
+        self.functions = [*self.classes.values()]
         self.change = _change
 
     def holds(self) -> bool:
         """Say whether everything is as it was."""
-        return self.change is _change and [*map(_functions, self.classes)] == [*self.classes.values()]
+        if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
+            return False
+        for own, weight, bias in self.linears:
+            if own.get("weight") is not weight or own.get("bias") is not bias:
+                return False
+        return all(own.get(name) is part for own, name, part in self.containers)
 
-    def _steps(self, modules: Sequence[Any]) -> list[chain.Step] | None:
+    def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []
+        part = "fn" if _functions(type(owner))[0] is _RESIDUAL else "modules"
+        if not _stands_in(owner, part):
+            return None
+        self.containers.append((owner.__dict__, part, owner.__dict__[part]))
+        modules = (owner.fn,) if part == "fn" else owner.modules
         if type(modules) is not tuple:  # a list may change unnoticed
             return None
         for module in modules:
@@ -524,11 +545,16 @@ class _Plan:
             if "forward" in vars(module) or call is not _CALL:
                 return None
             if forward in _AS_OPS:
-                steps.append(module._ops(None) if forward in _FIXED else module._ops)
+                fixed = forward in _FIXED
+                if forward is Linear.forward:
+                    fixed = _stands_in(module, "weight", "bias")
+                    if fixed:
+                        self.linears.append((module.__dict__, module.weight, module.bias))
+                steps.append(module._ops(None) if fixed else module._ops)
                 continue
             if forward not in (_SEQUENTIAL, _RESIDUAL):
                 return None
-            inner = self._steps(module.modules if forward is _SEQUENTIAL else (module.fn,))
+            inner = self._steps(module)
             if inner is None:
                 return None
             steps += inner if forward is _SEQUENTIAL else [inner]
