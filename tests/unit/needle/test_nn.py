@@ -236,7 +236,7 @@ def test_repr():
 @pytest.mark.parametrize(
     ("action", "kind", "match"),
     [
-        (lambda: nn.Linear(0, 2), ValueError, r"features must be at least 1, got \(0, 2\)"),
+        (lambda: nn.Linear(0, 2), ValueError, r"Linear: in_features must be at least 1, got in_features=0"),
         (lambda: nn.Dropout(1.5), ValueError, r"Dropout: p must be in \[0, 1\], got p=1.5"),
         (lambda: nn.Dropout(float("nan")), ValueError, "got p=nan"),
         (lambda: nn.BatchNorm1d(0), ValueError, "BatchNorm1d: dim must be at least 1"),
