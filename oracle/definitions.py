@@ -135,6 +135,28 @@ class Tape:
         y[1:] += e * (weight * magnitude[:1])
         return y
 
+    def moved(self, x: Array, to: Callable[[Array], Array]) -> Array:
+        """The elements of x at other places."""
+        return to(x)
+
+    def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
+        """The elements of x added up at places of zeros of this shape."""
+        out = np.zeros(x.shape[:LEAD] + shape)
+        np.add.at(out, (slice(None),) * LEAD + where, x)
+        return out
+
+    def cast(self, x: Array) -> Array:
+        """x in another precision, the operands of a case being float32: exact."""
+        return x
+
+    def variance(self, centred: Array, mean: Array, axis: int) -> Array:
+        """The mean of the squares of x − mean."""
+        return _mean(self, self.noisy(centred) ** 2, (axis,))
+
+    def constant(self, c: float, shape: Shape) -> Array:
+        """c, rounded for each element; ``shape`` has the axis of the steps."""
+        return self.noisy(np.full((1, *shape), c))
+
     def emit(self, value: Array, operands: Sequence[Var], vjp: Vjp) -> Var:
         """Record one operation. ``vjp(g)`` gives one contribution per operand (None where none is needed)."""
         out = Var(value, needs=any(v.needs for v in operands))
@@ -202,17 +224,19 @@ def _sum(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False, *, as
     ``as_mean``: it may be on its way to a mean, which is subtracted again: the extra noise of `_mean`, if that is more.
     """
     n = math.prod(x.shape[a] for a in axes)
-    y = x.sum(axis=axes, keepdims=keepdims)
+    y: Array = x.sum(axis=axes, keepdims=keepdims)
     weight = max(math.sqrt(n) - 8, 0.5 * math.sqrt(n) if as_mean and n > 1 else 0)
     if weight > 0 and t.noise is not None:
         y = t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=keepdims), weight)
-    return np.asarray(y)
+    return y
 
 
 def _mean(t: Tape, x: Array, axes: tuple[int, ...]) -> Array:
     """Mean (axes kept). Rounding is systematic on identical rows: extra noise √n · u · mean|x|."""
     n = math.prod(x.shape[a] for a in axes)
-    y = x.sum(axis=axes, keepdims=True) / n
+    y: Array = x.sum(axis=axes, keepdims=True) / n
+    if t.noise is None:
+        return y
     return t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=True), 0.5 / math.sqrt(n))
 
 
@@ -318,7 +342,7 @@ def _by_output(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array
 
 def _constant(t: Tape, x: Var, c: float) -> Array:
     """c, rounded for each element of x."""
-    return t.noisy(np.full((1, *x.value.shape[1:]), c))
+    return t.constant(c, x.value.shape[1:])
 
 
 def negate(t: Tape, x: Var) -> Var:
@@ -407,7 +431,7 @@ def rpow(t: Tape, x: Var, *, c: float) -> Var:
 
 def _moved(t: Tape, x: Var, there: Callable[[Array], Array], back: Callable[[Array], Array]) -> Var:
     """An operation that only moves elements: exact both ways."""
-    return t.emit(there(x.value), (x,), lambda g: (back(g),))
+    return t.emit(t.moved(x.value, there), (x,), lambda g: (t.moved(g, back),))
 
 
 def transpose(t: Tape, x: Var, *, axes: tuple[int, int] | None = None) -> Var:
@@ -453,9 +477,13 @@ def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Va
     return t.emit(np.squeeze(top, axis=over), (x,), vjp)
 
 
+def _places(index: Any) -> tuple[Any, ...]:
+    return tuple(slice(*s) if isinstance(s, tuple) else s for s in index)
+
+
 def getitem(t: Tape, x: Var, *, index: tuple[tuple[int | None, int | None, int | None], ...]) -> Var:
     """Basic slicing, one (start, stop, step) per leading axis."""
-    where = (slice(None),) * LEAD + tuple(slice(*s) for s in index)
+    where = (slice(None),) * LEAD + _places(index)
 
     def back(g: Array) -> Array:
         out = np.zeros(g.shape[:LEAD] + x.shape)
@@ -467,7 +495,7 @@ def getitem(t: Tape, x: Var, *, index: tuple[tuple[int | None, int | None, int |
 
 def put_item(t: Tape, x: Var, *, shape: Shape, index: tuple[tuple[int | None, int | None, int | None], ...]) -> Var:
     """Zeros of ``shape`` with x at a basic slice."""
-    where = (slice(None),) * LEAD + tuple(slice(*s) for s in index)
+    where = (slice(None),) * LEAD + _places(index)
 
     def there(v: Array) -> Array:
         out = np.zeros(v.shape[:LEAD] + tuple(shape))
@@ -479,7 +507,7 @@ def put_item(t: Tape, x: Var, *, shape: Shape, index: tuple[tuple[int | None, in
 
 def cast(t: Tape, x: Var) -> Var:
     """float64 and back: exact both ways."""
-    return _moved(t, x, lambda v: v, lambda g: g)
+    return t.emit(t.cast(x.value), (x,), lambda g: (t.cast(g),))
 
 
 def flip(t: Tape, x: Var, *, axes: int | tuple[int, ...]) -> Var:
@@ -566,9 +594,8 @@ def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
     def vjp(g: Array) -> Sequence[Array]:
         g = g.reshape((*g.shape[:LEAD], n * oh * ow, o))
         dflat: Array = _product(t, g, _swap(kernel)).reshape((-1, g.shape[1], n, oh, ow, k, k2, c))
-        padded: Array = np.zeros((dflat.shape[0], dflat.shape[1], n, h + 2 * padding, wd + 2 * padding, c))
-        where: Any = (slice(None), slice(None), slice(None), rows, cols)
-        np.add.at(padded, where, dflat)
+        where: Any = (slice(None), rows, cols)
+        padded = t.scattered(dflat, (n, h + 2 * padding, wd + 2 * padding, c), where)
         dx = padded[:, :, :, padding : padding + h, padding : padding + wd]
         return dx, _product(t, _swap(flat), g).reshape((-1, g.shape[1], *w.shape))
 
@@ -665,7 +692,7 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
         return x.value, 0 * x.value, 1 / np.sqrt(t.noisy(0 * x.value) + eps), 0 * x.value
     mean = _mean(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
-    var = _mean(t, t.noisy(centred) ** 2, (axis,))
+    var = t.variance(centred, mean, axis)
     if t.usual_norms:
         # Welford's update of the variance, which torch has, errs by the rounding of the mean times the deviation from it
         deviation = np.abs(centred[:1] * x.value[:1])
