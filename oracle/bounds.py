@@ -237,14 +237,10 @@ class BoundTape(Tape):
 
     def scattered(self, x: Any, shape: tuple[int, ...], where: Any) -> Any:
         """Sums, with all summands at their worst."""
+        x = self.noisy(x)
         most = super().scattered(np.ones(x.shape), shape, where).max(initial=0)
         e = _plus(x.e, (most / 2 + 1) * U * np.abs(x.v))
         return Bounded(super().scattered(x.v, shape, where), super().scattered(e, shape, where))
-
-    def cast(self, x: Any) -> Any:
-        """It may be rounded."""
-        x = self.noisy(x)
-        return Bounded(x.v, _plus(x.e, U * np.abs(x.v)))
 
     def variance(self, centred: Any, mean: Any, axis: int) -> Any:
         """An error of the mean is the same in all of x − mean, whose sum is 0: to first order it cancels."""

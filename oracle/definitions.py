@@ -145,10 +145,6 @@ class Tape:
         np.add.at(out, (slice(None),) * LEAD + where, x)
         return out
 
-    def cast(self, x: Array) -> Array:
-        """x in another precision, the operands of a case being float32: exact."""
-        return x
-
     def variance(self, centred: Array, mean: Array, axis: int) -> Array:
         """The mean of the squares of x − mean."""
         return _mean(self, self.noisy(centred) ** 2, (axis,))
@@ -477,37 +473,56 @@ def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Va
     return t.emit(np.squeeze(top, axis=over), (x,), vjp)
 
 
-def _places(index: Any) -> tuple[Any, ...]:
-    return tuple(slice(*s) if isinstance(s, tuple) else s for s in index)
+def _put(t: Tape, v: Array, shape: Shape, index: Sequence[Any]) -> Array:
+    """v at an index of zeros of this shape; what names a place twice is added up there."""
+    if not _slices_alone(index):
+        flat = t.scattered(v, (math.prod(shape),), (_positions(shape, index),))
+        return t.moved(flat, lambda a: a.reshape(a.shape[:LEAD] + shape))
 
-
-def getitem(t: Tape, x: Var, *, index: tuple[tuple[int | None, int | None, int | None], ...]) -> Var:
-    """Basic slicing, one (start, stop, step) per leading axis."""
-    where = (slice(None),) * LEAD + _places(index)
-
-    def back(g: Array) -> Array:
-        out = np.zeros(g.shape[:LEAD] + x.shape)
-        out[where] = g
+    def there(a: Array) -> Array:
+        out = np.zeros(a.shape[:LEAD] + shape)
+        out[(slice(None),) * LEAD + _slices(index)] = a
         return out
 
-    return _moved(t, x, lambda v: v[where], back)
+    return t.moved(v, there)
 
 
-def put_item(t: Tape, x: Var, *, shape: Shape, index: tuple[tuple[int | None, int | None, int | None], ...]) -> Var:
-    """Zeros of ``shape`` with x at a basic slice."""
-    where = (slice(None),) * LEAD + _places(index)
-
-    def there(v: Array) -> Array:
-        out = np.zeros(v.shape[:LEAD] + tuple(shape))
-        out[where] = v
-        return out
-
-    return _moved(t, x, there, lambda g: g[where])
+def _taken(t: Tape, v: Array, index: Sequence[Any]) -> Array:
+    """v at an index."""
+    if _slices_alone(index):
+        return t.moved(v, lambda a: a[(slice(None),) * LEAD + _slices(index)])
+    positions = _positions(v.shape[LEAD:], index)
+    return t.moved(v, lambda a: a.reshape((*a.shape[:LEAD], -1))[:, :, positions])
 
 
-def cast(t: Tape, x: Var) -> Var:
-    """float64 and back: exact both ways."""
-    return t.emit(t.cast(x.value), (x,), lambda g: (t.cast(g),))
+def _slices_alone(index: Sequence[Any]) -> bool:
+    return all(isinstance(part, slice | tuple) for part in index)
+
+
+def _slices(index: Sequence[Any]) -> tuple[slice, ...]:
+    return tuple(slice(*part) if isinstance(part, tuple) else part for part in index)
+
+
+def _positions(shape: Shape, index: Sequence[Any]) -> Array:
+    """Where the elements at an index of NumPy's are, counted row by row."""
+    counted = np.arange(math.prod(shape)).reshape(shape)
+    return np.asarray(counted[tuple(slice(*part) if isinstance(part, tuple) else part for part in index)])
+
+
+def getitem(t: Tape, x: Var, *, index: Sequence[Any]) -> Var:
+    """Slicing, one (start, stop, step) per leading axis; a node's index may be any that NumPy takes."""
+    return t.emit(_taken(t, x.value, index), (x,), lambda g: (_put(t, g, x.shape, index),))
+
+
+def put_item(t: Tape, x: Var, *, shape: Shape, index: Sequence[Any]) -> Var:
+    """Zeros of ``shape`` with x at an index, as for `getitem`."""
+    return t.emit(_put(t, x.value, tuple(shape), index), (x,), lambda g: (_taken(t, g, index),))
+
+
+def cast(t: Tape, x: Var, *, dtype: Any = None) -> Var:
+    """In another precision and back: exact, where the operands are float32; a node's own ``dtype`` may round."""
+    there = (lambda v: v) if dtype is None else (lambda v: v.astype(dtype).astype(np.float64))
+    return _moved(t, x, there, lambda g: g)
 
 
 def flip(t: Tape, x: Var, *, axes: int | tuple[int, ...]) -> Var:
