@@ -98,7 +98,7 @@ class Bounded:
         return (-self).__add__(other)
 
     def __mul__(self, other: Any) -> Bounded:
-        b, d, _ = _parts(other)
+        b, d, low = _parts(other)
         v = self.v * b
         own = U * np.abs(v) + TINY  # what underflows may be scaled up later
         if other is self:
@@ -107,16 +107,15 @@ class Bounded:
             own += self.e * np.abs(b) if d is None else self.e * (np.abs(b) + d)
         if d is not None:
             own += np.abs(self.v) * d
-        return Bounded(v, own)
+        return Bounded(v, own, 0.0 if self.low >= 0 and low >= 0 else -math.inf)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Bounded:
-        return _quotient(self.v, self.e, *_parts(other))
+        return _quotient(self.v, self.e, self.low, *_parts(other))
 
     def __rtruediv__(self, other: Any) -> Bounded:
-        a, e, _ = _parts(other)
-        return _quotient(a, e, self.v, self.e, self.low)
+        return _quotient(*_parts(other), self.v, self.e, self.low)
 
     def __pow__(self, n: Any) -> Bounded:
         return self * self if isinstance(n, float | int) and n == 2 else _power(self, n)
@@ -157,14 +156,15 @@ def _plus(*errors: Any) -> Any:
     return functools.reduce(np.add, [e for e in errors if e is not None])
 
 
-def _quotient(a: Any, e: Any, b: Any, d: Any, low: float) -> Bounded:
+def _quotient(a: Any, e: Any, above: float, b: Any, d: Any, low: float) -> Bounded:
     v = a / b
     own = U * np.abs(v) + TINY
+    floor = 0.0 if above >= 0 and low >= 0 else -math.inf
     if e is None and d is None:
-        return Bounded(v, own)
+        return Bounded(v, own, floor)
     # where the divisor may be 0 nothing is known: the bound is infinite
     least = np.abs(b) if d is None else np.maximum(np.abs(b) - d, max(low, 0))
-    return Bounded(v, own + _plus(e, None if d is None else np.abs(v) * d) / least)
+    return Bounded(v, own + _plus(e, None if d is None else np.abs(v) * d) / least, floor)
 
 
 def _power(a: Any, n: Any) -> Bounded:
