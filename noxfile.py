@@ -121,7 +121,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["env"])
 def bench(session: nox.Session) -> None:
-    """Time needle against hand-written NumPy and torch; `-- --peers all` installs MyGrad, autograd and JAX too."""
+    """Time needle against NumPy by hand and torch; `-- --against REV` against itself, `--peers all` against JAX and others."""
     if "all" in session.posargs:
         session.run(PYTHON, "-m", "pip", "install", "--quiet", "mygrad", "autograd", "jax")
     harness(session, "bench")

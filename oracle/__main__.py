@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
-        from oracle.kill_table import faults
+        from oracle.trust.kill_table import faults
 
         return faults(
             names=[n.strip() for n in arguments.faults.split(",") if n.strip()],
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
         )
     if arguments.command == "calibrate":
-        from oracle.calibrate import calibrate
+        from oracle.trust.calibrate import calibrate
 
         return calibrate(
             cases=arguments.cases,
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
         )
     if arguments.command == "mutants":
-        from oracle.mutants import cli
+        from oracle.trust.mutants import cli
 
         return cli.main(arguments)
     if arguments.command == "memory":

@@ -242,7 +242,11 @@ class BoundTape(Tape):
         e = _plus(x.e, (most / 2 + 1) * U * np.abs(x.v))
         return Bounded(super().scattered(x.v, shape, where), super().scattered(e, shape, where))
 
-    def variance(self, centred: Any, mean: Any, axis: int) -> Any:
+    def either(self, usual: Callable[[], Any], careful: Callable[[], Any]) -> Any:
+        """The careful way, which a node of needle's takes."""
+        return careful()
+
+    def variance(self, x: Any, centred: Any, mean: Any, axis: int) -> Any:
         """An error of the mean is the same in all of x − mean, whose sum is 0: to first order it cancels."""
         size, off, n = np.abs(centred.v), mean.error, centred.shape[axis]
         v = (size * size).sum(axis, keepdims=True) / n

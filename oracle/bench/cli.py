@@ -18,6 +18,8 @@ EXTRAS = {
     "second": "cost of create_graph and of second-order gradients",
     "adam": "a step of Adam alone, on the parameters of three workloads",
 }
+BURST, QUICK_BURST = 0.04, 0.01  # seconds
+ROUNDS, QUICK_ROUNDS = 15, 5
 ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -53,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="bench",
         description="How fast needle is: ratios to a hand-written NumPy loop and to torch. "
-        "Exit code: 0 measured, 1 the libraries do not agree, 2 usage, 130 interrupted.",
+        "Exit code: 0 measured, 1 the libraries do not agree or needle is slower than that of --against, 2 usage, "
+        "130 interrupted.",
         epilog="\n".join(f"  {name:8} {what}" for name, what in EXTRAS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,11 +80,22 @@ def parser() -> argparse.ArgumentParser:
         default="torch",
         help="all: MyGrad, HIPS autograd and JAX as well, where they are installed",
     )
+    p.add_argument(
+        "--against",
+        metavar="REV",
+        help="the workloads alone, and needle as it is here against needle as it is at this revision of git: the ratio of "
+        "their times, in pairs of processes that take turns burst by burst",
+    )
     p.add_argument("--threads", type=positive, default=1, metavar="N", help="of BLAS, torch and JAX; default: 1")
     p.add_argument("--rounds", type=positive, default=None, metavar="N", help="default: 15, or 5 with --quick")
     p.add_argument("--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict")
     p.add_argument("--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest")
     return p
+
+
+def bursts(options: argparse.Namespace) -> tuple[int, float]:
+    """How many rounds, and how many seconds a burst."""
+    return options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), QUICK_BURST if options.quick else BURST
 
 
 def threads_environment(threads: int) -> dict[str, str]:
@@ -91,6 +105,12 @@ def threads_environment(threads: int) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
+    if options.against is not None:
+        if options.extras or options.peers != "torch":
+            parser().error("--against times the workloads of two needles, without --extras and --peers")
+        from oracle.bench import against
+
+        return against.run(options)
     wanted = threads_environment(options.threads)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         if "numpy" not in sys.modules and "torch" not in sys.modules:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -38,10 +39,14 @@ def check(workload: Workload, trainers: Mapping[str, Trainer], steps: int = CHEC
         params = {name: trainer.parameters() for name, trainer in trainers.items()}
         for name in others:
             where = f"{workload.key}: {name} and {reference} part at step {step}"
-            theirs, ours = losses[name], losses[reference]
-            if not abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 1e-3):
-                raise Disagreement(f"{where}: loss {theirs:.9g} against {ours:.9g}")
+            check_loss(losses[name], losses[reference], where)
             check_parameters(params[name], params[reference], start, step + 1, where)
+
+
+def check_loss(theirs: float, ours: float, where: str) -> None:
+    """Two losses must be the same, or Disagreement, which says where."""
+    if not abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 1e-3):
+        raise Disagreement(f"{where}: loss {theirs:.9g} against {ours:.9g}")
 
 
 def check_parameters(
@@ -103,42 +108,55 @@ class Timing:
 def interleave(
     contestants: Mapping[str, Callable[[int], object]],
     rounds: int,
-    burst: float,
+    seconds: float,
     on_round: Callable[[], None] = lambda: None,
     timing: Timing | None = None,
 ) -> Timing:
-    """Time bursts of `burst` seconds of each contestant in turn; each is called with a number of steps.
+    """Time bursts of so many seconds of each contestant in turn; each is called with a number of steps.
 
-    Every round starts with another contestant. The garbage of one is collected before the next is timed;
-    while a burst runs the collector is on, as it is for users, but does not walk what other libraries keep
-    alive. The first step of each burst is not timed: it brings the contestant's data back into the cache.
+    While a burst runs the collector is on, as it is for users, but does not walk what other libraries keep alive.
     """
-    timing = timing if timing is not None else Timing()
-    steps = {name: _steps(run, burst) for name, run in contestants.items()}
-    order: Sequence[str] = list(contestants)
+    bursts = {name: partial(burst, run, steps_of(run, seconds)) for name, run in contestants.items()}
     gc.collect()
     gc.freeze()
     try:
-        for i in range(rounds):
-            first = i % len(order)
-            cpu, wall = {}, {}
-            for name in (*order[first:], *order[:first]):
-                run, n = contestants[name], steps[name]
-                gc.collect()
-                run(1)
-                w, c = time.perf_counter(), time.process_time()
-                run(n)
-                cpu[name], wall[name] = (time.process_time() - c) / n, (time.perf_counter() - w) / n
-            for name in order:  # only now: an interrupted round counts for nobody
-                timing.cpu.setdefault(name, []).append(cpu[name])
-                timing.wall.setdefault(name, []).append(wall[name])
-            on_round()
+        return take_turns(bursts, rounds, on_round, timing)
     finally:
         gc.unfreeze()
+
+
+def take_turns(
+    bursts: Mapping[str, Callable[[], tuple[float, float]]],
+    rounds: int,
+    on_round: Callable[[], None] = lambda: None,
+    timing: Timing | None = None,
+) -> Timing:
+    """Rounds of one burst of each; every round starts with another contestant."""
+    timing = timing if timing is not None else Timing()
+    order: Sequence[str] = list(bursts)
+    for i in range(rounds):
+        first = i % len(order)
+        costs = {name: bursts[name]() for name in (*order[first:], *order[:first])}
+        for name in order:  # only now: an interrupted round counts for nobody
+            timing.cpu.setdefault(name, []).append(costs[name][0])
+            timing.wall.setdefault(name, []).append(costs[name][1])
+        on_round()
     return timing
 
 
-def _steps(run: Callable[[int], object], burst: float) -> int:
+def burst(run: Callable[[int], object], steps: int) -> tuple[float, float]:
+    """Process CPU time and time by the clock, in seconds per step.
+
+    Earlier garbage is collected before. The first step is not timed: it brings the contestant's data back into the cache.
+    """
+    gc.collect()
+    run(1)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run(steps)
+    return (time.process_time() - cpu) / steps, (time.perf_counter() - wall) / steps
+
+
+def steps_of(run: Callable[[int], object], seconds: float) -> int:
     """How many steps fill a burst."""
     run(2)
     n = 1
@@ -146,8 +164,8 @@ def _steps(run: Callable[[int], object], burst: float) -> int:
         began = time.process_time()
         run(n)
         took = time.process_time() - began
-        if took >= burst / 4:
-            return max(1, round(n * burst / took))
+        if took >= seconds / 4:
+            return max(1, round(n * seconds / took))
         n *= 2
 
 

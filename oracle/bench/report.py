@@ -6,7 +6,6 @@ number that is shown, to two decimals.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
@@ -31,6 +29,7 @@ from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
 from oracle.bench.workloads import WORKLOADS
+from oracle.pages.html import inline, render, svg
 
 FORMAT = 1
 WIDTH = 160
@@ -341,23 +340,8 @@ def _lines(axes: Axes, timings: Mapping[int, Timing], x: str, y: str, per_key: f
         axes.legend(fontsize=8)
 
 
-def svg(figure: Figure) -> str:
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
-
-
 def page(results: Results, bars: str) -> str:
     """One HTML page, without links to anything."""
-    from jinja2 import Environment, StrictUndefined
-
-    def inline(image: str) -> str:
-        return image[image.index("<svg") :]
-
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        Path(__file__).with_name("page.html").read_text("utf-8")
-    )
     found = results.extras
     others = [name for name in results.names if name not in ("limit", "needle")]
     rows = []
@@ -376,7 +360,8 @@ def page(results: Results, bars: str) -> str:
                 "others": [_spread(timing.ratio(name, "limit")) for name in others],
             }
         )
-    return template.render(
+    return render(
+        Path(__file__).with_name("page.html"),
         results=results,
         environment=environment(results.threads),
         others=others,

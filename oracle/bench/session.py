@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from oracle.bench import cli, extras, measure, report
 from oracle.bench.peers import DEFAULT, ON_REQUEST
 from oracle.bench.workloads import WORKLOADS
+from oracle.pages import terminal
+from oracle.pages.terminal import Tick
 
-BURST, QUICK_BURST = 0.04, 0.01
-ROUNDS, QUICK_ROUNDS = 15, 5
 EXTRA_BURST, EXTRA_QUICK_BURST = 0.01, 0.002
 
-Tick = Callable[[], None]
 Track = Callable[[str, int], AbstractContextManager[Tick]]
 
 
 def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, report.WIDTH))
+    console = terminal.console(report.WIDTH)
     workloads = cli.WORKLOADS if options.workloads is None else options.workloads
     wanted = options.extras
     if wanted is None:
         wanted = tuple(cli.EXTRAS) if options.workloads is None else ()
-    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    burst = QUICK_BURST if options.quick else BURST
+    rounds, burst = cli.bursts(options)
     names = list(DEFAULT)
     if options.peers == "all":
         for name, module in ON_REQUEST.items():
@@ -46,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
 
     results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
     status = 0
-    with _progress(console) as track:
+    with terminal.bar(console) as bar:
+        track = partial(terminal.tracked, bar)
         try:
             for key in workloads:
                 workload = WORKLOADS[key]
@@ -96,21 +91,3 @@ def _extras(
     if "adam" in wanted:
         with track("Adam alone", len(extras.ADAM)) as tick:
             found.adam = extras.adam_alone(rounds, burst, tick)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Track]:
-    """A bar per part while it runs: on a terminal only, and neither under CI nor with NO_COLOR."""
-    silent = not console.is_terminal or bool(os.environ.get("CI")) or "NO_COLOR" in os.environ
-    columns = (TextColumn("{task.description:38}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
-
-        @contextmanager
-        def track(what: str, total: int) -> Iterator[Tick]:
-            task = bar.add_task(what, total=total)
-            try:
-                yield lambda: bar.advance(task)
-            finally:
-                bar.remove_task(task)
-
-        yield track

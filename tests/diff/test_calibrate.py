@@ -5,9 +5,10 @@ import json
 import pytest
 
 import needle
-from oracle import calibrate, engine, runner
 from oracle import case as c
-from oracle.faults import FAULTS
+from oracle import engine, runner
+from oracle.trust import calibrate
+from oracle.trust.faults import FAULTS
 
 CASES = [*runner.draw("train", 10, 11), *runner.draw("op", 30, 11)]
 

@@ -7,8 +7,8 @@ import pytest
 from oracle import case as c
 from oracle import engine, locate, runner
 from oracle.compare import Divergence
-from oracle.faults import FAULTS
-from oracle.kill_table import matches
+from oracle.trust.faults import FAULTS
+from oracle.trust.kill_table import matches
 
 TRIPLES = [
     ("tanh-backward", "sgd-decay-ignored", "bn-running-never"),

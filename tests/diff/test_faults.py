@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 import needle
-from oracle import kill_table
-from oracle.faults import CONTROLS, FAULTS, Fault
-from oracle.patches import Patch, PatchError, find, replace, wrap
+from oracle.trust import kill_table
+from oracle.trust.faults import CONTROLS, FAULTS, Fault
+from oracle.trust.patches import Patch, PatchError, find, replace, wrap
 
 LEAST = {"optimizer": 35, "autograd": 20, "op": 50, "layer": 35, "conditional": 30, "small": 15}
 

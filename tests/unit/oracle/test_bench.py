@@ -267,6 +267,7 @@ def test_a_burst_interrupted_in_its_round_counts_for_nobody():
         (["--peers", "tensorflow"], "invalid choice"),
         (["--extras", "imports"], "'imports' is not one of import"),
         (["--frobnicate"], "unrecognized arguments"),
+        (["--against", "HEAD", "--extras", "ops"], "without --extras and --peers"),
     ],
 )
 def test_bad_flags_are_usage_errors(capsys, flags, words):

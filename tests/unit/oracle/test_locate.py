@@ -8,9 +8,9 @@ import pytest
 import needle
 from oracle import case as c
 from oracle import engine
-from oracle.faults import FAULTS
 from oracle.locate import culprit, line_of, suspect
-from oracle.patches import compute, contribution, vjp, wrap
+from oracle.trust.faults import FAULTS
+from oracle.trust.patches import compute, contribution, vjp, wrap
 
 SGD = c.SGD(lr=0.25, momentum=0.5, weight_decay=0.5)
 

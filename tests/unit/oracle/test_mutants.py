@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from oracle import case as c
-from oracle.mutants import campaign, claims, cli, report, trial
-from oracle.mutants.operators import Mutant, mutants_of
+from oracle.trust.mutants import campaign, claims, cli, report, trial
+from oracle.trust.mutants.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[3]
 

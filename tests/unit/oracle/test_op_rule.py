@@ -10,9 +10,9 @@ from needle import ops
 from oracle import case as c
 from oracle import engine, locate, needle_executor, op_rule, pairs, runner
 from oracle.op_rule import Findings
-from oracle.patches import compute, contribution, replace, vjp, wrap
 from oracle.runner import draw_from
 from oracle.strategies import op_cases
+from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
 
 def findings(build, *shapes, seed=0, scale=1.0):
@@ -158,7 +158,7 @@ def test_a_lost_gradient_is_found():
     [("add-overwrites", "comes last"), ("add-keeps-first", "comes first"), ("add-doubles-first", "")],
 )
 def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
-    from oracle.faults import FAULTS
+    from oracle.trust.faults import FAULTS
 
     with FAULTS[name].patch.applied():
         found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
@@ -170,7 +170,7 @@ def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
 
 
 def test_a_wrong_reduction_is_told_from_a_wrong_op():
-    from oracle.faults import FAULTS
+    from oracle.trust.faults import FAULTS
 
     with FAULTS["broadcast-mean"].patch.applied():
         assert first(lambda a, b: a + b, (3, 4), (1, 4)).broadcast
@@ -179,7 +179,7 @@ def test_a_wrong_reduction_is_told_from_a_wrong_op():
 
 
 def test_backward_that_ignores_its_seed_is_found():
-    from oracle.faults import FAULTS
+    from oracle.trust.faults import FAULTS
 
     with FAULTS["out-grad-ignored"].patch.applied():
         assert first(needle.exp, (3,)).direction == "seed"

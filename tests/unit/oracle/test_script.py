@@ -13,9 +13,9 @@ from msgspec import structs
 import needle
 from oracle import case as c
 from oracle import engine, report, runner, script
-from oracle.faults import FAULTS
 from oracle.needle_executor import again_unwatched
-from oracle.patches import around, compute, replace, wrap
+from oracle.trust.faults import FAULTS
+from oracle.trust.patches import around, compute, replace, wrap
 
 ROOT = Path(__file__).parents[3]
 SGD = c.SGD(lr=0.25, momentum=0.5, weight_decay=0.5)

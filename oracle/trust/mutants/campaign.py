@@ -13,10 +13,10 @@ from typing import Any
 
 from oracle import case as c
 from oracle import runner
-from oracle.mutants import trial
-from oracle.mutants.claims import FILES
-from oracle.mutants.operators import OPERATORS, Mutant, mutants_of
-from oracle.mutants.trial import Judged, Outcome
+from oracle.trust.mutants import trial
+from oracle.trust.mutants.claims import FILES
+from oracle.trust.mutants.operators import OPERATORS, Mutant, mutants_of
+from oracle.trust.mutants.trial import Judged, Outcome
 
 BASELINE = Path("reports/baselines/mutants.json")
 EXCUSED = Path("reports/baselines/mutants_excused.toml")
@@ -25,7 +25,7 @@ LATEST = Path("reports/latest/mutants.json")
 PART = (0, 5)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
 REACHING = 120  # models, of those that reach a mutant, after which it counts as alive; single operations are all tried
 LADDER_CASES = 30  # per rung
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
 
 

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from oracle.mutants.claims import unclaimed
-from oracle.mutants.damage import CONDITIONS
+from oracle.trust.mutants.claims import unclaimed
+from oracle.trust.mutants.damage import CONDITIONS
 
 LADDER = "ladder"
 RUNGS = (4, 6, 8, 10, 12, 14, 16, 18, 20)  # k of a value scaled by 1 + 2⁻ᵏ

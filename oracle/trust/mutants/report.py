@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from oracle.mutants.campaign import REACHING, Excuse
-from oracle.mutants.claims import FILES, UNCLAIMED
-from oracle.mutants.operators import GENERIC, OPERATORS, RUNGS
-from oracle.mutants.trial import FIRST
+from oracle.trust.mutants.campaign import REACHING, Excuse
+from oracle.trust.mutants.claims import FILES, UNCLAIMED
+from oracle.trust.mutants.operators import GENERIC, OPERATORS, RUNGS
+from oracle.trust.mutants.trial import FIRST
 
 Row = Mapping[str, Any]
 

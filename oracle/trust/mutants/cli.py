@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oracle.mutants import campaign as cp
-from oracle.mutants import report
-from oracle.mutants.claims import FILES
-from oracle.mutants.operators import OPERATORS
+from oracle.trust.mutants import campaign as cp
+from oracle.trust.mutants import report
+from oracle.trust.mutants.claims import FILES
+from oracle.trust.mutants.operators import OPERATORS
 
 
 def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:

@@ -1,4 +1,4 @@
-"""Source mutants of needle: how much of what can go wrong in its source does `nox -s diff` notice?
+"""How much of what can go wrong in needle's source does `nox -s diff` notice?
 
 One place of needle's source is changed, in memory and never on disk, and the engine of ``nox -s diff`` alone judges the
 changed package on the cases of a diff run, until one of them diverges (the mutant is killed) or the budget is used up.

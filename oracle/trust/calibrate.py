@@ -28,9 +28,9 @@ from needle.autograd import Tensor, Value
 from oracle import case as c
 from oracle import engine, report, runner
 from oracle.compare import Tally
-from oracle.faults import CONTROLS
 from oracle.locate import suspect
-from oracle.patches import Patch, around, replace
+from oracle.trust.faults import CONTROLS
+from oracle.trust.patches import Patch, around, replace
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")

@@ -33,9 +33,9 @@ import needle
 from oracle import case as c
 from oracle import engine, report, runner, shrink
 from oracle.compare import Divergence
-from oracle.faults import CONTROLS, FAULTS, Fault
 from oracle.locate import suspect
 from oracle.pairs import OPS
+from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")
 PAGE = Path("reports/faults.md")
@@ -336,7 +336,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         "",
         f"`nox -s faults` plants {t['faults']} faults in needle, one at a time, and runs the cases of `nox -s diff` "
         f"(seeds {', '.join(map(str, plan.seeds))}; at most {plan.budget:,} cases each) until one of them shows it. "
-        "`oracle/faults.py` says what each fault is.",
+        "`oracle/trust/faults/` says what each fault is.",
         "",
         f"- killed with every seed: **{t['killed']} of {t['faults']}**",
         f"- cases until the kill, median over the faults: **{t['median_cases']}**",
@@ -395,7 +395,7 @@ def faults(
     console.width = max(console.width, 160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
     if not chosen:
-        console.print(f"no fault is called {', '.join(names)}; oracle/faults.py lists them", markup=False)
+        console.print(f"no fault is called {', '.join(names)}; oracle/trust/faults/ lists them", markup=False)
         return 2
     plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
     columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())

@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 
 from oracle import case as c
 from oracle import engine
-from oracle.mutants import damage
-from oracle.mutants.claims import FILES
-from oracle.mutants.operators import RUNGS, Mutant
+from oracle.trust.mutants import damage
+from oracle.trust.mutants.claims import FILES
+from oracle.trust.mutants.operators import RUNGS, Mutant
 
 FIRST = 20  # cases after which most mutants are dead
 EVIDENCE = 0.25  # share of rule G's tolerance beyond which correct code makes a case no evidence

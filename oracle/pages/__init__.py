@@ -1,0 +1,1 @@
+"""How does it look? What the commands print and the pages they write have in common."""

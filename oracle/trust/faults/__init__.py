@@ -1,0 +1,47 @@
+"""Which mistakes must the oracle find?
+
+The catalogue: deliberate mistakes in needle, each a few lines, with the part of needle to blame, a file per group. A fault
+is a `Patch`; `oracle.trust.kill_table` runs them all and says which are found, how fast, and by which rule. `CONTROLS` are
+the skeletons of the faults without a fault: they must survive, or a kill would say nothing about what is planted in them.
+
+The suspect is written as words that must occur in what the oracle says ("Tanh backward"; alternatives with "|"); a class
+of needle.ops stands for the names of its rows in `oracle.pairs`.
+"""
+
+from oracle.trust.faults import (
+    adam,
+    clipping,
+    conditional,
+    dropout,
+    elementwise,
+    layers,
+    losses,
+    norms,
+    products,
+    reductions,
+    sgd,
+    shapes,
+    small,
+    tuples,
+    walk,
+)
+from oracle.trust.faults.chapter import Fault
+from oracle.trust.patches import Patch
+
+__all__ = ["CONTROLS", "FAULTS", "Fault"]
+
+_CHAPTERS = [
+    chapter.fault
+    for chapter in (
+        *(sgd, adam, clipping, walk),
+        *(elementwise, shapes, reductions, products, tuples, losses),
+        *(norms, dropout, layers, conditional, small),
+    )
+]
+FAULTS: dict[str, Fault] = {}
+CONTROLS: dict[str, Patch] = {}
+for _chapter in _CHAPTERS:
+    CONTROLS |= _chapter.controls
+    for _fault in _chapter.faults:
+        if FAULTS.setdefault(_fault.name, _fault) is not _fault:
+            raise ValueError(f"two faults are called {_fault.name}")

@@ -1,0 +1,133 @@
+"""Operations over an axis: sum, max, log-sum-exp, log-softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from needle import ops
+from oracle.trust.faults.chapter import Chapter, square, swap
+from oracle.trust.patches import compute, replace, vjp, wrap
+
+fault = Chapter("op")
+
+fault(
+    "sum-forward-tuple",
+    "of several axes only the first is summed, then the rest averaged",
+    "Summation forward",
+    wrap("ops.Summation.compute", lambda old: lambda self, a: _first_sum(old, self, a)),
+)
+
+fault(
+    "sum-forward-negative",
+    "a negative axis is taken from the other end",
+    "Summation forward",
+    wrap("ops.Summation.compute", lambda old: lambda self, a: _other_end(old, self, a)),
+)
+
+fault(
+    "sum-backward",
+    "the gradient is divided by the number of summands",
+    "Summation backward",
+    vjp("Summation", lambda r, g, y, a: (r[0] * (max(y.size, 1) / max(a.size, 1)),)),
+)
+
+fault(
+    "sum-backward-axis",
+    "the gradient is spread along the wrong axis where the shape is square",
+    "Summation backward",
+    vjp("Summation", lambda r, g, y, a: (swap(r[0]) if square(r[0]) else r[0],)),
+)
+
+fault(
+    "max-forward",
+    "the largest absolute value",
+    "Max forward",
+    compute("Max", lambda y, a: np.where(np.abs(a.min(initial=0)) > np.abs(y), a.min(initial=0), y)),
+)
+
+fault(
+    "max-backward-ties",
+    "every tie gets the whole gradient",
+    "Max backward",
+    vjp(
+        "Max",
+        lambda r, g, y, a: (
+            np.where(r[0] != 0, np.sign(r[0]) * np.abs(g).max(initial=0) if g.size == 1 else _full_share(r[0]), r[0]),
+        ),
+    ),
+)
+
+fault(
+    "max-backward-spread",
+    "the gradient goes to all elements",
+    "Max backward",
+    vjp("Max", lambda r, g, y, a: (np.full_like(r[0], r[0].mean()),)),
+)
+
+fault(
+    "logsumexp-forward",
+    "no shift by the maximum",
+    "LogSumExp forward",
+    replace(
+        "ops.LogSumExp.compute",
+        lambda self, a: np.asarray(np.log(np.exp(a).sum(axis=ops._axes(self.axes, a.ndim, "logsumexp")))),
+    ),
+)
+
+fault(
+    "logsumexp-backward",
+    "the gradient is spread evenly",
+    "LogSumExp backward",
+    vjp("LogSumExp", lambda r, g, y, a: (np.zeros_like(a) + g.sum() / a.size,)),
+)
+
+fault(
+    "logsoftmax-forward",
+    "1e-4 inside the logarithm",
+    "LogSoftmax forward",
+    compute(
+        "LogSoftmax",
+        lambda y, a: (
+            a
+            - a.max(1, keepdims=True)
+            - np.log(np.exp(a - a.max(1, keepdims=True)).sum(1, keepdims=True) + np.float32(1e-4))
+        ),
+    ),
+)
+
+fault(
+    "logsoftmax-forward-axis",
+    "over axis 0 where the matrix is square",
+    "LogSoftmax forward",
+    wrap("ops.LogSoftmax.compute", lambda old: lambda self, a: old(self, a.T).T if square(a) else old(self, a)),
+)
+
+fault(
+    "logsoftmax-backward",
+    "the gradient lacks the softmax term",
+    "LogSoftmax backward",
+    vjp("LogSoftmax", lambda r, g, y, a: (g,)),
+)
+
+
+def _full_share(share: Any) -> Any:
+    return np.sign(share) * np.abs(share).max(initial=0)
+
+
+def _first_sum(old: Any, self: Any, a: Any) -> Any:
+    y = old(self, a)
+    axes = ops._axes(self.axes, a.ndim, "summation")
+    if self.axes is None or len(axes) < 2:
+        return y
+    return np.asarray(y / np.float32(max(1, math.prod(a.shape[i] for i in axes[1:]))))
+
+
+def _other_end(old: Any, self: Any, a: Any) -> Any:
+    y = old(self, a)
+    if isinstance(self.axes, int) and self.axes < 0:
+        wrong = a.sum(axis=-self.axes - 1)
+        return wrong if wrong.shape == np.shape(y) else y
+    return y
