@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle import case as c
-from oracle.bounds import Bounded
-from oracle.definitions import TINY, U
+from oracle.operations.bounds import Bounded
+from oracle.operations.tape import TINY, U
 from oracle.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import sys
@@ -21,12 +22,13 @@ import torch
 
 from oracle import case as c
 from oracle import compare as cmp
-from oracle import definitions as d
 from oracle import inputs, locate, op_rule, pairs, truth
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
 from oracle.compare import Divergence, Joined, Tally
-from oracle.definitions import Noise
+from oracle.operations import OPERATIONS
+from oracle.operations import tape as d
+from oracle.operations.tape import Noise
 from oracle.trace import UNSEEN, Clock, Observation, State
 
 Array = npt.NDArray[Any]
@@ -865,7 +867,7 @@ def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Arra
     attributes = dict(case.attributes)
     if "labels" in attributes:
         attributes["labels"] = np.asarray(attributes["labels"])[None]
-    out = d.OPS[case.op](tape, *operands, **attributes)
+    out = OPERATIONS[case.op].definition(tape, *operands, **attributes)
     tape.backward([(out, case.cotangent_array.astype(np.float64)[None, None])])
     grads = {f"operand {i}": v.adjoint for i, v in enumerate(operands) if v.adjoint is not None}
     return out.value, grads
@@ -873,11 +875,11 @@ def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Arra
 
 def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     verdict = Verdict(case, steps=1)
-    row, clock = pairs.OPS[case.op], Clock()
+    op, clock = OPERATIONS[case.op], Clock()
     clock.turn("observing")
-    seen = ours_side.run_op(case, ndl, row.needle, graph=not foreign, clock=clock)
+    seen = ours_side.run_op(case, ndl, op.needle, graph=not foreign, clock=clock)
     clock.turn("torch")
-    peer = peer_side.run_op(case, row.torch)
+    peer = peer_side.run_op(case, functools.partial(op.torch, torch))
     clock.turn("rules")
     found: list[Divergence] = []
     peer_found: list[Divergence] = []
@@ -917,7 +919,7 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         evidence = locate.Evidence(ndl)
         if seen.failure is None:
             evidence.findings = None if foreign else op_rule.Findings()
-            ours_side.run_op(case, ndl, row.needle, evidence.findings, graph=True)
+            ours_side.run_op(case, ndl, op.needle, evidence.findings, graph=True)
         verdict.divergence = locate.named(case, min(found, key=lambda f: f.order), evidence)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")

@@ -78,7 +78,8 @@ def _with_a_list(init: Any) -> Any:
 
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
-    from oracle import engine, pairs, strategies
+    from oracle import engine, strategies
+    from oracle.operations import OPERATIONS
     from oracle.runner import draw_from
 
     found: dict[str, str] = {}
@@ -94,7 +95,7 @@ def missing(ndl: Any) -> dict[str, str]:
         ):
             found[name] = f"{failure.kind} in {failure.phase}: {failure.message}"
 
-    for op in pairs.OPS:
+    for op in OPERATIONS:
         tried(f"op {op}", draw_from(strategies.op_cases([op]), 1, 0)[0])
     data, linear = c.Data(rows=2, features=2), c.Linear(2)
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from oracle import case as c
 from oracle.compare import Divergence, Suspect, expected_update
-from oracle.definitions import TINY, U
 from oracle.op_rule import Finding, Findings
+from oracle.operations.tape import TINY, U
 from oracle.trace import UNSEEN
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ here, and the first bad node is the guilty operator. A wrong normalisation in a 
 at a layer in front, is visible to this rule alone.
 
 The bounds come from running a node's definition, found by the name of the op's class as the course names it, on arrays
-that carry error bounds (`oracle.bounds`); the limit is 1. Only the course's API is used: ``op``, ``inputs``,
+that carry error bounds (`oracle.operations.bounds`); the limit is 1. Only the course's API is used: ``op``, ``inputs``,
 ``cached_data``, ``grad``, ``gradient_as_tuple``. A node whose class or attributes are unknown is passed over and
 counted; a needle without a tape gives no nodes, and the other rules stand alone. As the definition is also rule G's, a
 wrong one is not for this rule to find: rule P and the validation against torch in float64 hold every one of them.
@@ -23,93 +23,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import definitions as d
-from oracle.bounds import LIMIT, Bounded, BoundTape
-from oracle.definitions import LEAD, TINY, Tape, U, Var
+from oracle.operations import MEANINGS, shapes
+from oracle.operations.bounds import LIMIT, Bounded, BoundTape
+from oracle.operations.operation import Meaning
+from oracle.operations.tape import LEAD, TINY, Tape, U, Var
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Within = tuple[Array, Array]  # a float64 value, and how far a correct float32 program may be from it
 Parts = tuple[Within | None, ...]  # one per element of a TensorTuple; one for a Tensor; None is zero
 Vjp = Callable[[Any, Sequence[bool]], "Sequence[Within | Parts | None]"]
-Meaning = Callable[..., "Var | tuple[Var, ...]"]  # (tape, op, *operands); a TensorTuple is a tuple of Vars
 
 _BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "BroadcastTo", "MatMul")
 HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
 
 
-# -- what a node means ------------------------------------------------------------------------------------------------
-
-
-def _as(name: str, attributes: Callable[..., dict[str, Any]] = lambda op, *xs: {}) -> Meaning:
-    """A definition with the attributes of the op."""
-    return lambda t, op, *xs: d.OPS[name](t, *xs, **attributes(op, *xs))
-
-
-def _scalar(op: Any, *xs: Any) -> dict[str, Any]:
-    return {"c": float(op.scalar)}
-
-
-def _axes(op: Any, *xs: Any) -> dict[str, Any]:
-    return {"axes": tuple(map(int, op.axes)) if isinstance(op.axes, tuple | list) else op.axes}
-
-
-def _index(op: Any, *xs: Any) -> dict[str, Any]:
-    parts = op.index if isinstance(op.index, tuple) else (op.index,)
-    # a tuple in a case's index is a slice, in NumPy's a list
-    return {"index": tuple(list(part) if isinstance(part, tuple) else part for part in parts)}
-
-
-def _dilation(op: Any, x: Var) -> dict[str, Any]:
-    rank, axes = len(x.shape), op.axes if isinstance(op.axes, tuple | list) else (op.axes,)
-    return {"axes": tuple(int(a) % rank for a in axes if -rank <= a < rank), "dilation": op.dilation}
-
-
-def _layer_norm(t: Tape, op: Any, x: Var, w: Var, b: Var) -> Var:
-    """Of any rank: the definition is that of a matrix."""
-    y = d.layer_norm(t, d.reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), w, b, eps=float(op.eps))
-    return d.reshape(t, y, shape=x.shape)
-
-
-MEANINGS: Mapping[str, Meaning] = {
-    "EWiseAdd": _as("add"),
-    "EWiseMul": _as("multiply"),
-    "EWiseDiv": _as("divide"),
-    "EWisePow": _as("power"),
-    "AddScalar": _as("add_scalar", _scalar),
-    "MulScalar": _as("mul_scalar", _scalar),
-    "DivScalar": _as("divide_scalar", _scalar),
-    "PowerScalar": _as("power_scalar", _scalar),
-    "Negate": _as("negate"),
-    "Log": _as("log"),
-    "Exp": _as("exp"),
-    "ReLU": _as("relu"),
-    "Tanh": _as("tanh"),
-    "Sigmoid": _as("sigmoid"),
-    "Cast": _as("cast", lambda op, x: {"dtype": op.dtype}),
-    "Transpose": _as("transpose", _axes),
-    "Reshape": _as("reshape", lambda op, x: {"shape": np.empty(x.shape, bool).reshape(op.shape).shape}),
-    "BroadcastTo": _as("broadcast_to", lambda op, x: {"shape": op.shape}),
-    "GetItem": _as("getitem", _index),
-    "PutItem": _as("put_item", lambda op, x: {"shape": op.shape, **_index(op)}),
-    "Flip": _as("flip", _axes),
-    "Dilate": _as("dilate", _dilation),
-    "Summation": _as("summation", _axes),
-    "Max": _as("maximum", _axes),
-    "MatMul": _as("matmul"),
-    "Linear": _as("linear"),
-    "Conv": _as("conv", lambda op, *xs: {"stride": op.stride, "padding": op.padding}),
-    "LogSumExp": _as("logsumexp", _axes),
-    "LogSoftmax": _as("logsoftmax"),
-    "SoftmaxCrossEntropy": lambda t, op, z, labels: d.softmax_loss(t, z, labels=labels.value[0]),
-    "BatchNorm": _as("batch_norm", lambda op, *xs: {"eps": float(op.eps)}),
-    "LayerNorm": _layer_norm,
-    "MakeTensorTuple": lambda t, op, *xs: xs,
-    "TupleGetItem": lambda t, op, xs: xs[op.index],
-    "FusedAddScalars": lambda t, op, x: tuple(d.add_scalar(t, x, c=float(c)) for c in (op.c0, op.c1)),
-    "Stack": lambda t, op, xs: d.stack(t, *xs, axis=op.axis),
-    "Split": lambda t, op, x: tuple(d.split(t, x, axis=op.axis, pick=i) for i in range(x.shape[op.axis])),
-}
+# -- what a node must give ---------------------------------------------------------------------------------------------
 
 
 def _told(x: Any) -> Within:
@@ -571,7 +500,7 @@ def _summed(g: Array, shape: Shape) -> Array:
     """g summed over what broadcasting had expanded."""
     x = Var(np.ones((1, 1, *shape)))
     t = Tape(None)
-    t.backward([(d.broadcast_to(t, x, shape=g.shape), g[None, None])])
+    t.backward([(shapes.broadcast_to(t, x, shape=g.shape), g[None, None])])
     assert x.adjoint is not None
     return np.asarray(x.adjoint[0, 0])
 

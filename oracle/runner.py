@@ -33,9 +33,10 @@ from hypothesis.strategies import SearchStrategy
 
 import needle
 from oracle import case as c
-from oracle import coverage, engine, pairs, report, shrink, strategies
+from oracle import coverage, engine, report, shrink, strategies
 from oracle.compare import Divergence, Tally
 from oracle.locate import culprit
+from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
 
@@ -44,7 +45,7 @@ _T = TypeVar("_T")
 if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
-OP_NAMES = sorted(pairs.OPS)
+OP_NAMES = sorted(OPERATIONS)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}

@@ -20,7 +20,7 @@ from oracle import compare as cmp
 from oracle import inputs, locate, op_rule, pairs
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
-from oracle.definitions import ANY_ORDER, REPLICAS, U
+from oracle.operations.tape import ANY_ORDER, REPLICAS, U
 from oracle.trace import Clock
 
 Array = npt.NDArray[Any]

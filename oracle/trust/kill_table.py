@@ -34,7 +34,7 @@ from oracle import case as c
 from oracle import engine, report, runner, shrink
 from oracle.compare import Divergence
 from oracle.locate import suspect
-from oracle.pairs import OPS
+from oracle.operations import OPERATIONS
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")
@@ -124,7 +124,7 @@ def matches(expected: str, named: str) -> bool:
 
 
 def _occurs(word: str, text: str) -> bool:
-    rows = [name for name, row in OPS.items() if word in row.covers]
+    rows = [name for name, op in OPERATIONS.items() if word in op.covers]
     return any(w.lower() in text for w in (*SYNONYMS.get(word, (word,)), *rows))
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from oracle.bounds import LIMIT, Bounded, BoundTape
-from oracle.definitions import TINY, U, Var
+from oracle.operations.bounds import LIMIT, Bounded, BoundTape
+from oracle.operations.tape import TINY, U, Var
 
 
 def softmax(x):

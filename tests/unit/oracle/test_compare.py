@@ -11,7 +11,7 @@ import needle
 from oracle import case as c
 from oracle import compare as cmp
 from oracle import engine
-from oracle.definitions import U
+from oracle.operations.tape import U
 from oracle.trust.faults import FAULTS as CATALOGUE
 
 SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)

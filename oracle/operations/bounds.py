@@ -3,7 +3,7 @@
 A ``Bounded`` is computed with like an ndarray. Every operation passes on the errors of its operands and adds its own
 rounding: one unit for + − · / √, up to four ulp for exp, log, tanh and powers, and for sums and products of matrices all
 summands at their worst, so that any order of summation is right. Whatever can underflow may be off by the smallest
-normal number, for it may be scaled up later. `BoundTape` runs a function of `oracle.definitions` on such arrays; no
+normal number, for it may be scaled up later. `BoundTape` runs a function of the families on such arrays; no
 definition knows about it. What a Bounded does not know is a TypeError, never a bound that is silently wrong.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle.definitions import TINY, Tape, U
+from oracle.operations.tape import TINY, Tape, U
 
 Array = npt.NDArray[Any]
 Error = Array | None  # None is exact
