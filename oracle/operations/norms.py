@@ -44,7 +44,7 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
     if x.value.shape[axis] == 1:
         # the mean of a single number is that number, in every order; only x·inv − mean·inv rounds, see below
         inv = 1 / np.sqrt(constant(t, x, eps))
-        return x.value, 0 * x.value, inv, _normalised_again(t, x, x.value, inv, 0 * x.value)
+        return x.value, 0 * x.value, inv, _normalised_again(t, x, x.value, inv)
     mean = mean_of(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
     var = t.variance(x.value, centred, mean, axis)
@@ -52,20 +52,21 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 
 
-def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, xh: Array) -> Array:
+def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, saved: Array | None = None) -> Array:
     """The normalised value for the backward pass, as x·inv − mean·inv.
 
     torch's fused kernels compute it anew in this way, others save (x − mean)·inv; far from 0 the two differ by the rounding
     of a large mean. That shows where the exact sum is 0: in the weight of a norm whose output is normalised again.
     """
+    if mean is x.value:
+        again: Array = t.noisy(x.value * inv) - x.value * inv
+        return again
 
     def anew() -> Array:
-        if mean is x.value:
-            zero: Array = t.noisy(x.value * inv) - x.value * inv
-            return zero
-        return t.noisy(t.noisy(x.value) * t.noisy(inv)) - t.noisy(t.noisy(mean) * t.noisy(inv))
+        xh: Array = t.noisy(t.noisy(x.value) * t.noisy(inv)) - t.noisy(t.noisy(mean) * t.noisy(inv))
+        return xh
 
-    return t.either(anew, lambda: xh)
+    return anew() if saved is None else t.either(anew, lambda: saved)
 
 
 @operation(

@@ -10,9 +10,11 @@ import torch
 
 import needle
 from oracle import case as c
-from oracle import engine, pairs
+from oracle import pairs
+from oracle.blame import judged
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
+from oracle.rules.single_op import op_truth
 from oracle.runner import draw_from
 from oracle.strategies import op_cases
 
@@ -105,7 +107,7 @@ def test_every_definition_is_torch_in_float64(name):
     cases = ordinary(name)
     assert len(cases) >= 8
     for case in cases:
-        value, grads = engine.op_truth(case, None)
+        value, grads = op_truth(case, None)
         operands = [
             torch.tensor(o.array.astype(np.float64), requires_grad=i not in case.constants)
             for i, o in enumerate(case.operands)
@@ -147,7 +149,7 @@ def wrong(name, of_value, of_gradient):
 def test_a_wrong_definition_is_found_by_rule_p(name, factors, monkeypatch):
     """torch in float32 does not agree with it, whatever needle does: the oracle says that the oracle is wrong."""
     monkeypatch.setitem(OPERATIONS, name, wrong(name, *factors))
-    found = (e for case in ordinary(name) if not case.constants for e in engine.judge(case, needle).oracle_errors)
+    found = (e for case in ordinary(name) if not case.constants for e in judged(case, needle).oracle_errors)
     assert next(found, "nothing found").startswith("rule P: torch's ")
 
 
