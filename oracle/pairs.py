@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from oracle import case as c
-from oracle import torch_executor as peer
+from oracle.cases import case as c
 from oracle.operations import OPERATIONS
+from oracle.systems import peer as peer
 
 # -- layers -----------------------------------------------------------------------------------------------------------
 

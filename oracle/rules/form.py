@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from oracle import inputs
+from oracle.cases import inputs
 from oracle.operations import tape as d
 from oracle.rules.compare import Joined
 from oracle.rules.hearing import Hearing

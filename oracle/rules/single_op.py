@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import case as c
-from oracle import needle_executor as ours_side
 from oracle import op_rule
-from oracle import torch_executor as peer_side
+from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.operations import tape as d
 from oracle.operations.tape import Noise
@@ -19,7 +17,9 @@ from oracle.rules import compare as cmp
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
 from oracle.rules.verdict import Divergence, Verdict
-from oracle.trace import Clock
+from oracle.systems import ours as ours_side
+from oracle.systems import peer as peer_side
+from oracle.systems.trace import Clock
 
 
 def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:

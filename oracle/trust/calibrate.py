@@ -25,10 +25,10 @@ from rich.table import Table
 import needle
 from needle import ops
 from needle.autograd import Tensor, Value
-from oracle import case as c
-from oracle import report, runner
-from oracle.blame import judged, suspect
+from oracle.blame import judged, report, suspect
+from oracle.cases import case as c
 from oracle.rules.verdict import Tally
+from oracle.runs import runner
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 

@@ -30,11 +30,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 import needle
-from oracle import case as c
-from oracle import report, runner, shrink
-from oracle.blame import judged, suspect
+from oracle.blame import judged, report, suspect
+from oracle.cases import case as c
+from oracle.cases import shrink
 from oracle.operations import OPERATIONS
 from oracle.rules.verdict import Divergence
+from oracle.runs import runner
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")

@@ -5,13 +5,15 @@ import pytest
 
 import needle
 from needle import ops
-from oracle import case as c
-from oracle import needle_executor, op_rule, pairs, runner
+from oracle import op_rule, pairs
 from oracle.blame import culprit, judged
+from oracle.cases import case as c
+from oracle.cases.strategies import op_cases
 from oracle.op_rule import Findings
 from oracle.operations import OPERATIONS
-from oracle.runner import draw_from
-from oracle.strategies import op_cases
+from oracle.runs import runner
+from oracle.runs.runner import draw_from
+from oracle.systems import ours
 from oracle.systems.lockstep import Lockstep
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
@@ -50,7 +52,7 @@ def test_every_op_is_judged_on_every_case(name, monkeypatch):
         numbers = [v for o in case.operands for v in o.values]
         bounds.clear()
         with np.errstate(all="ignore"):
-            assert needle_executor.run_op(case, needle, OPERATIONS[name].needle, found, graph=True).failure is None
+            assert ours.run_op(case, needle, OPERATIONS[name].needle, found, graph=True).failure is None
         assert found.bad == [], c.describe(case)
         assert found.unknown == 0, c.describe(case)
         if all(isinstance(v, float) and 0.1 < abs(v) < 5 for v in numbers):
@@ -239,9 +241,9 @@ def test_judging_leaves_no_trace():
         model=(c.Linear(2), c.BatchNorm()), data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(),
         optimizer=c.SGD(lr=0.1, momentum=0.9), seed=3, steps=2,
     )  # fmt: skip
-    from oracle import inputs
-    from oracle.needle_executor import NeedleRun
-    from oracle.trace import State
+    from oracle.cases import inputs
+    from oracle.systems.ours import NeedleRun
+    from oracle.systems.trace import State
 
     def run(watched):
         ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import needle
-from oracle import case as c
 from oracle import pairs
 from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.cases.strategies import op_cases
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
 from oracle.rules.single_op import op_truth
-from oracle.runner import draw_from
-from oracle.strategies import op_cases
+from oracle.runs.runner import draw_from
 
 NAMES = sorted(OPERATIONS)
 

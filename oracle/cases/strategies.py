@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from hypothesis import strategies as st
 
-from oracle import case as c
-from oracle.drawing import BOOLEANS, integers, strategy
+from oracle.cases import case as c
+from oracle.cases.drawing import BOOLEANS, integers, strategy
 from oracle.operations import OPERATIONS, result_shape
 
 Shape = tuple[int, ...]

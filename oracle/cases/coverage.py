@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from oracle import case as c
-from oracle import strategies
+from oracle.cases import case as c
+from oracle.cases import strategies
 from oracle.operations import OPERATIONS
 
 Edit = Callable[[Any], c.Case]  # a case in, one that has the feature out; CaseError where that cannot be

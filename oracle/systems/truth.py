@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
-from oracle.inputs import Batches, Slot, dropout_p
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, dropout_p
 from oracle.operations import OPERATIONS, elementwise, losses, norms, products, reductions, shapes
 from oracle.operations.tape import Noise, Tape, Var
 
