@@ -123,11 +123,11 @@ def run(options: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         status = 130
-    timed = {key: [t for t in timings if t.rounds] for key, timings in found.items()}
-    worse = show({key: timings for key, timings in timed.items() if timings}, options.against, console)
+    timed = {key: done for key, timings in found.items() if (done := [t for t in timings if t.rounds])}
+    worse = show(timed, options.against, console)
     console.print(
         f"Process CPU time of a step, {options.threads} thread{'s' * (options.threads > 1)}, BLAS kernel {kernel}; medians "
-        f"(least and most) of {pairs} pairs of processes, {rounds} rounds of bursts of {seconds * 1e3:.0f} ms each.",
+        f"(least and most) of {max(map(len, timed.values()), default=0)} pairs of processes, {rounds} rounds of bursts of {seconds * 1e3:.0f} ms each.",
         style="dim",
     )
     if status:
