@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
-import weakref
 from contextlib import ContextDecorator
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
@@ -62,43 +61,6 @@ _numbers = int, float
 _integers = int, np.integer
 _tuples = tuple, list
 _grad_enabled = True
-
-
-def __getattr__(name: str) -> int:
-    # Counted on demand, so that making a Tensor does not pay for it; type() because isinstance asks the objects.
-    if name == "TENSOR_COUNTER":
-        return sum(issubclass(type(thing), Value) for thing in gc.get_objects())
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class CPUDevice:
-    """The only device there is; accepted wherever the course passes one."""
-
-    def __repr__(self) -> str:
-        return "needle.cpu()"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CPUDevice)
-
-    def __hash__(self) -> int:
-        return hash(CPUDevice)
-
-    def enabled(self) -> bool:
-        """Say whether the device can be used: always."""
-        return True
-
-
-_CPU = CPUDevice()
-
-
-def cpu() -> CPUDevice:
-    """Return the CPU device."""
-    return _CPU
-
-
-def all_devices() -> list[CPUDevice]:
-    """Return every device: a list with the CPU."""
-    return [_CPU]
 
 
 class _GradMode(ContextDecorator):
@@ -158,7 +120,6 @@ class Op:
     their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py).
     """
 
-    _course_style: ClassVar[bool] = False
     reads_inputs: bool = True
     reads_result: bool = True
 
@@ -169,11 +130,8 @@ class Op:
             # Another rule than that of the base may look at more.
             cls.reads_inputs = own.get("reads_inputs", True)
             cls.reads_result = own.get("reads_result", True)
-        for base in cls.__mro__:
-            own = vars(base)
-            if "vjp" in own or "gradient" in own or "gradient_as_tuple" in own:
-                cls._course_style = "vjp" not in own
-                return
+            if "vjp" not in own:
+                cls.vjp = _course.vjp  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "saved" and k[0] != "_")
@@ -238,26 +196,6 @@ _FREED = _Freed()
 # ----------------------------------------------------------------------------------------------------- values
 
 
-class _SharedGradients(dict["Value", Any]):
-    """Differentiable gradients of the inner nodes of one backward, held by the gradients of its leaves.
-
-    Such a gradient refers to its node. If the node held it in turn, that would be a cycle which nobody cuts; so the
-    node finds it here, through a weak reference, for as long as a leaf has its gradient.
-    """
-
-    __slots__ = ("__weakref__",)
-
-
-class _WhereNoneIsSet:
-    """What ``.grad`` is on a Value that has none of its own: that of the newest create_graph, or None."""
-
-    def __get__(self, node: Value | None, owner: object = None) -> Any:
-        if node is None or node._shared is None:
-            return None
-        shared = node._shared()
-        return None if shared is None else shared.get(node)
-
-
 class _WhereFolded:
     """What ``op`` and ``inputs`` are on a Value that has none of its own: those of a leaf, unless it is a chain."""
 
@@ -278,8 +216,7 @@ class Value:
     inputs: Sequence[Any] = cast("Sequence[Any]", _WhereFolded("inputs", ()))
     cached_data: Any
     requires_grad: bool = False
-    grad: Any = _WhereNoneIsSet()
-    _shared: weakref.ref[_SharedGradients] | None = None
+    grad: Any = None
     _number: float = 0  # 0 for a leaf; an input's is smaller than its result's
     _keeps_grad: bool = False
     _chain: Chain | None = None  # of a result of several ops: see chain.py
@@ -414,7 +351,6 @@ class Tensor(Value):
         grad: Tensor | None
     # NumPy then leaves `ndarray * Tensor` to Tensor.__rmul__ instead of making an array of objects.
     __array_ufunc__ = None
-    __array_priority__ = 1000
 
     def __init__(
         self,
@@ -460,7 +396,7 @@ class Tensor(Value):
     @property
     def device(self) -> CPUDevice:
         """The device: always the CPU."""
-        return _CPU
+        return cpu()
 
     @property
     def data(self) -> Tensor:
@@ -540,9 +476,9 @@ class Tensor(Value):
         ``out_grad`` has the shape of this tensor; None means ones. By default the gradients are constants, in
         the leaf's dtype, on every leaf that requires one (and where ``retain_grad()`` was called), and the
         graph is freed on the way. ``retain_graph=True`` keeps the graph for a second backward.
-        ``create_graph=True`` keeps it and makes the gradients differentiable, on every node visited; such a
-        gradient refers to the tensors that it was computed from, so set ``.grad = None`` of the leaves
-        (``reset_grad()``) when it is no longer needed: that frees the gradients of all inner nodes too.
+        ``create_graph=True`` keeps it and makes the gradients differentiable; such a gradient refers to the tensors
+        that it was computed from, so set ``.grad = None`` of the leaves (``reset_grad()``), and of what
+        ``retain_grad()`` was called on, when it is no longer needed.
 
         RuntimeError if there is no graph or an earlier backward freed it; ValueError if out_grad has another
         shape.
@@ -592,10 +528,26 @@ class Tensor(Value):
 
     def __sub__(self, other: Any) -> Tensor:
         other = _operand(other)
+        if isinstance(other, Tensor) or (isinstance(other, int) and self.dtype.kind != "f"):
+            other = self._subtrahend(other)
         return other if other is NotImplemented else self + (-other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return (-self).__add__(other)
+        if self.dtype.kind == "f":
+            return (-self).__add__(other)
+        other = self._beside(other)
+        return other if other is NotImplemented else other - self
+
+    def _subtrahend(self, other: Tensor | int) -> Any:
+        """Turn a right operand into a Tensor whose negative, in its own dtype, is that in the dtype of the result."""
+        if not isinstance(other, Tensor):
+            return self._beside(other)
+        mine, its = self.dtype, other.dtype
+        if its.kind in "ub" and mine is not its:
+            other = _ops.cast(other, mine if mine.kind == "f" else np.result_type(mine, its))
+        elif its.kind == "b":
+            raise TypeError("bools cannot be subtracted: compare them with !=, or convert them with .astype('int64')")
+        return other
 
     def __mul__(self, other: Any) -> Tensor:
         other = _operand(other)
@@ -644,7 +596,10 @@ class Tensor(Value):
         other = _operand(other)
         if isinstance(other, Tensor) or other is NotImplemented:
             return other
-        return Tensor.make_const(np.asarray(other, np.result_type(self.dtype, other)))
+        dtype = self.dtype
+        if dtype.kind != "f":
+            dtype = _ops._DEFAULT if isinstance(other, float) else np.result_type(dtype, other)
+        return Tensor.make_const(np.asarray(other, dtype))
 
     # -- methods
 
@@ -654,9 +609,11 @@ class Tensor(Value):
 
     def mean(self, axes: int | Sequence[int] | None = None) -> Tensor:
         """Mean over the axes (None = all); the axes are dropped."""
-        total = _ops.summation(self, axes)
         if not self.size:
             raise ValueError(f"mean needs at least one element, but the shape is {self.shape}")
+        if self.dtype is _ops._HALF:  # whose sum may well be out of range where the mean is not
+            return _ops.cast(_ops.cast(self, _ops._DEFAULT).mean(axes), _ops._HALF)
+        total = _ops.summation(self, axes)
         return total / (self.size // total.size)
 
     def max(self, axes: int | Sequence[int] | None = None) -> Tensor:
@@ -759,6 +716,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
+    op: Any
     contributions: Any
     while nodes:
         node = nodes.pop()
@@ -766,7 +724,7 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         op, inputs = (node.op, node.inputs) if chain is None else (None, ())
         if free:
             node.op, node.inputs, node._chain = _FREED, (), None
-            if node._shared is not None or node._keeps_grad:
+            if node.grad is not None:
                 node.grad = None
         g = adjoints.pop(node, None)
         if g is None:
@@ -790,27 +748,8 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
             # The usual case: the first contribution, an array of its own. The rest would do it too, but slower.
             if x not in adjoints and type(c) is _ndarray and c.base is None and c is not g and c.dtype is data.dtype:
                 adjoints[x] = c
-                continue
-            before = adjoints.get(x)
-            if type(c) is not _ndarray or c.dtype is not data.dtype:
-                if type(data) is tuple:
-                    adjoints[x] = c if before is None else _sum_of_tuples(before, c)
-                    continue
-                c = _in_dtype_of(np.asarray(c), data)
-            fresh = c.base is None and c is not g
-            if before is None:
-                adjoints[x] = c
-                if not fresh:
-                    shared.add(x)
-            elif x not in shared and before.dtype is c.dtype:
-                before += c
-            elif fresh and before.dtype is c.dtype:
-                c += before
-                adjoints[x] = c
-                shared.discard(x)
             else:
-                adjoints[x] = np.asarray(before + c)
-                shared.discard(x)
+                _accumulate(adjoints, shared, x, c, g)
     for leaf, g in adjoints.items():
         leaf.grad = grad = _new(Tensor)
         grad.cached_data = g.copy() if leaf in shared or not g.flags.carray else g
@@ -820,57 +759,50 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         )
 
 
-def _contributions(op: Any, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
+def _accumulate(adjoints: dict[Value, Any], shared: set[Value], x: Value, c: Any, g: Any) -> None:
+    """Add a contribution to the adjoint of x: in place only where nobody else can hold the array."""
+    data, before = x.cached_data, adjoints.get(x)
+    if type(c) is not _ndarray or c.dtype is not data.dtype:
+        if type(data) is tuple:
+            adjoints[x] = c if before is None else _sum_of_tuples(before, c)
+            return
+        c = _in_dtype_of(np.asarray(c), data)
+    fresh = c.base is None and c is not g
+    if before is None:
+        adjoints[x] = c
+        if not fresh:
+            shared.add(x)
+    elif x not in shared and before.dtype is c.dtype:
+        before += c
+    elif fresh and before.dtype is c.dtype:
+        c += before
+        adjoints[x] = c
+        shared.discard(x)
+    else:
+        adjoints[x] = np.asarray(before + c)
+        shared.discard(x)
+
+
+def _contributions(op: Op, inputs: Sequence[Any], needs: list[bool], node: Value, g: Any) -> Any:
     """Apply an op's gradient rule to arrays."""
-    if not op._course_style:
-        n, y = len(inputs), node.cached_data
-        if n == 2:
-            a, b = inputs
-            return op.vjp(g, y, needs, a.cached_data, b.cached_data)
-        if n == 1:
-            return op.vjp(g, y, needs, inputs[0].cached_data)
-        if n == 3:
-            a, b, c = inputs
-            return op.vjp(g, y, needs, a.cached_data, b.cached_data, c.cached_data)
-        return op.vjp(g, y, needs, *map(_data, inputs))
-    with no_grad():
-        wrapped = TensorTuple.make_const(g) if type(g) is tuple else Tensor.make_const(g)
-        stand_in = _stand_in(op, inputs, node)
-        answer = _checked(op, inputs, op.gradient_as_tuple(wrapped, stand_in))
-        # A course rule may hand out an array that something else holds; a view is never taken for our own.
-        datas = [None if c is None else c.cached_data for c in answer]
-        return [d if d is None or type(d) is tuple else d[...] for d in datas]
-
-
-def _stand_in(op: Op, inputs: Sequence[Any], node: Value) -> Value:
-    """Return the node as a course rule expects it, also when the walk has already freed it."""
-    node_again = type(node).make_const(node.cached_data, requires_grad=True)
-    node_again.op, node_again.inputs = op, inputs
-    return node_again
-
-
-def _checked(op: Op, inputs: Sequence[Any], answer: Sequence[Any]) -> Sequence[Any]:
-    """Refuse what a user's gradient rule got wrong, naming the op."""
-    name = type(op).__name__
-    if len(answer) != len(inputs):
-        raise _not_one_each(op, inputs, answer)
-    for x, c in zip(inputs, answer, strict=True):
-        if c is None:
-            continue
-        if not isinstance(c, Value):
-            raise TypeError(f"{name}.gradient must return Tensors, but got {type(c).__name__}")
-        if isinstance(x, Tensor) and isinstance(c, Tensor) and x.shape != c.shape:
-            raise ValueError(f"{name}.gradient must return the shape {x.shape} of the input, but got {c.shape}")
-    return answer
+    n, y = len(inputs), node.cached_data
+    if n == 2:
+        a, b = inputs
+        return op.vjp(g, y, needs, a.cached_data, b.cached_data)
+    if n == 1:
+        return op.vjp(g, y, needs, inputs[0].cached_data)
+    if n == 3:
+        a, b, c = inputs
+        return op.vjp(g, y, needs, a.cached_data, b.cached_data, c.cached_data)
+    return op.vjp(g, y, needs, *map(_data, inputs))
 
 
 def _not_one_each(op: Any, inputs: Sequence[Any], answer: Any) -> Exception:
     """The error of a gradient rule that does not answer with one gradient per input."""
-    name, of_course = type(op).__name__, getattr(op, "_course_style", False)
+    name = type(op).__name__
     if not isinstance(answer, _tuples):
         return TypeError(f"{name}.vjp must return a tuple with one gradient per input, but got {type(answer).__name__}")
-    rule = "gradient" if of_course else "vjp"
-    return ValueError(f"{name}.{rule} must return one gradient per input: {len(inputs)}, but got {len(answer)}")
+    return ValueError(f"{name}.vjp must return one gradient per input: {len(inputs)}, but got {len(answer)}")
 
 
 def _in_dtype_of(c: Any, data: Array) -> Any:
@@ -892,8 +824,8 @@ def _whole(c: Any, x: Value) -> Any:
 
 
 def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
-    """Differentiable backward: the same rules on Tensors. Keeps the graph and sets ``.grad`` of every node
-    visited; inner nodes own theirs only on request or ``everywhere``, and share it with the leaves otherwise.
+    """Differentiable backward: the same rules on Tensors. Keeps the graph and sets ``.grad`` of every leaf, and of
+    inner nodes on request or ``everywhere``.
     """
     nodes = _graph(root)
     adjoints: dict[Value, Any] = {root: g}
@@ -904,12 +836,9 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             continue
         g = adjoints[node] = _whole(g, node)
         op, inputs = cast("Op", node.op), node.inputs
-        if op._course_style:
-            contributions = _checked(op, inputs, op.gradient_as_tuple(g, node))
-        else:
-            contributions = op.vjp(g, node, [x.requires_grad for x in inputs], *inputs)
-            if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
-                raise _not_one_each(op, inputs, contributions)
+        contributions = op.vjp(g, node, [*map(_needs, inputs)], *inputs)
+        if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
+            raise _not_one_each(op, inputs, contributions)
         for x, c in zip(inputs, contributions, strict=True):
             if c is None or not x.requires_grad:
                 continue
@@ -919,18 +848,11 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             else:
                 c = _in_dtype_of(c, x.cached_data)
                 adjoints[x] = c if before is None else sum_node_list([before, c])
-    shared = _SharedGradients()
     for node, g in adjoints.items():
         if everywhere or node._keeps_grad:
             node.grad = g
-            node._shared = weakref.ref(shared)  # for the plain backward, which then knows that there is one
         elif node.op is None:
             node.grad = _alias(g)
-            node.grad._inner = shared
-        else:
-            node.__dict__.pop("grad", None)
-            node._shared = weakref.ref(shared)
-            shared[node] = g
 
 
 def _alias(value: Value) -> Any:
@@ -943,41 +865,19 @@ def _alias(value: Value) -> Any:
     return alias
 
 
-def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> None:
-    """Set a differentiable ``.grad`` on every node that requires one below output_tensor; keeps the graph.
-
-    The course's function: out_grad has the shape of output_tensor, and the gradients can be differentiated
-    again.
-    """
-    with _with_grad():
-        _walk_tensors(output_tensor, output_tensor._checked_out_grad(out_grad), everywhere=True)
-
-
 def sum_node_list(node_list: Sequence[Tensor]) -> Tensor:
     """Add up Tensors, without a needless zero at the start."""
     return reduce(operator.add, node_list)
 
 
-def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:
-    """Return the nodes below node_list in the post-order of a depth-first walk, inputs left to right."""
-    order: list[Value] = []
-    seen: set[Value] = set()
-    for root in node_list:
-        if root in seen:
-            continue
-        seen.add(root)
-        stack = [(root, iter(root.inputs))]
-        while stack:
-            node, rest = stack[-1]
-            for x in rest:
-                if x not in seen:
-                    seen.add(x)
-                    stack.append((x, iter(x.inputs)))
-                    break
-            else:
-                order.append(node)
-                stack.pop()
-    return order
+def __getattr__(name: str) -> int:
+    # Counted on demand, so that making a Tensor does not pay for it; type() because isinstance asks the objects.
+    if name == "TENSOR_COUNTER":
+        return sum(issubclass(type(thing), Value) for thing in gc.get_objects())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-from needle import ops as _ops  # noqa: E402 - at the end, because ops needs the names above
+# At the end, because both need the names above; and the course looks for its names here.
+from needle import course as _course  # noqa: E402
+from needle import ops as _ops  # noqa: E402
+from needle.course import CPUDevice, all_devices, compute_gradient_of_variables, cpu, find_topo_sort  # noqa: E402

@@ -461,9 +461,10 @@ class Dropout(Module):
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
-        scale = np.asarray(mask, x.dtype)
+        dtype = ops._float(x).dtype
+        scale = np.asarray(mask, dtype)
         if keep:
-            scale /= ops._scalars(x.dtype, keep)[0]
+            scale /= ops._scalars(dtype, keep)[0]
         return ((ops._ewise_mul, (Tensor.make_const(scale),)),)
 
 

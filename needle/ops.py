@@ -5,6 +5,25 @@ returns dL/dx for each input. It is called with ndarrays or with Tensors, so it 
 both: the operators, the helpers below, and ``SomeOp(...).on(x)``. An augmented assignment (``t -= m``) works
 in place on an array and makes a new Tensor otherwise; it is used only on what the rule itself has just made.
 
+Which dtype a result has. ``Tensor(array)`` keeps the dtype of its source; what an op makes of it is decided where the
+op is entered, by this table, and nowhere else. *Default* is float32, as in needle.init and needle.nn.
+
+| operands                                           | result                                                     |
+|----------------------------------------------------|------------------------------------------------------------|
+| floats                                             | the wider of them                                          |
+| a float, and integers or bools                     | the float's dtype, however wide the integers are           |
+| a float and a Python or NumPy number               | the float's dtype                                          |
+| integers or bools, in + - * ** relu max sum @      | as in NumPy: an integer dtype, which wraps around          |
+| integers or bools, and a Python float              | default                                                    |
+| integers or bools, in / and in every other formula | default: exp log tanh sigmoid logsumexp logsoftmax mean, … |
+|                                                    | the norms, the loss (the norms: the dtype of the weight)   |
+| float16                                            | float16; whatever adds up (sum, mean, @, linear, conv, the |
+|                                                    | norms, logsumexp, logsoftmax, the loss, and the gradients  |
+|                                                    | of all of them) does so in float32 and is rounded once     |
+| anything, compared                                 | bool                                                       |
+
+A gradient has the dtype of its tensor if that is a float; an integer tensor takes its gradient as it comes.
+
 Adding an op is one block here, and a row in the table of whoever checks it.
 """
 
@@ -52,6 +71,32 @@ def _number(scalar: Any) -> Any:
     if not isinstance(scalar, _numbers):
         raise TypeError(f"a scalar operand must be a real number, but got {scalar!r}")
     return scalar
+
+
+_DEFAULT = np.dtype(np.float32)
+_HALF = np.dtype(np.float16)
+
+
+def _float(x: Any) -> Any:
+    """x as an operand of a formula with fractions."""
+    return x if x.dtype.kind == "f" else x.astype(_DEFAULT)
+
+
+def _wide(x: Any) -> Any:
+    """x as an operand of a formula that adds up: a float, and not float16."""
+    return x if x.dtype.kind == "f" and x.dtype is not _HALF else x.astype(_DEFAULT)
+
+
+def _beside(x: Any, scalar: float) -> Any:
+    """x as an operand beside a Python number."""
+    return _float(x) if type(scalar) is float else x
+
+
+def _alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two operands of different dtypes: beside a float, integers and bools take its dtype. The rest is NumPy's."""
+    if a.dtype.kind == "f":
+        return a, b if b.dtype.kind == "f" else b.astype(a.dtype)
+    return a.astype(b.dtype) if b.dtype.kind == "f" else a, b
 
 
 def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
@@ -177,6 +222,8 @@ class EWiseAdd(TensorOp):
     reads_result = False
 
     def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
         try:
             return a + b
         except ValueError:
@@ -205,7 +252,7 @@ class AddScalar(TensorOp):
         self.scalar = _number(scalar)
 
     def compute(self, a: Array) -> Any:
-        return a + self.scalar
+        return _beside(a, self.scalar) + self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g."""
@@ -223,6 +270,8 @@ class EWiseMul(TensorOp):
     reads_result = False
 
     def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
         try:
             return a * b
         except ValueError:
@@ -251,7 +300,7 @@ class MulScalar(TensorOp):
         self.scalar = _number(scalar)
 
     def compute(self, a: Array) -> Any:
-        return a * self.scalar
+        return _beside(a, self.scalar) * self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g scalar."""
@@ -263,10 +312,18 @@ def mul_scalar(a: Tensor, scalar: float) -> Tensor:
     return MulScalar(scalar)(a)
 
 
+def _fractions(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two operands of a formula with fractions."""
+    if a.dtype is not b.dtype:
+        a, b = _alike(a, b)
+    return _float(a), _float(b)
+
+
 class EWiseDiv(TensorOp):
     """a / b; shapes broadcast."""
 
     def compute(self, a: Array, b: Array) -> Any:
+        a, b = _fractions(a, b)
         try:
             return a / b
         except ValueError:
@@ -274,6 +331,7 @@ class EWiseDiv(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
         """Rule: da = g / b, db = -g y / b."""
+        _, b = _fractions(a, b)
         t = g / b
         return _reduced(t, a.shape) if needs[0] else None, _reduced(-(t * y), b.shape) if needs[1] else None
 
@@ -296,7 +354,7 @@ class DivScalar(TensorOp):
         self.scalar = _number(scalar)
 
     def compute(self, a: Array) -> Any:
-        return a / self.scalar
+        return _float(a) / self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g / scalar."""
@@ -312,6 +370,8 @@ class EWisePow(TensorOp):
     """a ** b; shapes broadcast."""
 
     def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
         try:
             return a**b
         except ValueError:
@@ -321,6 +381,7 @@ class EWisePow(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
         """Rule: da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf."""
+        g, y, (a, b) = _float(g), _float(y), _fractions(a, b)
         at_zero = _value(a) == 0
         da = db = None
         if needs[0]:
@@ -345,14 +406,14 @@ class PowerScalar(TensorOp):
         self.scalar = _number(scalar)
 
     def compute(self, a: Array) -> Any:
-        return a**self.scalar
+        return _beside(a, self.scalar) ** self.scalar
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g n a^(n-1); 0 for n = 0, also at a = 0."""
         n = self.scalar
         if n == 0:
             return (_fixed(g, np.zeros_like(_value(g))),)
-        return (g * (n * a ** (n - 1)),)
+        return (_float(g) * (n * _float(a) ** (n - 1)),)
 
 
 def power_scalar(a: Tensor, scalar: float) -> Tensor:
@@ -386,11 +447,11 @@ class Log(TensorOp):
     """Natural logarithm."""
 
     def compute(self, a: Array) -> Any:
-        return np.log(a)
+        return np.log(_float(a))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g / a."""
-        return (g / a,)
+        return (g / _float(a),)
 
 
 _log = Log()
@@ -407,7 +468,7 @@ class Exp(TensorOp):
     reads_inputs = False
 
     def compute(self, a: Array) -> Any:
-        return np.exp(a)
+        return np.exp(_float(a))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g y."""
@@ -452,7 +513,7 @@ class Tanh(TensorOp):
     reads_inputs = False
 
     def compute(self, a: Array) -> Any:
-        return np.tanh(a)
+        return np.tanh(_float(a))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g (1 - y^2)."""
@@ -473,8 +534,10 @@ class Sigmoid(TensorOp):
     reads_inputs = False
 
     def compute(self, a: Array) -> Any:
+        dtype = _float(a).dtype
+        a = _wide(a)
         e = np.exp(-np.abs(a))
-        return np.where(a >= 0, 1, e) / (1 + e)
+        return (np.where(a >= 0, 1, e) / (1 + e)).astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g y (1 - y)."""
@@ -494,13 +557,15 @@ class Cast(TensorOp):
 
     def __init__(self, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
+        if self.dtype.kind not in "fiub":
+            raise TypeError(f"cast: a Tensor holds real numbers or bools, but got dtype {self.dtype}")
 
     def compute(self, a: Array) -> Any:
         return a.astype(self.dtype)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """Rule: da = g in the dtype of a."""
-        return (g.astype(a.dtype),)
+        """Rule: da = g in the dtype of a; integers would lose its fractions."""
+        return (g.astype(a.dtype) if a.dtype.kind == "f" else g,)
 
 
 def cast(a: Tensor, dtype: DTypeLike) -> Tensor:
@@ -624,7 +689,9 @@ class PutItem(TensorOp):
         out = np.zeros(self.shape, a.dtype)
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
         if any(isinstance(part, np.ndarray) for part in parts):
-            np.add.at(out, self.index, a)  # an array of numbers may name a place twice
+            wide = out.astype(_DEFAULT) if a.dtype is _HALF else out
+            np.add.at(wide, self.index, a)  # an array of numbers may name a place twice
+            out = wide.astype(a.dtype, copy=False)
         else:
             out[self.index] = a
         return out
@@ -696,7 +763,8 @@ class Summation(TensorOp):
         self.axes = axes
 
     def compute(self, a: Array) -> Any:
-        return _sum(a, _axes(self.axes, a.ndim, "summation"))
+        axes = _axes(self.axes, a.ndim, "summation")
+        return _sum(a, axes) if a.dtype is not _HALF else np.asarray(_sum(_wide(a), axes)).astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g repeated along the axes."""
@@ -727,6 +795,7 @@ class Max(TensorOp):
         kept = _kept(a.shape, axes)
         largest = _value(a) == _value(y).reshape(kept)
         share = largest / _sum(largest, axes, keepdims=True)
+        g = _float(g)
         return (Reshape(kept).on(g) * _fixed(g, share.astype(g.dtype)),)
 
 
@@ -747,14 +816,19 @@ class LogSumExp(TensorOp):
         axes = _axes(self.axes, a.ndim, "logsumexp")
         if not math.prod(a.shape[i] for i in axes):
             raise ValueError(f"logsumexp over axes {axes} needs at least one element, but the shape is {a.shape}")
+        dtype = _float(a).dtype
+        a = _wide(a)
         top = _max(a, axes, keepdims=True)
         top = np.where(np.isfinite(top), top, 0)  # inf - inf would be nan
         total = _sum(np.exp(a - top), axes)
         with np.errstate(divide="ignore"):  # log(0) = -inf is right where everything is -inf
-            return np.log(total) + top.reshape(np.shape(total))
+            return np.asarray(np.log(total) + top.reshape(np.shape(total))).astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g exp(a - y), the softmax; y depends on a too, which the second derivative needs."""
+        if a.dtype is not y.dtype or a.dtype is _HALF:  # y was rounded, or a has to be converted
+            a = _wide(a)
+            y = self.on(a)
         kept = Reshape(_kept(a.shape, _axes(self.axes, len(a.shape), "logsumexp")))
         return (kept.on(g) * _exp.on(a - kept.on(y)),)
 
@@ -770,11 +844,15 @@ class LogSoftmax(TensorOp):
     def compute(self, a: Array) -> Any:
         if a.ndim != 2 or not a.shape[1]:
             raise ValueError(f"logsoftmax needs shape (batch, classes) with at least one class, but got {a.shape}")
+        dtype = _float(a).dtype
+        a = _wide(a)
         shifted = a - _max(a, 1, keepdims=True)
-        return shifted - np.log(_sum(np.exp(shifted), 1, keepdims=True))
+        return (shifted - np.log(_sum(np.exp(shifted), 1, keepdims=True))).astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g - softmax(a) * (sum of g over axis 1)."""
+        if a.dtype is _HALF:
+            g, y = _wide(g), self.on(_wide(a))
         return (g - _exp.on(y) * _sum_kept(g, (1,)),)
 
 
@@ -795,6 +873,10 @@ class MatMul(TensorOp):
     reads_result = False
 
     def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
+        if a.dtype is _HALF and b.dtype is _HALF:
+            return np.asarray(self.compute(_wide(a), _wide(b))).astype(_HALF)
         try:
             if a.ndim == b.ndim == 2:
                 return a.dot(b)
@@ -826,6 +908,11 @@ class Linear(TensorOp):
     reads_result = False
 
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        if x.dtype is not weight.dtype:
+            x, weight = _alike(x, weight)
+        if x.dtype is _HALF:
+            y = np.asarray(self.compute(_wide(x), _wide(weight), bias))
+            return y.astype(np.result_type(_HALF, weight.dtype, _HALF if bias is None else bias.dtype), copy=False)
         try:
             _, out = weight.shape
             y = x.dot(weight)
@@ -843,6 +930,9 @@ class Linear(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
         """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
+        if g.dtype is _HALF or x.dtype is not weight.dtype:
+            g = _wide(g)
+            x, weight = _wide(x), _wide(weight)
         matrices = g.ndim == 2
         rows = g if matrices else _as_matrix(g)
         dx = dw = db = None
@@ -893,6 +983,10 @@ class Conv(TensorOp):
             raise ValueError(
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
+        if x.dtype is not kernel.dtype:
+            x, kernel = _alike(x, kernel)
+        if x.dtype is _HALF and kernel.dtype is _HALF:
+            return self.compute(_wide(x), _wide(kernel)).astype(_HALF)
         shape, inside = self._inside(x.shape)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
@@ -985,7 +1079,7 @@ class FusedAddScalars(TensorTupleOp):
         self.c1 = _number(c1)
 
     def compute(self, a: Array) -> tuple[Any, ...]:
-        return a + self.c0, a + self.c1
+        return _beside(a, self.c0) + self.c0, _beside(a, self.c1) + self.c1
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g[0] + g[1]."""
@@ -1008,7 +1102,8 @@ class Stack(TensorOp):
         if not shapes or any(shape != shapes[0] for shape in shapes):
             raise ValueError(f"stack needs one or more tensors of equal shape, but got shapes {shapes}")
         _axes(self.axis, len(shapes[0]) + 1, "stack")
-        return np.stack(args, self.axis)
+        floats = [a.dtype for a in args if a.dtype.kind == "f"]
+        return np.stack(args, self.axis, dtype=np.result_type(*floats) if floats else None)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], args: Any) -> tuple[Any, ...]:
         """Each tensor gets its slice of g."""
@@ -1056,6 +1151,15 @@ class _KeepsNormalised:
         self.reads_inputs = self.saved is None
 
 
+def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+    """x as something to normalise, and the dtype of the result where it does not follow from the operands by itself."""
+    if x.dtype is weight.dtype is bias.dtype is not _HALF and x.dtype.kind == "f":
+        return x, None
+    x, _ = _alike(x, weight)
+    floats = [a.dtype for a in (x, weight, bias) if a.dtype.kind == "f"]
+    return _wide(x), np.result_type(*floats) if floats else _DEFAULT
+
+
 class BatchNorm(_KeepsNormalised, TensorOp):
     """Normalise every column over the batch, then scale and shift; ``mean`` and ``var`` of the last call are
     kept.
@@ -1087,22 +1191,25 @@ class BatchNorm(_KeepsNormalised, TensorOp):
                 f"batch_norm needs (batch, d) with batch >= 1, weight (d,) and bias (d,), "
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"
             )
+        x, dtype = _normalisable(x, weight, bias)
         centred, inv, self.mean, self.var = self._statistics(x)
-        scale = inv * weight
+        scale = inv * _float(weight)
         self._keep(centred, inv, scale)
         if self._follow is not None and self._calls == 1:  # not when data is computed once more
             self._follow(self.mean, self.var)
         y = centred * scale
         y += bias
-        return y
+        return y if dtype is None else y.astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any) -> tuple[Any, ...]:
         """The mean is subtracted last: dx then sums to zero exactly where it should, whatever was rounded
         before.
         """
+        if g.dtype is _HALF:
+            g = _wide(g)
         if self.saved is None or isinstance(x, Tensor):
-            centred, inv = self._statistics(x)[:2]
-            scale = inv * weight
+            centred, inv = self._statistics(_normalisable(x, weight, bias)[0])[:2]
+            scale = inv * _float(weight)
         else:
             centred, inv, scale = self.saved
         column_sums = _column_sums_like(g)
@@ -1148,19 +1255,25 @@ class LayerNorm(_KeepsNormalised, TensorOp):
                 f"layer_norm needs (..., d) with d >= 1, weight (d,) and bias (d,), "
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"
             )
+        x, dtype = _normalisable(x, weight, bias)
         xh, inv = self._normalised(x)
         self._keep(xh, inv)
-        y = xh * weight
+        y = xh * _float(weight)
         y += bias
-        return y
+        return y if dtype is None else y.astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any) -> tuple[Any, ...]:
         """As in BatchNorm, the mean is subtracted last."""
-        xh, inv = self._normalised(x) if self.saved is None or isinstance(x, Tensor) else self.saved
+        if g.dtype is _HALF:
+            g = _wide(g)
+        if self.saved is None or isinstance(x, Tensor):
+            xh, inv = self._normalised(_normalisable(x, weight, bias)[0])
+        else:
+            xh, inv = self.saved
         dx = None
         if needs[0]:
             n, minus_n = _scalars(g.dtype, g.shape[-1], -g.shape[-1])
-            gx = g * weight
+            gx = g * _float(weight)
             dx = xh * (_row_sums(gx * xh) / minus_n)
             dx += gx
             dx -= _row_sums(dx) / n
@@ -1190,14 +1303,16 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
-        z = logits - _row_maxima(logits)
+        x = _wide(logits)
+        z = x - _row_maxima(x)
         of_labels = z.take(places)
-        e = np.exp(z, z if z.dtype.kind == "f" else None)
+        e = np.exp(z, z)
         s = _row_sums(e)
         self.saved = (logits, places, e, s)
         losses = np.log(s).reshape(-1)
         losses -= of_labels
-        return _column_sums(losses) / len(losses)
+        mean = _column_sums(losses) / len(losses)
+        return mean if logits.dtype is not _HALF else mean.astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""
@@ -1205,6 +1320,7 @@ class SoftmaxCrossEntropy(TensorOp):
         if saved is not None and saved[0] is logits:
             _, places, e, s = saved
         else:
+            logits = _wide(logits)
             z = _value(logits)
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))

@@ -25,6 +25,9 @@ Shape = tuple[int, ...]
 U = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-126  # smallest normal float32
 UNDERFLOW = TINY / U  # what falls below TINY may be lost (torch flushes it), and be scaled up later
+# A sum of k terms errs by at most k · u · Σ|terms|, whatever its order and blocking (Higham, Accuracy and Stability of
+# Numerical Algorithms, section 4.2), and the CPU chooses both: 16 (the limit of rule G) × k/32 × ξ, ξ uniform in ±2.
+ANY_ORDER = 1 / 32
 REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
 LEAD = 2  # the number of leading axes: (replicas, steps)
 
@@ -92,14 +95,9 @@ Vjp = Callable[[Array], "Sequence[Array | None]"]
 
 @dataclass(eq=False)
 class Tape:
-    """Records operations and walks them backward once.
-
-    ``usual_norms`` selects the noise of the textbook order of the norm backward, which torch's fused kernels (and a
-    foreign needle) may use; without it the noise is that of the order which subtracts the mean last.
-    """
+    """Records operations and walks them backward once."""
 
     noise: Noise | None
-    usual_norms: bool = False
     special: bool = False  # operands may be nan or infinite; they stay what they are
     records: list[tuple[Var, tuple[Var, ...], Vjp]] = field(default_factory=list)
 
@@ -197,31 +195,34 @@ def _reduced(t: Tape, g: Array, shape: Shape) -> Array:
 
 
 def _sum(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False, *, as_mean: bool = False) -> Array:
-    """Sum, with the systematic part of the rounding of long sums as extra noise.
+    """Sum, with the rounding of every order and blocking as extra noise, see `ANY_ORDER`.
 
     ``as_mean``: it may be on its way to a mean, which is subtracted again: the extra noise of `_mean`, if that is more.
     """
     n = math.prod(x.shape[a] for a in axes)
     y = x.sum(axis=axes, keepdims=keepdims)
-    weight = max(math.sqrt(n) - 8, 0.5 * math.sqrt(n) if as_mean and n > 1 else 0)
-    if weight > 0 and t.noise is not None:
+    weight = max(ANY_ORDER * n, 0.5 * math.sqrt(n) if as_mean else 0)
+    if n > 1 and t.noise is not None:
         y = t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=keepdims), weight)
     return np.asarray(y)
 
 
 def _mean(t: Tape, x: Array, axes: tuple[int, ...]) -> Array:
-    """Mean (axes kept). Rounding is systematic on identical rows: extra noise √n · u · mean|x|."""
+    """Mean (axes kept). Rounding is systematic on identical rows: extra noise √n · u · mean|x|, which up to 256 terms is
+    more than that of every order.
+    """
     n = math.prod(x.shape[a] for a in axes)
     y = x.sum(axis=axes, keepdims=True) / n
-    return t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=True), 0.5 / math.sqrt(n))
+    weight = max(ANY_ORDER, 0.5 / math.sqrt(n))
+    return t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=True), weight)
 
 
 def _product(t: Tape, a: Array, b: Array) -> Array:
-    """Matrix product of noisy operands; beyond 64 summands also the systematic part of the rounding."""
+    """Matrix product of noisy operands, with the rounding of every order and blocking of its sums, see `ANY_ORDER`."""
     y: Array = np.matmul(t.noisy(a), t.noisy(b))
-    weight = math.sqrt(a.shape[-1]) - 8
-    if weight > 0 and t.noise is not None:
-        y = t.roughened(y, np.matmul(np.abs(a[:1]), np.abs(b[:1])), weight)
+    k = a.shape[-1]
+    if k > 1 and t.noise is not None:
+        y = t.roughened(y, np.matmul(np.abs(a[:1]), np.abs(b[:1])), ANY_ORDER * k)
     return y
 
 
@@ -622,67 +623,55 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     """Mean over the rows of ln Σ e^z − z_y: logits (n, k), labels (steps, n) -> ()."""
     n, k = z.shape
     onehot = (labels[..., None] == np.arange(k)).astype(np.float64)[None]
-    seen, top, e, s = _shifted(t, z.value, (z.value.ndim - 1,))
-    lse = t.noisy(np.log(t.noisy(s))) + t.noisy(top) if t.usual_norms else top
-    # needle sums the two terms apart, so each has rounding of its own size
+    seen, top, _, s = _shifted(t, z.value, (z.value.ndim - 1,))
+    lse = t.noisy(np.log(t.noisy(s))) + t.noisy(top)
+    # the two terms may be summed apart, so each has rounding of its own size
     normalisers = _mean(t, t.noisy(np.log(t.noisy(s)))[..., 0], (LEAD,))
     picked = _mean(t, (t.noisy(seen - top) * onehot).sum(axis=-1), (LEAD,))
     loss = (t.noisy(normalisers) - t.noisy(picked))[..., 0]
 
     def vjp(g: Array) -> Sequence[Array]:
-        # other needles may take e^(z − lse), which carries the rounding of a large lse
-        p = _softmax(t, z.value, lse) if t.usual_norms else t.noisy(e) / t.noisy(s)
+        # e^(z − lse) is as usual as e / Σe, and carries the rounding of a large lse
+        p = _softmax(t, z.value, lse)
         return (t.noisy(t.noisy(p) - onehot) * t.noisy(g)[..., None, None] / n,)
 
     return t.emit(loss, (z,), vjp)
 
 
-def _norm_backward(t: Tape, x: Var, g: Array, xh: Array, inv: Array, mean_axis: int) -> Array:
+def _norm_backward(t: Tape, g: Array, xh: Array, inv: Array, axis: int) -> Array:
     """dx of (x − mean)·inv from the adjoint of the normalised value, up to the final scale."""
-    axes = (mean_axis,)
-    if _of_itself(t, g, mean_axis):
-        # g·inv − g·inv; where x has other uses, what they pass back may be added in between, and rounded to that size
-        return t.noisy(g * inv) - g * inv if x.uses > 1 else 0 * g
-    if t.usual_norms:
-        inner = t.noisy(g) - t.noisy(_mean(t, t.noisy(g), axes))
-        inner = t.noisy(inner) - t.noisy(t.noisy(xh) * t.noisy(_mean(t, t.noisy(g) * t.noisy(xh), axes)))
-        return t.noisy(inner) * t.noisy(inv)
-    inner = t.noisy(g) - t.noisy(t.noisy(xh) * t.noisy(_mean(t, t.noisy(g) * t.noisy(xh), axes)))
-    inner = t.noisy(inner) - t.noisy(_mean(t, inner, axes))
+    inner = t.noisy(g) - t.noisy(_mean(t, t.noisy(g), (axis,)))
+    inner = t.noisy(inner) - t.noisy(t.noisy(xh) * t.noisy(_mean(t, t.noisy(g) * t.noisy(xh), (axis,))))
     return t.noisy(inner) * t.noisy(inv)
-
-
-def _of_itself(t: Tape, x: Array, axis: int) -> bool:
-    """Whether the mean is that of a single number. It is that number, and the difference 0, without any rounding: noise
-    would take replicas far from 0. (Where x·inv − mean·inv is computed, there is rounding.)
-    """
-    return x.shape[axis] == 1 and not t.usual_norms
 
 
 def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, Array, Array]:
     """mean, biased variance, 1/√(var + eps) and the normalised value."""
-    if _of_itself(t, x.value, axis):
-        return x.value, 0 * x.value, 1 / np.sqrt(t.noisy(0 * x.value) + eps), 0 * x.value
+    if x.value.shape[axis] == 1:
+        # the mean of a single number is that number, in every order; only x·inv − mean·inv rounds, see below
+        inv = 1 / np.sqrt(t.noisy(0 * x.value + eps))
+        return x.value, 0 * x.value, inv, _normalised_again(t, x, x.value, inv)
     mean = _mean(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
     var = _mean(t, t.noisy(centred) ** 2, (axis,))
-    if t.usual_norms:
-        # Welford's update of the variance, which torch has, errs by the rounding of the mean times the deviation from it
-        deviation = np.abs(centred[:1] * x.value[:1])
-        var = t.roughened(var, deviation.sum(axis=axis, keepdims=True) / x.value.shape[axis], 1.0)
+    # Welford's update of the variance, which torch has, errs by the rounding of the mean times the deviation from it
+    deviation = np.abs(centred[:1] * x.value[:1])
+    var = t.roughened(var, deviation.sum(axis=axis, keepdims=True) / x.value.shape[axis], 1.0)
     inv = 1 / np.sqrt(t.noisy(var) + eps)
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 
 
-def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, xh: Array) -> Array:
-    """The normalised value for the backward pass: the saved one, or, in the textbook order, x·inv − mean·inv.
+def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array) -> Array:
+    """The normalised value for the backward pass, as x·inv − mean·inv.
 
-    torch's fused kernels compute it anew, and far from 0 the two differ by the rounding of a large mean. That shows where
-    the exact sum is 0: in the weight of a norm whose output is normalised again.
+    torch's fused kernels compute it anew in this way, others save (x − mean)·inv; far from 0 the two differ by the rounding
+    of a large mean. That shows where the exact sum is 0: in the weight of a norm whose output is normalised again.
     """
-    if not t.usual_norms:
-        return xh
-    return t.noisy(t.noisy(x.value) * t.noisy(inv)) - t.noisy(t.noisy(mean) * t.noisy(inv))
+    if mean is x.value:
+        again: Array = t.noisy(x.value * inv) - x.value * inv
+    else:
+        again = t.noisy(t.noisy(x.value) * t.noisy(inv)) - t.noisy(t.noisy(mean) * t.noisy(inv))
+    return again
 
 
 def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
@@ -699,11 +688,11 @@ def batch_norm_and_statistics(
     y = t.noisy(t.noisy(xh) * t.noisy(_expand_rows(w, x.shape))) + t.noisy(_expand_rows(b, x.shape))
 
     def vjp(g: Array) -> Sequence[Array]:
-        again = _normalised_again(t, x, mean, inv, xh)
+        again = _normalised_again(t, x, mean, inv)
         dw = _sum(t, t.noisy(g) * t.noisy(again), (LEAD,))
         db = _sum(t, t.noisy(g), (LEAD,))
         # the scale 1/√(var + eps)·weight is one factor per column: it comes last and is applied to the whole column
-        return t.noisy(_norm_backward(t, x, g, again, inv, LEAD)) * t.noisy(w), dw, db
+        return t.noisy(_norm_backward(t, g, again, inv, LEAD)) * t.noisy(w), dw, db
 
     return t.emit(y, (x, weight, bias), vjp), mean[:, :, 0], var[:, :, 0]
 
@@ -729,8 +718,8 @@ def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) ->
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)
 
     def vjp(g: Array) -> Sequence[Array]:
-        again = _normalised_again(t, x, mean, inv, xh)
-        dx = _norm_backward(t, x, t.noisy(t.noisy(g) * t.noisy(w)), again, inv, LEAD + 1)
+        again = _normalised_again(t, x, mean, inv)
+        dx = _norm_backward(t, t.noisy(t.noisy(g) * t.noisy(w)), again, inv, LEAD + 1)
         return dx, _sum(t, t.noisy(g) * t.noisy(again), (LEAD,)), _sum(t, t.noisy(g), (LEAD,))
 
     return t.emit(y, (x, weight, bias), vjp)

@@ -38,6 +38,7 @@ LEFT_BEHIND = {
     "cycles": "{number} objects are left by the {after} for the cycle collector to free",
 }
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
+COHERENT = 3  # noisy replicas of a training run in which all rows round alike
 TOGETHER = 1 << 14  # elements x steps that rule G looks at together
 VALIDATED = 1e-4  # limit of rule G for the truth's replica 0 against torch float64
 FLOAT32 = np.dtype(np.float32)
@@ -134,7 +135,6 @@ class _Train:
         self.findings = op_rule.Findings()
         self._last_layer = f"{len(case.model) - 1}"
         self._gap, self._late = inputs.gap(case)
-        self._norms = any(isinstance(layer, c.BatchNorm | c.LayerNorm) for _, layer in c.walk(case.model))
 
     def judge(self, peer_too: bool, validate: bool) -> Verdict:
         verdict, case = self.verdict, self.case
@@ -283,10 +283,9 @@ class _Train:
         common = set.intersection(*(set(k) for k in kinks)) if kinks else set()
         kinks = [{p: k[p] for p in common} for k in kinks]
         states = [s.before.tensors for s in part]
-        about = (self.case, *self.slots, states, self.batches, self.masks, kinks)
-        noise = Noise(self.case.seed_for("noise"), coherent=3 if foreign else 2)
+        noise = Noise(self.case.seed_for("noise"), coherent=COHERENT)
         self.clock.turn("truth")
-        expected = truth.training(*about, noise, usual_norms=foreign, first=first)
+        expected = truth.training(self.case, *self.slots, states, self.batches, self.masks, kinks, noise, first)
         self.clock.turn("rules")
         usable = self._inside(expected, len(part))
         part = part[:usable]
@@ -300,25 +299,15 @@ class _Train:
         self._unchanged(part)
         self._left_behind(part)
         self._evaluations(part, peer_too)
-        if peer_too or validate:
-            # torch's norms take another order of operations
-            theirs = own
-            if self._norms:
-                noise = Noise(self.case.seed_for("twin"), coherent=3)
-                self.clock.turn("truth")
-                twin = truth.training(*about, noise, usual_norms=True, first=first)
-                self.clock.turn("rules")
-                part = part[: self._inside(twin, usable)]
-                theirs = _cut(twin.values, len(part))
-            if part and peer_too:
-                peers = [s.peer for s in part]
-                self._rule_g(peers, [s.ours for s in part], theirs, self.peer_found, "P")
-                self._acquit(part, kinks)
-                self._optimizer(peers, part, self.peer_found, "P", theirs)
-            if part and validate:
-                self.clock.turn("validation")
-                self._validate(part, theirs, kinks)
-                self.clock.turn("rules")
+        if peer_too:
+            peers = [s.peer for s in part]
+            self._rule_g(peers, [s.ours for s in part], own, self.peer_found, "P")
+            self._acquit(part, kinks)
+            self._optimizer(peers, part, self.peer_found, "P", own)
+        if validate:
+            self.clock.turn("validation")
+            self._validate(part, own, kinks)
+            self.clock.turn("rules")
         return usable
 
     def _inside(self, expected: truth.Truth, steps: int) -> int:
@@ -727,10 +716,9 @@ class _Train:
         kinks = [{p: k[p] for p in common} for k in kinks]
         x = np.stack([self.batches.x[s.ours.step, 0] for s in done])
         states = [s.after.tensors for s in done]  # type: ignore[union-attr]
-        about = (self.case, states, x, kinks)
         self.clock.turn("truth")
-        noise = Noise(self.case.seed_for("evaluation"), coherent=3 if foreign else 2)
-        expected = truth.evaluation(*about, noise, usual_norms=foreign)
+        noise = Noise(self.case.seed_for("evaluation"), coherent=COHERENT)
+        expected = truth.evaluation(self.case, states, x, kinks, noise)
         self.clock.turn("rules")
         usable = self._inside(expected, len(done))
         done = done[:usable]
@@ -741,16 +729,8 @@ class _Train:
         peers = [s.peer_eval for s in done if s.peer_eval is not None]
         self._rule_g(seen, peers, own, self.found, "G")
         if peer_too:
-            theirs = own
-            if self._norms:
-                self.clock.turn("truth")
-                twin = truth.evaluation(*about, Noise(self.case.seed_for("twin"), coherent=3), usual_norms=True)
-                self.clock.turn("rules")
-                peers = peers[: self._inside(twin, usable)]
-                theirs = _cut(twin.values, len(peers))
-            if peers:
-                self._rule_g(peers, seen[: len(peers)], theirs, self.peer_found, "P")
-                self._acquit(done, kinks, evaluation=True)
+            self._rule_g(peers, seen, own, self.peer_found, "P")
+            self._acquit(done, kinks, evaluation=True)
         for observation in seen:
             for name, same in observation.values.get("untouched", {}).items():
                 self.verdict.tally.count("exact untouched", 0.0, 1, 1)
@@ -875,9 +855,9 @@ def _state(joined: Joined, steps: Sequence[Step], quantity: str) -> Array:
 # -- single operations ------------------------------------------------------------------------------------------------
 
 
-def op_truth(case: c.OpCase, noise: Noise | None, usual_norms: bool = False) -> tuple[Array, dict[str, Array]]:
+def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:
     """Value and operand gradients of one operation: (replicas, 1, *shape) each."""
-    tape = d.Tape(noise, usual_norms=usual_norms, special=True)
+    tape = d.Tape(noise, special=True)
     operands = [
         d.Var(o.array.astype(np.float64)[None, None], needs=i not in case.constants)
         for i, o in enumerate(case.operands)
@@ -907,11 +887,9 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         found.append(Divergence(0, f"exception in {f.phase}", f.kind, "exception", message, failure=f))
     else:
         clock.turn("truth")
-        value, grads = op_truth(case, Noise(case.seed_for("noise")), usual_norms=foreign)
+        value, grads = op_truth(case, Noise(case.seed_for("noise")))
         expected = {"activation": {case.op: value}, "gradient": grads}
-        twin_value, twin_grads = op_truth(case, Noise(case.seed_for("twin")), usual_norms=True)
         clock.turn("rules")
-        twin = {"activation": {case.op: twin_value}, "gradient": twin_grads}
         if not foreign:
             expected["gradient with graph"] = grads
         for quantity, values in expected.items():
@@ -924,8 +902,8 @@ def _judge_op(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                     wrong = _op_values(verdict, case, quantity, name, ours, theirs, array, "G")
                 if wrong is not None:
                     found.append(wrong)
-                if peer_too and quantity in twin:
-                    off = _op_values(verdict, case, quantity, name, theirs, theirs, twin[quantity][name], "P")
+                if peer_too and not quantity.endswith(" with graph"):
+                    off = _op_values(verdict, case, quantity, name, theirs, theirs, array, "P")
                     if off is not None:
                         peer_found.append(off)
             for name in seen.values.get(quantity, {}).keys() - values.keys():

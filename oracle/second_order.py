@@ -20,7 +20,7 @@ from oracle import compare as cmp
 from oracle import inputs, locate, op_rule, pairs
 from oracle import needle_executor as ours_side
 from oracle import torch_executor as peer_side
-from oracle.definitions import REPLICAS, U
+from oracle.definitions import ANY_ORDER, REPLICAS, U
 from oracle.trace import Clock
 
 Array = npt.NDArray[Any]
@@ -43,14 +43,28 @@ class Rounding(TorchDispatchMode):
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Operations that only move elements stay exact."""
+        """Operations that only move elements stay exact; sums get the rounding of every order, see `ANY_ORDER`."""
+        kwargs = kwargs or {}
         if func.is_view or func._schema.is_mutable or func._schema.name in _MOVES:
-            return func(*args, **(kwargs or {}))
-        return func(*(self._perturbed(a) for a in args), **(kwargs or {}))
+            return func(*args, **kwargs)
+        out = func(*(self._perturbed(a) for a in args), **kwargs)
+        if func._schema.name in _PRODUCTS:
+            k = args[-2].shape[-1]
+        elif func._schema.name in _SUMS:
+            k = args[0].numel() // max(out.numel(), 1)
+        else:
+            return out
+        if k > 1:
+            terms = func(*(a.abs() if isinstance(a, Tensor) else a for a in args), **kwargs)
+            noise = torch.rand(out.shape, generator=self.generator, dtype=out.dtype)
+            out = out + (4 * U) * (noise - 0.5) * (ANY_ORDER * k) * terms
+        return out
 
 
 _MOVES = {f"aten::{n}" for n in ("clone", "detach", "cat", "stack", "flip", "zeros_like", "ones_like", "new_zeros",
                                   "_to_copy", "gt", "eq", "equal", "copy")}  # fmt: skip
+_PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm"}  # the product's factors come last
+_SUMS = {"aten::sum", "aten::mean"}
 
 
 class BatchNorm(nn.Module):

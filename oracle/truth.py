@@ -128,11 +128,10 @@ def training(
     masks: dict[str, Array],
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
-    usual_norms: bool = False,
     first: int = 0,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
-    tape = Tape(noise, usual_norms=usual_norms)
+    tape = Tape(noise)
     window = slice(first, first + len(states))
     tensors = {s.name: Var(_stacked([x[s.name] for x in states]), needs=not s.frozen) for s in parameters}
     tensors |= {s.name: _constant(_stacked([x[s.name] for x in states])) for s in buffers}
@@ -199,10 +198,9 @@ def evaluation(
     x: Array,
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
-    usual_norms: bool = False,
 ) -> Truth:
     """Outputs of all layers in evaluation mode; ``x`` is (states, rows, features)."""
-    tape = Tape(noise, usual_norms=usual_norms)
+    tape = Tape(noise)
     tensors = {name: _constant(_stacked([s[name] for s in states])) for name in states[0]}
     branch = {p: np.stack([k[p] for k in kinks]) for p in _relus(case) if p in kinks[0]}
     run = _Pass(tape, tensors, {}, branch)

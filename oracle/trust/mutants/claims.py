@@ -20,14 +20,9 @@ _REFUSES = "refuses what is not allowed; test_optim.py, test_ops.py"
 
 UNCLAIMED: tuple[tuple[str, str, str], ...] = (
     ("autograd", "__getattr__", "counts live tensors for the memory report; test_autograd.py, `nox -s memory`"),
-    ("autograd", "CPUDevice.*", "there is one device"),
-    ("autograd", "cpu", "there is one device"),
-    ("autograd", "all_devices", "there is one device"),
     ("autograd", "Tensor.device", "there is one device"),
     ("autograd", "Op.__init_subclass__", _COURSE),
     ("autograd", "Op.gradient*", _COURSE),
-    ("autograd", "_stand_in", _COURSE),
-    ("autograd", "_checked", _COURSE),
     ("autograd", "_refuse_other_than_tensors", _REFUSES),
     ("autograd", "Value.realize_cached_data", _CONVERTS),
     *(("autograd", f"Tensor.{name}", _CONVERTS) for name in (
@@ -35,8 +30,6 @@ UNCLAIMED: tuple[tuple[str, str, str], ...] = (
     ("nn", "Module.__*attr__", "when a plan is made again; test_chain.py"),
     ("nn", "_Plan.*", "whether layers are computed together, which changes no number; test_chain.py"),
     *(("autograd", f"TensorTuple.{name}", _CONVERTS) for name in ("__len__", "__iter__", "tuple", "__add__", "detach")),
-    ("autograd", "find_topo_sort", "a function of the course that backward does not use; test_autograd.py"),
-    ("autograd", "compute_gradient_of_variables", _TESTED),
     *(("autograd", f"Tensor.{name}", _TESTED) for name in ("mean", "matmul", "astype", "__rmatmul__")),
     ("ops", "_index_of", "lists and Tensors as an index; test_ops.py"),
     ("ops", "put_item", "how other ops are written"),

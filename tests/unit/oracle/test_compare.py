@@ -299,12 +299,19 @@ def test_where_rounding_is_large_but_decides_nothing_needle_is_judged():
         assert engine.judge(large, needle).divergence is not None
 
 
-def test_the_mean_of_one_number_is_that_number():
-    """A LayerNorm over one feature gives exactly its bias, wherever the feature lies."""
-    case = constant_columns(c.Linear(1), times(1e3), c.LayerNorm(), c.Linear(3), keep_init=True)
+def test_a_norm_over_a_single_number_may_round_as_x_inv_minus_mean_inv():
+    """A LayerNorm over one feature gives its bias: exactly, or, as torch has it, but for the rounding of x/√eps."""
+    case = constant_columns(c.Linear(1), c.LayerNorm(), c.Linear(3), keep_init=True)
     verdict = engine.judge(case, needle, validate=True)
     assert (verdict.divergence, verdict.oracle_errors, verdict.steps) == (None, [], 2)
-    with patched(needle.ops.LayerNorm, "compute", lambda f: lambda s, x, w, b: f(s, x, w, b) + np.float32(1e-30)):
+
+    def offset(share):
+        """The output of needle's LayerNorm, off by a share of |x|/√eps."""
+        return lambda f: lambda s, x, w, b: f(s, x, w, b) + np.float32(share * np.abs(x).max() / 1e-5**0.5)
+
+    with patched(needle.ops.LayerNorm, "compute", offset(2.0**-24)):
+        assert engine.judge(case, needle).divergence is None
+    with patched(needle.ops.LayerNorm, "compute", offset(2.0**-18)):
         assert engine.judge(case, needle).divergence is not None
 
 

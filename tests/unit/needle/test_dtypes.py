@@ -1,0 +1,266 @@
+"""Which dtype an op gives, and that its values are right in the small ones: the table in needle/ops.py."""
+
+import math
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn, ops
+
+BYTE, HALF, SINGLE = np.uint8, np.float16, np.float32
+
+
+def t(values, dtype):
+    return ndl.Tensor(np.array(values, dtype))
+
+
+def check(result, expected, dtype, rtol=2e-6):
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result.numpy().astype(np.float64), expected, rtol=rtol, atol=1e-30)
+
+
+def both(y, x, cotangent=None):
+    """The gradient of x by both walks."""
+    y.backward(cotangent, retain_graph=True)
+    plain = x.grad.numpy()
+    y.backward(cotangent, create_graph=True)
+    np.testing.assert_array_equal(x.grad.numpy(), plain, strict=True)
+    x.grad = None
+    return plain
+
+
+# ------------------------------------------------------------------------------------------------- small integers
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.int64])
+@pytest.mark.parametrize(
+    ("op", "of"),
+    [
+        (ops.exp, np.exp),
+        (ops.log, np.log),
+        (ops.tanh, np.tanh),
+        (ops.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+        (lambda x: x / 3, lambda x: x / 3),
+        (lambda x: 3 / x, lambda x: 3 / x),
+        (lambda x: x / x, lambda x: x / x),
+        (lambda x: x * 0.5, lambda x: x * 0.5),
+        (lambda x: x + 0.5, lambda x: x + 0.5),
+        (lambda x: x - 0.5, lambda x: x - 0.5),
+        (lambda x: 0.5 - x, lambda x: 0.5 - x),
+        (lambda x: x**0.5, lambda x: x**0.5),
+        (lambda x: x**2.0, lambda x: x**2.0),
+        (lambda x: 1.5**x, lambda x: 1.5**x),
+        (lambda x: x.mean(), lambda x: x.mean()),
+        (ops.logsumexp, lambda x: np.log(np.exp(x).sum())),
+        (lambda x: ops.logsoftmax(x.reshape(1, 3)), lambda x: (x - np.log(np.exp(x).sum()))[None]),
+        (lambda x: ops.fused_add_scalars(x, 0.5, 1.5)[1], lambda x: x + 1.5),
+    ],
+    ids=[
+        "exp",
+        "log",
+        "tanh",
+        "sigmoid",
+        "x/3",
+        "3/x",
+        "x/x",
+        "x*.5",
+        "x+.5",
+        "x-.5",
+        ".5-x",
+        "x**.5",
+        "x**2.",
+        "1.5**x",
+        "mean",
+        "logsumexp",
+        "logsoftmax",
+        "fused",
+    ],
+)
+def test_integers_in_a_formula_with_fractions_are_single_precision(dtype, op, of):
+    values = [3, 20, 80]
+    check(op(t(values, dtype)), of(np.array(values, np.float64)), SINGLE, 4e-6)
+
+
+def test_bools_in_a_formula_with_fractions_are_single_precision():
+    check(ops.exp(t([True, False], bool)), [math.e, 1], SINGLE)
+    check(t([True, False, True], bool).mean(), 2 / 3, SINGLE)
+    check(ops.sigmoid(t([True, False], bool)), [1 / (1 + math.exp(-1)), 0.5], SINGLE)
+
+
+NORMALISED = [[-(3**-0.5)] * 3 + [3**0.5]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("weight", [SINGLE, np.float64])
+def test_norms_of_integers(dtype, weight):
+    x = t([[100, 100, 100, 120]], dtype)
+    check(nn.LayerNorm1d(4, dtype=weight)(x), NORMALISED, weight, 1e-6)
+    check(nn.BatchNorm1d(1, dtype=weight)(x.T), np.transpose(NORMALISED), weight, 1e-6)
+    ones = ndl.Tensor(np.ones(4, dtype))
+    check(ops.layer_norm(x, ones, ones * 0), NORMALISED, SINGLE, 1e-6)
+
+
+def test_the_loss_of_integer_logits():
+    loss = nn.SoftmaxLoss()(t([[200, 100], [1, 2]], BYTE), ndl.Tensor([0, 1]))
+    check(loss, math.log1p(math.exp(-1)) / 2, SINGLE)
+
+
+def test_dropout_of_integers():
+    check(nn.Dropout(0.0)(t([5, 6], np.int64)), [5, 6], SINGLE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+@pytest.mark.parametrize("other", [HALF, SINGLE, np.float64])
+def test_beside_a_float_integers_take_its_dtype(dtype, other):
+    whole, x = t([[1, 0], [1, 1]], dtype), t([[2, 3], [4, 5]], other)
+    check(x + whole, [[3, 3], [5, 6]], other)
+    check(whole * x, [[2, 0], [4, 5]], other)
+    check(x - whole, [[1, 3], [3, 4]], other)
+    check(whole - x, [[-1, -3], [-3, -4]], other)
+    check(whole / x, [[0.5, 0], [0.25, 0.2]], other, 1e-3)
+    check(x**whole, [[2, 1], [4, 5]], other)
+    check(whole @ x, [[2, 3], [6, 8]], other)
+    check(ops.linear(whole, x), [[2, 3], [6, 8]], other)
+    check(ops.stack([whole, x])[0], [[1, 0], [1, 1]], other)
+    image = ndl.Tensor(whole.numpy().reshape(1, 2, 2, 1))
+    check(ops.conv(image, ndl.Tensor(x.numpy().reshape(2, 2, 1, 1))), [[[[11]]]], other)
+
+
+def test_integers_among_themselves_stay_integers():
+    x = t([250, 3], BYTE)
+    for y, expected in [(x + x, [244, 6]), (x * x, [36, 9]), (-x, [6, 253]), (ops.relu(x), [250, 3]), (x**2, [36, 9])]:
+        assert y.dtype == BYTE
+        assert y.numpy().tolist() == expected
+    assert x.sum().item() == 253
+    assert x.max().dtype == BYTE
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected", "dtype"),
+    [
+        (lambda: t([0, 3], BYTE) - 1, [255, 2], BYTE),
+        (lambda: t([0, 3], BYTE) - np.uint8(1), [255, 2], BYTE),
+        (lambda: 1 - t([0, 3], BYTE), [1, 254], BYTE),
+        (lambda: t([0, -3], np.int8) - (-128), [-128, 125], np.int8),
+        (lambda: t([0, 3], SINGLE) - t([1, 1], BYTE), [-1, 2], SINGLE),
+        (lambda: t([0, 3], np.int64) - t([1, 1], BYTE), [-1, 2], np.int64),
+        (lambda: np.array([0, 3]) - t([1, 1], BYTE), [-1, 2], np.int64),
+        (lambda: t([0, 3], np.int64) - np.array([1, 1], BYTE), [-1, 2], np.int64),
+        (lambda: t([0, 3], BYTE) - t([1, 1], np.int64), [-1, 2], np.int64),
+        (lambda: t([0, 3], SINGLE) - t([True, False], bool), [-1, 3], SINGLE),
+        (lambda: 1 - t([True, False], bool), [0, 1], np.int64),
+        (lambda: t([True, False], bool) - 1, [0, -1], np.int64),
+        (lambda: 0.5 - t([5], BYTE), [-4.5], SINGLE),
+    ],
+    ids=range(13),
+)
+def test_differences_of_small_integers(difference, expected, dtype):
+    check(difference(), expected, dtype)
+
+
+def test_bools_are_not_subtracted():
+    with pytest.raises(TypeError, match=r"bools cannot be subtracted: compare them with !="):
+        t([True], bool) - t([True], bool)
+
+
+def test_a_cast_passes_fractions_back_to_integers():
+    x = t([1, 2], np.int64)
+    check(ndl.Tensor(both((x.astype("float32") * 0.5).sum(), x)), [0.5, 0.5], SINGLE)
+
+
+def test_gradients_beside_and_of_integers():
+    x = t([20], BYTE)
+    check(ndl.Tensor(both(x**3 * 1.0, x)), [1200], SINGLE)
+    x, n = t([1.0, 2.0], SINGLE), t([2, 0], np.int64)
+    check(ndl.Tensor(both((x**n).sum(), n)), [0, math.log(2)], SINGLE)
+    check(ndl.Tensor(both((n**n).sum(), n)), [4 + 4 * math.log(2), 0], SINGLE)
+    n = t([2, 3], BYTE)
+    check(ndl.Tensor(both((x / n).sum(), n)), [-1 / 4, -2 / 9], SINGLE)
+    n = t([[200, 201]], BYTE)
+    p = 1 / (1 + math.exp(-1))
+    check(ndl.Tensor(both(nn.SoftmaxLoss()(n, ndl.Tensor([0])), n)), [[-p, p]], SINGLE)
+    check(ndl.Tensor(both(ops.logsumexp(n), n)), [[1 - p, p]], SINGLE)
+    layer = nn.Sequential(nn.Tanh(), nn.Linear(2, 3), nn.LayerNorm1d(3))
+    float_x, n = t([[1, 0]], SINGLE), t([[1, 0]], BYTE)
+    np.testing.assert_array_equal(both(layer(n)[0, 0], n), both(layer(float_x)[0, 0], float_x))
+
+
+def test_ties_of_integers_share_the_gradient():
+    x = t([3, 1, 3], np.int64)
+    check(ndl.Tensor(both(x.max(), x)), [0.5, 0, 0.5], SINGLE)
+
+
+def test_a_tensor_of_strings_is_made_by_no_cast():
+    with pytest.raises(TypeError, match="cast: a Tensor holds real numbers or bools, but got dtype <U3"):
+        t([1], np.int64).astype("U3")
+
+
+# -------------------------------------------------------------------------------------------------- half precision
+
+
+def test_sums_and_means_in_half_precision():
+    ones = ndl.Tensor(np.ones((20_000, 3), HALF))
+    check(ones.sum(0), [20_000] * 3, HALF)  # counted in float16, it stops at 2,048
+    check(ndl.Tensor(np.ones((2_000, 100), HALF)).mean(), 1, HALF)  # the sum is out of range
+    check(ops.logsumexp(ndl.Tensor(np.zeros(70_000, HALF))), math.log(70_000), HALF, 1e-3)
+    check(ops.logsoftmax(ndl.Tensor(np.zeros((1, 70_000), HALF)))[0, 0], -math.log(70_000), HALF, 1e-3)
+    loss = nn.SoftmaxLoss()(ndl.Tensor(np.zeros((70_000, 2), HALF)), ndl.Tensor(np.zeros(70_000, BYTE)))
+    check(loss, math.log(2), HALF, 1e-3)
+
+
+def test_norms_in_half_precision():
+    x = (200 + np.arange(512) % 2).astype(HALF)  # the sum of a row is out of range
+    expected = np.where(np.arange(512) % 2, 1, -1)
+    check(nn.LayerNorm1d(512, dtype=HALF)(ndl.Tensor(x)), expected, HALF, 1e-3)
+    norm = nn.BatchNorm1d(1, dtype=HALF)
+    check(norm(ndl.Tensor(x[:, None])), expected[:, None], HALF, 1e-3)
+    check(norm.running_mean, [20.05], HALF, 1e-3)
+    check(nn.LayerNorm1d(512)(ndl.Tensor(x)), expected, SINGLE, 1e-4)
+
+
+def test_products_in_half_precision():
+    a, b = np.full((2, 1, 20_000), 0.1, HALF), np.full((2, 20_000, 1), 0.1, HALF)
+    expected = 20_000 * float(HALF(0.1)) ** 2
+    check(ndl.Tensor(a) @ ndl.Tensor(b), np.full((2, 1, 1), expected), HALF, 1e-3)
+    check(ndl.Tensor(a[0]) @ ndl.Tensor(b[0]), [[expected]], HALF, 1e-3)
+    check(
+        ops.linear(ndl.Tensor(a[0]), ndl.Tensor(b[0]), ndl.Tensor(np.array([[0.5]], HALF))),
+        [[expected + 0.5]],
+        HALF,
+        1e-3,
+    )
+    many = ndl.Tensor(np.full((1, 3, 3, 4_000), 0.1, HALF))
+    kernel = ndl.Tensor(np.full((3, 3, 4_000, 1), 0.1, HALF))
+    check(ops.conv(many, kernel), [[[[36_000 * float(HALF(0.1)) ** 2]]]], HALF, 1e-3)
+
+
+def test_gradients_in_half_precision():
+    x = ndl.Tensor(np.array([2000, 2001], HALF))
+    p = 1 / (1 + math.exp(-1))
+    check(ndl.Tensor(both(ops.logsumexp(x), x)), [1 - p, p], HALF, 1e-3)  # log(sum) itself is rounded to 2002
+    x = ndl.Tensor(np.array([[2000, 2001]], HALF))
+    check(ndl.Tensor(both(nn.SoftmaxLoss()(x, ndl.Tensor([0])), x)), [[-p, p]], HALF, 1e-3)
+    check(ndl.Tensor(both(ops.logsoftmax(x)[0, 0], x)), [[p, -p]], HALF, 1e-3)
+    x = ndl.Tensor(np.ones(3, HALF))
+    check(ndl.Tensor(both(x[np.zeros(4_000, int)].sum(), x)), [4_000, 0, 0], HALF)
+    x = ndl.Tensor(np.ones((1, 2), HALF))
+    check(ndl.Tensor(both((x + ndl.Tensor(np.zeros((4_000, 2), HALF))).sum(), x)), [[4_000] * 2], HALF)
+    rows = ndl.Tensor(np.ones((4_000, 3), HALF), requires_grad=False)
+    weight, bias = ndl.Tensor(np.ones((3, 2), HALF)), ndl.Tensor(np.ones((1, 2), HALF))
+    y = ops.linear(rows, weight, bias).sum()
+    check(ndl.Tensor(both(y, weight)), np.full((3, 2), 4_000), HALF)
+    check(ndl.Tensor(both(y, bias)), [[4_000] * 2], HALF)
+
+
+def test_the_gradient_of_a_norm_in_half_precision_is_that_in_single_precision():
+    rng = np.random.default_rng(0)
+    for dim, norm in ((64, nn.LayerNorm1d), (8, nn.BatchNorm1d)):
+        values = (rng.standard_normal((512, dim)) * 2 + 150).astype(HALF)
+        cotangent = rng.standard_normal((512, dim)).astype(HALF)
+        found = []
+        for dtype in (HALF, SINGLE):
+            x = ndl.Tensor(values.astype(dtype))
+            found.append(both(norm(dim, dtype=dtype)(x), x, ndl.Tensor(cotangent.astype(dtype))))
+        assert found[0].dtype == HALF
+        np.testing.assert_allclose(found[0].astype(SINGLE), found[1], rtol=1e-3, atol=1e-4)
