@@ -103,13 +103,11 @@ def run(options: argparse.Namespace) -> int:
     pairs = QUICK_PAIRS if options.quick else PAIRS
     status, kernel = 0, ""
     try:
-        with worktree(options.against) as old, terminal.bar(console) as bar:
+        with worktree(options.against) as old, terminal.progress(console) as progress:
             for i in range(pairs):
                 sides = {"new": ROOT, "old": old} if i % 2 else {"old": old, "new": ROOT}
-                with (
-                    terminal.tracked(bar, f"pair {i + 1} of {pairs}", len(found) * rounds) as tick,
-                    ExitStack() as stack,
-                ):
+                tick = terminal.counted(progress, f"pair {i + 1} of {pairs}", len(found) * rounds)
+                with ExitStack() as stack:
                     pair = {name: stack.enter_context(Process(path, options.threads)) for name, path in sides.items()}
                     kernel = " and ".join(dict.fromkeys(told(side) for side in pair.values()))
                     for key, timings in found.items():
@@ -124,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         status = 130
     timed = {key: done for key, timings in found.items() if (done := [t for t in timings if t.rounds])}
-    worse = show(timed, options.against, console)
+    worse = report(timed, options.against, console)
     console.print(
         f"Process CPU time of a step, {options.threads} thread{'s' * (options.threads > 1)}, BLAS kernel {kernel}; medians "
         f"(least and most) of {max(map(len, timed.values()), default=0)} pairs of processes, {rounds} rounds of bursts of {seconds * 1e3:.0f} ms each.",
@@ -163,7 +161,7 @@ def ratio(pairs: Sequence[Timing]) -> Spread:
     return Spread.of(timing.ratio("new", "old").median for timing in pairs)
 
 
-def show(found: Mapping[str, Sequence[Timing]], revision: str, console: Console) -> list[str]:
+def report(found: Mapping[str, Sequence[Timing]], revision: str, console: Console) -> list[str]:
     """The table -> the workloads that are worse."""
     headings = ("workload", "old µs", "new µs", "new / old", "least", "most")
     table = terminal.table(headings, left=("workload",), title=f"needle: this tree against {revision}")
