@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 import needle
 from needle import ops
@@ -29,11 +28,15 @@ from oracle import case as c
 from oracle import engine, report, runner
 from oracle.compare import Tally
 from oracle.locate import suspect
+from oracle.pages import terminal
+from oracle.pages.markdown import table as markdown_table
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")
+HEADINGS = ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where")
+WORDS = ("variant", "where")
 
 # -- other orders of summation ----------------------------------------------------------------------------------------
 
@@ -314,14 +317,9 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     tensors = sum(o.tally.tensors for o in outcomes)
     alarms = [a for o in outcomes for a in o.alarms]
     errors = [e for o in outcomes for e in o.errors]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where"):
-        table.add_column(heading, justify="left" if heading in ("variant", "where") else "right", no_wrap=True)
+    table = terminal.table(HEADINGS, WORDS)
     for o in outcomes:
-        where, share = o.top
-        table.add_row(
-            o.name, f"{o.cases:,}", f"{o.steps:,}", f"{o.tally.tensors:,}", str(len(o.alarms)), f"{share:.1%}", where
-        )
+        table.add_row(*_cells(o))
     console.print(table)
     for alarm in alarms[:20]:
         console.print(
@@ -339,6 +337,12 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
         f"{word}; {time.perf_counter() - started:.0f} s; {page}", style="bold red" if alarms else "bold green"
     )
     return 1 if alarms else 3 if errors else 0
+
+
+def _cells(o: Outcome) -> tuple[str, ...]:
+    where, share = o.top
+    counts = (o.cases, o.steps, o.tally.tensors, len(o.alarms))
+    return (o.name, *(f"{n:,}" for n in counts), f"{share:.1%}", where)
 
 
 def _shares(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
@@ -361,26 +365,17 @@ def markdown(outcomes: Sequence[Outcome], seed: int) -> str:
         f"steps and {sum(o.cases for o in outcomes):,} cases, {len(outcomes)} variants",
         "- share: the largest error in units of what the rule allows; 100 % is the limit",
         "",
-        "| variant | cases | steps | tensors | false alarms | largest share | where |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for o in outcomes:
-        where, share = o.top
-        lines.append(
-            f"| {o.name} | {o.cases:,} | {o.steps:,} | {o.tally.tensors:,} | {len(o.alarms)} | {share:.1%} | {where} |"
-        )
-    shares = _shares(outcomes)
-    lines += [
+        *markdown_table(HEADINGS, map(_cells, outcomes), WORDS),
         "",
         "## Largest share per comparison",
         "",
-        "| comparison | as it is | any variant | which |",
-        "|---|--:|--:|---|",
     ]
-    for key, by_variant in shares.items():
+    rows = []
+    for key, by_variant in _shares(outcomes).items():
         name = max(by_variant, key=lambda v: by_variant[v])
         own = by_variant.get("as it is")
-        lines.append(f"| {key} | {'' if own is None else f'{own:.1%}'} | {by_variant[name]:.1%} | {name} |")
+        rows.append((key, "" if own is None else f"{own:.1%}", f"{by_variant[name]:.1%}", name))
+    lines += markdown_table(("comparison", "as it is", "any variant", "which"), rows, ("comparison", "which"))
     return "\n".join([*lines, ""])
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -34,6 +35,8 @@ from oracle import case as c
 from oracle import engine, report, runner, shrink
 from oracle.compare import Divergence
 from oracle.locate import suspect
+from oracle.pages import terminal
+from oracle.pages.markdown import table as markdown_table
 from oracle.pairs import OPS
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
@@ -45,6 +48,8 @@ ESTIMATED = 20  # of them
 AHEAD = 4  # shards per seed that are drawn before the first fork
 PATIENCE = 900  # seconds for one fault
 SHRINKS = 40  # cases tried while the first kill of a fault is shrunk
+HEADINGS = ("fault", "what is wrong", "cases", "per case", "rule", "suspect named", "right", "layers, steps")
+WORDS = {"fault", "what is wrong", "rule", "suspect named", "layers, steps"}  # the columns that are not numbers
 SYNONYMS = {
     "backward": ("backward", "vjp", "gradient"),
     "forward": ("forward", "value", "output"),
@@ -347,22 +352,24 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     ]
     for group in dict.fromkeys(r.group for r in rows):
         part = [r for r in rows if r.group == group]
-        lines += [
-            f"## {group}: {sum(r.killed for r in part)} of {len(part)}",
-            "",
-            "| fault | what is wrong | cases | per case | rule | suspect named | right | layers, steps |",
-            "|---|---|--:|--:|---|---|--:|---|",
-        ]
-        for r in part:
-            cases = f"{r.cases:g}" if r.cases is not None else "**survived**"
-            named = r.suspect.partition(";")[0].replace("|", "\\|")
-            about = r.about.replace("|", "\\|")
-            lines.append(
-                f"| {r.name} | {about} | {cases} | {_percent(r.probability)} | {r.rules} | {named} "
-                f"| {_percent(r.right)} | {r.small} |"
-            )
-        lines.append("")
+        lines += [f"## {group}: {sum(r.killed for r in part)} of {len(part)}", ""]
+        cells = [_cells(r, "**survived**") for r in part]
+        lines += [*markdown_table(HEADINGS, [[c[h] for h in HEADINGS] for c in cells], WORDS), ""]
     return "\n".join(lines)
+
+
+def _cells(row: Row, survived: str) -> dict[str, str]:
+    """Heading -> what a line of the table says there."""
+    return {
+        "fault": row.name,
+        "what is wrong": row.about,
+        "cases": survived if row.cases is None else f"{row.cases:g}",
+        "per case": _percent(row.probability),
+        "rule": row.rules,
+        "suspect named": row.suspect.partition(";")[0],
+        "right": _percent(row.right),
+        "layers, steps": row.small,
+    }
 
 
 def _percent(share: float | None) -> str:
@@ -447,12 +454,9 @@ def faults(
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=group, box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
-    for heading, side in (("fault", "left"), ("cases", "right"), ("per case", "right"), ("rule", "left"), ("right", "right"),
-                          ("layers, steps", "left"), ("suspect named", "left")):  # fmt: skip
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for r in rows:
-        cases = f"{r.cases:g}" if r.cases is not None else "[bold red]survived[/]"
-        table.add_row(r.name, cases, _percent(r.probability), r.rules, _percent(r.right), r.small,
-                      r.suspect.partition(";")[0].replace("[", "\\["))  # fmt: skip
+    shown = [h for h in HEADINGS if h not in ("what is wrong", "suspect named")] + ["suspect named"]
+    table = terminal.table(shown, WORDS, title=group)
+    for row in rows:
+        cells = _cells(row, "survived")
+        table.add_row(*(escape(cells[h]) for h in shown), style="" if row.killed else "bold red")
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
 from oracle.trust.mutants.claims import FILES, UNCLAIMED
 from oracle.trust.mutants.operators import GENERIC, OPERATORS, RUNGS
@@ -45,8 +46,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
-    marks = ["---" if i < text_columns else "---:" for i in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
+    return table(head, rows, left=head[:text_columns])
 
 
 def by(rows: Sequence[Row], field: str, names: Sequence[str]) -> list[list[str]]:
@@ -61,7 +61,7 @@ def by(rows: Sequence[Row], field: str, names: Sequence[str]) -> list[list[str]]
 
 def _code(text: str) -> str:
     short = text if len(text) <= 90 else text[:87] + "…"
-    return "`` " + short.replace("|", "\\|") + " ``"
+    return "`` " + short + " ``"
 
 
 def _where(r: Row) -> str:
