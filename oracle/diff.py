@@ -72,9 +72,8 @@ def diff(
 def _foreign(folder: Path) -> dict[str, str]:
     """Another needle takes the place of ours; returns what it does not offer."""
     import needle
-    from oracle import engine, foreign
+    from oracle import foreign
 
-    engine.foreign = True
     return foreign.missing(needle)
 
 

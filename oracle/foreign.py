@@ -78,13 +78,14 @@ def _with_a_list(init: Any) -> Any:
 
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
-    from oracle import engine, pairs, strategies
+    from oracle import pairs, strategies
+    from oracle.rules.judge import judge
     from oracle.runner import draw_from
 
     found: dict[str, str] = {}
 
     def tried(name: str, case: c.Case) -> None:
-        divergence = engine.judge(case, ndl).divergence
+        divergence = judge(case, ndl).divergence
         failure = divergence.failure if divergence is not None else None
         if failure is not None and failure.kind in (
             "AttributeError",

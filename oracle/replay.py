@@ -41,11 +41,10 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
 
         return replay_case(case, console)
     import needle
-    from oracle import engine
+    from oracle.blame import judged
 
-    engine.foreign = foreign
     console.print(f"{case.digest}: {c.describe(case)}", soft_wrap=True, markup=False)
-    verdict = engine.judge(case, needle, validate=True)
+    verdict = judged(case, needle, validate=True)
     if isinstance(case, c.TrainCase):
         console.print(_steps(case, needle, verdict))
     console.print()
@@ -57,10 +56,10 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
         return 1
     if verdict.oracle_errors:
         return 3
-    judged = f"{verdict.tally.tensors:,} tensors compared"
+    compared = f"{verdict.tally.tensors:,} tensors compared"
     if verdict.out_of_domain:
-        judged += f"; step {verdict.steps} leaves the domain (values of 1e15 and more) and ends the comparison"
-    console.print(f"[bold green]needle and torch agree[/]: {judged}")
+        compared += f"; step {verdict.steps} leaves the domain (values of 1e15 and more) and ends the comparison"
+    console.print(f"[bold green]needle and torch agree[/]: {compared}")
     return 0
 
 
@@ -68,12 +67,12 @@ def _steps(case: c.TrainCase, ndl: Any, verdict: Any) -> Table:
     """What both sides show at each step."""
     import numpy as np
 
-    from oracle import engine
+    from oracle.systems.lockstep import Lockstep
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right")
-    for step in engine.trajectory(case, ndl):
+    for step in Lockstep(case, ndl).steps():
         t, seen, peer = step.ours.step, step.ours.values, step.peer.values
         grads = seen.get("clipped", seen.get("gradient", {})).values()
         norm = np.sqrt(sum(float((np.asarray(g, dtype=float) ** 2).sum()) for g in grads))

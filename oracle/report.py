@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from oracle import case as c
-from oracle.compare import Divergence
-from oracle.locate import suspect
+from oracle.blame.locate import suspect
+from oracle.rules.verdict import Divergence
 
 LATEST = Path("reports/latest")
 

@@ -33,9 +33,10 @@ from hypothesis.strategies import SearchStrategy
 
 import needle
 from oracle import case as c
-from oracle import coverage, engine, pairs, report, shrink, strategies
-from oracle.compare import Divergence, Tally
-from oracle.locate import culprit
+from oracle import coverage, pairs, report, shrink, strategies
+from oracle.blame import culprit, judged, named
+from oracle.rules.training import judge_digits
+from oracle.rules.verdict import Divergence, Tally, Verdict
 
 _T = TypeVar("_T")
 
@@ -146,7 +147,7 @@ class Result:
         try:
             number = int(case.digest, 16)
             with time_limit():
-                verdict = engine.judge(
+                verdict = judged(
                     case,
                     needle,
                     peer_too=number % PEER_SHARE == 0,
@@ -159,7 +160,7 @@ class Result:
             return
         self.count(verdict)
 
-    def count(self, verdict: engine.Verdict) -> None:
+    def count(self, verdict: Verdict) -> None:
         """Count a verdict."""
         case = verdict.case
         self.cases[case.__struct_config__.tag] += 1  # type: ignore[index]
@@ -325,8 +326,8 @@ def run_digits(seed: int) -> Digits:
     """Train on the digits, every step compared, and test what needle has learned."""
     case = digits_case(seed)
     result = Result()
-    verdict, accuracy = engine.judge_digits(case, needle)
-    result.count(verdict)
+    verdict, accuracy = judge_digits(case, needle)
+    result.count(named(verdict, needle))
     result.cases.clear()  # reported on its own, not among the generated cases
     result.coverage.clear()
     result.seconds.clear()
@@ -342,7 +343,7 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     def fails(case: c.Case) -> bool:
         try:
             with time_limit():
-                found = engine.judge(case, needle).divergence
+                found = judged(case, needle).divergence
         except Exception:
             return False
         # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
@@ -352,7 +353,7 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
         return culprit(case, found) == failed.culprit
 
     smallest = shrink.shrink(failed.case, fails)
-    verdict = engine.judge(smallest, needle, validate=True)
+    verdict = judged(smallest, needle, validate=True)
     divergence = verdict.divergence or failed.divergence
     return Failed(smallest, divergence, failed.count), verdict.oracle_errors
 
@@ -371,7 +372,7 @@ def warm_up() -> None:
     optimizers: tuple[c.Optimizer, ...] = (c.SGD(momentum=0.9), c.Adam())
     for optimizer in optimizers:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
-        engine.judge(c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0), needle)
+        judged(c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0), needle)
 
 
 def pool(workers: int) -> ProcessPoolExecutor:

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from oracle import case as c
 from oracle import inputs
-from oracle.compare import Divergence
-from oracle.locate import suspect
+from oracle.blame.locate import suspect
+from oracle.rules.verdict import Divergence
 from oracle.trace import UNSEEN, State
 
 Array = npt.NDArray[Any]
@@ -435,14 +435,14 @@ def _state(state: State) -> str:
 
 
 def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) -> str:
-    from oracle import engine
     from oracle import torch_executor as peer
+    from oracle.systems.lockstep import Lockstep
 
     last = divergence.step
     # the steps of a parameter are not those of the case if it missed one: then from the start
     first = 0 if replayed or case.gap else max(0, last - 1) if divergence.quantity == "kept" else last
     state = State(inputs.initial_state(case))
-    for step in engine.trajectory(case, ndl):
+    for step in Lockstep(case, ndl).steps():
         if step.ours.step == first:
             state = step.before
             break
@@ -538,7 +538,7 @@ def _place(name: str) -> dict[str, Any]:
 
 
 def _second(case: c.SecondOrderCase, divergence: Divergence) -> str:
-    from oracle.second_order import directions
+    from oracle.systems.second_order import directions
 
     data = list(_data(case, 0, 0))
     data += [

@@ -25,11 +25,11 @@ import needle
 from needle import ops
 from needle.autograd import Tensor, Value
 from oracle import case as c
-from oracle import engine, report, runner
-from oracle.compare import Tally
-from oracle.locate import suspect
+from oracle import report, runner
+from oracle.blame import judged, suspect
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
+from oracle.rules.verdict import Tally
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
@@ -258,7 +258,7 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
     with variant.patch.applied(), _threads(variant.threads):
         for case in runner.shard_cases(seed, index):
             try:
-                verdict = engine.judge(case, needle, peer_too=False)
+                verdict = judged(case, needle, peer_too=False)
             except Exception as error:
                 outcome.errors.append(f"{case.digest}: {type(error).__name__}: {error}")
                 continue

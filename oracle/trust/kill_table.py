@@ -32,12 +32,12 @@ from rich.table import Table
 
 import needle
 from oracle import case as c
-from oracle import engine, report, runner, shrink
-from oracle.compare import Divergence
-from oracle.locate import suspect
+from oracle import report, runner, shrink
+from oracle.blame import judged, suspect
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.pairs import OPS
+from oracle.rules.verdict import Divergence
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")
@@ -157,9 +157,9 @@ class Cases:
             yield self.shard(seed, i // runner.SHARD_SIZE)[i % runner.SHARD_SIZE]
 
 
-def judged(case: c.Case) -> Divergence | None:
+def diverged(case: c.Case) -> Divergence | None:
     """The divergence of a case; an error of the oracle is a finding about the oracle, and no kill."""
-    return engine.judge(case, needle, peer_too=False).divergence
+    return judged(case, needle, peer_too=False).divergence
 
 
 def kill(fault: Fault, cases: Cases, seed: int, budget: int, shrunk: int) -> Kill:
@@ -167,7 +167,7 @@ def kill(fault: Fault, cases: Cases, seed: int, budget: int, shrunk: int) -> Kil
     errors: list[str] = []
     for count, case in enumerate(cases.run(seed, budget), 1):
         try:
-            found = judged(case)
+            found = diverged(case)
         except Exception:
             errors.append(traceback.format_exc(limit=-1))
             continue
@@ -185,7 +185,7 @@ def kill(fault: Fault, cases: Cases, seed: int, budget: int, shrunk: int) -> Kil
 
 def _fails_alike(case: c.Case, like: Divergence) -> bool:
     try:
-        found = judged(case)
+        found = diverged(case)
     except Exception:
         return False
     return found is not None and (found.quantity, found.rule) == (like.quantity, like.rule)
@@ -203,7 +203,7 @@ def probability(cases: Cases, count: int) -> float:
     found = 0
     for case in cases.run(HELD_OUT, count):
         try:
-            found += judged(case) is not None
+            found += diverged(case) is not None
         except Exception:
             continue  # an error of the oracle is no kill
     return found / count

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oracle import case as c
-from oracle import engine
+from oracle.needle_executor import BESIDE
+from oracle.rules.judge import judge
 from oracle.trust.mutants import damage
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.operators import RUNGS, Mutant
@@ -60,6 +61,7 @@ class _FromMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         name = module.__name__.partition(".")[2]
         module.__dict__["_m"] = damage
+        module.__file__ = str(BESIDE / f"{name or '__init__'}.py")  # it is still our needle, with our tape
         exec(compile(self.texts[name], _filename(name), "exec"), module.__dict__)
 
 
@@ -129,7 +131,7 @@ def baseline(texts: Sources, cases: Sequence[c.Case]) -> tuple[list[Judged], Lin
         started = time.perf_counter()
         try:
             with _Tracer() as tracer:
-                verdict = engine.judge(case, ndl, peer_too=False)
+                verdict = judge(case, ndl, peer_too=False)
         except Exception as error:
             judged.append(Judged(case, frozenset(tracer.lines), {}, 0.0, f"{type(error).__name__}: {error}"))
             continue
@@ -197,7 +199,7 @@ def _attempt(changed: Sources, cases: Sequence[tuple[int, Judged]], beat: Callab
         beat()
         out.cases += 1
         try:
-            found = engine.judge(judged.case, ndl, peer_too=False).divergence
+            found = judge(judged.case, ndl, peer_too=False).divergence
         except Exception as error:
             out.oracle_errors.append(f"{judged.case.digest}: {type(error).__name__}: {error}"[:300])
             if len(out.oracle_errors) >= ORACLE_ERRORS:

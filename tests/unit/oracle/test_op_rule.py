@@ -8,8 +8,10 @@ import pytest
 import needle
 from needle import ops
 from oracle import case as c
-from oracle import engine, locate, op_rule, runner
+from oracle import op_rule, runner
+from oracle.blame import culprit, judged
 from oracle.op_rule import Findings
+from oracle.systems.lockstep import Lockstep
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
 
@@ -39,9 +41,9 @@ def test_every_op_of_needle_has_a_definition():
 def test_correct_code_gives_no_finding_on_several_hundred_nodes():
     nodes = tensors = 0
     for case in runner.draw("train", 90, 20):
-        run = engine._Train(case, needle)
+        run = Lockstep(case, needle)
         with np.errstate(all="ignore"):
-            next(run.trajectory())
+            next(run.steps())
         assert run.findings.bad == [], (case.digest, run.findings.bad[0].message)
         assert run.findings.unknown == 0
         assert run.findings.largest <= 1
@@ -145,7 +147,7 @@ def test_a_node_that_no_layer_shows_is_judged_too():
         seed=1,
     )
     with compute("Exp", lambda y, a: y * np.float32(1.01)).applied():
-        found = engine.judge(case, needle).divergence
+        found = judged(case, needle).divergence
     assert found is not None
     assert (found.rule, found.quantity) == ("OP", "operator")
     assert "Exp forward" in found.place
@@ -186,29 +188,29 @@ def test_judging_leaves_no_trace():
     from oracle.needle_executor import NeedleRun
     from oracle.trace import State
 
-    def run(judged):
+    def run(watched):
         ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
         ours.load(State(inputs.initial_state(case)))
-        return [ours.step(0, Findings() if judged else None), ours.step(1)]
+        return [ours.step(0, Findings() if watched else None), ours.step(1)]
 
-    for plain, judged in zip(run(False), run(True), strict=True):
-        assert plain.values.keys() == judged.values.keys()
+    for plain, watched in zip(run(False), run(True), strict=True):
+        assert plain.values.keys() == watched.values.keys()
         for quantity, values in plain.values.items():
             for name, value in values.items():
-                assert np.array_equal(value, judged.values[quantity][name]), (quantity, name)
+                assert np.array_equal(value, watched.values[quantity][name]), (quantity, name)
 
 
 @pytest.mark.parametrize("constant", [0, 1])
 def test_a_gradient_for_a_constant_operand_or_for_none_but_that_is_found(monkeypatch, constant):
     case = c.OpCase(op="multiply", operands=(c.Operand((1,), (2.0,)), c.Operand((1,), (3.0,))), constants=(constant,))
-    assert engine.judge(case, needle, validate=True).divergence is None
+    assert judged(case, needle, validate=True).divergence is None
     right = ops.EWiseMul.vjp
 
     def swapped(self, g, y, needs, a, b):
         return right(self, g, y, needs[::-1], a, b)
 
     monkeypatch.setattr(ops.EWiseMul, "vjp", swapped)
-    found = engine.judge(case, needle).divergence
+    found = judged(case, needle).divergence
     assert found is not None
     assert (found.quantity, found.rule) in {("gradient", "missing"), ("exception in backward", "exception")}
 
@@ -217,6 +219,6 @@ def test_an_op_that_forgets_its_result_is_a_finding_and_no_error_of_the_oracle(m
     right = ops.SoftmaxCrossEntropy.compute
     monkeypatch.setattr(ops.SoftmaxCrossEntropy, "compute", lambda self, *xs: right(self, *xs) and None)
     case = c.OpCase("softmax_loss", (c.Operand((1, 2), (1.0, 2.0)),), attributes={"labels": (0,)})
-    found = engine.judge(case, needle).divergence
+    found = judged(case, needle).divergence
     assert found is not None
-    assert locate.culprit(case, found) == "SoftmaxCrossEntropy forward"
+    assert culprit(case, found) == "SoftmaxCrossEntropy forward"

@@ -12,7 +12,7 @@ import pytest
 
 import needle
 from oracle import case as c
-from oracle import engine, report, runner
+from oracle import report, runner
 from oracle.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -116,7 +116,7 @@ def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(engine, "judge", broken)
+    monkeypatch.setattr(runner, "judged", broken)
     result = runner.run_shard(1, 0)
     assert not result.failed
     assert len(result.oracle_errors) == runner.SHARD_SIZE

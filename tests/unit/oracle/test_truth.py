@@ -5,9 +5,11 @@ import pytest
 
 import needle
 from oracle import case as c
-from oracle import compare as cmp
 from oracle import definitions as d
-from oracle import engine, pairs
+from oracle import pairs
+from oracle.blame import judged
+from oracle.rules import compare as cmp
+from oracle.rules.single_op import op_truth
 from oracle.runner import draw
 from oracle.strategies import op_cases
 
@@ -58,7 +60,7 @@ def test_every_vjp_is_the_derivative_of_its_forward(name):
 
 
 def check_vjps(case):
-    value, grads = engine.op_truth(case, None)
+    value, grads = op_truth(case, None)
     g = case.cotangent_array.astype(np.float64)
     arrays = [o.array.astype(np.float64) for o in case.operands]
     attributes = dict(case.attributes)
@@ -120,7 +122,7 @@ def test_the_truth_is_torch_in_float64(layers, loss):
         backward="accumulate",
         input_grad=True,
     )
-    verdict = engine.judge(case, needle, validate=True)
+    verdict = judged(case, needle, validate=True)
     assert verdict.oracle_errors == []
     assert verdict.divergence is None
     validated = [k for k in verdict.tally.largest if k.startswith("validation ")]
@@ -138,11 +140,11 @@ def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    errors = engine.judge(case, needle, validate=True).oracle_errors
+    errors = judged(case, needle, validate=True).oracle_errors
     assert errors
     assert "the truth is wrong: adjoint 0" in errors[0]
     monkeypatch.setattr(d, "tanh", right)
-    assert engine.judge(case, needle, validate=True).oracle_errors == []
+    assert judged(case, needle, validate=True).oracle_errors == []
 
 
 def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
@@ -154,7 +156,7 @@ def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    errors = engine.judge(case, needle).oracle_errors
+    errors = judged(case, needle).oracle_errors
     assert any(e.startswith("rule P: torch's adjoint 0") for e in errors)
 
 
@@ -168,13 +170,13 @@ def test_rounding_that_both_share_is_held_against_nobody(monkeypatch):
         seed=0,
         steps=2,
     )
-    monkeypatch.setattr(engine.cmp, "G_LIMIT", 1e-3)
-    verdict = engine.judge(case, needle)
+    monkeypatch.setattr(cmp, "G_LIMIT", 1e-3)
+    verdict = judged(case, needle)
     assert (verdict.divergence, verdict.oracle_errors) == (None, [])
     assert verdict.common >= 2
-    monkeypatch.setattr(engine, "VALIDATED", -1.0)  # torch in float64 says no: then the oracle is wrong
-    assert all(e.startswith("rule P: torch's ") for e in engine.judge(case, needle).oracle_errors)
-    assert engine.judge(case, needle).oracle_errors
+    monkeypatch.setattr(cmp, "VALIDATED", -1.0)  # torch in float64 says no: then the oracle is wrong
+    assert all(e.startswith("rule P: torch's ") for e in judged(case, needle).oracle_errors)
+    assert judged(case, needle).oracle_errors
 
 
 def test_drawing_is_repeatable():
