@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
+import pickle
 import signal
 import statistics
 import time
@@ -18,10 +18,10 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from oracle.pages.markdown import table as markdown_table
 from oracle.pairs import OPS
 from oracle.rules.verdict import Divergence
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
+from oracle.trust.forked import forked
 
 BASELINE = Path("reports/baselines/faults.json")
 PAGE = Path("reports/faults.md")
@@ -244,19 +245,6 @@ def controls() -> list[Fault]:
     return [Fault(name, "control", "nothing is wrong", "", patch) for name, patch in CONTROLS.items()]
 
 
-def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
-    try:
-        pipe.send(run_fault(fault, cases, plan))
-    except BaseException:
-        row = Row(fault.name, fault.group, fault.about, fault.suspect, error=traceback.format_exc(limit=-3))
-        pipe.send(row)
-    finally:
-        pipe.close()
-        os._exit(0)
-
-
 def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """The kill table, in the order of the catalogue; Ctrl-C ends it early."""
     runner.warm_up()
@@ -264,43 +252,28 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[
     if plan.estimated:
         for _ in cases.run(HELD_OUT, plan.estimated):
             pass
-    context = multiprocessing.get_context("fork")
-    waiting = list(plan.faults)[::-1]
-    running: dict[Any, tuple[Any, Fault, float]] = {}
+
+    def work(fault: Fault, write: Callable[[bytes], None]) -> None:
+        signal.alarm(PATIENCE)
+        warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
+        try:
+            row = run_fault(fault, cases, plan)
+        except BaseException:
+            row = failed(fault, traceback.format_exc(limit=-3))
+        write(pickle.dumps(row))
+
     done: dict[str, Row] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < plan.workers:
-                fault = waiting.pop()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(fault, cases, plan, theirs))
-                process.start()
-                theirs.close()
-                running[ours] = (process, fault, time.monotonic())
-            ready: list[Any] = connection.wait(list(running), timeout=5)
-            for pipe in ready:
-                process, fault, _ = running.pop(pipe)
-                try:
-                    row = pipe.recv()
-                except EOFError:
-                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error="the process died")
-                process.join()
-                done[fault.name] = row
-                progress(row)
-            for pipe, (process, fault, started) in list(running.items()):
-                if time.monotonic() - started > PATIENCE:
-                    process.kill()
-                    process.join()
-                    del running[pipe]
-                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error=f"no end after {PATIENCE} s")
-                    done[fault.name] = row
-                    progress(row)
-    except KeyboardInterrupt:
-        pass  # what is known so far
-    finally:
-        for process, _, _ in running.values():
-            process.kill()
+    with suppress(KeyboardInterrupt):  # what is known so far
+        for fault, data, number in forked(plan.faults, work, plan.workers):
+            late = f"no end after {PATIENCE} s" if number == signal.SIGALRM else "the process died"
+            done[fault.name] = row = pickle.loads(data) if data else failed(fault, late)
+            progress(row)
     return [done[f.name] for f in plan.faults if f.name in done]
+
+
+def failed(fault: Fault, error: str) -> Row:
+    """The line of a fault about which nothing can be said."""
+    return Row(fault.name, fault.group, fault.about, fault.suspect, error=error)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
