@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     arguments = parser().parse_args(given)
     if getattr(arguments, "needle", None) is not None:
-        from oracle import foreign
+        from oracle.systems import foreign
 
         try:
             foreign.load(arguments.needle)
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{arguments.command}: {error}", file=sys.stderr)
             return 2
     if arguments.command == "replay":
-        from oracle.replay import replay
+        from oracle.runs.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return cli.main(arguments)
     if arguments.command == "memory":
-        from oracle.memory.session import memory
+        from oracle.runs.memory import memory
 
         return memory(
             cases=arguments.cases,
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept=arguments.accept,
             folder=arguments.out,
         )
-    from oracle.diff import diff
+    from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
     fixed = 0 if arguments.profile == "ci" else None

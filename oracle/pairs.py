@@ -17,8 +17,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from oracle import case as c
-from oracle import torch_executor as peer
+from oracle.cases import case as c
+from oracle.systems import peer as peer
 
 Shape = tuple[int, ...]
 Draw = Callable[..., Any]

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from oracle.bench import cli, measure
 from oracle.bench.measure import Disagreement, Spread, Timing
-from oracle.bench.workloads import WORKLOADS
 from oracle.pages import terminal
+from oracle.systems.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 PAIRS, QUICK_PAIRS = 5, 3

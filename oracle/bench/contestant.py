@@ -14,7 +14,7 @@ from pathlib import Path
 
 from oracle.bench import blas, measure
 from oracle.bench.peers import BUILDERS
-from oracle.bench.workloads import WORKLOADS
+from oracle.systems.workloads import WORKLOADS
 
 
 class Contestant:

@@ -27,9 +27,9 @@ from oracle.bench import extras
 from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
-from oracle.bench.workloads import WORKLOADS
 from oracle.pages import terminal as pages
 from oracle.pages.html import inline, render, svg
+from oracle.systems.workloads import WORKLOADS
 
 FORMAT = 1
 WIDTH = 160

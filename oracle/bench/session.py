@@ -12,9 +12,9 @@ import torch
 
 from oracle.bench import cli, extras, measure, report
 from oracle.bench.peers import DEFAULT, ON_REQUEST
-from oracle.bench.workloads import WORKLOADS
 from oracle.pages import terminal
 from oracle.pages.terminal import Tick
+from oracle.systems.workloads import WORKLOADS
 
 EXTRA_BURST, EXTRA_QUICK_BURST = 0.01, 0.002
 

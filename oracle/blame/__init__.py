@@ -11,8 +11,8 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from oracle import case as c
 from oracle.blame.locate import culprit, investigate, suspect
+from oracle.cases import case as c
 from oracle.rules.judge import judge
 from oracle.rules.verdict import Verdict
 from oracle.systems.source import line_of

@@ -13,11 +13,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
-from oracle import case as c
 from oracle.blame.words import clip_words, optimizer_words
+from oracle.cases import case as c
 from oracle.op_rule import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
-from oracle.trace import UNSEEN
+from oracle.systems.trace import UNSEEN
 
 LineOf = Callable[..., str]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.definitions import TINY, U
 from oracle.rules.update import expected_update
 from oracle.rules.verdict import Clipping, Update

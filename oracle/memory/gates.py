@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.memory.baseline import Known
 from oracle.memory.probe import FIRST, Measured
 

@@ -24,10 +24,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from oracle import case as c
-from oracle import inputs
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.memory.program import Program
-from oracle.memory.window import live_tensors
+from oracle.systems.window import live_tensors
 
 WARM_UP = 8
 FIRST = 20  # growth is judged from this boundary on …

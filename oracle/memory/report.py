@@ -11,18 +11,18 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
 from oracle.memory.probe import FIRST, STRIDE, Measured
 
 if TYPE_CHECKING:
-    from oracle.memory.session import Run
+    from oracle.runs.memory import Run
 
 WIDTH = 120
 DESCRIBED = 200  # characters of a model's description
 PLOTTED = 12  # generated models in the page's plots; failing ones always
-TEMPLATE = Path(__file__).parent.parent / "templates" / "memory.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 HEADINGS = (
     "model", "growth", "blocks", "cycles", "graphs", "peak", "live end", "allocs", "torch", "NumPy", "baseline", "verdict",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle.truth import DOMAIN, all_below
+from oracle.systems.truth import DOMAIN, all_below
 
 Array = npt.NDArray[Any]
 

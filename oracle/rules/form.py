@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from oracle import definitions as d
-from oracle import inputs
+from oracle.cases import inputs
 from oracle.rules.compare import Joined
 from oracle.rules.hearing import Hearing
 from oracle.rules.verdict import Divergence

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
 from oracle import definitions as d
-from oracle import inputs
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Joined
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems.lockstep import Lockstep, Step
-from oracle.torch_executor import DEFAULT_LR
-from oracle.trace import Observation
+from oracle.systems.peer import DEFAULT_LR
+from oracle.systems.trace import Observation
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Mapping[str, Array]]  # quantity -> name -> array

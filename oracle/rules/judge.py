@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.rules import second_order, single_op, training
 from oracle.rules.verdict import Verdict
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from oracle.needle_executor import is_ours
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import NOTHING, Hearing, Values, aliases, side_by_side
 from oracle.rules.verdict import Divergence
 from oracle.systems.lockstep import Step
-from oracle.trace import Observation
+from oracle.systems.ours import is_ours
+from oracle.systems.trace import Observation
 
 
 def against_truth(

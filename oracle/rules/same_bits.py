@@ -8,7 +8,7 @@ from oracle.rules import compare as cmp
 from oracle.rules.hearing import NOTHING, Hearing
 from oracle.rules.verdict import Divergence
 from oracle.systems.lockstep import Step
-from oracle.trace import UNSEEN, same_bits
+from oracle.systems.trace import UNSEEN, same_bits
 
 LEFT_BEHIND = {
     "graph": "{number} Tensors with an op live on after the {after}, although the loss and all gradients were dropped",

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import case as c
-from oracle import inputs, op_rule, pairs
-from oracle import needle_executor as ours_side
+from oracle import op_rule, pairs
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.definitions import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import raised
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
+from oracle.systems import ours as ours_side
 from oracle.systems.second_order import directions, in_torch
-from oracle.trace import Clock
-from oracle.truth import DOMAIN
+from oracle.systems.trace import Clock
+from oracle.systems.truth import DOMAIN
 
 
 def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
 from oracle import definitions as d
-from oracle import needle_executor as ours_side
 from oracle import op_rule, pairs
-from oracle import torch_executor as peer_side
+from oracle.cases import case as c
 from oracle.definitions import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
 from oracle.rules.verdict import Divergence, Verdict
-from oracle.trace import Clock
+from oracle.systems import ours as ours_side
+from oracle.systems import peer as peer_side
+from oracle.systems.trace import Clock
 
 
 def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import case as c
-from oracle import torch_executor as peer_side
+from oracle.cases import case as c
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array, Joined
 from oracle.rules.hearing import NOTHING, Hearing
 from oracle.rules.update import expected_update, roundings_apart
 from oracle.rules.verdict import Divergence
+from oracle.systems import peer as peer_side
 from oracle.systems.lockstep import Step
 
 T_LIMIT = 3.0  # in units of rule L's bound

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
-from oracle import inputs, op_rule, truth
+from oracle import op_rule
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.definitions import Noise
 from oracle.rules import same_bits
 from oracle.rules.compare import Array
@@ -26,6 +27,7 @@ from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
 from oracle.rules.validation import truth_against_torch
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
+from oracle.systems import truth
 from oracle.systems.lockstep import Lockstep, Step
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes

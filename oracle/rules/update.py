@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.definitions import TINY, U
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array, Joined
 from oracle.rules.hearing import NOTHING, Hearing, Values, forms
 from oracle.rules.verdict import Divergence
 from oracle.systems.lockstep import Step
-from oracle.trace import Observation
+from oracle.systems.trace import Observation
 
 L_LIMIT = 2.0  # in units of the bound
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.op_rule import Findings
-from oracle.trace import QUANTITIES, Failure
+from oracle.systems.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]
 

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oracle import case as c
-from oracle import inputs, op_rule, pairs
-from oracle import needle_executor as ours_side
-from oracle import torch_executor as peer_side
-from oracle.trace import Clock, Observation, State
+from oracle import op_rule, pairs
+from oracle.cases import case as c
+from oracle.cases import inputs
+from oracle.systems import ours as ours_side
+from oracle.systems import peer as peer_side
+from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from oracle import case as c
-from oracle import inputs, pairs
-from oracle import torch_executor as peer_side
+from oracle import pairs
+from oracle.cases import case as c
+from oracle.cases import inputs
+from oracle.systems import peer as peer_side
 from oracle.systems.noise import Rounding
 
 Array = npt.NDArray[Any]

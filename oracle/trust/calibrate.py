@@ -24,12 +24,12 @@ from rich.console import Console
 import needle
 from needle import ops
 from needle.autograd import Tensor, Value
-from oracle import case as c
-from oracle import report, runner
-from oracle.blame import judged, suspect
+from oracle.blame import judged, report, suspect
+from oracle.cases import case as c
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
+from oracle.runs import runner
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 

@@ -31,15 +31,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 import needle
-from oracle import case as c
-from oracle import report, runner, shrink
-from oracle.blame import judged, suspect
+from oracle.blame import judged, report, suspect
+from oracle.cases import case as c
+from oracle.cases import shrink
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.pairs import OPS
 from oracle.rules.verdict import Divergence
+from oracle.runs import runner
+from oracle.runs.forked import forked
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
-from oracle.trust.forked import forked
 
 BASELINE = Path("reports/baselines/faults.json")
 PAGE = Path("reports/faults.md")

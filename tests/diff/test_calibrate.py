@@ -5,9 +5,9 @@ import json
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import runner
 from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.runs import runner
 from oracle.trust import calibrate
 from oracle.trust.faults import FAULTS
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import coverage, report
-from oracle.blame import judged
+from oracle.blame import judged, report
+from oracle.cases import case as c
+from oracle.cases import coverage
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.json"))

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from oracle import case as c
-from oracle import runner
 from oracle.blame import culprit, judged, suspect
+from oracle.cases import case as c
 from oracle.rules.verdict import Divergence, Suspect
+from oracle.runs import runner
 from oracle.trust.faults import FAULTS
 from oracle.trust.kill_table import matches
 

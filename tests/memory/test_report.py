@@ -5,10 +5,11 @@ import pytest
 
 pytest.importorskip("memray")
 
-from oracle.memory import baseline, report, session
+from oracle.memory import baseline, report
 from oracle.memory.gates import Row, judge
 from oracle.memory.panel import PANEL
 from oracle.memory.probe import STEPS, Measured, Site
+from oracle.runs import memory as session
 
 KEY = {"python": "3.11.7", "allocators": "malloc"}
 

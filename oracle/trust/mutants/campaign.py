@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oracle import case as c
-from oracle import runner
+from oracle.cases import case as c
+from oracle.runs import runner
 from oracle.trust.mutants import trial
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.operators import OPERATORS, Mutant, mutants_of

@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oracle import case as c
-from oracle.needle_executor import BESIDE
+from oracle.cases import case as c
 from oracle.rules.judge import judge
-from oracle.trust.forked import forked
+from oracle.runs.forked import forked
+from oracle.systems.ours import BESIDE
 from oracle.trust.mutants import damage
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.operators import RUNGS, Mutant

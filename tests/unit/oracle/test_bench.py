@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 import needle as ndl
-from oracle.bench import cli, extras, limit, measure, report
+from oracle.bench import cli, extras, measure, report
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import BUILDERS
-from oracle.bench.workloads import WORKLOADS
+from oracle.systems import by_hand as limit
+from oracle.systems.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import needle
-from oracle import case as c
 from oracle.blame import judged
+from oracle.cases import case as c
 from oracle.definitions import U
 from oracle.rules import compare as cmp
 from oracle.rules import torch_update, update
 from oracle.rules.update import roundings_apart
-from oracle.trace import same_bits
+from oracle.systems.trace import same_bits
 from oracle.trust.faults import FAULTS as CATALOGUE
 
 SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import needle as ndl
-from oracle import case as c
 from oracle.blame import judged
+from oracle.cases import case as c
 
 
 def agrees(*model, **changes):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
 from oracle.blame import culprit, judged, suspect
+from oracle.cases import case as c
 from oracle.systems.source import line_of
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import compute, contribution, vjp, wrap

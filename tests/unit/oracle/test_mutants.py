@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.trust.mutants import campaign, claims, cli, report, trial
 from oracle.trust.mutants.operators import Mutant, mutants_of
 

@@ -7,10 +7,11 @@ import pytest
 
 import needle
 from needle import ops
-from oracle import case as c
-from oracle import op_rule, runner
+from oracle import op_rule
 from oracle.blame import culprit, judged
+from oracle.cases import case as c
 from oracle.op_rule import Findings
+from oracle.runs import runner
 from oracle.systems.lockstep import Lockstep
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
@@ -184,9 +185,10 @@ def test_judging_leaves_no_trace():
         model=(c.Linear(2), c.BatchNorm()), data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(),
         optimizer=c.SGD(lr=0.1, momentum=0.9), seed=3, steps=2,
     )  # fmt: skip
-    from oracle import inputs, pairs
-    from oracle.needle_executor import NeedleRun
-    from oracle.trace import State
+    from oracle import pairs
+    from oracle.cases import inputs
+    from oracle.systems.ours import NeedleRun
+    from oracle.systems.trace import State
 
     def run(watched):
         ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))

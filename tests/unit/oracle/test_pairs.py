@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 import needle
-from oracle import case as c
 from oracle import definitions, pairs
+from oracle.cases import case as c
 
 
 def ops_of(module):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import report, runner
 from oracle.__main__ import main
+from oracle.blame import report
+from oracle.cases import case as c
+from oracle.runs import runner
 
 ROOT = Path(__file__).parents[3]
 

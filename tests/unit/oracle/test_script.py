@@ -11,11 +11,11 @@ import pytest
 from msgspec import structs
 
 import needle
-from oracle import case as c
-from oracle import report, runner, script
-from oracle.blame import judged
-from oracle.needle_executor import again_unwatched
+from oracle.blame import judged, report, script
+from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
+from oracle.runs import runner
+from oracle.systems.ours import again_unwatched
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import around, compute, replace, wrap
 

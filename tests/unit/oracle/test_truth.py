@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
 from oracle import definitions as d
 from oracle import pairs
 from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.cases.strategies import op_cases
 from oracle.rules import compare as cmp
 from oracle.rules.single_op import op_truth
-from oracle.runner import draw
-from oracle.strategies import op_cases
+from oracle.runs.runner import draw
 
 
 def differences(f, x, g, step=1e-6):

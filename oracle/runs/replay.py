@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from oracle import case as c
-from oracle import report
-from oracle.diff import wide_console
+from oracle.blame import report
+from oracle.cases import case as c
+from oracle.runs.diff import wide_console
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -37,7 +37,7 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
         print(f"replay: {error}", file=sys.stderr)
         return 2
     if isinstance(case, c.TrainCase) and case.memory is not None:
-        from oracle.memory.session import replay_case
+        from oracle.runs.memory import replay_case
 
         return replay_case(case, console)
     import needle

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from oracle import case as c
+from oracle.cases import case as c
 
 _C = TypeVar("_C", c.TrainCase, c.SecondOrderCase, c.OpCase)
 _replace = msgspec.structs.replace

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
+from oracle.cases import case as c
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

@@ -22,11 +22,11 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
-from oracle import inputs
 from oracle.blame.locate import suspect
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
-from oracle.trace import UNSEEN, State
+from oracle.systems.trace import UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -87,7 +87,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     """What every script says at its top and its end."""
-    from oracle.report import headline
+    from oracle.blame.report import headline
 
     d = divergence
     expected, kind = None, "number"
@@ -186,7 +186,7 @@ def _list(values: Sequence[str]) -> str:
 @functools.cache
 def _table() -> tuple[ast.Module, dict[str, ast.Call]]:
     """The source of `oracle.pairs` and its rows."""
-    module = ast.parse((Path(__file__).parent / "pairs.py").read_text(encoding="utf-8"))
+    module = ast.parse((Path(__file__).parents[1] / "pairs.py").read_text(encoding="utf-8"))
     for node in module.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OPS" and isinstance(node.value, ast.Dict):
             pairs = zip(node.value.keys, node.value.values, strict=True)
@@ -435,7 +435,7 @@ def _state(state: State) -> str:
 
 
 def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) -> str:
-    from oracle import torch_executor as peer
+    from oracle.systems import peer as peer
     from oracle.systems.lockstep import Lockstep
 
     last = divergence.step

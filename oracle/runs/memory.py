@@ -20,8 +20,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from oracle import case as c
-from oracle import shrink
+from oracle.cases import case as c
+from oracle.cases import shrink
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
 from oracle.memory.gates import Row, failures, judge
@@ -156,7 +156,7 @@ def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -
 
 def generated(count: int, seed: int) -> list[c.TrainCase]:
     """Models as `nox -s diff` draws them, trained for longer."""
-    from oracle import runner  # imports torch: only where models are drawn
+    from oracle.runs import runner
 
     drawn = runner.draw("train", count, runner.seed_of(seed, "memory"))
     return [as_memory_case(case) for case in drawn if isinstance(case, c.TrainCase)]

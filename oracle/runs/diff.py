@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from oracle import report
+from oracle.blame import report
 
 
 def diff(
@@ -32,7 +32,7 @@ def diff(
     shown = console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
     try:
         with console.status("importing NumPy and torch") if shown else nullcontext():
-            from oracle import runner
+            from oracle.runs import runner
 
             lacking = _foreign(needle) if needle is not None else {}
         plan = runner.Plan(
@@ -72,7 +72,7 @@ def diff(
 def _foreign(folder: Path) -> dict[str, str]:
     """Another needle takes the place of ours; returns what it does not offer."""
     import needle
-    from oracle import foreign
+    from oracle.systems import foreign
 
     return foreign.missing(needle)
 
@@ -175,7 +175,7 @@ def _time(run: Any, total: int) -> str:
 
 
 def _shard_size() -> int:
-    from oracle.runner import SHARD_SIZE
+    from oracle.runs.runner import SHARD_SIZE
 
     return SHARD_SIZE
 
@@ -185,7 +185,7 @@ MANY = 20  # labels of a group that are shown one by one; of larger groups the l
 
 def _coverage(console: Console, run: Any) -> None:
     """How many cases reached what, by group, and by name what none has reached."""
-    from oracle import coverage
+    from oracle.cases import coverage
 
     reached, lacking = run.result.coverage, run.plan.lacking
     width = console.width - 12  # beside the names of the groups
@@ -245,7 +245,7 @@ def _tolerances(console: Console, result: Any) -> None:
 
 def to_json(run: Any) -> dict[str, Any]:
     """The summary as data."""
-    from oracle import coverage
+    from oracle.cases import coverage
 
     result = run.result
     return {

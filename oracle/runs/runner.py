@@ -32,9 +32,10 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
-from oracle import case as c
-from oracle import coverage, pairs, report, shrink, strategies
-from oracle.blame import culprit, judged, named
+from oracle import pairs
+from oracle.blame import culprit, judged, named, report
+from oracle.cases import case as c
+from oracle.cases import coverage, shrink, strategies
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
 
@@ -82,7 +83,7 @@ class Result:
     left_out: int = 0
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.trace.Clock`
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.systems.trace.Clock`
     cpu_seconds: float = 0.0  # of the processes that judged the generated cases
     largest_difference: float = 0.0
     common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows

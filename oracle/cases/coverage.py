@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from oracle import case as c
-from oracle import pairs, strategies
+from oracle import pairs
+from oracle.cases import case as c
+from oracle.cases import strategies
 
 Edit = Callable[[Any], c.Case]  # a case in, one that has the feature out; CaseError where that cannot be
 _replace = msgspec.structs.replace

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
 from oracle.blame.locate import suspect
+from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
 
 LATEST = Path("reports/latest")
@@ -63,7 +63,7 @@ def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) ->
 
     Returns the path of the case.
     """
-    from oracle import script
+    from oracle.blame import script
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{case.digest}.json"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from oracle import case as c
+from oracle.cases import case as c
 
 
 class ForeignError(ValueError):
@@ -78,9 +78,10 @@ def _with_a_list(init: Any) -> Any:
 
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
-    from oracle import pairs, strategies
+    from oracle import pairs
+    from oracle.cases import strategies
     from oracle.rules.judge import judge
-    from oracle.runner import draw_from
+    from oracle.runs.runner import draw_from
 
     found: dict[str, str] = {}
 

@@ -91,7 +91,7 @@ class Clock:
     - "observing": around them, taking down what they show, and the memory gates;
     - "inputs", "truth", "rules", "OP", "validation": what a case starts from, and how it is judged.
 
-    `oracle.runner` adds "drawing" and "counting".
+    `oracle.runs.runner` adds "drawing" and "counting".
     """
 
     def __init__(self) -> None:

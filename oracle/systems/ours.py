@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
 from oracle import op_rule
-from oracle.inputs import Batches, Slot, gap, step_seed
-from oracle.memory.window import Window
-from oracle.trace import STATE, UNSEEN, Clock, Failure, Observation, State, same_bits
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, gap, step_seed
+from oracle.systems.trace import STATE, UNSEEN, Clock, Failure, Observation, State, same_bits
+from oracle.systems.window import Window
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer]], Any]"], Any]
@@ -84,7 +84,7 @@ def is_ours(ndl: Any) -> bool:
     return Path(str(getattr(ndl, "__file__", ""))).resolve().parent == BESIDE
 
 
-BESIDE = Path(__file__).resolve().parents[1] / "needle"
+BESIDE = Path(__file__).resolve().parents[2] / "needle"
 
 
 def again_unwatched(case: c.TrainCase | c.SecondOrderCase, t: int) -> bool:

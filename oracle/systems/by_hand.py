@@ -22,7 +22,7 @@ from itertools import cycle, islice
 import numpy as np
 import numpy.typing as npt
 
-from oracle.bench.workloads import Array, Batch, Labels, Start, Workload
+from oracle.systems.workloads import Array, Batch, Labels, Start, Workload
 
 BLOCK = 1 << 17
 """Elements per pass of the update: three blocks of float32 and a scratch one stay in a 2 MiB cache."""

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from oracle import case as c
-from oracle.inputs import Batches, Slot, gap
-from oracle.trace import Clock, Observation, State
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, gap
+from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer]], nn.Module]"], nn.Module]

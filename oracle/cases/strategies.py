@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.definitions import result_shape
 from oracle.pairs import OPS
 

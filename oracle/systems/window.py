@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.trace import Observation
+from oracle.systems.trace import Observation
 
 
 def live_tensors(ndl: Any) -> int:

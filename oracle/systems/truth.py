@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import case as c
 from oracle import definitions as d
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, dropout_p
 from oracle.definitions import Noise, Tape, Var
-from oracle.inputs import Batches, Slot, dropout_p
 
 Array = npt.NDArray[Any]
 
