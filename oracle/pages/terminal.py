@@ -35,7 +35,7 @@ def progress(console: Console, every: int = 0) -> Iterator[Show]:
     """
     started, last = time.perf_counter(), 0
     silent = not watched(console)
-    columns = (TextColumn("{task.description:38}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("starting", total=None)
 

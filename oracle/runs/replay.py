@@ -11,7 +11,7 @@ from rich.table import Table
 
 from oracle.blame import report
 from oracle.cases import case as c
-from oracle.runs.diff import wide_console
+from oracle.pages import terminal
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -30,7 +30,7 @@ def find(name: str, folders: Sequence[Path]) -> c.Case:
 
 def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     """Show the case step by step; 0 it agrees, 1 it diverges, 2 no such case, 3 the oracle contradicts itself."""
-    console = wide_console()
+    console = terminal.console()
     try:
         case = find(name, folders)
     except c.CaseError as error:

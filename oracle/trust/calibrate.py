@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import needle
 from needle import ops
@@ -301,8 +300,7 @@ def run(
 
 def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | None, accept: bool) -> int:
     """Run, print and write the table; 0 no false alarm, 1 some, 3 errors of the oracle itself."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 120)
+    console = terminal.console()
     chosen = [i for i, v in enumerate(VARIANTS) if not variants or v.name in variants]
     if not chosen:
         console.print("variants: " + ", ".join(v.name for v in VARIANTS), markup=False)

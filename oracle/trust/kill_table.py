@@ -25,9 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import needle
@@ -372,20 +370,15 @@ def faults(
     *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
 ) -> int:
     """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, 2 usage, 3 false alarm."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 160)
+    console = terminal.console(160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
     if not chosen:
         console.print(f"no fault is called {', '.join(names)}; oracle/trust/faults/ lists them", markup=False)
         return 2
     plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
-    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
-    shown = console.is_terminal and not os.environ.get("CI")
     started = time.perf_counter()
-    with Progress(
-        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not shown
-    ) as bar:
-        task = bar.add_task("drawing cases", total=len(chosen))
+    with terminal.progress(console, every=50) as show:
+        show("drawing cases", 0, len(chosen))
         alarms = [r for r in run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0)) if r.rules]
         for row in alarms:
             console.print(
@@ -395,13 +388,7 @@ def faults(
             console.print("a kill would say nothing about the faults", style="bold red")
             return 3
         count = itertools.count(1)
-
-        def progress(row: Row) -> None:
-            bar.update(task, advance=1, description=row.name)
-            if (number := next(count)) % 50 == 0 and not shown:
-                console.print(f"{number} of {len(chosen)} faults, {time.perf_counter() - started:.0f} s", style="dim")
-
-        rows = run(plan, progress)
+        rows = run(plan, lambda row: show(row.name, next(count), len(chosen)))
     for group in dict.fromkeys(r.group for r in rows):
         console.print(_table(group, [r for r in rows if r.group == group]))
     t = totals(rows)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
+from oracle.pages import terminal
 from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
 from oracle.trust.mutants.claims import FILES, UNCLAIMED
@@ -166,15 +169,9 @@ def _excuses(rows: Mapping[str, Row], excused: Mapping[str, Excuse]) -> list[str
     return lines[:-1] or ["None."]
 
 
-def summary(content: Mapping[str, Any]) -> list[str]:
+def summary(content: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end."""
-    rows = [r for r in content["mutants"].values() if r["kind"] == "mutant"]
-    table = [
-        ["file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"],
-        *by(rows, "file", FILES),
-    ]
-    widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(f"{v:<{w}}" if i == 0 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    made = terminal.table(("file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"), ("file",))
+    for cells in by([r for r in content["mutants"].values() if r["kind"] == "mutant"], "file", FILES):
+        made.add_row(*cells)
+    return made
