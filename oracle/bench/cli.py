@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bench",
         description="How fast needle is: ratios to a hand-written NumPy loop and to torch. "
         "Exit code: 0 measured, 1 the libraries do not agree or needle is slower than that of --against, 2 usage, "
-        "130 interrupted.",
+        "4 the harness itself failed, 130 interrupted.",
         epilog="\n".join(f"  {name:8} {what}" for name, what in EXTRAS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

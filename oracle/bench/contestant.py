@@ -12,8 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from oracle.bench import blas, measure
+from oracle.bench import measure
 from oracle.bench.peers import BUILDERS
+from oracle.memory.blas import read_back
 from oracle.systems.workloads import WORKLOADS
 
 
@@ -28,7 +29,7 @@ class Contestant:
 
     def who(self) -> tuple[str, str]:
         """Where needle comes from, and the kernel that multiplies its matrices."""
-        return self.folder, blas.kernel()
+        return self.folder, read_back()
 
     def check(self, key: str) -> list[float]:
         """The losses of the first steps of a workload."""

@@ -12,6 +12,7 @@ import torch
 
 from oracle.bench import cli, extras, measure, report
 from oracle.bench.peers import DEFAULT, ON_REQUEST
+from oracle.exits import ExitCode, saved
 from oracle.pages import terminal
 from oracle.pages.terminal import Tick
 from oracle.systems.workloads import WORKLOADS
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
                 print(f"{name} is not installed and left out (pip install {module})", file=sys.stderr)
 
     results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
-    status = 0
+    status = ExitCode.AGREE
     with terminal.progress(console) as show:
         track = partial(terminal.counted, show)
         try:
@@ -55,12 +56,13 @@ def run(options: argparse.Namespace) -> int:
             _extras(results.extras, wanted, names, rounds, options.quick, track)
         except measure.Disagreement as error:
             print(f"Not timed: the libraries do not agree.\n{error}", file=sys.stderr)
-            return 1
+            return ExitCode.PART
         except KeyboardInterrupt:
             results.complete = False
-            status = 130
+            status = ExitCode.INTERRUPTED
     report.terminal(results, console)
-    report.write(results, options.out)
+    with saved(f"{options.out}, `--out` names another folder"):
+        report.write(results, options.out)
     console.print(f"[dim]{options.out}/bench.json, bench.html, bench.svg[/dim]")
     return status
 

@@ -7,6 +7,7 @@ blame.py     who holds what survived, in words
 panel.py     the fixed models
 yardstick.py the same step in torch and in NumPy by hand
 gates.py     from what was seen to verdicts
+blas.py      the kernels that OpenBLAS computes with, a part of the key of what was seen before
 baseline.py  what was seen before
 session.py   python -m oracle memory
 report.py    Markdown, JSON and one HTML page

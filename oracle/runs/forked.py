@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from oracle.apart import leave_signals_to_parent
+
 Task = TypeVar("Task")
 
 
@@ -61,7 +63,7 @@ def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> 
         return reading, pid
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        leave_signals_to_parent()
         os.close(reading)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from oracle.cases import case as c
 from oracle.cases import shrink
+from oracle.exits import ExitCode, decided, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
 from oracle.memory.gates import Row, failures, judge
@@ -42,6 +43,7 @@ class Plan:
     seed: int
     workers: int
     panel_only: bool = False
+    model: str | None = None  # of the panel: this one alone
     accept: bool = False
     folder: Path = Path("reports/latest")
     baseline: Path = baseline.PATH
@@ -73,32 +75,41 @@ class Run:
         return [(r, e) for r in self.rows for e in r.errors]
 
     @property
-    def exit_code(self) -> int:
-        """0 all gates hold, 1 one does not, 3 something was not measured, 130 interrupted."""
-        if self.failed:
-            return 1
-        return 130 if self.interrupted else 3 if self.errors else 0
+    def exit_code(self) -> ExitCode:
+        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
+        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
 
 
-def memory(*, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path) -> int:
+def memory(
+    *, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
+    model: str | None = None,
+) -> int:  # fmt: skip
     """Run, show progress, print the table, write the reports; returns the exit code."""
+    if model is not None and model not in PANEL:
+        print(f"memory: --model must be one of {', '.join(map(repr, PANEL))}, got {model!r}", file=sys.stderr)
+        return 2
+    if model is not None and accept:
+        print("memory: an entry of the baseline is the whole panel: --accept goes without --model", file=sys.stderr)
+        return 2
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
-        return 0
+        return ExitCode.NO_VERDICT
     console = terminal.console(report.WIDTH)
     plan = Plan(
-        cases=0 if panel_only else cases,
+        cases=0 if panel_only or model is not None else cases,
         seed=secrets.randbelow(2**20) if seed is None else seed,
         workers=workers or os.cpu_count() or 1,
         panel_only=panel_only,
+        model=model,
         accept=accept,
         folder=folder,
     )
-    what = "panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}"
+    what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
     console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
     with terminal.progress(console) as show:
         outcome = run(plan, lambda run, text: show(text, run.done, run.jobs))
-    report.write(outcome, folder)
+    with saved(f"{folder}, `--out` names another folder"):
+        report.write(outcome, folder)
     report.terminal(outcome, console)
     return outcome.exit_code
 
@@ -145,7 +156,9 @@ def as_memory_case(case: c.TrainCase) -> c.TrainCase:
 def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
     plan = outcome.plan
     outcome.rows = [
-        Row(name, case, panel=True, replay=f"nox -s memory -- --panel-only  # {name}") for name, case in PANEL.items()
+        Row(name, case, panel=True, replay=f"nox -s memory -- --model '{name}'")
+        for name, case in PANEL.items()
+        if plan.model in (None, name)
     ]
     if plan.cases:
         tick(outcome, "drawing models")
@@ -240,10 +253,10 @@ def flame_graph(row: Row, mode: str, workers: Pool, folder: Path) -> str:
 
 
 def replay_case(case: c.TrainCase, console: Console) -> int:
-    """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 3 it could not be measured."""
+    """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 4 it could not be measured."""
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
-        return 0
+        return ExitCode.NO_VERDICT
     assert case.memory is not None
     with pool(1) as workers:
         row = Row(case.digest, case, panel=False)
@@ -255,9 +268,9 @@ def replay_case(case: c.TrainCase, console: Console) -> int:
     report.steps(row, console)
     if row.errors:
         console.print(row.errors[0], markup=False, soft_wrap=True)
-        return 3
+        return ExitCode.HARNESS
     if row.failures:
         console.print(report.block(row), markup=False, soft_wrap=True)
-        return 1
+        return ExitCode.PART
     console.print("[bold green]memory is flat[/]: gates A, B and C hold")
-    return 0
+    return ExitCode.AGREE

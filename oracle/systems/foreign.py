@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oracle.apart import Died, apart, is_interrupt, one_line, tell, time_limit
 from oracle.cases import case as c
+from oracle.exits import importing
 
 
 class ForeignError(ValueError):
@@ -27,17 +30,26 @@ def load(folder: Path) -> Any:
     if "needle" in sys.modules:
         raise ForeignError("another needle has been imported already")
     sys.path.insert(0, str(folder.resolve()))
-    try:
-        import needle
-    except Exception as error:
-        raise ForeignError(f"--needle {folder}: cannot be imported: {type(error).__name__}: {error}") from error
+    needle = imported(f"--needle {folder}")
     where = Path(str(needle.__file__)).resolve()
     if package.resolve() not in where.parents:
         raise ForeignError(f"--needle {folder}: Python imports needle from {where.parent} instead")
     try:
         adapt(needle)
-    except AttributeError as error:
+    except Exception as error:
         raise ForeignError(f"--needle {folder}: not the needle of the course: {error}") from error
+    return needle
+
+
+def imported(what: str) -> Any:
+    """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
+    try:
+        with importing(), time_limit():
+            import needle
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise ForeignError(f"{what}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     return needle
 
 
@@ -76,17 +88,36 @@ def _with_a_list(init: Any) -> Any:
     return called
 
 
+TRY_SECONDS = 10.0  # for one operation, or a model of one layer
+
+
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
-    from oracle import pairs
-    from oracle.cases import strategies
+    cases = apart(_to_try)
+    try:
+        return apart(_tried, ndl, cases)
+    except Died:
+        pass
+    found: dict[str, str] = {}
+    for one in cases:
+        try:
+            found |= apart(_tried, ndl, [one])
+        except Died:  # it is offered; what comes of it is for the run to find
+            continue
+    return found
+
+
+def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
     from oracle.rules.judge import judge
-    from oracle.runs.runner import draw_from
 
     found: dict[str, str] = {}
-
-    def tried(name: str, case: c.Case) -> None:
-        divergence = judge(case, ndl).divergence
+    for name, case in cases:
+        tell()
+        try:
+            with time_limit(TRY_SECONDS):
+                divergence = judge(case, ndl).divergence
+        except Exception:  # the run will count it
+            continue
         failure = divergence.failure if divergence is not None else None
         if failure is not None and failure.kind in (
             "AttributeError",
@@ -95,6 +126,18 @@ def missing(ndl: Any) -> dict[str, str]:
             "ImportError",
         ):
             found[name] = f"{failure.kind} in {failure.phase}: {failure.message}"
+    return found
+
+
+def _to_try() -> list[tuple[str, c.Case]]:
+    from oracle import pairs
+    from oracle.cases import strategies
+    from oracle.runs.runner import draw_from
+
+    cases: list[tuple[str, c.Case]] = []
+
+    def tried(name: str, case: c.Case) -> None:
+        cases.append((name, case))
 
     for op in pairs.OPS:
         tried(f"op {op}", draw_from(strategies.op_cases([op]), 1, 0)[0])
@@ -123,4 +166,4 @@ def missing(ndl: Any) -> dict[str, str]:
     tried("optimizer Adam", train(linear, optimizer=c.Adam()))
     tried("optimizer clipping", train(linear, clip=c.Clip()))
     tried("backward second order", c.SecondOrderCase(model=(linear, c.Tanh()), data=data, loss=c.WeightedSum(), seed=0))
-    return found
+    return cases

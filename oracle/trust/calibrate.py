@@ -13,7 +13,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from needle import ops
 from needle.autograd import Tensor, Value
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
+from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
@@ -282,36 +284,42 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
 
 def run(
     variants: Sequence[int], cases: int, seed: int, workers: int, progress: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """All variants on the same cases."""
+) -> tuple[list[Outcome], bool]:
+    """All variants on the same cases, and whether Ctrl-C ended the run early."""
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
     shards = -(-cases // runner.SHARD_SIZE)
-    executor = runner.pool(workers)
+    executor, interrupted = runner.pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]
         for which, future in futures:
             outcomes[which].add(future.result())
             progress(outcomes[which])
+    except BrokenProcessPool:
+        next(iter(outcomes.values())).errors.append(
+            "a worker process died; with too little memory, `--workers 1` takes less"
+        )
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-    return list(outcomes.values())
+    return list(outcomes.values()), interrupted
 
 
 def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | None, accept: bool) -> int:
-    """Run, print and write the table; 0 no false alarm, 1 some, 3 errors of the oracle itself."""
+    """Run, print and write the table; 0 no false alarm, 1 some, 2 usage, 4 errors of the oracle itself."""
     console = terminal.console()
     chosen = [i for i, v in enumerate(VARIANTS) if not variants or v.name in variants]
     if not chosen:
         console.print("variants: " + ", ".join(v.name for v in VARIANTS), markup=False)
-        return 2
+        return ExitCode.USAGE
     started = time.perf_counter()
     with console.status("judging correct variants") as status:
 
         def progress(outcome: Outcome) -> None:
             status.update(f"{outcome.name}: {outcome.tally.tensors:,} tensors, {len(outcome.alarms)} false alarms")
 
-        outcomes = run(chosen, cases, seed, workers or os.cpu_count() or 1, progress)
+        outcomes, interrupted = run(chosen, cases, seed, workers or os.cpu_count() or 1, progress)
     tensors = sum(o.tally.tensors for o in outcomes)
     alarms = [a for o in outcomes for a in o.alarms]
     errors = [e for o in outcomes for e in o.errors]
@@ -327,14 +335,17 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     for error in errors[:5]:
         console.print(f"the oracle failed: {error}", soft_wrap=True, markup=False, style="yellow")
     page, data = (PAGE, DATA) if accept else (report.LATEST / PAGE.name, report.LATEST / DATA.name)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(markdown(outcomes, seed), encoding="utf-8")
-    report.dump(data, to_json(outcomes, seed))
+    with nullcontext() if accept else saved(str(page)):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(markdown(outcomes, seed), encoding="utf-8")
+        report.dump(data, to_json(outcomes, seed))
     word = f"{len(alarms)} false alarms in {tensors:,} tensors, {len(outcomes)} variants, seed {seed}"
     console.print(
         f"{word}; {time.perf_counter() - started:.0f} s; {page}", style="bold red" if alarms else "bold green"
     )
-    return 1 if alarms else 3 if errors else 0
+    if interrupted:
+        console.print("interrupted: this is what was judged until then", style="bold yellow")
+    return decided(part=alarms, harness=errors, interrupted=interrupted)
 
 
 def _cells(o: Outcome) -> tuple[str, ...]:

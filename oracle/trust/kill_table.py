@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -32,6 +32,7 @@ import needle
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.cases import shrink
+from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.pairs import OPS
@@ -369,24 +370,28 @@ def known_kills(data: Path = BASELINE) -> dict[str, float]:
 def faults(
     *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
 ) -> int:
-    """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, 2 usage, 3 false alarm."""
+    """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, or a false alarm."""
     console = terminal.console(160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
     if not chosen:
         console.print(f"no fault is called {', '.join(names)}; oracle/trust/faults/ lists them", markup=False)
-        return 2
+        return ExitCode.USAGE
     plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
     started = time.perf_counter()
     with terminal.progress(console, every=50) as show:
         show("drawing cases", 0, len(chosen))
-        alarms = [r for r in run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0)) if r.rules]
+        right = run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0))
+        alarms = [r for r in right if r.rules]
         for row in alarms:
             console.print(
                 f"{row.name}: nothing is wrong, but it was killed: {row.suspect}", markup=False, style="bold red"
             )
         if alarms:
             console.print("a kill would say nothing about the faults", style="bold red")
-            return 3
+            return ExitCode.PART
+        if len(right) < len(CONTROLS):
+            console.print("interrupted before the first fault", style="bold yellow")
+            return ExitCode.INTERRUPTED
         count = itertools.count(1)
         rows = run(plan, lambda row: show(row.name, next(count), len(chosen)))
     for group in dict.fromkeys(r.group for r in rows):
@@ -397,7 +402,8 @@ def faults(
             console.print(f"{row.name}: {row.error.strip().splitlines()[-1]}", markup=False, style="yellow")
     complete = len(rows) == len(FAULTS)
     page, data = (PAGE, BASELINE) if accept and complete else (report.LATEST / PAGE.name, report.LATEST / BASELINE.name)
-    write(rows, plan, page, data)
+    with nullcontext() if page == PAGE else saved(str(page)):
+        write(rows, plan, page, data)
     known = known_kills()
     lost = [r.name for r in rows if not r.killed and r.name in known]
     console.print(
@@ -411,7 +417,10 @@ def faults(
         console.print("nothing accepted: --accept needs all faults", style="yellow")
     if lost:
         console.print(f"killed according to {BASELINE}, but alive: {', '.join(lost)}", style="bold red", soft_wrap=True)
-    return 1 if lost else 0
+    interrupted = len(rows) < len(chosen)
+    if interrupted:
+        console.print(f"interrupted: {len(chosen) - len(rows)} faults were not judged", style="bold yellow")
+    return decided(part=lost, harness=[r for r in (*right, *rows) if r.error], interrupted=interrupted)
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
 from oracle.trust.mutants import report
@@ -23,7 +24,7 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     unknown = [o for o in arguments.operators or () if o not in OPERATORS]
     if unknown:
         print(f"mutants: no operator {unknown[0]!r}; there are {', '.join(OPERATORS)}", file=sys.stderr)
-        return 2
+        return ExitCode.USAGE
     keys = frozenset(arguments.key) if arguments.key else None
     if arguments.only_survivors:
         keys = cp.survivors_of(root / cp.BASELINE)
@@ -48,10 +49,11 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
             )
     except cp.NotAlive as error:
         print(f"mutants: {error}", file=sys.stderr)
-        return 1
+        return ExitCode.PART
     content = cp.to_json(found)
     lost = _lost(kept, content)
-    cp.write(root / cp.LATEST, content)
+    with saved(str(cp.LATEST)):
+        cp.write(root / cp.LATEST, content)
     _show(found, content, lost)
     if arguments.accept:
         if found.interrupted:
@@ -59,9 +61,10 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         else:
             _accept(root, merged(kept, content) if _partial(plan) else content, found.excused)
             return found.exit_code if not _partial(plan) else 0
-    if _partial(plan):  # too few mutants for a score
-        return 130 if found.interrupted else int(bool(lost or found.resurrected() or found.false_alarms()))
-    return found.exit_code or int(bool(lost))
+    wrong = found.resurrected() or found.false_alarms()  # a part is too few mutants for a score
+    return decided(
+        part=lost or (wrong if _partial(plan) else found.exit_code == ExitCode.PART), interrupted=found.interrupted
+    )
 
 
 def accept_latest(root: Path) -> int:
@@ -69,7 +72,7 @@ def accept_latest(root: Path) -> int:
     content, excused = cp.read(root / cp.LATEST), cp.excuses(root / cp.EXCUSED)
     if not content.get("complete"):
         print(f"mutants: {cp.LATEST} is not that of a whole run: run `python -m oracle mutants` first", file=sys.stderr)
-        return 2
+        return ExitCode.USAGE
     for key, row in content["mutants"].items():
         row.pop("excused", None)
         if key in excused:
@@ -78,11 +81,11 @@ def accept_latest(root: Path) -> int:
     wrong = [k for k, r in content["mutants"].items() if "excused" in r and r["status"] == "killed"]
     if wrong:
         print(f"mutants: excused, but killed: {', '.join(wrong)}", file=sys.stderr)
-        return 1
+        return ExitCode.PART
     _accept(root, content, excused)
     terminal.console().print(report.summary(content))
     overall, numeric = report.shares(report.counts(rows))
-    return int(overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
+    return decided(part=overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
 
 
 def _accept(root: Path, content: dict[str, Any], excused: dict[str, cp.Excuse]) -> None:
