@@ -5,549 +5,78 @@ passes back. As inputs and adjoints are needle's own, nothing that went wrong el
 here, and the first bad node is the guilty operator. A wrong normalisation in a first layer, where no gradient arrives
 at a layer in front, is visible to this rule alone.
 
-The bounds are first-order error bounds with every sum taken at its worst (k summands: k·u), so that any order of
-summation is right; the limit is 1. The definitions are written here from the mathematics, not from needle, and are
-found by the name of the op's class, as the course names it. Only the course's API is used: ``op``, ``inputs``,
+The bounds come from running a node's definition, found by the name of the op's class as the course names it, on arrays
+that carry error bounds (`oracle.operations.bounds`); the limit is 1. Only the course's API is used: ``op``, ``inputs``,
 ``cached_data``, ``grad``, ``gradient_as_tuple``. A node whose class or attributes are unknown is passed over and
-counted; a needle without a tape gives no nodes, and the other rules stand alone.
+counted; a needle without a tape gives no nodes, and the other rules stand alone. As the definition is also rule G's, a
+wrong one is not for this rule to find: rule P and the validation against torch in float64 hold every one of them.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oracle.definitions import TINY, U
+from oracle.operations import MEANINGS, shapes
+from oracle.operations.bounds import LIMIT, Bounded, BoundTape
+from oracle.operations.operation import Meaning
+from oracle.operations.tape import LEAD, TINY, Tape, U, Var
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-Bounded = tuple[Array, Array]  # a float64 value, and how far a correct float32 program may be from it
-Parts = tuple[Bounded | None, ...]  # one per element of a TensorTuple; one for a Tensor; None is zero
-Vjp = Callable[[Array, Sequence[bool]], "Sequence[Bounded | Parts | None]"]
-Rule = Callable[..., "tuple[Any, Any, Vjp]"]  # (op, *operands) -> value, bound, vjp
+Within = tuple[Array, Array]  # a float64 value, and how far a correct float32 program may be from it
+Parts = tuple[Within | None, ...]  # one per element of a TensorTuple; one for a Tensor; None is zero
+Vjp = Callable[[Any, Sequence[bool]], "Sequence[Within | Parts | None]"]
 
 _BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "BroadcastTo", "MatMul")
 HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
-TRANSCENDENTAL = 8 * U  # NumPy's vector loops for exp, log and tanh err by up to 4 ulp
 
 
-# -- the definitions --------------------------------------------------------------------------------------------------
+# -- what a node must give ---------------------------------------------------------------------------------------------
 
 
-def _reduced(c: Array, e: Array, shape: Shape) -> Bounded:
-    """A contribution summed over what broadcasting had expanded."""
-    if c.shape == shape:
-        return c, e
-    lead = c.ndim - len(shape)
-    axes = tuple(i for i in range(c.ndim) if i < lead or (shape[i - lead] == 1 and c.shape[i] != 1))
-    return _sum(c, e, axes, shape)
+def _told(x: Any) -> Within:
+    """Value and limit, without the leading axes."""
+    if isinstance(x, Bounded):
+        return x.v[0, 0], LIMIT * x.error[0, 0]
+    return x[0, 0], np.zeros(x.shape[LEAD:])
 
 
-def _sum(c: Array, e: Array, axes: tuple[int, ...], shape: Shape) -> Bounded:
-    k = math.prod(c.shape[a] for a in axes)
-    bound = e.sum(axes) + (k + 2) * U * np.abs(c).sum(axes)
-    return c.sum(axes).reshape(shape), bound.reshape(shape)
+def _contribution(x: Var | tuple[Var, ...]) -> Any:
+    """What arrives at an operand. It may be converted to the dtype of the operand: one more rounding."""
+    if isinstance(x, tuple):
+        return tuple(map(_contribution, x))
+    if x.adjoint is None:
+        return None
+    value, bound = _told(x.adjoint)
+    return value, bound + 2 * U * np.abs(value)
 
 
-def _scaled(g: Array, slope: Array | float, error: Array | float) -> Bounded:
-    """g · slope, where the slope is known up to an absolute error; one that underflows may be lost before g scales it up."""
-    c = g * slope
-    return c, 2 * U * np.abs(c) + np.abs(g) * (error + TINY)
+def derived(meaning: Meaning, op: Any, xs: Sequence[Any]) -> tuple[Any, Any, Vjp]:
+    """Value, bound and vjp of a node: its definition, run on arrays that carry the bounds of their rounding errors."""
+    tape = BoundTape()
+    operands = [tuple(Var(a[None, None]) for a in x) if isinstance(x, tuple) else Var(x[None, None]) for x in xs]
+    out = meaning(tape, op, *operands)
 
+    def vjp(g: Any, needs: Sequence[bool]) -> Any:
+        for x, need in zip(operands, needs, strict=True):
+            for var in x if isinstance(x, tuple) else (x,):
+                var.needs = need
+        ends = zip(out, g, strict=True) if isinstance(out, tuple) else [(out, g)]
+        tape.backward([(var, a[None, None]) for var, a in ends])
+        return [_contribution(x) if need else None for x, need in zip(operands, needs, strict=True)]
 
-def _axes(axes: Any, rank: int) -> tuple[int, ...]:
-    if axes is None:
-        return tuple(range(rank))
-    return tuple(int(a) % rank for a in (axes if isinstance(axes, tuple | list) else (axes,)))
+    if isinstance(out, tuple):
+        told = [_told(var.value) for var in out]
+        return tuple(v for v, _ in told), tuple(e for _, e in told), vjp
+    return *_told(out.value), vjp
 
-
-def _kept(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(1 if i in axes else n for i, n in enumerate(shape))
-
-
-def _moved(y: Array, back: Callable[[Array], Array]) -> tuple[Array, Array, Vjp]:
-    """An op that only moves elements."""
-    return y, np.zeros(y.shape), lambda g, needs: [(back(g), 2 * U * np.abs(back(g)))]
-
-
-def _elementwise(y: Array, error: Array, slope: Array, slope_error: Array) -> tuple[Array, Array, Vjp]:
-    return y, error, lambda g, needs: [_scaled(g, slope, slope_error)]
-
-
-def _ewise_add(op: Any, a: Array, b: Array) -> Any:
-    y = a + b
-    return y, 2 * U * np.abs(y), lambda g, needs: [
-        _reduced(g, 0 * g, x.shape) if n else None for x, n in zip((a, b), needs, strict=True)
-    ]  # fmt: skip
-
-
-def _ewise_mul(op: Any, a: Array, b: Array) -> Any:
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        return [_reduced(*_scaled(g, o, 0.0), x.shape) if n else None
-                for x, o, n in zip((a, b), (b, a), needs, strict=True)]  # fmt: skip
-
-    y = a * b
-    return y, 2 * U * np.abs(y), vjp
-
-
-def _ewise_div(op: Any, a: Array, b: Array) -> Any:
-    y = a / b
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        slope = y / b
-        return (
-            _reduced(*_scaled(g, 1 / b, U / np.abs(b)), a.shape) if needs[0] else None,
-            _reduced(*_scaled(g, -slope, 4 * U * np.abs(slope)), b.shape) if needs[1] else None,
-        )
-
-    return y, 2 * U * np.abs(y), vjp
-
-
-def _ewise_pow(op: Any, a: Array, b: Array) -> Any:
-    y = a**b
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        log = np.log(np.abs(a))
-        da = db = None
-        if needs[0]:
-            slope = np.where(b == 0, 0.0, b * a ** (b - 1))
-            # b − 1 is rounded before it becomes an exponent
-            da = _reduced(*_scaled(g, slope, np.abs(slope) * U * (12 + np.abs((b - 1) * log))), a.shape)
-        if needs[1]:
-            slope = np.where((a == 0) & (b >= 0), 0.0, y * log)
-            db = _reduced(*_scaled(g, slope, 20 * U * np.abs(slope)), b.shape)
-        return da, db
-
-    return y, TRANSCENDENTAL * np.abs(y), vjp
-
-
-def _add_scalar(op: Any, a: Array) -> Any:
-    y = a + op.scalar
-    return _elementwise(y, 2 * U * (np.abs(y) + abs(op.scalar)), np.ones(a.shape), np.zeros(a.shape))
-
-
-def _mul_scalar(op: Any, a: Array) -> Any:
-    y, size = a * op.scalar, np.full(a.shape, float(abs(op.scalar)))
-    return _elementwise(y, 3 * U * np.abs(y), np.full(a.shape, float(op.scalar)), 2 * U * size)
-
-
-def _div_scalar(op: Any, a: Array) -> Any:
-    y, slope = a / op.scalar, np.full(a.shape, 1.0 / op.scalar)
-    return _elementwise(y, 3 * U * np.abs(y), slope, 2 * U * np.abs(slope))
-
-
-def _power_scalar(op: Any, a: Array) -> Any:
-    n = float(op.scalar)
-    y = a**n
-    slope = np.zeros(a.shape) if n == 0 else n * a ** (n - 1)
-    # an exponent that float32 does not hold is rounded first
-    log = np.where(a == 0, 0.0, np.abs(np.log(np.abs(a))))
-    error = U * np.abs(y) * (8 + abs(n) * log)
-    return _elementwise(y, error, slope, U * np.abs(slope) * (16 + (abs(n) + 1) * log))
-
-
-def _negate(op: Any, a: Array) -> Any:
-    return _elementwise(-a, np.zeros(a.shape), np.full(a.shape, -1.0), np.zeros(a.shape))
-
-
-def _log(op: Any, a: Array) -> Any:
-    y = np.log(a)
-    return _elementwise(y, TRANSCENDENTAL * np.abs(y), 1 / a, 2 * U / np.abs(a))
-
-
-def _exp(op: Any, a: Array) -> Any:
-    y = np.exp(a)
-    return _elementwise(y, TRANSCENDENTAL * y, y, (TRANSCENDENTAL + 2 * U) * y)
-
-
-def _relu(op: Any, a: Array) -> Any:
-    on = (a > 0).astype(np.float64)
-    return _elementwise(a * on, np.zeros(a.shape), on, np.zeros(a.shape))
-
-
-def _tanh(op: Any, a: Array) -> Any:
-    y = np.tanh(a)
-    # the derivative is taken from the rounded output: 1 − y²
-    return _elementwise(y, TRANSCENDENTAL * np.abs(y), 1 - y * y, U * (4 + 20 * y * y))
-
-
-def _sigmoid(op: Any, a: Array) -> Any:
-    e = np.exp(-np.abs(a))
-    y = np.where(a >= 0, 1.0, e) / (1 + e)
-    # y(1 − y) from the rounded output: where y is near 1, what is left of 1 − y has the error of y
-    return _elementwise(y, 12 * U * y, y * (1 - y), U * y * (16 + 16 * y))
-
-
-def _cast(op: Any, a: Array) -> Any:
-    y = a.astype(op.dtype).astype(np.float64)
-    return _moved(y, lambda g: g)
-
-
-def _transpose(op: Any, a: Array) -> Any:
-    first, second = (-1, -2) if op.axes is None else op.axes
-    return _moved(np.swapaxes(a, first, second), lambda g: np.swapaxes(g, first, second))
-
-
-def _reshape(op: Any, a: Array) -> Any:
-    return _moved(a.reshape(op.shape), lambda g: g.reshape(a.shape))
-
-
-def _broadcast_to(op: Any, a: Array) -> Any:
-    y = np.broadcast_to(a, op.shape)
-    return y, np.zeros(y.shape), lambda g, needs: [_reduced(g, 0 * g, a.shape)]
-
-
-def _get_item(op: Any, a: Array) -> Any:
-    y = a[op.index]
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        c, e = np.zeros(a.shape), np.zeros(a.shape)
-        np.add.at(c, op.index, g)
-        np.add.at(e, op.index, (2 + g.size) * U * np.abs(g))
-        return [(c, e)]
-
-    return np.asarray(y), np.zeros(np.shape(y)), vjp
-
-
-def _put_item(op: Any, a: Array) -> Any:
-    y, e = np.zeros(op.shape), np.zeros(op.shape)
-    np.add.at(y, op.index, a)
-    np.add.at(e, op.index, (2 + a.size) * U * np.abs(a))
-    return y, e, lambda g, needs: [(g[op.index], np.zeros(a.shape))]
-
-
-def _flip(op: Any, a: Array) -> Any:
-    axes = _axes(op.axes, a.ndim)
-    return _moved(np.flip(a, axes), lambda g: np.flip(g, axes))
-
-
-def _dilated(op: Any, a: Array) -> tuple[tuple[slice, ...], Shape]:
-    axes = [int(x) % a.ndim for x in _iterable(op.axes) if -a.ndim <= x < a.ndim]
-    places = tuple(slice(None, None, op.dilation + 1 if i in axes else None) for i in range(a.ndim))
-    return places, tuple(n * (op.dilation + 1) if i in axes else n for i, n in enumerate(a.shape))
-
-
-def _iterable(axes: Any) -> Iterable[int]:
-    return axes if isinstance(axes, tuple | list) else (axes,)
-
-
-def _dilate(op: Any, a: Array) -> Any:
-    places, shape = _dilated(op, a)
-    y = np.zeros(shape)
-    y[places] = a
-    return _moved(y, lambda g: g[places])
-
-
-def _undilate(op: Any, a: Array) -> Any:
-    places, _ = _dilated(op, a)
-
-    def back(g: Array) -> Array:
-        out = np.zeros(a.shape)
-        out[places] = g
-        return out
-
-    return _moved(a[places], back)
-
-
-def _summation(op: Any, a: Array) -> Any:
-    axes = _axes(op.axes, a.ndim)
-    shape = tuple(n for i, n in enumerate(a.shape) if i not in axes)
-    y, e = _sum(a, np.zeros(a.shape), axes, shape)
-    return y, e, lambda g, needs: [
-        (np.broadcast_to(g.reshape(_kept(a.shape, axes)), a.shape),
-         np.broadcast_to(2 * U * np.abs(g).reshape(_kept(a.shape, axes)), a.shape))
-    ]  # fmt: skip
-
-
-def _max(op: Any, a: Array) -> Any:
-    axes = _axes(op.axes, a.ndim)
-    top = a.max(axes, keepdims=True)
-    hit = (a == top).astype(np.float64)
-    share = hit / hit.sum(axes, keepdims=True)
-    y = top.reshape([n for i, n in enumerate(a.shape) if i not in axes])
-    return y, np.zeros(y.shape), lambda g, needs: [_scaled(g.reshape(top.shape), share, 2 * U * share)]
-
-
-def _matmul(op: Any, a: Array, b: Array) -> Any:
-    y = a @ b
-    size = np.abs(a) @ np.abs(b)
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        def one(left: Array, right: Array, shape: Shape) -> Bounded:
-            k = left.shape[-1] + 8
-            return _reduced(left @ right, k * U * (np.abs(left) @ np.abs(right)), shape)
-
-        return (
-            one(g, np.swapaxes(b, -1, -2), a.shape) if needs[0] else None,
-            one(np.swapaxes(a, -1, -2), g, b.shape) if needs[1] else None,
-        )
-
-    return y, (a.shape[-1] + 2) * U * size, vjp
-
-
-def _linear(op: Any, x: Array, w: Array, b: Array | None = None) -> Any:
-    rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
-    y = x @ w
-    error = (x.shape[-1] + 4) * U * (np.abs(x) @ np.abs(w))
-    if b is not None:
-        flat = b.reshape(-1)
-        y = y + flat
-        error = error + 4 * U * np.abs(flat)
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        g = g.reshape((len(rows), w.shape[1]))
-        size, k = np.abs(g), len(rows) + 8
-        made: list[Any] = [None] * (2 if b is None else 3)
-        if needs[0]:
-            made[0] = (g @ w.T).reshape(x.shape), ((w.shape[1] + 8) * U * (size @ np.abs(w.T))).reshape(x.shape)
-        if needs[1]:
-            made[1] = rows.T @ g, k * U * (np.abs(rows.T) @ size)
-        if b is not None and needs[2]:
-            made[2] = g.sum(0).reshape(b.shape), (k * U * size.sum(0)).reshape(b.shape)
-        return made
-
-    return y, error, vjp
-
-
-def _conv(op: Any, x: Array, w: Array) -> Any:
-    (n, h, wd, c), (kh, kw, _, o), p = x.shape, w.shape, op.padding
-    oh, ow = (h + 2 * p - kh) // op.stride + 1, (wd + 2 * p - kw) // op.stride + 1
-    rows = np.arange(oh)[:, None, None, None] * op.stride + np.arange(kh)[None, None, :, None]
-    cols = np.arange(ow)[None, :, None, None] * op.stride + np.arange(kw)[None, None, None, :]
-    flat = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))[:, rows, cols].reshape(n * oh * ow, kh * kw * c)
-    kernel = w.reshape(kh * kw * c, o)
-    y, size = flat @ kernel, np.abs(flat) @ np.abs(kernel)
-
-    def gathered(patches: Array) -> Array:
-        padded = np.zeros((n, h + 2 * p, wd + 2 * p, c))
-        places: Any = (slice(None), rows, cols)
-        np.add.at(padded, places, patches.reshape(n, oh, ow, kh, kw, c))
-        return padded[:, p : p + h, p : p + wd]
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        g = g.reshape(-1, o)
-        dx = dw = None
-        if needs[0]:
-            # every pixel collects from at most kh·kw windows of o channels
-            error = (kh * kw * o + 8) * U * gathered(np.abs(g) @ np.abs(kernel.T))
-            dx = gathered(g @ kernel.T), error
-        if needs[1]:
-            error = (len(flat) + 8) * U * (np.abs(flat.T) @ np.abs(g))
-            dw = (flat.T @ g).reshape(w.shape), error.reshape(w.shape)
-        return dx, dw
-
-    shape = (n, oh, ow, o)
-    return y.reshape(shape), ((flat.shape[1] + 4) * U * size).reshape(shape), vjp
-
-
-def _make_tuple(op: Any, *xs: Array) -> Any:
-    def vjp(g: tuple[Array, ...], needs: Sequence[bool]) -> Any:
-        return [(e, 0 * e) if n else None for e, n in zip(g, needs, strict=True)]
-
-    return xs, tuple(np.zeros(x.shape) for x in xs), vjp
-
-
-def _tuple_get_item(op: Any, xs: tuple[Array, ...]) -> Any:
-    y = xs[op.index]
-    return y, np.zeros(y.shape), lambda g, needs: [
-        tuple((g, 0 * g) if i == op.index else None for i in range(len(xs)))
-    ]  # fmt: skip
-
-
-def _fused_add_scalars(op: Any, a: Array) -> Any:
-    cs = (op.c0, op.c1)
-    ys = tuple(a + c for c in cs)
-    return ys, tuple(2 * U * (np.abs(y) + abs(c)) for y, c in zip(ys, cs, strict=True)), lambda g, needs: [
-        (g[0] + g[1], 4 * U * (np.abs(g[0]) + np.abs(g[1])))
-    ]  # fmt: skip
-
-
-def _stack(op: Any, xs: tuple[Array, ...]) -> Any:
-    y = np.stack(xs, op.axis)
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        parts = np.moveaxis(g, op.axis, 0)
-        return [tuple((part, 0 * part) for part in parts)]
-
-    return y, np.zeros(y.shape), vjp
-
-
-def _split(op: Any, a: Array) -> Any:
-    ys = tuple(np.moveaxis(a, op.axis, 0))
-
-    def vjp(g: tuple[Array, ...], needs: Sequence[bool]) -> Any:
-        c = np.stack(g, op.axis) if g else np.zeros(a.shape)
-        return [(c, 0 * c)]
-
-    return ys, tuple(np.zeros(y.shape) for y in ys), vjp
-
-
-def _exponentials(a: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array, Array, Array]:
-    """Shift, a − max, softmax, ln Σ e^(a−max), and the bound of that logarithm before it is rounded."""
-    top = a.max(axes, keepdims=True)
-    shifted = a - top
-    e = np.exp(shifted)
-    total = e.sum(axes, keepdims=True)
-    p, log = e / total, np.log(total)
-    k = math.prod(a.shape[i] for i in axes)
-    # the rounding of a − max is multiplied by what it contributes to the sum
-    error = U * (k + 12 + 2 * (p * np.abs(shifted)).sum(axes, keepdims=True) + 8 * log)
-    return top, shifted, p, log, error
-
-
-def _logsumexp(op: Any, a: Array) -> Any:
-    axes = _axes(op.axes, a.ndim)
-    top, shifted, p, log, error = _exponentials(a, axes)
-    y = log + top
-    error = error + 2 * U * (np.abs(y) + np.abs(top))
-    shape = tuple(n for i, n in enumerate(a.shape) if i not in axes)
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        # e^(a − lse) from a rounded lse, or e^(a − max)/Σ: both are in use
-        relative = np.expm1(np.minimum(U * (16 + 4 * np.abs(shifted)) + 2 * error, 50))
-        return [_scaled(g.reshape(top.shape), p, p * relative)]
-
-    return y.reshape(shape), error.reshape(shape), vjp
-
-
-def _logsoftmax(op: Any, a: Array) -> Any:
-    top, shifted, p, log, error = _exponentials(a, (1,))
-    y = shifted - log
-    error = error + 2 * U * (np.abs(shifted) + np.abs(y) + np.abs(top))
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        total, size = g.sum(1, keepdims=True), np.abs(g).sum(1, keepdims=True)
-        relative = np.expm1(np.minimum(U * (16 + 4 * np.abs(shifted)) + 2 * error, 50))
-        c = g - p * total
-        return [(c, 2 * U * (np.abs(g) + np.abs(c)) + p * size * ((a.shape[1] + 8) * U + relative))]
-
-    return y, error, vjp
-
-
-def _softmax_cross_entropy(op: Any, z: Array, labels: Array) -> Any:
-    n, k = z.shape
-    _, shifted, p, log, error = _exponentials(z, (1,))
-    onehot = (labels.reshape(-1, 1) == np.arange(k)).astype(np.float64)
-    picked = (shifted * onehot).sum(1, keepdims=True)
-    size = log + np.abs(picked)
-    value = (log - picked).sum() / n
-    bound = (error + 2 * U * np.abs(picked)).sum() / n + (n + 4) * U * size.sum() / n
-
-    def vjp(g: Array, needs: Sequence[bool]) -> Any:
-        relative = np.expm1(np.minimum(2 * U * (8 + np.abs(shifted)) + 2 * error, 50))
-        unit = np.abs(g) / n
-        return (p - onehot) * g / n, None, unit * (p * relative + 6 * U * (p + onehot))
-
-    def paired(g: Array, needs: Sequence[bool]) -> Any:
-        c, _, e = vjp(g, needs)
-        return (c, e), None
-
-    return np.asarray(value), np.asarray(bound), paired
-
-
-def _normalised(x: Array, axis: int, eps: float) -> tuple[Array, Array, Array, Array]:
-    """xh = (x − mean)/√(var + eps), its bound, 1/√(var + eps), its bound: from centred values, biased variance."""
-    n = x.shape[axis]
-    mean = x.mean(axis, keepdims=True)
-    e_mean = (n + 4) * U * np.abs(x).mean(axis, keepdims=True)
-    centred = x - mean
-    size = np.abs(centred)
-    e_centred = e_mean + U * size
-    var = (centred * centred).mean(axis, keepdims=True)
-    # an error of the mean cancels from the variance to first order, for centred values sum to zero
-    e_var = (n + 10) * U * var + e_mean * e_mean + 2 * e_mean * U * size.mean(axis, keepdims=True)
-    inv = 1 / np.sqrt(var + eps)
-    lowest = np.maximum(var - e_var, 0) + eps * (1 - 2 * U)
-    e_inv = 1 / np.sqrt(lowest) - inv + 6 * U * inv
-    e_xh = e_centred * (inv + e_inv) + size * e_inv + 4 * U * size * inv
-    return centred * inv, e_xh, inv, e_inv
-
-
-def _norm_back(g: Array, e_g: Array, xh: Array, e_xh: Array, axis: int) -> Bounded:
-    """g − xh·mean(g·xh) − mean of that, in any order."""
-    n, size, reach = xh.shape[axis], np.abs(g), np.abs(xh)
-    q = (g * xh).mean(axis, keepdims=True)
-    e_q = ((size + e_g) * e_xh + e_g * reach + (n + 8) * U * size * reach).mean(axis, keepdims=True)
-    t = g - xh * q
-    # the products of two errors count: in a column that is constant but for rounding, xh and q are nothing else
-    e_t = e_g + 4 * U * (size + reach * np.abs(q)) + e_xh * (np.abs(q) + e_q) + reach * e_q
-    mean = t.mean(axis, keepdims=True)
-    e_mean = (e_t + (n + 8) * U * (size + reach * np.abs(q))).mean(axis, keepdims=True)
-    return t - mean, e_t + e_mean + 2 * U * (np.abs(t) + np.abs(mean))
-
-
-def _norm(axis: int) -> Rule:
-    def rule(op: Any, x: Array, w: Array, b: Array) -> Any:
-        xh, e_xh, inv, e_inv = _normalised(x, axis, float(op.eps))
-        y = xh * w + b
-        error = e_xh * np.abs(w) + 4 * U * (np.abs(xh * w) + np.abs(b))
-        over = tuple(range(x.ndim - 1))
-
-        def vjp(g: Array, needs: Sequence[bool]) -> Any:
-            size = np.abs(g)
-            k = math.prod(x.shape[:-1]) + 8
-            dw = (g * xh).sum(over), (size * e_xh + k * U * size * np.abs(xh)).sum(over)
-            db = g.sum(over), k * U * size.sum(over)
-            if axis == 0:
-                t, e_t = _norm_back(g, 0 * g, xh, e_xh, axis)
-                scale, e_scale = inv * w, e_inv * np.abs(w) + 4 * U * np.abs(inv * w)
-            else:
-                t, e_t = _norm_back(g * w, 2 * U * size * np.abs(w), xh, e_xh, axis)
-                scale, e_scale = inv, e_inv + 2 * U * inv
-            dx = t * scale, e_t * (np.abs(scale) + e_scale) + np.abs(t) * e_scale
-            return [c if n else None for c, n in zip((dx, dw, db), needs, strict=True)]
-
-        return y, error, vjp
-
-    return rule
-
-
-RULES: Mapping[str, Rule] = {
-    "EWiseAdd": _ewise_add,
-    "EWiseMul": _ewise_mul,
-    "EWiseDiv": _ewise_div,
-    "EWisePow": _ewise_pow,
-    "AddScalar": _add_scalar,
-    "MulScalar": _mul_scalar,
-    "DivScalar": _div_scalar,
-    "PowerScalar": _power_scalar,
-    "Negate": _negate,
-    "Log": _log,
-    "Exp": _exp,
-    "ReLU": _relu,
-    "Tanh": _tanh,
-    "Sigmoid": _sigmoid,
-    "Cast": _cast,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "BroadcastTo": _broadcast_to,
-    "GetItem": _get_item,
-    "PutItem": _put_item,
-    "Flip": _flip,
-    "Dilate": _dilate,
-    "UnDilate": _undilate,
-    "Summation": _summation,
-    "Max": _max,
-    "MatMul": _matmul,
-    "Linear": _linear,
-    "Conv": _conv,
-    "MakeTensorTuple": _make_tuple,
-    "TupleGetItem": _tuple_get_item,
-    "FusedAddScalars": _fused_add_scalars,
-    "Stack": _stack,
-    "Split": _split,
-    "LogSumExp": _logsumexp,
-    "LogSoftmax": _logsoftmax,
-    "SoftmaxCrossEntropy": _softmax_cross_entropy,
-    "BatchNorm": _norm(0),
-    "LayerNorm": _norm(-1),
-}
 
 # -- recording the tape -----------------------------------------------------------------------------------------------
 
@@ -713,12 +242,12 @@ class _Judge:
         return wide
 
     def _forward(self, i: int, node: Node) -> Vjp | None:
-        rule = RULES.get(node.kind)
-        if rule is None:
+        meaning = MEANINGS.get(node.kind)
+        if meaning is None:
             self.found.unknown += 1
             return None
         try:
-            value, bound, vjp = rule(node.op, *(self._values(x) for x in node.inputs))
+            value, bound, vjp = derived(meaning, node.op, [self._values(x) for x in node.inputs])
         except (AttributeError, TypeError, ValueError, IndexError, KeyError):
             self.found.unknown += 1
             return None
@@ -794,7 +323,7 @@ class _Judge:
         wide = tuple(_wide(a) for a in raw)
         return wide if isinstance(tensor.cached_data, tuple) else wide[0]
 
-    def _total(self, arrival: _Arrival, place: int, shape: Shape) -> Bounded:
+    def _total(self, arrival: _Arrival, place: int, shape: Shape) -> Within:
         """The sum of all contributions, and its bound."""
         given = [p[place] for p, _, _ in arrival.parts if p[place] is not None]
         if not given:
@@ -872,9 +401,9 @@ class _Judge:
 
         None where that cannot be found out.
         """
-        op, rule = node.op, RULES.get(node.kind)
+        op, meaning = node.op, MEANINGS.get(node.kind)
         g = getattr(node.tensor, "grad", None)
-        if rule is None or g is None:
+        if meaning is None or g is None:
             return None
         wide = [self._values(x) for x in node.inputs]
         needs = [bool(getattr(x, "requires_grad", False)) for x in node.inputs]
@@ -899,7 +428,7 @@ class _Judge:
             adjoint: Any = (
                 tuple(_wide(a) for a in given) if isinstance(node.tensor.cached_data, tuple) else _wide(given[0])
             )
-            made = rule(op, *wide)[2](adjoint, needs)[j]
+            made = derived(meaning, op, wide)[2](adjoint, needs)[j]
         except Exception:
             return None
         parts: Any = made if isinstance(node.inputs[j].cached_data, tuple) else (made,)
@@ -939,7 +468,7 @@ class _Judge:
             kind()(leaf, type(tensor).make_const(np.ones(wide, x.cached_data.dtype))).backward(
                 type(tensor).make_const(g.astype(x.cached_data.dtype))
             )
-            return not np.array_equal(_parts_of(leaf.grad.cached_data)[0], _reduced(g, 0 * g, shape)[0])
+            return not np.array_equal(_parts_of(leaf.grad.cached_data)[0], _summed(g, shape))
         except Exception:
             return False
 
@@ -965,6 +494,15 @@ class _Judge:
 
     def _bad(self, finding: Finding) -> None:
         self.found.bad.append(finding)
+
+
+def _summed(g: Array, shape: Shape) -> Array:
+    """g summed over what broadcasting had expanded."""
+    x = Var(np.ones((1, 1, *shape)))
+    t = Tape(None)
+    t.backward([(shapes.broadcast_to(t, x, shape=g.shape), g[None, None])])
+    assert x.adjoint is not None
+    return np.asarray(x.adjoint[0, 0])
 
 
 def _wide(a: Any) -> Array:

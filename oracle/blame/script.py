@@ -22,6 +22,7 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from oracle import operations
 from oracle.apart import CASE_SECONDS
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
@@ -189,29 +190,31 @@ def _list(values: Sequence[str]) -> str:
     return line if len(line) < 90 else "[\n" + textwrap.indent("".join(f"{v},\n" for v in values), "    ") + "]"
 
 
-# -- operations: the very rows of the table, as source ----------------------------------------------------------------
+# -- operations: the two sides of their blocks, as source -------------------------------------------------------------
 
 
 @functools.cache
-def _table() -> tuple[ast.Module, dict[str, ast.Call]]:
-    """The source of `oracle.pairs` and its rows."""
-    module = ast.parse((Path(__file__).parents[1] / "pairs.py").read_text(encoding="utf-8"))
-    for node in module.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OPS" and isinstance(node.value, ast.Dict):
-            pairs = zip(node.value.keys, node.value.values, strict=True)
-            return module, {
-                str(k.value): v for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Call)
-            }
-    raise LookupError("oracle.pairs has no table OPS")
+def _blocks() -> tuple[dict[str, ast.FunctionDef], dict[str, str], dict[str, tuple[ast.expr, ast.expr]]]:
+    """The functions of `oracle.operations`, what it imports from elsewhere, and both sides of every block."""
+    functions: dict[str, ast.FunctionDef] = {}
+    imports: dict[str, str] = {}
+    sides: dict[str, tuple[ast.expr, ast.expr]] = {}
+    for path in sorted(Path(operations.__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                imports |= {a.asname or a.name: ast.unparse(node) for a in node.names}
+            elif isinstance(node, ast.FunctionDef):
+                functions[node.name] = node
+                for call in node.decorator_list:
+                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "operation":
+                        said = {keyword.arg: keyword.value for keyword in call.keywords}
+                        sides[node.name] = said["needle"], said["torch"]
+    return functions, imports, sides
 
 
 def _operations(names: Sequence[str]) -> str:
     """The functions needle_op(name, …) and torch_op(name, …) for the operations of a case."""
-    module, rows = _table()
-    functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
-    imports = {
-        a.asname or a.name: n for n in module.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names
-    }
+    functions, imports, sides = _blocks()
     wanted: dict[str, ast.FunctionDef] = {}
     imported: dict[str, str] = {}
 
@@ -222,23 +225,22 @@ def _operations(names: Sequence[str]) -> str:
             if node.id in functions and node.id not in wanted:
                 wanted[node.id] = plain = _plain(functions[node.id])
                 collect(plain)
-            elif node.id in imports and node.id not in ("torch", "np"):
-                imported[node.id] = ast.unparse(imports[node.id])
+            elif node.id in imports and node.id != "np":
+                imported[node.id] = imports[node.id]
 
-    ours, theirs = [], []
+    ours: list[str] = []
+    theirs: list[str] = []
     for name in dict.fromkeys(names):
-        needle_side, torch_side = rows[name].args[:2]
-        for side in (needle_side, torch_side):
+        for side, lines in zip(sides[name], (ours, theirs), strict=True):
             collect(side)
-        ours.append(f"    {name!r}: {ast.unparse(needle_side)},\n")
-        theirs.append(f"    {name!r}: {ast.unparse(torch_side)},\n")
+            lines.append(f"    {name!r}: {ast.unparse(side)},\n")
     helpers = "".join(f"\n\n{ast.unparse(f)}\n" for f in wanted.values())
     return (
         "".join(f"{line}  # noqa: E402\n" for line in dict.fromkeys(imported.values()))
         + helpers
         + f"\n\nIN_NEEDLE = {{\n{''.join(ours)}}}\nIN_TORCH = {{\n{''.join(theirs)}}}\n"
         + "\n\ndef needle_op(name, *tensors, **attributes):\n    return IN_NEEDLE[name](ndl, *tensors, **attributes)\n"
-        + "\n\ndef torch_op(name, *tensors, **attributes):\n    return IN_TORCH[name](*tensors, **attributes)\n"
+        + "\n\ndef torch_op(name, *tensors, **attributes):\n    return IN_TORCH[name](torch, *tensors, **attributes)\n"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
-from oracle.definitions import TINY, U
+from oracle.operations.tape import TINY, U
 from oracle.rules.update import expected_update
 from oracle.rules.verdict import Clipping, Update
 
@@ -26,7 +26,7 @@ def optimizer_words(case: c.TrainCase, quantity: str, step: Update) -> str:
     if ours is None or ours.shape != step.p.shape:
         return ""
     lr = np.asarray(step.rates[-1])
-    bounds = expected_update(case, lr, step.p, step.g, step.old, np.asarray(float(step.index + 1)), 12).values
+    bounds = expected_update(case, lr, step.p, step.g, step.old, np.asarray(float(step.index + 1)), 8).values
     with np.errstate(all="ignore"):
         for what, words, value in guesses(case.optimizer, step):
             if what != quantity:

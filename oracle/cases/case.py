@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from oracle.definitions import result_shape
+from oracle.operations import result_shape
 
 FORMAT = 1
 DEEPEST = 100  # levels of JSON: 49 containers in one another

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from oracle import pairs
 from oracle.cases import case as c
 from oracle.cases import strategies
+from oracle.operations import OPERATIONS
 
 Edit = Callable[[Any], c.Case]  # a case in, one that has the feature out; CaseError where that cannot be
 _replace = msgspec.structs.replace
@@ -143,8 +143,8 @@ def _value(value: float | str) -> Edit:
     """The value among the elements of the first operand, where the operation is defined on it."""
 
     def edit(case: c.OpCase) -> c.Case:
-        row, first = pairs.OPS[case.op], case.operands[0]
-        allowed = value in row.special if isinstance(value, str) else row.values == "real"
+        op, first = OPERATIONS[case.op], case.operands[0]
+        allowed = value in op.special if isinstance(value, str) else op.values == "real"
         if not (allowed and first.values):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
@@ -191,7 +191,7 @@ TABLE: dict[str, Group] = {
         c.TrainCase,
         {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
     ),
-    "op": Group(c.OpCase, dict.fromkeys(sorted(pairs.OPS))),
+    "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: _block(op) for op in strategies.BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
 
 from oracle.cases import case as c
-from oracle.definitions import result_shape
-from oracle.pairs import OPS
+from oracle.cases.drawing import BOOLEANS, integers, strategy
+from oracle.operations import OPERATIONS, result_shape
 
 Shape = tuple[int, ...]
 Draw = Callable[..., Any]
+_T = TypeVar("_T")
 
 WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 17, 33, 64])
 ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 7, 33, 64])
@@ -38,15 +39,6 @@ def choice(*weighted: tuple[int, Any]) -> st.SearchStrategy[Any]:
 def one_in(n: int) -> st.SearchStrategy[bool]:
     """True once in n times."""
     return choice((n - 1, False), (1, True))
-
-
-@functools.cache
-def integers(low: int, high: int) -> st.SearchStrategy[int]:
-    """Whole numbers from low to high."""
-    return st.integers(low, high)
-
-
-BOOLEANS = st.booleans()
 
 
 # -- blocks of plain operations ---------------------------------------------------------------------------------------
@@ -498,13 +490,6 @@ _SPREADS = st.sampled_from([1.0, 30.0])
 _DECIMALS = choice((2, 3), (1, 0))  # whole numbers: zeros and ties
 
 
-# What an op finds hard, if it is asked for extremes: numbers near the ends of the range, maxima of rows far apart.
-_HARD: dict[str, st.SearchStrategy[float]] = {
-    "log": st.sampled_from([1e-20, 1e-30, 1e20, 1e-3]),
-    **dict.fromkeys(("logsumexp", "logsoftmax", "softmax_loss"), st.sampled_from([1e3, -1e3, 300.0, 100.0])),
-}
-
-
 def _operand(
     draw: Draw,
     shape: Shape,
@@ -532,9 +517,6 @@ def _operand(
     return c.Operand(shape, tuple(out), layout)
 
 
-_STATEFUL = ("batch_norm", "layer_norm", "conv")  # products of large values: kept to ordinary ones
-
-
 _COTANGENT = st.lists(
     st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0, 300.0, -200.0]), min_size=1, max_size=5
 ).filter(any)
@@ -543,26 +525,28 @@ _COTANGENT = st.lists(
 @functools.cache
 def _drawn(name: str) -> st.SearchStrategy[Any]:
     """Shapes and attributes of an op; a long dimension is worth its while only once in a case."""
-    return OPS[name].drawn.filter(lambda drawn: all(math.prod(shape) <= _LARGEST for shape in drawn[0]))
+    return strategy(OPERATIONS[name].drawn).filter(
+        lambda drawn: all(math.prod(shape) <= _LARGEST for shape in drawn[0])
+    )
 
 
 @functools.cache
-def _special(values: tuple[str, ...]) -> st.SearchStrategy[str] | None:
+def _some(values: tuple[_T, ...]) -> st.SearchStrategy[_T] | None:
     return st.sampled_from(values) if values else None
 
 
 @st.composite
 def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
     """One operation over its whole domain: broadcasting, zero-size, memory layouts, extreme values, nan and inf."""
-    known = tuple(sorted(OPS) if names is None else names)
+    known = tuple(sorted(OPERATIONS) if names is None else names)
     name = known[0] if len(known) == 1 else draw(_names(known))
-    row = OPS[name]
+    op = OPERATIONS[name]
     shapes, attributes = draw(_drawn(name))
-    special = _special(row.special) if row.special and draw(one_in(8)) else None
-    extreme = name not in _STATEFUL and draw(BOOLEANS)
-    hard = _HARD.get(name)
+    special = _some(op.special) if op.special and draw(one_in(8)) else None
+    extreme = not op.ordinary and draw(BOOLEANS)
+    hard = _some(op.hard)
     operands = tuple(
-        _operand(draw, s, row.values, special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
+        _operand(draw, s, op.values, special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
     )
     return c.OpCase(
         op=name,

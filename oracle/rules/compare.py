@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle.definitions import TINY, U
+from oracle.operations.tape import TINY, U
 from oracle.rules.verdict import Divergence
 
 Array = npt.NDArray[Any]

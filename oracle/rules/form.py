@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from oracle import definitions as d
 from oracle.cases import inputs
+from oracle.operations import tape as d
 from oracle.rules.compare import Joined
 from oracle.rules.hearing import Hearing
 from oracle.rules.verdict import Divergence

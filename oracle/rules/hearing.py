@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import definitions as d
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.operations import tape as d
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Joined
 from oracle.rules.verdict import Divergence, Verdict

@@ -10,7 +10,7 @@ import torch
 from oracle import op_rule, pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.definitions import REPLICAS
+from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import raised
 from oracle.rules.training import judge as judge_training

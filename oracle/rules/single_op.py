@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+import torch
 
-from oracle import definitions as d
-from oracle import op_rule, pairs
+from oracle import op_rule
 from oracle.cases import case as c
-from oracle.definitions import Noise
+from oracle.operations import OPERATIONS
+from oracle.operations import tape as d
+from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
@@ -29,7 +32,7 @@ def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Arra
     attributes = dict(case.attributes)
     if "labels" in attributes:
         attributes["labels"] = np.asarray(attributes["labels"])[None]
-    out = d.OPS[case.op](tape, *operands, **attributes)
+    out = OPERATIONS[case.op].definition(tape, *operands, **attributes)
     tape.backward([(out, case.cotangent_array.astype(np.float64)[None, None])])
     grads = {f"operand {i}": v.adjoint for i, v in enumerate(operands) if v.adjoint is not None}
     return out.value, grads
@@ -38,11 +41,11 @@ def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Arra
 def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     """The verdict on a single operation, by rule G where the truth is a float32 number. Proven by the group op."""
     verdict = Verdict(case, steps=1)
-    row, clock, ours = pairs.OPS[case.op], Clock(), ours_side.is_ours(ndl)
+    op, clock, ours = OPERATIONS[case.op], Clock(), ours_side.is_ours(ndl)
     clock.turn("observing")
-    seen = ours_side.run_op(case, ndl, row.needle, graph=ours, clock=clock)
+    seen = ours_side.run_op(case, ndl, op.needle, graph=ours, clock=clock)
     clock.turn("torch")
-    peer = peer_side.run_op(case, row.torch)
+    peer = peer_side.run_op(case, functools.partial(op.torch, torch))
     clock.turn("rules")
     found: list[Divergence] = []
     peer_found: list[Divergence] = []
@@ -79,7 +82,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         verdict.divergence = min(found, key=lambda f: f.order)
         if seen.failure is None and ours:
             verdict.evidence.findings = op_rule.Findings()
-            ours_side.run_op(case, ndl, row.needle, verdict.evidence.findings, graph=True)
+            ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=True)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")
     verdict.seconds = clock.seconds

@@ -61,7 +61,7 @@ def _alike(h: Hearing, names: Sequence[str], steps: Sequence[Step], missed: int)
     rates, count = h.rates(times), np.array(made, dtype=np.float64)[:, None] + 1
     theirs, off = _stepped_by_torch(h, before, grads, old, made, rates[:, 0].tolist())
     # torch adds up squares in float32: what its norm is off by in fact is no fault of needle's
-    k = 4.0 if case.clip is None else 12.0 + off[:, None]
+    k = 0.0 if case.clip is None else 8.0 + off[:, None]
     p, g = before.astype(np.float64), grads.astype(np.float64)
     wide = {q: v.astype(np.float64) for q, v in old.items()}
     update = expected_update(case, rates, p, g, wide, count, k)

@@ -16,7 +16,7 @@ import numpy as np
 from oracle import op_rule
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.definitions import Noise
+from oracle.operations.tape import Noise
 from oracle.rules import same_bits
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain

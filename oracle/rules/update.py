@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from oracle.cases import case as c
-from oracle.definitions import TINY, U
+from oracle.operations.bounds import Bounded
+from oracle.operations.tape import TINY, U
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array, Joined
 from oracle.rules.hearing import NOTHING, Hearing, Values, forms
@@ -64,7 +65,7 @@ def update(
             place = joined.place(names.index(late))
             count = np.repeat(count, joined.size, axis=1)
             count[np.array(steps) > gap, place] -= 1
-        update = expected_update(case, h.rates(steps), p, g, old, count, 4)
+        update = expected_update(case, h.rates(steps), p, g, old, count, 0)
         for quantity, (value, bound) in update.values.items():
             if late in names and gap in steps:
                 row = steps.index(gap)
@@ -137,36 +138,33 @@ class Expected:
 def expected_update(
     case: c.TrainCase, lr: Array, p: Array, g: Array, old: Mapping[str, Array], t: Array, k: float | Array
 ) -> Expected:
-    """Rule L for one parameter over all steps. Arrays are (steps, *shape); lr and t (steps, 1, …); k: roundings of g."""
-    spec = case.optimizer
-    decay = spec.weight_decay or 0.0
-    d = g + decay * p
-    e_d = U * (k * np.abs(g) + 4 * decay * np.abs(p))
+    """Rule L for one parameter over all steps: the update, run on arrays that carry error bounds.
+
+    Arrays are (steps, *shape); lr and t (steps, 1, …); k: by how many roundings g is off.
+    """
+    spec, decay = case.optimizer, float(case.optimizer.weight_decay or 0.0)
+    grad, rate = Bounded(g, k * U * np.abs(g)), _rounded(lr)
+    d = grad + Bounded(p) * decay if decay else grad
     if isinstance(spec, c.SGD):
-        beta = spec.momentum or 0.0
-        u = beta * old["velocity"] + (1 - beta) * d
-        e_u = U * (2 * np.abs(beta * old["velocity"]) + np.abs(u)) + (1 - beta) * e_d + TINY
-        new = p - lr * u
-        e_p = lr * (e_u + 2 * U * np.abs(u)) + U * np.abs(new) + TINY
-        return Expected({"velocity": (u, e_u), "parameter": (new, e_p)})
-    b1 = 0.9 if spec.beta1 is None else spec.beta1
-    b2 = 0.999 if spec.beta2 is None else spec.beta2
-    eps = 1e-8 if spec.eps is None else spec.eps
-    m = b1 * old["first moment"] + (1 - b1) * d
-    e_m = U * (2 * np.abs(b1 * old["first moment"]) + (1 - b1) * 2 * np.abs(d) + np.abs(m)) + (1 - b1) * e_d + TINY
-    v = b2 * old["second moment"] + (1 - b2) * d * d
-    e_v = U * (2 * b2 * old["second moment"] + (1 - b2) * 4 * d * d + v) + (1 - b2) * 2 * np.abs(d) * e_d + TINY
-    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
-    root = np.sqrt(v_hat)
-    e_vh = e_v / (1 - b2**t) + 2 * U * v_hat
-    # |sqrt(v + e) - sqrt(v)| is at most sqrt(e), and at most e / sqrt(v): the first rules near v = 0
-    e_root = np.minimum(np.sqrt(e_vh), e_vh / np.maximum(root, TINY)) + U * root
-    lowest = np.maximum(root - e_root, 0) + eps
-    move = lr * m_hat / (root + eps)
-    e_move = lr * (e_m / (1 - b1**t) + 2 * U * np.abs(m_hat)) / lowest + np.abs(move) * (e_root / lowest + 8 * U)
-    new = p - move
-    e_p = e_move + U * np.abs(new) + TINY
-    return Expected({"first moment": (m, e_m), "second moment": (v, e_v), "parameter": (new, e_p)})
+        beta = float(spec.momentum or 0.0)
+        u = Bounded(old["velocity"]) * beta + d * (1 - beta)
+        return _expected(velocity=u, parameter=p - rate * u)
+    b1 = 0.9 if spec.beta1 is None else float(spec.beta1)
+    b2 = 0.999 if spec.beta2 is None else float(spec.beta2)
+    eps = 1e-8 if spec.eps is None else float(spec.eps)
+    m = Bounded(old["first moment"]) * b1 + d * (1 - b1)
+    v = Bounded(old["second moment"], low=0.0) * b2 + d * d * (1 - b2)
+    root = np.sqrt(v / _rounded(1 - b2**t))
+    return _expected(first_moment=m, second_moment=v, parameter=p - rate * (m / _rounded(1 - b1**t)) / (root + eps))
+
+
+def _rounded(x: Array) -> Bounded:
+    """Numbers of the optimizer's own, which are not negative; float32 may round them."""
+    return Bounded(x, U * x, 0.0)
+
+
+def _expected(**quantities: Bounded) -> Expected:
+    return Expected({name.replace("_", " "): (x.v, x.error) for name, x in quantities.items()})
 
 
 def roundings_apart(value: Array, right: Array) -> Array:

@@ -37,6 +37,7 @@ from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
 from oracle.cases import coverage, inputs, shrink, strategies
 from oracle.exits import ExitCode, held
+from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Evidence, Tally, Verdict
 from oracle.systems import peer
@@ -49,7 +50,7 @@ _T = TypeVar("_T")
 if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
-OP_NAMES = sorted(pairs.OPS)
+OP_NAMES = sorted(OPERATIONS)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}

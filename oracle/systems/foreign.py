@@ -130,8 +130,8 @@ def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
 
 
 def _to_try() -> list[tuple[str, c.Case]]:
-    from oracle import pairs
     from oracle.cases import strategies
+    from oracle.operations import OPERATIONS
     from oracle.runs.runner import draw_from
 
     cases: list[tuple[str, c.Case]] = []
@@ -139,7 +139,7 @@ def _to_try() -> list[tuple[str, c.Case]]:
     def tried(name: str, case: c.Case) -> None:
         cases.append((name, case))
 
-    for op in pairs.OPS:
+    for op in OPERATIONS:
         tried(f"op {op}", draw_from(strategies.op_cases([op]), 1, 0)[0])
     data, linear = c.Data(rows=2, features=2), c.Linear(2)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oracle.definitions import ANY_ORDER, U
+from oracle.operations.tape import ANY_ORDER, U
 
 
 class Rounding(TorchDispatchMode):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import definitions as d
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, dropout_p
-from oracle.definitions import Noise, Tape, Var
+from oracle.operations import OPERATIONS, elementwise, losses, norms, products, reductions, shapes
+from oracle.operations.tape import Noise, Tape, Var
 
 Array = npt.NDArray[Any]
 
@@ -64,25 +64,25 @@ class _Pass:
             case c.Linear():
                 self.linears.append(path if layer.tie is None else self.linears[layer.tie])
                 bias = self.tensors[f"{path}.bias"] if layer.bias else None
-                return d.linear(t, x, self.tensors[f"{self.linears[-1]}.weight"], bias)
+                return products.linear(t, x, self.tensors[f"{self.linears[-1]}.weight"], bias)
             case c.ReLU():
-                return d.relu(t, x, self.kinks.get(path))
+                return elementwise.relu(t, x, self.kinks.get(path))
             case c.Tanh():
-                return d.tanh(t, x)
+                return elementwise.tanh(t, x)
             case c.Sigmoid():
-                return d.sigmoid(t, x)
+                return elementwise.sigmoid(t, x)
             case c.Identity() | c.Unused():
                 return x
             case c.Flatten():
-                return d.reshape(t, x, shape=x.shape)
+                return shapes.reshape(t, x, shape=x.shape)
             case c.BatchNorm():
                 weight, bias, mean, var = (
                     self.tensors[f"{path}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")
                 )
                 eps = 1e-5 if layer.eps is None else layer.eps
                 if not training:
-                    return d.batch_norm_eval(t, x, weight, bias, mean, var, eps=eps)
-                out, batch_mean, batch_var = d.batch_norm_and_statistics(t, x, weight, bias, eps=eps)
+                    return norms.batch_norm_eval(t, x, weight, bias, mean, var, eps=eps)
+                out, batch_mean, batch_var = norms.batch_norm_and_statistics(t, x, weight, bias, eps=eps)
                 m = 0.1 if layer.momentum is None else layer.momentum
                 new = []
                 for old, fresh in ((mean, batch_mean), (var, batch_var)):
@@ -92,25 +92,25 @@ class _Pass:
                 return out
             case c.LayerNorm():
                 eps = 1e-5 if layer.eps is None else layer.eps
-                return d.layer_norm(t, x, self.tensors[f"{path}.weight"], self.tensors[f"{path}.bias"], eps=eps)
+                return norms.layer_norm(t, x, self.tensors[f"{path}.weight"], self.tensors[f"{path}.bias"], eps=eps)
             case c.Dropout():
                 if not training:
                     return x
-                return d.dropout(t, x, mask=self.masks[path], p=dropout_p(layer))
+                return elementwise.dropout(t, x, mask=self.masks[path], p=dropout_p(layer))
             case c.Sequential():
                 return self.body(layer.body, x, f"{path}.", training)
             case c.Eval():
                 return self.body(layer.body, x, f"{path}.", False)
             case c.Residual():
-                return d.add(t, self.body(layer.body, x, f"{path}.", training), x)
+                return elementwise.add(t, self.body(layer.body, x, f"{path}.", training), x)
             case c.Branch():
                 left = self.body(layer.left, x, f"{path}.left.", training)
                 right = self.body(layer.right, x, f"{path}.right.", training)
-                return d.OPS[layer.join](t, left, right)
+                return OPERATIONS[layer.join].definition(t, left, right)
             case c.Ops():
                 values = [x]
                 for step in layer.steps:
-                    values.append(d.OPS[step.op](t, *(values[a] for a in step.args), **step.attributes))
+                    values.append(OPERATIONS[step.op].definition(t, *(values[a] for a in step.args), **step.attributes))
                 for i, between in enumerate(values[1:-1]):
                     if not all_below(DOMAIN, between.value):
                         self.inside[f"{path}, value {i}"] = between.value
@@ -187,15 +187,15 @@ def _loss(
     one = np.ones((1, out.value.shape[1]))
     if isinstance(case.loss, c.SoftmaxLoss):
         assert batches.labels is not None
-        return d.softmax_loss(tape, out, labels=batches.labels[window, m]), one
+        return losses.softmax_loss(tape, out, labels=batches.labels[window, m]), one
     assert batches.drawn is not None
     drawn = batches.drawn[window, m].astype(np.float64)[None]
     if isinstance(case.loss, c.Cotangent):
         return out, drawn
     if isinstance(case.loss, c.WeightedSum):
-        return d.summation(tape, d.multiply(tape, out, _constant(drawn))), one
-    squares = d.power_scalar(tape, d.subtract(tape, out, _constant(drawn)), c=2.0)
-    return d.divide_scalar(tape, d.summation(tape, squares), c=float(case.data.rows)), one
+        return reductions.summation(tape, elementwise.multiply(tape, out, _constant(drawn))), one
+    squares = elementwise.power_scalar(tape, elementwise.subtract(tape, out, _constant(drawn)), c=2.0)
+    return elementwise.divide_scalar(tape, reductions.summation(tape, squares), c=float(case.data.rows)), one
 
 
 def evaluation(

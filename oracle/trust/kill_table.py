@@ -33,9 +33,9 @@ from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.cases import shrink
 from oracle.exits import ExitCode, decided, saved
+from oracle.operations import OPERATIONS
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
-from oracle.pairs import OPS
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
 from oracle.runs.forked import forked
@@ -130,7 +130,7 @@ def matches(expected: str, named: str) -> bool:
 
 
 def _occurs(word: str, text: str) -> bool:
-    rows = [name for name, row in OPS.items() if word in row.covers]
+    rows = [name for name, op in OPERATIONS.items() if word in op.covers]
     return any(w.lower() in text for w in (*SYNONYMS.get(word, (word,)), *rows))
 
 

@@ -10,7 +10,7 @@ import torch
 import needle
 from oracle.blame import judged
 from oracle.cases import case as c
-from oracle.definitions import U
+from oracle.operations.tape import U
 from oracle.rules import compare as cmp
 from oracle.rules import torch_update, update
 from oracle.rules.update import roundings_apart

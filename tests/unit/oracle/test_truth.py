@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import definitions as d
-from oracle import pairs
 from oracle.blame import judged
 from oracle.cases import case as c
 from oracle.cases.strategies import op_cases
+from oracle.operations import OPERATIONS, elementwise
+from oracle.operations import tape as d
 from oracle.rules import compare as cmp
 from oracle.rules.single_op import op_truth
 from oracle.runs.runner import draw
@@ -51,7 +51,7 @@ def _ordinary(case):
     )
 
 
-@pytest.mark.parametrize("name", sorted(pairs.OPS))
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_every_vjp_is_the_derivative_of_its_forward(name):
     found = [case for case in _drawn(op_cases([name]), 60) if _ordinary(case)]
     assert found, f"no ordinary case of {name} was drawn"
@@ -69,7 +69,7 @@ def check_vjps(case):
 
     def forward(i, x):
         operands = [d.Var((x if j == i else a)[None, None]) for j, a in enumerate(arrays)]
-        return d.OPS[case.op](d.Tape(None), *operands, **attributes).value[0, 0]
+        return OPERATIONS[case.op].definition(d.Tape(None), *operands, **attributes).value[0, 0]
 
     assert value.shape[2:] == case.result_shape
     assert set(grads) == {f"operand {i}" for i in range(len(arrays)) if i not in case.constants}
@@ -131,8 +131,10 @@ def test_the_truth_is_torch_in_float64(layers, loss):
 
 
 def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
-    right = d.tanh
-    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9)))
+    right = elementwise.tanh
+    monkeypatch.setattr(
+        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9))
+    )
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
@@ -143,12 +145,14 @@ def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
     errors = judged(case, needle, validate=True).oracle_errors
     assert errors
     assert "the truth is wrong: adjoint 0" in errors[0]
-    monkeypatch.setattr(d, "tanh", right)
+    monkeypatch.setattr(elementwise, "tanh", right)
     assert judged(case, needle, validate=True).oracle_errors == []
 
 
 def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
-    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001))
+    monkeypatch.setattr(
+        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001)
+    )
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
