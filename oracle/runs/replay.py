@@ -14,7 +14,7 @@ from oracle.apart import CASE_SECONDS, Broken, Died, apart, tell, time_limit
 from oracle.blame import report
 from oracle.cases import case as c
 from oracle.exits import ExitCode, held, shown
-from oracle.runs.diff import wide_console
+from oracle.pages import terminal
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -33,7 +33,7 @@ def find(name: str, folders: Sequence[Path]) -> c.Case:
 
 def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     """Show the case step by step; returns the exit code."""
-    console = wide_console()
+    console = terminal.console()
     try:
         case = find(name, folders)
         about = c.describe(case)
