@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -13,13 +13,11 @@ from rich.text import Text
 from oracle.cases import case as c
 from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
+from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
 from oracle.pages.html import inline, render, svg
 from oracle.pages.markdown import table as markdown_table
 from oracle.pages.terminal import table
-
-if TYPE_CHECKING:
-    from oracle.runs.memory import Run
 
 WIDTH = 120
 DESCRIBED = 200  # characters of a model's description

@@ -69,9 +69,9 @@ def diff(
 def _foreign(folder: Path) -> dict[str, str]:
     """Another needle takes the place of ours; returns what it does not offer."""
     import needle
-    from oracle.systems import foreign
+    from oracle.runs import offered
 
-    return foreign.missing(needle)
+    return offered.missing(needle)
 
 
 def _rounded(cases: int, size: int) -> int:

@@ -39,7 +39,7 @@ from oracle.cases import coverage, inputs, shrink, strategies
 from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
-from oracle.rules.verdict import Divergence, Evidence, Tally, Verdict
+from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.systems import peer
 from oracle.systems.trace import ENDED, Failure
 
@@ -391,9 +391,7 @@ def run_digits(seed: int) -> Digits:
 def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
     with time_limit(DIGITS_SECONDS):
         verdict, accuracy = judge_digits(case, needle)
-    verdict = named(verdict, needle)
-    verdict.evidence = Evidence()  # holds on to needle, which no pickle can
-    return verdict, accuracy
+    return named(verdict, needle), accuracy
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
