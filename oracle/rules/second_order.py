@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import op_rule, pairs
+from oracle import pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import raised
+from oracle.rules.tape import Findings
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
@@ -98,7 +99,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = op_rule.Findings()
+        evidence.findings = Findings()
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
         ours_side.run_second(case, ndl, pairs.NEEDLE_LAYERS, *about, evidence.findings)
     return evidence
