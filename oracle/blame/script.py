@@ -335,10 +335,10 @@ class _Model:
         if isinstance(layer, c.Linear):
             same = f"nn.Linear({width}, {layer.out}{'' if layer.bias else ', bias=False'})"
             return same, same
-        if isinstance(layer, c.Tanh | c.Sigmoid):
+        if isinstance(layer, c.Activation):
             self.apply = True
             kind = type(layer).__name__
-            return f'nn.{kind}() if hasattr(nn, "{kind}") else Apply(ndl.{kind.lower()})', f"nn.{kind}()"
+            return f'nn.{kind}() if hasattr(nn, "{kind}") else Apply(ndl.{layer.op})', f"nn.{kind}()"
         if isinstance(layer, c.ReLU | c.Identity):
             return (f"nn.{type(layer).__name__}()",) * 2
         if isinstance(layer, c.Flatten):

@@ -56,7 +56,7 @@ def nursery() -> None:
     """Read jobs from stdin, a line each; answer each with a line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import needle  # noqa: F401 - imported once, for all children
-    import oracle.pairs  # noqa: F401
+    import oracle.systems.layers  # noqa: F401
 
     gc.collect()
     gc.freeze()

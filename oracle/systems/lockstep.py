@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oracle import pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
 from oracle.systems.recorded import TapeJudge
@@ -50,7 +50,7 @@ class Lockstep:
         """The run; it ends where needle raises or the state is not finite. ``tapes`` looks at the first step's."""
         case = self.case
         self.ours = ours = ours_side.NeedleRun(
-            case, self.ndl, pairs.NEEDLE_LAYERS, self.slots, self.batches, self.clock
+            case, self.ndl, layers.NEEDLE_LAYERS, self.slots, self.batches, self.clock
         )
         self.clock.turn("torch")
         peer = self.peer(torch.float32, self.clock)
@@ -83,7 +83,7 @@ class Lockstep:
     def peer(self, dtype: torch.dtype = torch.float64, clock: Clock | None = None) -> peer_side.TorchRun:
         """A torch model of the case, with its optimizer."""
         about = (self.slots, self.batches, self.masks)
-        return peer_side.TorchRun(self.case, pairs.TORCH_LAYERS, *about, dtype=dtype, clock=clock)
+        return peer_side.TorchRun(self.case, layers.TORCH_LAYERS, *about, dtype=dtype, clock=clock)
 
     def kinks(self, seen: Observation) -> dict[str, Array]:
         """The branches that needle's ReLUs took, where they have the right shape; a wrong one is reported elsewhere."""

@@ -5,7 +5,6 @@ import pytest
 
 import needle
 from needle import ops
-from oracle import pairs
 from oracle.blame import culprit, judged
 from oracle.cases import case as c
 from oracle.cases.strategies import op_cases
@@ -14,7 +13,7 @@ from oracle.rules import tape
 from oracle.rules.tape import Findings
 from oracle.runs import runner
 from oracle.runs.runner import draw_from
-from oracle.systems import ours
+from oracle.systems import layers, ours
 from oracle.systems.lockstep import Lockstep
 from oracle.systems.recorded import record
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
@@ -251,7 +250,7 @@ def test_judging_leaves_no_trace():
     from oracle.systems.trace import State
 
     def run(watched):
-        ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
+        ours = NeedleRun(case, needle, layers.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
         ours.load(State(inputs.initial_state(case)))
         return [ours.step(0, Findings() if watched else None), ours.step(1)]
 
