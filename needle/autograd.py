@@ -16,14 +16,14 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
-from contextlib import ContextDecorator
-from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+from contextvars import ContextVar
+from functools import reduce, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from needle.chain import Chain
 
     Array = NDArray[Any]
+    Axes: TypeAlias = int | Sequence[int] | None
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 __all__ = [
     "CPUDevice",
@@ -59,31 +61,99 @@ _new = object.__new__
 _numpy = np.ndarray, np.generic
 _numbers = int, float
 _integers = int, np.integer
+_last_change: float = 0  # the creation number at which data that a graph may refer to has last been replaced
 _tuples = tuple, list
-_grad_enabled = True
+_recording: ContextVar[bool] = ContextVar("needle.recording", default=True)
+_modes_before: ContextVar[tuple[bool, ...]] = ContextVar("needle.modes_before", default=())
+_is_recording = _recording.get
 
 
-class _GradMode(ContextDecorator):
-    """Switch graph recording on or off for a while; nests, and restores the mode on errors too."""
+class _GradMode:
+    """Switch graph recording on or off for a while; nests, and restores the mode on errors too.
+
+    For this thread, or this task of asyncio, alone. Nothing is kept in ``self``, which several of them may share.
+    """
 
     _mode: ClassVar[bool]
 
-    def __init__(self) -> None:
-        self._previous: list[bool] = []
-
     def __enter__(self) -> Self:
-        global _grad_enabled
-        self._previous.append(_grad_enabled)
-        _grad_enabled = self._mode
+        _modes_before.set((*_modes_before.get(), _is_recording()))
+        _recording.set(self._mode)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global _grad_enabled
-        _grad_enabled = self._previous.pop()
+        # A generator that is closed elsewhere than where it was begun finds nothing to restore.
+        *before, mode = _modes_before.get() or (True,)
+        _modes_before.set(tuple(before))
+        _recording.set(mode)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate a function; of a generator or a coroutine each part that runs, and not what runs in between."""
+        import inspect  # here, because importing needle should cost nothing
+
+        wrapped: Any
+        if inspect.isgeneratorfunction(function):
+
+            @wraps(function)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                generator = function(*args, **kwargs)
+                resume, given = generator.send, None
+                try:
+                    while True:
+                        try:
+                            with self:
+                                made = resume(given)
+                        except StopIteration as stop:
+                            return stop.value
+                        try:
+                            resume, given = generator.send, (yield made)
+                        except Exception as error:
+                            resume, given = generator.throw, error
+                finally:
+                    with self:
+                        generator.close()
+
+        elif inspect.isasyncgenfunction(function):
+
+            @wraps(function)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                generator = function(*args, **kwargs)
+                resume, given = generator.asend, None
+                try:
+                    while True:
+                        try:
+                            with self:
+                                made = await resume(given)
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            resume, given = generator.asend, (yield made)
+                        except Exception as error:
+                            resume, given = generator.athrow, error
+                finally:
+                    with self:
+                        await generator.aclose()
+
+        elif inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+        else:
+
+            @wraps(function)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return function(*args, **kwargs)
+
+        return cast("_Function", wrapped)
 
 
 class no_grad(_GradMode):
-    """Inside, results are constants and keep no graph: a context manager and a decorator.
+    """Inside, results are constants and keep no graph: a context manager and a decorator, also of generators and
+    coroutines. Other threads, and other tasks of asyncio, go on recording.
 
     >>> x = Tensor([1.0, 2.0])
     >>> with no_grad():
@@ -117,7 +187,8 @@ class Op:
       ``node.inputs`` are the inputs and ``node`` the result. Works in every mode too.
 
     ``reads_inputs`` and ``reads_result`` say whether the vjp looks at the numbers in its xs and y, or at no more than
-    their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py).
+    their shapes. Data that no vjp looks at is not kept until the backward pass by a chain of layers (chain.py), and may
+    change until then: see ``looks_at``.
     """
 
     reads_inputs: bool = True
@@ -130,6 +201,13 @@ class Op:
             # Another rule than that of the base may look at more.
             cls.reads_inputs = own.get("reads_inputs", True)
             cls.reads_result = own.get("reads_result", True)
+            if "looks_at" not in own:
+                for base in cls.__mro__[1:]:
+                    if "looks_at" in vars(base):
+                        break
+                    if "vjp" in vars(base):
+                        cls.looks_at = Op.looks_at  # type: ignore[method-assign]
+                        break
             if "vjp" not in own:
                 cls.vjp = _course.vjp  # type: ignore[method-assign]
 
@@ -147,6 +225,13 @@ class Op:
             f"{type(self).__name__} has no gradient: "
             "define vjp(self, g, y, needs, *xs) or gradient(self, out_grad, node)"
         )
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        """Say of which inputs, and whether of the result, the rule reads the numbers; what it reads must be what it was.
+
+        ``needs`` says which inputs need a gradient, ``tensors`` whether the rule is called with Tensors.
+        """
+        return [self.reads_inputs] * len(needs), self.reads_result
 
     def on(self, *xs: Any) -> Any:
         """Apply the op to ndarrays (gives an ndarray) or to Tensors (gives a node): what a vjp is written
@@ -219,6 +304,8 @@ class Value:
     grad: Any = None
     _number: float = 0  # 0 for a leaf; an input's is smaller than its result's
     _keeps_grad: bool = False
+    # When the data was last replaced: a creation number. In a list, which all parameters of an optimizer share.
+    _changed: list[float] = [0]  # noqa: RUF012 - never written into
     _chain: Chain | None = None  # of a result of several ops: see chain.py
 
     def realize_cached_data(self) -> Any:
@@ -258,7 +345,7 @@ class Value:
         value = _new(cls)
         # NumPy gives a scalar, not an array, where all operands have no dimensions.
         value.cached_data = data if type(data) is _ndarray else cls._as_data(data)
-        if _grad_enabled:
+        if _is_recording():
             for x in inputs:
                 if x.requires_grad:
                     value.requires_grad = True
@@ -277,6 +364,13 @@ class Value:
         if not self.requires_grad:
             raise RuntimeError("retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it")
         self._keeps_grad = True
+
+
+def _a_change() -> float:
+    """Number a change of data: later than every node so far."""
+    global _last_change
+    _last_change = _next_number()
+    return _last_change
 
 
 def _refuse_other_than_tensors(op: Op, inputs: Sequence[Any]) -> None:
@@ -339,6 +433,11 @@ class Tensor(Value):
 
     ``cached_data`` is the ndarray itself. ``grad`` is None until a ``backward()`` reaches this tensor.
 
+    A gradient is that at the numbers with which the forward pass was computed. If ``t.data = …``, a step of an
+    optimizer or ``load_state_dict`` replaces numbers that a gradient rule reads in between, ``backward()`` refuses.
+    What is written into the array itself, ``t.numpy()[0] = …`` or ``t.cached_data = …``, nobody notices, here as in
+    PyTorch: do not write there between a forward pass and its ``backward()``.
+
     >>> x = Tensor([3.0])
     >>> y = x * x + 1
     >>> y.backward()
@@ -365,7 +464,9 @@ class Tensor(Value):
             source = array.cached_data
             data = source if dtype is None or source.dtype == dtype else source.astype(dtype)
         else:
-            data = np.array(array, dtype=dtype)
+            data = np.array(array)
+            if dtype is not None and data.dtype.kind in "fiub":  # and not a string, which may spell a number
+                data = data.astype(dtype, copy=False)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first")
         self.cached_data = data
@@ -400,8 +501,8 @@ class Tensor(Value):
 
     @property
     def data(self) -> Tensor:
-        """The same memory as a constant Tensor without graph; assign a Tensor of equal shape and dtype to
-        rebind.
+        """The same memory as a constant Tensor without graph. Assign a Tensor of equal shape and dtype to rebind; one
+        that broadcasts to the shape is stored in it, as a copy.
         """
         return Tensor.make_const(self.cached_data)
 
@@ -418,8 +519,14 @@ class Tensor(Value):
                 f"use needle.Tensor(value, dtype={str(old.dtype)!r})"
             )
         if new.shape != old.shape:
-            raise ValueError(f"data must keep its shape {old.shape}, but got {new.shape}")
+            try:
+                new = np.broadcast_to(new, old.shape).copy()
+            except ValueError:
+                raise ValueError(
+                    f"data must keep its shape {old.shape}, but got {new.shape}, which does not broadcast to it"
+                ) from None
         self.cached_data = new
+        self._changed = [_a_change()]
 
     def detach(self) -> Tensor:
         """Return the same memory as a constant Tensor without graph."""
@@ -446,7 +553,7 @@ class Tensor(Value):
     def __bool__(self) -> bool:
         if self.cached_data.size != 1:
             raise ValueError(
-                f"bool() needs exactly one element, but the shape is {self.shape}: compare .numpy() instead"
+                f"bool() needs exactly one element, but the shape is {self.shape}: use .numpy().all() or .numpy().any()"
             )
         return bool(self.cached_data)
 
@@ -489,12 +596,13 @@ class Tensor(Value):
         >>> x.grad
         needle.Tensor([12.])
         """
-        g = self._checked_out_grad(out_grad)
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, g)
+                _walk_tensors(self, _apart(self._checked_out_grad(out_grad)))
+        elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
+            _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
-            _walk_arrays(self, g.cached_data, free=not retain_graph)
+            _walk_arrays(self, self._checked_out_grad(out_grad).cached_data, free=not retain_graph)
 
     def _checked_out_grad(self, out_grad: Any) -> Tensor:
         if not self.requires_grad:
@@ -505,11 +613,11 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
+            return Tensor.make_const(np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
-            out_grad = Tensor.make_const(np.asarray(out_grad))
+            out_grad = Tensor(out_grad, requires_grad=False)
         if out_grad.shape != data.shape:
             raise ValueError(
                 f"backward: out_grad must have the shape {data.shape} of its tensor, but got {out_grad.shape}"
@@ -528,9 +636,11 @@ class Tensor(Value):
 
     def __sub__(self, other: Any) -> Tensor:
         other = _operand(other)
+        if other is NotImplemented:
+            return NotImplemented
         if isinstance(other, Tensor) or (isinstance(other, int) and self.dtype.kind != "f"):
             other = self._subtrahend(other)
-        return other if other is NotImplemented else self + (-other)
+        return self + (-other if isinstance(other, Tensor) or other else -0.0)  # x - 0 is x, also for x = -0
 
     def __rsub__(self, other: Any) -> Tensor:
         if self.dtype.kind == "f":
@@ -601,24 +711,77 @@ class Tensor(Value):
             dtype = _ops._DEFAULT if isinstance(other, float) else np.result_type(dtype, other)
         return Tensor.make_const(np.asarray(other, dtype))
 
-    # -- methods
+    # -- comparisons, of elements: a constant Tensor of bools. Where identity is meant, say `is`; a dict and a set do.
 
-    def sum(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Sum over the axes (None = all); the axes are dropped."""
-        return _ops.summation(self, axes)
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._compared(np.equal, other)
 
-    def mean(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Mean over the axes (None = all); the axes are dropped."""
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return self._compared(np.not_equal, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._compared(np.less, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._compared(np.less_equal, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._compared(np.greater, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._compared(np.greater_equal, other)
+
+    __hash__ = Value.__hash__
+
+    def _compared(self, how: np.ufunc, other: Any) -> Tensor:
+        other = _operand(np.asarray(other) if isinstance(other, _tuples) else other)
+        if other is NotImplemented:
+            return cast("Tensor", other)
+        other = other.cached_data if isinstance(other, Tensor) else other
+        try:
+            return Tensor.make_const(np.asarray(how(self.cached_data, other)))
+        except ValueError:
+            raise _ops._no_broadcast(how.__name__, self, other) from None
+
+    # -- methods. `axis`, `keepdims`, `dtype` and `out` are for those who write np.sum(t), and for NumPy, which passes them.
+
+    def sum(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Sum over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("sum", _ops.summation, axes, axis, keepdims, of_numpy)
+
+    def _reduced(
+        self,
+        name: str,
+        reduce: Callable[[Tensor, Axes], Tensor],
+        axes: Axes,
+        axis: Axes,
+        keepdims: bool,
+        of_numpy: dict[str, None],
+    ) -> Tensor:
+        if axes is not None and axis is not None:
+            raise TypeError(f"{name}: give axes or axis, not both")
+        for key, value in of_numpy.items():
+            if key not in ("dtype", "out") or value is not None:
+                raise TypeError(f"{name} of a Tensor takes axes (or axis) and keepdims, but got {key}={value!r}")
+        axes = axis if axes is None else axes
+        result = reduce(self, axes)
+        return _ops.reshape(result, _ops._kept(self.shape, _ops._axes(axes, self.ndim, name))) if keepdims else result
+
+    def mean(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Mean over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("mean", Tensor._mean, axes, axis, keepdims, of_numpy)
+
+    def _mean(self, axes: Axes) -> Tensor:
         if not self.size:
             raise ValueError(f"mean needs at least one element, but the shape is {self.shape}")
         if self.dtype is _ops._HALF:  # whose sum may well be out of range where the mean is not
-            return _ops.cast(_ops.cast(self, _ops._DEFAULT).mean(axes), _ops._HALF)
+            return _ops.cast(_ops.cast(self, _ops._DEFAULT)._mean(axes), _ops._HALF)
         total = _ops.summation(self, axes)
         return total / (self.size // total.size)
 
-    def max(self, axes: int | Sequence[int] | None = None) -> Tensor:
-        """Largest element over the axes (None = all); the axes are dropped."""
-        return _ops.amax(self, axes)
+    def max(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Largest element over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("max", _ops.amax, axes, axis, keepdims, of_numpy)
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
         """Repeat along new axes and axes of size 1 until the shape is reached."""
@@ -657,10 +820,61 @@ class Tensor(Value):
 
 
 class Parameter(Tensor):
-    """A Tensor that a module learns; used as ``nn.Parameter``."""
+    """A Tensor that a module learns; used as ``nn.Parameter``.
+
+    ``p -= lr * p.grad`` gives the Parameter new numbers, in its own shape and dtype, under ``no_grad()``, and is refused
+    while a graph is recorded. (Another Tensor has no such operators: for it, ``t -= x`` is ``t = t - x``.)
+
+    >>> p = Parameter([1.0, 2.0])
+    >>> with no_grad():
+    ...     p -= 0.5
+    >>> p
+    nn.Parameter([0.5, 1.5], requires_grad=True)
+    """
+
+    def _update(self, symbol: str, result: Callable[[Any], Tensor], other: Any) -> Self:
+        if _is_recording():
+            raise RuntimeError(
+                f"{symbol} would change a Parameter while a graph is recorded: do it under needle.no_grad(), "
+                f"or write p = p {symbol[:-1]} … for a new Tensor"
+            )
+        new = result(other)
+        if new is NotImplemented:
+            return cast("Self", new)
+        self.data = new if self.dtype.kind != "f" else new.astype(self.dtype)
+        return self
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._update("+=", self.__add__, other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._update("-=", self.__sub__, other)
+
+    def __imul__(self, other: Any) -> Self:
+        return self._update("*=", self.__mul__, other)
+
+    def __itruediv__(self, other: Any) -> Self:
+        return self._update("/=", self.__truediv__, other)
+
+    def __ipow__(self, other: Any) -> Self:
+        return self._update("**=", self.__pow__, other)
+
+    def __imatmul__(self, other: Any) -> Self:
+        return self._update("@=", self.__matmul__, other)
 
     def __repr__(self) -> str:
         return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
+
+
+def _integer(value: Any, what: str, least: int) -> int:
+    """A whole number that is large enough; refuses everything else, naming ``what`` it is."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {what.split()[-1]}={value!r}") from None
+    if whole < least:
+        raise ValueError(f"{what} must be at least {least}, got {what.split()[-1]}={value!r}")
+    return whole
 
 
 def _operand(other: Any) -> Any:
@@ -674,7 +888,8 @@ def _operand(other: Any) -> Any:
     if isinstance(other, _numpy):
         if other.dtype.kind not in "fiub":
             return NotImplemented
-        return other.item() if not other.ndim else Tensor.make_const(other)
+        # A copy, because a gradient rule may read it when its owner has long put something else there.
+        return other.item() if not other.ndim else Tensor.make_const(other.copy())
     return other if isinstance(other, _numbers) else NotImplemented
 
 
@@ -689,6 +904,8 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     while stack:
         node = stack.pop()
         nodes.append(node)
+        if node._chain is not None and unfold and node._number < _last_change:
+            _refuse_changes([node], tensors=True)  # now, because unfolding computes what the chain has let go of
         if node._chain is not None and not unfold:
             inputs: Sequence[Value] = node._chain.sources
         elif node.op is _FREED:
@@ -706,6 +923,28 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     return nodes
 
 
+def _refuse_changes(nodes: list[Value], tensors: bool) -> None:
+    """Refuse to compute gradients at other numbers than the forward pass was computed with."""
+    reads: list[tuple[Value, Op, Any]] = []
+    for node in nodes:
+        if node._number > _last_change:
+            break
+        if node._chain is not None:
+            reads += [(node, *read) for read in node._chain.looks_at(tensors)]
+            continue
+        op, inputs = cast("Op", node.op), node.inputs
+        of_inputs, of_result = op.looks_at([*map(_needs, inputs)], tensors)
+        reads += [(node, op, x) for x, read in zip((*inputs, node), (*of_inputs, of_result), strict=True) if read]
+    for node, op, x in reads:
+        if x._changed[0] > node._number:
+            what = f"{type(x).__name__} of shape {x.cached_data.shape}" if isinstance(x, Tensor) else "TensorTuple"
+            raise RuntimeError(
+                f"backward: the data of a {what} has changed since {type(op).__name__} computed with it, by a step of an "
+                "optimizer, `.data = …` or load_state_dict, and the gradient would be right for neither: call backward() "
+                "before the change, or compute the loss again after it"
+            )
+
+
 def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     """Plain backward: ndarrays only. Frees each node's graph while walking, so that activations die early.
 
@@ -713,6 +952,8 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
     added to in place. Every ``.grad`` is set at the end, so that an error on the way leaves all of them as they were.
     """
     nodes = _graph(root, unfold=not free)
+    if nodes and nodes[0]._number < _last_change:
+        _refuse_changes(nodes, tensors=False)
     adjoints: dict[Value, Any] = {root: g}
     shared: set[Value] = {root}
     kept: list[tuple[Value, Any]] = []
@@ -828,6 +1069,8 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
     inner nodes on request or ``everywhere``.
     """
     nodes = _graph(root)
+    if nodes and nodes[0]._number < _last_change:
+        _refuse_changes(nodes, tensors=True)
     adjoints: dict[Value, Any] = {root: g}
     while nodes:
         node = nodes.pop()
@@ -855,10 +1098,13 @@ def _walk_tensors(root: Value, g: Any, everywhere: bool = False) -> None:
             node.grad = _alias(g)
 
 
+def _apart(out_grad: Tensor) -> Tensor:
+    """The same numbers in an array of their own, because gradients that are kept may be, or be computed from, it."""
+    return out_grad * 1 if out_grad.requires_grad else Tensor.make_const(out_grad.cached_data.copy())
+
+
 def _alias(value: Value) -> Any:
     """Another Value with the same data and the same place in the graph: a leaf's gradient is its own."""
-    if value.op is None and value.requires_grad:  # out_grad itself, with respect to which one may differentiate
-        return _ops.reshape(cast("Tensor", value), value.cached_data.shape)
     alias = object.__new__(type(value))
     alias.__dict__.update(value.__dict__)
     alias.__dict__.pop("grad", None)

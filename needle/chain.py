@@ -47,7 +47,7 @@ _ADD = ops._ewise_add
 
 def run(steps: Sequence[Step], x: Tensor) -> Tensor:
     """Compute the steps on x: one node of the graph, or a constant where no gradient is to flow."""
-    records: list[Record] | None = [] if autograd._grad_enabled else None
+    records: list[Record] | None = [] if autograd._is_recording() else None
     sources = [x] if x._number else []
     y, flows = _forward(steps, x.cached_data, x.requires_grad, records, sources)
     if y is x.cached_data:
@@ -125,6 +125,16 @@ class Chain:
         if len(at_base) > 1:  # as views, so that what came past a Residual is not taken to be nobody else's
             at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
         return tensors + [self.base] * len(at_base), contributions + at_base
+
+    def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
+        """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""
+        found = []
+        for op, operands, flows, *_ in _all(self.records):
+            if type(operands) is list:
+                continue
+            of_inputs, _ = op.looks_at([flows, *map(_needs, operands)], False)
+            found += [(op, x) for x, read in zip(operands, of_inputs[1:], strict=True) if read or unfolded]
+        return [*found, (self.records[0][0], self.base)] if unfolded else found
 
     def unfold(self, node: Tensor) -> None:
         """Make ``node`` and the nodes below it out of the records: a graph like any other."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from needle.autograd import Tensor, TensorTuple, Value, _walk_tensors, _with_grad, no_grad
+from needle.autograd import Tensor, TensorTuple, Value, _apart, _walk_tensors, _with_grad, no_grad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ def compute_gradient_of_variables(output_tensor: Tensor, out_grad: Tensor) -> No
     again.
     """
     with _with_grad():
-        _walk_tensors(output_tensor, output_tensor._checked_out_grad(out_grad), everywhere=True)
+        _walk_tensors(output_tensor, _apart(output_tensor._checked_out_grad(out_grad)), everywhere=True)
 
 
 def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:

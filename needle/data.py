@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor
+from needle.autograd import Tensor, _integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,9 +59,7 @@ class RandomCrop(Transform):
     """
 
     def __init__(self, padding: int = 3) -> None:
-        if padding < 0:
-            raise ValueError(f"RandomCrop: padding must be 0 or more, got padding={padding}")
-        self.padding = padding
+        self.padding = _integer(padding, "RandomCrop: padding", 0)
 
     def __call__(self, img: Array) -> Array:
         """Return the shifted image."""
@@ -94,6 +92,8 @@ class Dataset:
 class NDArrayDataset(Dataset):
     """Arrays of equal length n: item i is the tuple of their rows i; an array of indices gives several rows
     at once.
+
+    The arrays are not copied, and what is written into them later is what the dataset then gives.
     """
 
     def __init__(self, *arrays: Any) -> None:
@@ -181,10 +181,8 @@ class DataLoader:
     """
 
     def __init__(self, dataset: Dataset, batch_size: int | None = 1, shuffle: bool = False) -> None:
-        if batch_size is None or batch_size < 1:
-            raise ValueError(f"DataLoader: batch_size must be at least 1, got batch_size={batch_size}")
         self.dataset = dataset
-        self.batch_size = int(batch_size)
+        self.batch_size = _integer(batch_size, "DataLoader: batch_size", 1)
         self.shuffle = shuffle
 
     def __len__(self) -> int:
@@ -203,4 +201,8 @@ class DataLoader:
             items = [self.dataset[int(i)] for i in indices]
             items = [item if isinstance(item, tuple | list) else (item,) for item in items]
             columns = [np.stack([np.asarray(part) for part in column]) for column in zip(*items, strict=True)]
-        return tuple(Tensor.make_const(np.asarray(column)) for column in columns)
+        columns = [np.asarray(column) for column in columns]
+        for column in columns:
+            if column.dtype.kind not in "fiub":
+                raise TypeError(f"DataLoader: a batch holds real numbers or bools, but got dtype {column.dtype}")
+        return tuple(Tensor.make_const(column) for column in columns)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle import chain, init, ops
+from needle import autograd, chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -151,7 +151,15 @@ class Module:
         return self
 
     def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        state: dict[str, Tensor] = {}
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name in state:
+                raise ValueError(
+                    f"state_dict: two tensors of {type(self).__name__} have the name {name!r}: "
+                    "rename an attribute or a key of a dict, so that none has a dot or looks like a number beside one"
+                )
+            state[name] = tensor
+        return state
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers by dotted name."""
@@ -168,12 +176,13 @@ class Module:
             raise KeyError(
                 f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"
             )
-        values = {name: np.array(state[name], dtype=tensor.dtype) for name, tensor in own.items()}
+        values = {name: Tensor(np.array(state[name]), dtype=tensor.dtype).cached_data for name, tensor in own.items()}
         for name, value in values.items():
             if value.shape != own[name].shape:
                 raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
         for name, value in values.items():
             own[name].cached_data = value
+            own[name]._changed = [autograd._a_change()]
 
     # -- how it looks
 
@@ -229,10 +238,8 @@ class Linear(Module):
         dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
-        if in_features < 1 or out_features < 1:
-            raise ValueError(f"Linear: features must be at least 1, got ({in_features}, {out_features})")
-        self.in_features = in_features
-        self.out_features = out_features
+        in_features = self.in_features = autograd._integer(in_features, "Linear: in_features", 1)
+        out_features = self.out_features = autograd._integer(out_features, "Linear: out_features", 1)
         self.weight = Parameter(init.kaiming_uniform(in_features, out_features, dtype=dtype))
         self.bias = None
         if bias:
@@ -324,7 +331,7 @@ class Sequential(Module):
         """Return the output of the last module."""
         plan = self._plan
         if plan is None or not plan.holds():
-            plan = vars(self)["_plan"] = _Plan(self.modules)
+            plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
             return chain.run(plan.steps, x)
         for module in self.modules:
@@ -399,6 +406,7 @@ class BatchNorm1d(Module):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
+            running._changed = [autograd._a_change()]
 
 
 class LayerNorm1d(Module):
@@ -427,8 +435,7 @@ class LayerNorm1d(Module):
 
 
 def _check_norm(name: str, dim: int, eps: float) -> None:
-    if dim < 1:
-        raise ValueError(f"{name}: dim must be at least 1, got dim={dim}")
+    autograd._integer(dim, f"{name}: dim", 1)
     if not 0 < eps < math.inf:
         raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps}")
 
@@ -491,23 +498,44 @@ _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__c
 _functions = operator.attrgetter("forward", "__call__")
 
 
+def _stands_in(module: Any, *names: str) -> bool:
+    """Say whether attributes are what stands in ``vars(module)``, and not computed at each look."""
+    cls: Any = type(module)
+    plain = cls.__getattribute__ is object.__getattribute__
+    return plain and all(name in vars(module) and not hasattr(cls, name) for name in names)
+
+
 class _Plan:
     """What a Sequential has found out about its modules: the steps of a chain, or None if one of them must be called.
 
-    Holds until an attribute of a module is set, or a method of one of their classes.
+    Holds until an attribute of a module is set, past ``__setattr__`` too, or a method of one of their classes.
     """
 
-    def __init__(self, modules: Sequence[Any]) -> None:
+    def __init__(self, owner: Sequential) -> None:
         self.classes: dict[type, tuple[Any, ...]] = {}
-        self.steps = self._steps(modules)
+        # What the steps were made with: where it stands, and what was found there.
+        self.linears: list[tuple[dict[str, Any], Any, Any]] = []
+        self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.steps = self._steps(owner)
+        self.functions = [*self.classes.values()]
         self.change = _change
 
     def holds(self) -> bool:
         """Say whether everything is as it was."""
-        return self.change is _change and [*map(_functions, self.classes)] == [*self.classes.values()]
+        if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
+            return False
+        for own, weight, bias in self.linears:
+            if own.get("weight") is not weight or own.get("bias") is not bias:
+                return False
+        return all(own.get(name) is part for own, name, part in self.containers)
 
-    def _steps(self, modules: Sequence[Any]) -> list[chain.Step] | None:
+    def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []
+        part = "fn" if _functions(type(owner))[0] is _RESIDUAL else "modules"
+        if not _stands_in(owner, part):
+            return None
+        self.containers.append((owner.__dict__, part, owner.__dict__[part]))
+        modules = (owner.fn,) if part == "fn" else owner.modules
         if type(modules) is not tuple:  # a list may change unnoticed
             return None
         for module in modules:
@@ -517,11 +545,16 @@ class _Plan:
             if "forward" in vars(module) or call is not _CALL:
                 return None
             if forward in _AS_OPS:
-                steps.append(module._ops(None) if forward in _FIXED else module._ops)
+                fixed = forward in _FIXED
+                if forward is Linear.forward:
+                    fixed = _stands_in(module, "weight", "bias")
+                    if fixed:
+                        self.linears.append((module.__dict__, module.weight, module.bias))
+                steps.append(module._ops(None) if fixed else module._ops)
                 continue
             if forward not in (_SEQUENTIAL, _RESIDUAL):
                 return None
-            inner = self._steps(module.modules if forward is _SEQUENTIAL else (module.fn,))
+            inner = self._steps(module)
             if inner is None:
                 return None
             steps += inner if forward is _SEQUENTIAL else [inner]

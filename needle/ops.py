@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integers, _numbers, _numpy
+from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integer, _integers, _numbers, _numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def _fixed(like: Any, data: Any) -> Any:
 
 def _number(scalar: Any) -> Any:
     """A Python number: unlike a NumPy scalar it adopts the dtype of the array beside it."""
-    if isinstance(scalar, _numpy):
+    if isinstance(scalar, _numpy) and scalar.size == 1:
         scalar = scalar.item()
     if not isinstance(scalar, _numbers):
         raise TypeError(f"a scalar operand must be a real number, but got {scalar!r}")
@@ -111,6 +111,11 @@ def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
     if len(set(places)) != len(places):
         raise ValueError(f"{op}: axes {given} name an axis twice")
     return places
+
+
+def _own(axes: Axes) -> int | tuple[int, ...] | None:
+    """Axes to keep: not a list, which its owner may change."""
+    return axes if axes is None or isinstance(axes, _integers) else tuple(axes)
 
 
 def _kept(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
@@ -169,17 +174,40 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
     return ones
 
 
+# A product with ones, and a sum across rows, add one number after the other: what is longer is added up in blocks, or the
+# mean of 10^6 float32 numbers is off by 2e-4.
+_LONG, _BLOCK = 1024, 128
+
+
+def _add_up(a: Array, axes: tuple[int, ...]) -> Any:
+    """The sum over the axes. Along numbers that lie side by side NumPy adds in blocks by itself."""
+    if len(axes) == a.ndim and a.flags.c_contiguous:
+        return _sum(a, axes)
+    for axis in axes:
+        n = a.shape[axis]
+        if n > _LONG and a.strides[axis] != a.itemsize:
+            first = np.moveaxis(a, axis, 0)
+            blocks = first[: n - n % _BLOCK].reshape(n // _BLOCK, _BLOCK, *first.shape[1:])
+            sums = np.concatenate([_sum(blocks, 1), _sum(first[n - n % _BLOCK :], 0, keepdims=True)])
+            return _add_up(np.moveaxis(sums, 0, axis), axes)
+    return _sum(a, axes)
+
+
 def _column_sums_like(x: Any) -> Callable[[Any], Any]:
     """What sums the columns of matrices like x: (n, m) -> (m,).
 
     A product with ones, because it costs a quarter of the sum on small matrices. In both modes, because a mean that is
     rounded in another way on the way back than it was on the way there does not cancel.
     """
+    if x.shape[0] > _LONG:
+        return Summation((0,)).on
     return _sum_columns if isinstance(x, Tensor) else _ones((x.shape[0],), x.dtype).dot
 
 
 def _sum_columns(x: Tensor) -> Tensor:
     n, m = x.shape
+    if n > _LONG:
+        return summation(x, (0,))
     ones = Tensor.make_const(_ones((1, n), x.dtype))
     return reshape(ones @ x, (m,))
 
@@ -191,6 +219,8 @@ def _column_sums(x: Any) -> Any:
 
 def _row_sums(x: Any) -> Any:
     """(..., m) -> (..., 1). As a product, for the same reasons."""
+    if x.shape[-1] > _LONG:
+        return _sum_kept(x, (len(x.shape) - 1,))
     ones = _ones((x.shape[-1], 1), x.dtype)
     return x.dot(ones) if x.ndim == 2 else Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(ones))
 
@@ -210,6 +240,20 @@ def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
     return ValueError(
         f"{op}: shapes {a.shape} and {b.shape} do not broadcast; aligned at the right, sizes must be equal or 1"
     )
+
+
+class _Shapes:
+    """An op whose rule looks at shapes and dtypes, and at no numbers."""
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return [False] * len(needs), False
+
+
+class _Product:
+    """An op of two factors, and perhaps a bias, whose rule needs of each factor's numbers those of the other."""
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return (needs[1], needs[0], False)[: len(needs)], False
 
 
 # ------------------------------------------------------------------------------------------------ elementwise
@@ -264,7 +308,7 @@ def add_scalar(a: Tensor, scalar: float) -> Tensor:
     return AddScalar(scalar)(a)
 
 
-class EWiseMul(TensorOp):
+class EWiseMul(_Product, TensorOp):
     """a * b; shapes broadcast."""
 
     reads_result = False
@@ -322,6 +366,10 @@ def _fractions(a: Any, b: Any) -> tuple[Any, Any]:
 class EWiseDiv(TensorOp):
     """a / b; shapes broadcast."""
 
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        """Never a itself."""
+        return (False, True), needs[1]
+
     def compute(self, a: Array, b: Array) -> Any:
         a, b = _fractions(a, b)
         try:
@@ -330,10 +378,9 @@ class EWiseDiv(TensorOp):
             raise _no_broadcast("divide", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """Rule: da = g / b, db = -g y / b."""
+        """Rule: da = g / b, db = -g (y / b): g / b overflows where b is tiny, also where y is 0."""
         _, b = _fractions(a, b)
-        t = g / b
-        return _reduced(t, a.shape) if needs[0] else None, _reduced(-(t * y), b.shape) if needs[1] else None
+        return _reduced(g / b, a.shape) if needs[0] else None, _reduced(-(g * (y / b)), b.shape) if needs[1] else None
 
 
 _ewise_div = EWiseDiv()
@@ -380,12 +427,16 @@ class EWisePow(TensorOp):
             raise _no_broadcast("power", a, b) from None
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
-        """Rule: da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf."""
+        """Rule: da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf.
+
+        For b = 0 also where a is so small that 1 / a overflows.
+        """
         g, y, (a, b) = _float(g), _float(y), _fractions(a, b)
         at_zero = _value(a) == 0
         da = db = None
         if needs[0]:
-            da = _reduced(g * b * a ** (b - 1 + _fixed(a, at_zero & (_value(b) == 0))), a.shape)
+            tiny = np.abs(_value(a)) <= 1 / np.finfo(a.dtype).max
+            da = _reduced(g * b * a ** (b - 1 + _fixed(a, tiny & (_value(b) == 0))), a.shape)
         if needs[1]:
             db = _reduced(g * y * _log.on(a + _fixed(a, at_zero & (_value(b) >= 0))), b.shape)
         return da, db
@@ -552,7 +603,7 @@ def sigmoid(a: Tensor) -> Tensor:
     return _sigmoid(a)
 
 
-class Cast(TensorOp):
+class Cast(_Shapes, TensorOp):
     """The same numbers in another dtype."""
 
     def __init__(self, dtype: DTypeLike) -> None:
@@ -576,7 +627,7 @@ def cast(a: Tensor, dtype: DTypeLike) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ shape
 
 
-class Transpose(TensorOp):
+class Transpose(_Shapes, TensorOp):
     """Swap a pair of axes; None = the last two."""
 
     def __init__(self, axes: Sequence[int] | None = None) -> None:
@@ -603,7 +654,7 @@ def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     return Transpose(axes)(a)
 
 
-class Reshape(TensorOp):
+class Reshape(_Shapes, TensorOp):
     """The same elements in another shape; one size may be -1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
@@ -625,7 +676,7 @@ def reshape(a: Tensor, shape: int | Sequence[int]) -> Tensor:
     return Reshape(shape)(a)
 
 
-class BroadcastTo(TensorOp):
+class BroadcastTo(_Shapes, TensorOp):
     """Repeat along new leading axes and axes of size 1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
@@ -650,13 +701,11 @@ def broadcast_to(a: Tensor, shape: int | Sequence[int]) -> Tensor:
     return BroadcastTo(shape)(a)
 
 
-class GetItem(TensorOp):
+class GetItem(_Shapes, TensorOp):
     """a[index], for every index that NumPy takes."""
 
     def __init__(self, index: Any) -> None:
-        parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(_index_of(part) for part in parts)
-        self.index = parts if isinstance(index, tuple) else parts[0]
+        self.index = tuple(map(_index_of, index)) if isinstance(index, tuple) else _index_of(index)
 
     def compute(self, a: Array) -> Any:
         return a[self.index]
@@ -667,9 +716,10 @@ class GetItem(TensorOp):
 
 
 def _index_of(part: Any) -> Any:
+    """A part of an index to keep: an array is copied, because its owner may change it before the gradient is asked for."""
     part = part.cached_data if isinstance(part, Tensor) else part
-    if isinstance(part, list):
-        part = np.asarray(part, dtype=None if part else np.intp)
+    if isinstance(part, list | np.ndarray):
+        part = np.array(part, dtype=None if len(np.shape(part)) == 0 or len(part) else np.intp)
     return part
 
 
@@ -678,12 +728,12 @@ def get_item(a: Tensor, index: Any) -> Tensor:
     return GetItem(index)(a)
 
 
-class PutItem(TensorOp):
+class PutItem(_Shapes, TensorOp):
     """Zeros of a shape with a added at an index: the gradient of GetItem, and padding and dilation."""
 
     def __init__(self, shape: Sequence[int], index: Any) -> None:
         self.shape = tuple(shape)
-        self.index = index
+        self.index = tuple(map(_index_of, index)) if isinstance(index, tuple) else _index_of(index)
 
     def compute(self, a: Array) -> Any:
         out = np.zeros(self.shape, a.dtype)
@@ -706,11 +756,11 @@ def put_item(a: Tensor, shape: Sequence[int], index: Any) -> Tensor:
     return PutItem(shape, index)(a)
 
 
-class Flip(TensorOp):
+class Flip(_Shapes, TensorOp):
     """Reverse the order along axes; None = all."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         return np.flip(a, _axes(self.axes, a.ndim, "flip"))
@@ -725,13 +775,12 @@ def flip(a: Tensor, axes: Axes = None) -> Tensor:
     return Flip(axes)(a)
 
 
-class Dilate(TensorOp):
+class Dilate(_Shapes, TensorOp):
     """Put ``dilation`` zeros after each element along the axes."""
 
     def __init__(self, axes: Axes, dilation: int) -> None:
-        if dilation < 0:
-            raise ValueError(f"dilate: dilation must be 0 or more, but got {dilation}")
-        self.axes = axes
+        dilation = _integer(dilation, "dilate: dilation", 0)
+        self.axes = _own(axes)
         self.dilation = dilation
 
     def _places(self, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -756,15 +805,15 @@ def dilate(a: Tensor, axes: Axes, dilation: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------- reductions
 
 
-class Summation(TensorOp):
+class Summation(_Shapes, TensorOp):
     """Sum over axes (None = all), which are dropped."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "summation")
-        return _sum(a, axes) if a.dtype is not _HALF else np.asarray(_sum(_wide(a), axes)).astype(_HALF)
+        return _add_up(a, axes) if a.dtype is not _HALF else np.asarray(_add_up(_wide(a), axes)).astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g repeated along the axes."""
@@ -781,7 +830,7 @@ class Max(TensorOp):
     """Largest element over axes (None = all), which are dropped; ties share the gradient equally."""
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "max")
@@ -810,7 +859,7 @@ class LogSumExp(TensorOp):
     """
 
     def __init__(self, axes: Axes = None) -> None:
-        self.axes = axes
+        self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
         axes = _axes(self.axes, a.ndim, "logsumexp")
@@ -820,7 +869,7 @@ class LogSumExp(TensorOp):
         a = _wide(a)
         top = _max(a, axes, keepdims=True)
         top = np.where(np.isfinite(top), top, 0)  # inf - inf would be nan
-        total = _sum(np.exp(a - top), axes)
+        total = _add_up(np.exp(a - top), axes)
         with np.errstate(divide="ignore"):  # log(0) = -inf is right where everything is -inf
             return np.asarray(np.log(total) + top.reshape(np.shape(total))).astype(dtype, copy=False)
 
@@ -867,7 +916,7 @@ def logsoftmax(a: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- products
 
 
-class MatMul(TensorOp):
+class MatMul(_Product, TensorOp):
     """Matrix product of the last two axes; the leading ones broadcast."""
 
     reads_result = False
@@ -902,17 +951,18 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _matmul(a, b)
 
 
-class Linear(TensorOp):
+class Linear(_Product, TensorOp):
     """x W + b in one node."""
 
     reads_result = False
 
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        if x.dtype is not weight.dtype:
+        dtype = x.dtype
+        if dtype is not weight.dtype:
             x, weight = _alike(x, weight)
-        if x.dtype is _HALF:
+        elif dtype is _HALF:
             y = np.asarray(self.compute(_wide(x), _wide(weight), bias))
-            return y.astype(np.result_type(_HALF, weight.dtype, _HALF if bias is None else bias.dtype), copy=False)
+            return y.astype(_HALF if bias is None else np.result_type(_HALF, bias.dtype), copy=False)
         try:
             _, out = weight.shape
             y = x.dot(weight)
@@ -930,9 +980,8 @@ class Linear(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
         """Rule: dx = g W^T, dW = x^T g, db = sum of g over the batch."""
-        if g.dtype is _HALF or x.dtype is not weight.dtype:
-            g = _wide(g)
-            x, weight = _wide(x), _wide(weight)
+        if g.dtype is _HALF:
+            g, x, weight = _wide(g), _wide(x), _wide(weight)
         matrices = g.ndim == 2
         rows = g if matrices else _as_matrix(g)
         dx = dw = db = None
@@ -949,6 +998,8 @@ class Linear(TensorOp):
         elif needs[2]:
             # As in _column_sums; a row of ones as a matrix gives the shape (1, out) at once.
             n = rows.shape[0]
+            if n > _LONG:
+                return dx, dw, _column_sums(rows).reshape(bias.shape)
             db = _ones((1, n) if bias.ndim == 2 else (n,), rows.dtype).dot(rows)
         return dx, dw, db
 
@@ -961,16 +1012,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return Tensor.make_from_op(_linear, (x, weight) if bias is None else (x, weight, bias))
 
 
-class Conv(TensorOp):
+class Conv(_Product, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
     """
 
     def __init__(self, stride: int = 1, padding: int = 0) -> None:
-        if stride < 1 or padding < 0:
-            raise ValueError(f"conv needs stride >= 1 and padding >= 0, but got stride={stride}, padding={padding}")
-        self.stride = stride
-        self.padding = padding
+        self.stride = _integer(stride, "conv: stride", 1)
+        self.padding = _integer(padding, "conv: padding", 0)
 
     def _inside(self, shape: Sequence[int]) -> tuple[tuple[int, ...], Any]:
         """The padded shape, and the index of the image in it."""
@@ -1030,7 +1079,7 @@ def conv(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor
 # ----------------------------------------------------------------------------------------------------- tuples
 
 
-class MakeTensorTuple(TensorTupleOp):
+class MakeTensorTuple(_Shapes, TensorTupleOp):
     """Several tensors as one TensorTuple."""
 
     def compute(self, *args: Array) -> tuple[Array, ...]:
@@ -1049,7 +1098,7 @@ def make_tuple(*args: Tensor) -> TensorTuple:
     return _make_tuple(*args)
 
 
-class TupleGetItem(TensorOp):
+class TupleGetItem(_Shapes, TensorOp):
     """One element of a TensorTuple."""
 
     def __init__(self, index: int) -> None:
@@ -1071,7 +1120,7 @@ def tuple_get_item(value: TensorTuple, index: int) -> Tensor:
     return TupleGetItem(index)(value)
 
 
-class FusedAddScalars(TensorTupleOp):
+class FusedAddScalars(_Shapes, TensorTupleOp):
     """(a + c0, a + c1)."""
 
     def __init__(self, c0: float, c1: float) -> None:
@@ -1091,7 +1140,7 @@ def fused_add_scalars(x: Tensor, c0: float, c1: float) -> TensorTuple:
     return FusedAddScalars(c0, c1)(x)
 
 
-class Stack(TensorOp):
+class Stack(_Shapes, TensorOp):
     """Tensors of equal shape along a new axis."""
 
     def __init__(self, axis: int = 0) -> None:
@@ -1115,7 +1164,7 @@ def stack(args: Sequence[Tensor] | TensorTuple, axis: int = 0) -> Tensor:
     return Stack(axis)(args if isinstance(args, TensorTuple) else make_tuple(*args))
 
 
-class Split(TensorTupleOp):
+class Split(_Shapes, TensorTupleOp):
     """The slices of a tensor along an axis, which is dropped: the inverse of Stack."""
 
     def __init__(self, axis: int = 0) -> None:
@@ -1149,6 +1198,9 @@ class _KeepsNormalised:
         self._calls += 1
         self.saved = saved if self._calls == 1 else None
         self.reads_inputs = self.saved is None
+
+    def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
+        return (tensors or self.saved is None, needs[0], False), False
 
 
 def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
@@ -1303,7 +1355,8 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
-        x = _wide(logits)
+        usual = logits.dtype is _DEFAULT
+        x = logits if usual else _wide(logits)
         z = x - _row_maxima(x)
         of_labels = z.take(places)
         e = np.exp(z, z)
@@ -1312,7 +1365,7 @@ class SoftmaxCrossEntropy(TensorOp):
         losses = np.log(s).reshape(-1)
         losses -= of_labels
         mean = _column_sums(losses) / len(losses)
-        return mean if logits.dtype is not _HALF else mean.astype(_HALF)
+        return mean if usual or logits.dtype is not _HALF else mean.astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from needle.autograd import Parameter, Tensor
+from needle.autograd import Parameter, Tensor, _a_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +32,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 _add, _multiply, _subtract = np.add, np.multiply, np.subtract
 _references = sys.getrefcount
 _data = operator.attrgetter("cached_data")
+_is = operator.is_  # and not ==, which compares the elements of Tensors
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, an array for
 # intermediate results, one block, is held to an eighth of what the parameters take.
 _BLOCKS = 40_960, 131_072
@@ -135,12 +136,12 @@ class Optimizer:
         """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
         has come to hold one, a part of one, or a state.
         """
-        if params != self._params:
+        if len(params) != len(self._params) or not all(map(_is, params, self._params)):
             return False
         for name, tensors in self._kept:
-            if [*map(getattr(self, name).get, params)] != tensors:
+            if not all(map(_is, map(getattr(self, name).get, params), tensors)):
                 return False
-        return all(map(operator.is_, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
+        return all(map(_is, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
 
     def _count_holders(self) -> list[int]:
         return [*map(_references, self._held)]
@@ -153,6 +154,7 @@ class Optimizer:
         self._views: list[Array] = []
         self._held: list[Any] = []
         self._holders: list[int] = []
+        self._clock: list[float] = [0]  # when all of them were last changed: Value._changed
         self._runs: list[tuple[slice, _Run]] = []
 
     def _alike(self, params: list[Tensor]) -> Sequence[Any]:
@@ -189,6 +191,8 @@ class Optimizer:
         for of, tensors in kept:
             getattr(self, of).update(zip(params, tensors, strict=True))
             self._held += tensors
+        for p in params:
+            p._changed = self._clock
         self._params, self._kept = params, kept
         self._holders = self._count_holders()
 
@@ -390,6 +394,7 @@ class SGD(Optimizer):
         params, gradients = self._gradients()
         if not self._in_place(params):
             self._lay_out(params)
+        self._clock[0] = _a_change()
         for place, run in self._runs:
             lr, beta, rest, decay = self._scalars_in(run.dtype)
             for theta, u, g, d in run.blocks(gradients[place]):
@@ -457,7 +462,10 @@ class Adam(Optimizer):
                 f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
             )
         _, beta1, beta2, eps, decay = self._settings = tuple(map(float, settings))
-        self._set_numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, decay)
+        # (1 - β2) g'² may be in range where g'² is not. With a power of 2 in between nothing is rounded otherwise.
+        rest2 = 1 - beta2
+        shrink = 2.0 ** (math.frexp(rest2)[1] // 2)
+        self._set_numbers(beta1, 1 - beta1, beta2, rest2, shrink, rest2 / shrink**2, eps, decay)
 
     def _alike(self, params: list[Tensor]) -> Sequence[Any]:
         return [(p.dtype, self.t.get(p)) for p in params]
@@ -469,10 +477,11 @@ class Adam(Optimizer):
         steps = [self.t.get(p, 0) + 1 for p in params]
         if steps != self._steps or not self._in_place(params):
             self._lay_out(params)
+        self._clock[0] = _a_change()
         lr, b1, b2, *_ = self._settings
         for place, run in self._runs:
             t = steps[place.start]
-            beta1, rest1, beta2, rest2, eps, decay = self._scalars_in(run.dtype)
+            beta1, rest1, beta2, rest2, shrink, rest2_grown, eps, decay = self._scalars_in(run.dtype)
             rate, root = (np.array(number, run.dtype) for number in (lr / (1 - b1**t), math.sqrt(1 - b2**t)))
             for theta, m, v, g, d in run.blocks(gradients[place]):
                 decayed = g  # g' takes the place of what comes in between, and is computed twice
@@ -486,8 +495,13 @@ class Adam(Optimizer):
                     _multiply(theta, decay, d)
                     _add(g, d, d)
                 _multiply(v, beta2, v)
-                _multiply(decayed, decayed, d)
-                _multiply(d, rest2, d)
+                if decay:
+                    _multiply(d, shrink, d)
+                    _multiply(d, d, d)
+                    _multiply(d, rest2_grown, d)
+                else:
+                    _multiply(g, rest2, d)
+                    _multiply(d, g, d)
                 _add(v, d, v)
                 np.sqrt(v, d)
                 np.divide(d, root, d)

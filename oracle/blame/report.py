@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from oracle.apart import Broken, Died, apart
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
+from oracle.systems.trace import ENDED
 
 LATEST = Path("reports/latest")
 
@@ -24,6 +26,8 @@ def number(value: float | str | None) -> str:
 def headline(divergence: Divergence) -> str:
     """What happened and where, in one line."""
     d = divergence
+    if d.failure is not None and d.failure.kind == ENDED:
+        return f"needle does not return at step {d.step}, from {d.failure.phase}"
     if d.failure is not None:
         return f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
     return f"needle and torch part at step {d.step}: {d.place}"
@@ -69,12 +73,13 @@ def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) ->
     path = folder / f"{case.digest}.json"
     path.write_bytes(c.encode(case))
     try:
-        text = script.checked(case, divergence)
+        text = apart(script.checked, case, divergence)
         (folder / f"{case.digest}.py").write_text(text, encoding="utf-8")
         alone = f"`python {case.digest}.py` shows it with numpy, torch and a needle alone; same exit codes."
     except Exception as error:
         # the case and the page are worth more than the script
-        alone = f"There is no standalone script: {type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, Broken | Died) else f"{type(error).__name__}: {error}"
+        alone = f"There is no standalone script: {what}"
     (folder / f"{case.digest}.md").write_text(markdown(case, divergence, count, alone), encoding="utf-8")
     return path
 

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle import operations
+from oracle.apart import CASE_SECONDS
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
-from oracle.systems.trace import UNSEEN, State
+from oracle.systems.trace import ENDED, UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -51,10 +52,16 @@ def checked(case: c.Case, divergence: Divergence) -> str:
     import needle
 
     text = script(case, divergence, needle)
+    if divergence.name == ENDED or _endless(divergence):
+        return text
     if isinstance(case, c.TrainCase) and divergence.step and not fails(text):
         longer = script(case, divergence, needle, replayed=True)
         return longer if fails(longer) else text
     return text
+
+
+def _endless(divergence: Divergence) -> bool:
+    return divergence.failure is not None and divergence.failure.kind == "TimeoutError"
 
 
 def fails(text: str) -> bool:
@@ -113,6 +120,8 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "quantity": repr(d.quantity),
         "name": repr(d.name),
         "index": repr(d.index),
+        "rule": d.rule,
+        "patience": int(CASE_SECONDS) + (case.steps if isinstance(case, c.TrainCase) else 0),
         "allowed": "0.0" if d.allowed is None else _number(d.allowed),
         "dtype": repr("float64" if d.quantity == "clip norm" else "float32"),
         "raised": d.failure is not None,
@@ -442,12 +451,14 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
 
     last = divergence.step
     # the steps of a parameter are not those of the case if it missed one: then from the start
-    first = 0 if replayed or case.gap else max(0, last - 1) if divergence.quantity == "kept" else last
+    ended = divergence.name == ENDED  # needle cannot be run here without ending this process
+    first = 0 if replayed or case.gap or ended else max(0, last - 1) if divergence.quantity == "kept" else last
     state = State(inputs.initial_state(case))
-    for step in Lockstep(case, ndl).steps():
-        if step.ours.step == first:
-            state = step.before
-            break
+    if first:
+        for step in Lockstep(case, ndl).steps():
+            if step.ours.step == first:
+                state = step.before
+                break
     spec = case.optimizer
     parameters, buffers = inputs.slots(case)
     rates = {t: case.lr_at(t) for t in range(first, last + 1)}

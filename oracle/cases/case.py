@@ -29,6 +29,7 @@ from msgspec import Meta, Struct, defstruct
 from oracle.operations import OPERATIONS, result_shape
 
 FORMAT = 1
+DEEPEST = 100  # levels of JSON: 49 containers in one another
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -57,6 +58,17 @@ def _require(condition: bool, message: str) -> None:
 def _tupled(value: Any) -> Any:
     """Lists, as JSON gives them, become tuples: a case is hashable and equal to its decoded self."""
     return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an op, tuples for lists. What NumPy's shapes let pass, and torch or the truth do not, is refused."""
+    attributes = {k: _tupled(v) for k, v in given.items()}
+    for name, value in attributes.items():
+        for v in value if isinstance(value, tuple) else (value,):
+            _require(name == "keepdims" or not isinstance(v, bool), f"attributes: {name} must not be {v}")
+            _require(name != "labels" or isinstance(v, int), f"attributes: labels must be whole numbers, got {v!r}")
+            _require(not isinstance(v, int) or abs(v) < 2**31, f"attributes: {name}={v} must be below 2**31")
+    return attributes
 
 
 # -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
@@ -163,8 +175,7 @@ class OpStep(_Part, frozen=True, tag="OpStep"):
     attributes: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        attributes = {k: _tupled(v) for k, v in self.attributes.items()}
-        msgspec.structs.force_setattr(self, "attributes", attributes)
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
 
 
 class Ops(_Part, frozen=True, tag="Ops"):
@@ -465,8 +476,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     constants: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # numbers of the operands that ask for no gradient
 
     def __post_init__(self) -> None:
-        attributes = {k: _tupled(v) for k, v in self.attributes.items()}
-        msgspec.structs.force_setattr(self, "attributes", attributes)
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
         _require(len(self.cotangent) > 0, "cotangent must have at least one value")
         free = set(range(len(self.operands))) - set(self.constants)
         _require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
@@ -646,6 +656,9 @@ def decode(text: bytes | str) -> Case:
         raw = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise CaseError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case") from None
+    _check_depth(raw)
     if not isinstance(raw, dict) or "format" not in raw:
         raise CaseError('not a case: an object with "format" and "kind" is needed')
     if raw.pop("format") != FORMAT:
@@ -654,7 +667,18 @@ def decode(text: bytes | str) -> Case:
         case: Case = msgspec.convert(raw, Case)
     except msgspec.ValidationError as error:
         raise CaseError(str(error)) from None
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:  # out of a definition of an op
+        raise CaseError(f"not a case: {type(error).__name__}: {error}") from None
     return case
+
+
+def _check_depth(raw: Any) -> None:
+    level = [raw]
+    for _ in range(DEEPEST):
+        level = [v for x in level if isinstance(x, dict | list) for v in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return
+    raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case")
 
 
 def read(path: Path) -> Case:

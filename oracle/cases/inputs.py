@@ -98,10 +98,17 @@ def batches(case: c.TrainCase | c.SecondOrderCase) -> Batches:
     return Batches(np.ascontiguousarray(x, dtype=np.float32), labels, drawn)
 
 
+class NoDigits(RuntimeError):
+    """The images of the UCI digits are not here."""
+
+
 @functools.cache
 def digits(*, train: bool) -> tuple[Array, Array]:
     """The UCI digits as scikit-learn ships them: 1,437 images to train on, 360 held out."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise NoDigits(f"scikit-learn, which holds the UCI digits, cannot be imported: {error}") from None
 
     bunch = load_digits()
     order = np.random.RandomState(0).permutation(len(bunch.target))

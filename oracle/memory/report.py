@@ -5,23 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from oracle.cases import case as c
 from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
+from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
-
-if TYPE_CHECKING:
-    from oracle.runs.memory import Run
 
 WIDTH = 120
 DESCRIBED = 200  # characters of a model's description
 PLOTTED = 12  # generated models in the page's plots; failing ones always
+ACCEPT = "nox -s memory -- --panel-only --accept"
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADINGS = (
     "model", "growth", "blocks", "cycles", "graphs", "peak", "live end", "allocs", "torch", "NumPy", "baseline", "verdict",
@@ -29,7 +29,8 @@ HEADINGS = (
 UNITS = (
     "growth: bytes, over steps 20 to 120; blocks: the same in allocated blocks; cycles: objects left to the cycle "
     "collector; graphs: live Tensors with an op after loss and gradients were dropped; peak and live end: bytes; allocs: "
-    "allocations per step; torch, NumPy: needle's peak against theirs; baseline: peak against the accepted one"
+    "allocations per step; torch, NumPy: needle's peak against theirs; baseline: the number that has changed most, against "
+    "the accepted one; !: the number that fails its gate"
 )
 
 
@@ -44,7 +45,7 @@ def cells(row: Row) -> list[str]:
     if row.errors:
         return [row.name, *["-"] * (len(HEADINGS) - 2), "error"]
     runs = list(row.runs.values())
-    return [
+    texts = [
         row.name,
         f"{max(r.growth[0] for r in runs):,}",
         f"{max(r.growth[1] for r in runs):,}",
@@ -52,12 +53,13 @@ def cells(row: Row) -> list[str]:
         f"{max(r.with_graph for r in runs):,}",
         f"{m.peak:,}",
         f"{m.end:,}",
-        f"{m.allocations:,.0f}",
+        f"{m.allocations:,g}",
         _ratio(row, row.torch),
         _ratio(row, row.by_hand),
         _delta(row),
-        "ok" if not row.failures else "FAILS " + " ".join(sorted(row.failures)),
+        "FAILS " + " ".join(sorted(row.failures)) if row.failures else "better" if row.better else "ok",
     ]
+    return [text + "!" * (column in row.marked) for column, text in zip(HEADINGS, texts, strict=True)]
 
 
 def _ratio(row: Row, other: Measured | None) -> str:
@@ -69,9 +71,7 @@ def _delta(row: Row) -> str:
     measured = row.runs.get("malloc")
     if row.known is None or measured is None:
         return "none" if row.panel else "-"
-    if row.exact and "D" not in row.failures:
-        return "same"
-    return f"x{measured.peak / row.known.peak:.3f}"
+    return row.changes[0 if row.changes[0].worse else -1].short if row.changes else "same"
 
 
 def block(row: Row) -> str:
@@ -87,6 +87,10 @@ def block(row: Row) -> str:
             lines.append(f"  born at  {site.where}, in {site.births} steps, {size}: {site.line}")
     if "D" in row.failures and row.known is not None and row.main is not None:
         lines += [f"  changed  {text}" for text in moved(row.main, row.known)]
+        lines.append(
+            f"  way out  none of it is meant: mend needle; it is: `{ACCEPT}`, and commit the file with the reason"
+        )
+    lines += [f"  less     {change}" for change in row.better]
     if row.flame:
         lines.append(f"  flames   {row.flame}")
     model = c.describe(row.case)
@@ -109,7 +113,8 @@ def terminal(run: Run, console: Console) -> None:
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
     for row in run.rows:
-        table.add_row(*cells(row), style="" if not row.failures and not row.errors else "bold red")
+        texts = [Text(text, style="bold red" if _is_bad(text) else "") for text in cells(row)]
+        table.add_row(*texts)
     console.print(table)
     console.print(_facts(run), style="dim", soft_wrap=True, markup=False)
     console.print()
@@ -126,6 +131,11 @@ def terminal(run: Run, console: Console) -> None:
     console.print(verdict(run))
 
 
+def _is_bad(text: str) -> bool:
+    """Whether a cell is the one that fails, or says so."""
+    return text.endswith("!") or text.startswith("FAILS") or text == "error"
+
+
 def verdict(run: Run) -> str:
     """The last line."""
     if run.failed:
@@ -140,10 +150,16 @@ def verdict(run: Run) -> str:
 def _facts(run: Run) -> str:
     lines = [UNITS, ", ".join(f"{k} {v}" for k, v in run.key.items()) + f", commit {run.commit or 'none'}"]
     if run.baseline_key is None:
-        lines.append("no baseline yet: `nox -s memory -- --accept` writes one")
+        lines.append(f"no baseline yet, gate D is not judged: `{ACCEPT}` writes one")
     elif run.baseline_key != run.key:
         other = ", ".join(f"{k} {v}" for k, v in run.baseline_key.items() if run.key.get(k) != v)
-        lines.append(f"the baseline was made with {other}: ratios only, gate D is not judged")
+        lines.append(
+            f"the baseline was made with {other}: ratios only, gate D is not judged; `{ACCEPT}` adds an entry for this key"
+        )
+    for row in run.rows:
+        if row.better and not row.failures:
+            changes = "; ".join(str(change) for change in row.better)
+            lines.append(f"{row.name} is better than the baseline: {changes}; `{ACCEPT}` makes it the new one")
     return "\n".join(lines)
 
 
@@ -200,6 +216,7 @@ def to_json(run: Run) -> dict[str, Any]:
                 "digest": row.case.digest,
                 "replay": row.replay,
                 "failures": row.failures,
+                "changes": [str(change) for change in row.changes],
                 "holders": row.holders,
                 "flame_graph": row.flame,
                 "runs": {
@@ -255,7 +272,7 @@ def _page(run: Run) -> str:
         verdict=verdict(run).partition("]")[2].replace("[/]", "") if "]" in verdict(run) else verdict(run),
         state="bad" if run.failed else "open" if run.errors or run.interrupted else "good",
         headings=HEADINGS,
-        rows=[(row, cells(row)) for row in run.rows],
+        rows=[(row, [(text, _is_bad(text)) for text in cells(row)]) for row in run.rows],
         failed=[(row, block(row), _failure_plot(row)) for row in run.failed],
         gates=GATES,
         series=_series_plot([r for r in plotted if r.main is not None and not r.errors]),

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from oracle.blame import report
+from oracle.exits import ExitCode, saved, shown
+from oracle.pages import terminal
 
 
 def diff(
@@ -28,13 +29,12 @@ def diff(
     needle: Path | None = None,
 ) -> int:
     """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
-    console = wide_console()
-    shown = console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
+    console = terminal.console()
     try:
-        with console.status("importing NumPy and torch") if shown else nullcontext():
+        with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
 
-            lacking = _foreign(needle) if needle is not None else {}
+        lacking = _foreign(needle) if needle is not None else {}
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -49,22 +49,19 @@ def diff(
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
-        bar = _bar(console) if shown else None
-        with bar or nullcontext():
-            task = (
-                bar.add_task("starting", total=None if minutes else _rounded(cases, runner.SHARD_SIZE)) if bar else None
-            )
+        with terminal.progress(console) as show:
 
             def progress(run: runner.Run, text: str) -> None:
-                if bar is not None and task is not None:
-                    tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
-                    bar.update(task, completed=run.shards * runner.SHARD_SIZE, description=tensors)
+                tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
+                total = None if minutes else _rounded(cases, runner.SHARD_SIZE)
+                show(tensors, run.shards * runner.SHARD_SIZE, total)
 
             outcome = runner.run(plan, progress)
     except KeyboardInterrupt:
-        console.print("interrupted before the first case")
-        return 130
-    report.dump(folder / "summary.json", to_json(outcome))
+        console.print("[bold yellow]interrupted[/] before the first case")
+        return ExitCode.INTERRUPTED
+    with saved(f"{folder / 'summary.json'}, `--out` names another folder"):
+        report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome)
     return outcome.exit_code
 
@@ -72,24 +69,13 @@ def diff(
 def _foreign(folder: Path) -> dict[str, str]:
     """Another needle takes the place of ours; returns what it does not offer."""
     import needle
-    from oracle.systems import foreign
+    from oracle.runs import offered
 
-    return foreign.missing(needle)
-
-
-def wide_console() -> Console:
-    """A console that wraps no sooner than at 120 columns where nobody sees the window's edge."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    return offered.missing(needle)
 
 
 def _rounded(cases: int, size: int) -> int:
     return -(-cases // size) * size
-
-
-def _bar(console: Console) -> Progress:
-    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("{task.description}"), console=console, transient=True)
 
 
 def _failures(run: Any) -> str:
@@ -124,6 +110,10 @@ def summary(console: Console, run: Any) -> None:
     if run.plan.lacking:
         facts.add_row("not offered", ", ".join(sorted(run.plan.lacking)))
         facts.add_row("left out", f"{result.left_out:,} cases that need it")
+    if result.unjudged:
+        facts.add_row(
+            "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
+        )
     if run.digits is not None:
         d = run.digits
         facts.add_row(
@@ -143,10 +133,16 @@ def summary(console: Console, run: Any) -> None:
             also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
             console.print(f"  seen     in {failed.count} generated cases{also}", markup=False)
         console.print()
-    for error in result.oracle_errors[:5]:
-        console.print(f"the oracle contradicts itself: {error}", soft_wrap=True, markup=False, style="yellow")
-    if len(result.oracle_errors) > 5:
-        console.print(f"… and {len(result.oracle_errors) - 5} more like it", style="yellow")
+    for what, errors in (
+        ("the oracle contradicts itself", result.oracle_errors),
+        ("the harness itself failed", result.harness_errors),
+    ):
+        for error in errors[:5]:
+            console.print(f"{what}: {error}", soft_wrap=True, markup=False, style="yellow")
+        if len(errors) > 5:
+            console.print(f"… and {len(errors) - 5} more like it", style="yellow")
+    for note in run.notes:
+        console.print(note, soft_wrap=True, markup=False, style="yellow")
     again = f"--seed {run.plan.seed} --cases {run.shards * _shard_size()}"
     if run.interrupted:
         console.print(
@@ -158,10 +154,22 @@ def summary(console: Console, run: Any) -> None:
         console.print(
             f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases; pages in {run.plan.folder}"
         )
-    elif result.oracle_errors:
-        console.print("[bold yellow]no verdict[/]: the oracle contradicts itself; this is not about needle")
-    elif not run.interrupted:
+    if result.oracle_errors:
+        console.print(
+            f"[bold yellow]no verdict[/]: the oracle contradicts itself, {len(result.oracle_errors):,} times; what it says of "
+            "needle counts for nothing until that is mended"
+        )
+    if result.harness_errors:
+        console.print(
+            f"[bold yellow]the harness itself failed[/], {len(result.harness_errors):,} times; please report the lines above, "
+            f"and nox -s diff -- {again}"
+        )
+    if run.exit_code == ExitCode.NO_VERDICT:
+        console.print("[bold yellow]no verdict[/]: nothing could be judged")
+    if run.exit_code == ExitCode.AGREE:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: nox -s diff -- {again}")
+    else:
+        console.print(shown(run.codes), style="dim")
 
 
 def _time(run: Any, total: int) -> str:
@@ -273,6 +281,9 @@ def to_json(run: Any) -> dict[str, Any]:
         "digest": result.digest,
         "interrupted": run.interrupted,
         "oracle_errors": result.oracle_errors,
+        "harness_errors": result.harness_errors,
+        "unjudged": result.unjudged,
+        "notes": run.notes,
         "failures": [
             {
                 "case": f.case.digest,
@@ -284,4 +295,5 @@ def to_json(run: Any) -> dict[str, Any]:
             for f in run.failures
         ],
         "exit_code": run.exit_code,
+        "exit_codes": run.codes,  # all that hold
     }

@@ -3,18 +3,17 @@
 A shard is a fixed number of cases drawn from its own seed. Shards run in waves: what the waves before have reached steers
 the next one, and the run ends after the first wave with a failure. So what is found depends on the seed and on the
 number of cases, never on the number of workers.
+
+No process of the pool runs needle: each forks a child for a shard, and if needle ends that, another one for every case.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import multiprocessing
 import os
 import random
-import signal
-import threading
 import time
 import traceback
 from collections import Counter
@@ -32,12 +31,16 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
+from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
-from oracle.cases import coverage, shrink, strategies
+from oracle.cases import coverage, inputs, shrink, strategies
+from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
+from oracle.systems import layers, peer
+from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
 
@@ -54,7 +57,9 @@ WAVE = 8  # shards between two looks at the failures
 # Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
 PEER_SHARE = 4  # rule P
 VALIDATION_SHARE = 8  # the truth against torch float64
-CASE_SECONDS = 120.0  # generous: a case takes 20 ms
+DIGITS_SECONDS = 600.0  # the run on real data takes 10 s
+DEADLY_TRIES = 40  # of smaller cases, each in a process of its own
+SHRINK_SECONDS = 10.0  # for one try of a smaller case
 SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
 
 
@@ -88,7 +93,9 @@ class Result:
     largest_difference: float = 0.0
     common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
     failed: list[Failed] = field(default_factory=list)
-    oracle_errors: list[str] = field(default_factory=list)
+    oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself
+    harness_errors: list[str] = field(default_factory=list)  # the harness itself failed
+    unjudged: int = 0  # cases behind an endless loop in their shard: each of them could take as long
     digests: list[str] = field(default_factory=list)  # one per shard: cases and verdicts
 
     def add(self, other: Result) -> None:
@@ -104,6 +111,8 @@ class Result:
         self.largest_difference = max(self.largest_difference, other.largest_difference)
         self.common += other.common
         self.oracle_errors.extend(other.oracle_errors)
+        self.harness_errors.extend(other.harness_errors)
+        self.unjudged += other.unjudged
         self.digests.extend(other.digests)
         for failed in other.failed:
             self.fold(failed)
@@ -154,10 +163,12 @@ class Result:
                     peer_too=number % PEER_SHARE == 0,
                     validate=number % VALIDATION_SHARE == 0 if validate is None else validate,
                 )
-        except Exception:
-            # an error of the oracle itself is a finding about the oracle, and must not end the run
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            # a failure of the harness is a finding about the harness, and must not end the run
             last = traceback.format_exc(limit=-2).strip()
-            self.oracle_errors.append(f"{case.digest}: {c.describe(case)}: {last}")
+            self.harness_errors.append(f"{case.digest}: {c.describe(case)}: {last}")
             return
         self.count(verdict)
 
@@ -175,25 +186,6 @@ class Result:
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
         if verdict.divergence is not None:
             self.fold(Failed(case, verdict.divergence))
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float = CASE_SECONDS) -> Iterator[None]:
-    """TimeoutError inside a case that takes too long: a needle that hangs is a failing needle, not a hanging run."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        raise TimeoutError(f"the case takes longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def draw(kind: str, count: int, seed: int) -> list[c.Case]:
@@ -274,24 +266,78 @@ def run_shard(
 
     ``reached`` counts what the waves before have covered.
     """
-    result = Result()
-    trace = hashlib.sha256()
     started, cpu_started = time.perf_counter(), time.process_time()
-    cases = shard_cases(seed, index, reached, lacking)
-    result.spend({"drawing": time.perf_counter() - started})
-    for case in cases:
-        if not lacking.isdisjoint(coverage.covered(case)):
-            result.left_out += 1
-            continue
+    drawn = shard_cases(seed, index, reached, lacking)
+    cases = [case for case in drawn if lacking.isdisjoint(coverage.covered(case))]
+    drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
+    result = _judge_apart(cases)
+    result.left_out = len(drawn) - len(cases)
+    result.spend({"drawing": drawing})
+    result.cpu_seconds += cpu_drawing
+    result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
+    return result
+
+
+def judge_all(cases: Sequence[c.Case]) -> Result:
+    """The verdicts on some cases; ends with the first endless loop."""
+    result = Result()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    for i, case in enumerate(cases):
+        tell()
         before = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
         result.judge(case)
         after = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
         changes = [b - a for a, b in zip(before, after, strict=True)]
-        trace.update(f"{case.digest} {changes};".encode())
-    result.digests.append(trace.hexdigest())
+        result.digests.append(f"{case.digest} {changes};")
+        if result.failed and _endless(result.failed[-1]):
+            result.unjudged = len(cases) - i - 1
+            break
     result.spend({"counting": time.perf_counter() - started - sum(result.seconds.values())})
     result.cpu_seconds = time.process_time() - cpu_started
     return result
+
+
+def _judge_apart(cases: Sequence[c.Case]) -> Result:
+    """The verdicts on some cases, in a child; where needle ends it, each case in a child of its own."""
+    try:
+        return apart(judge_all, cases)
+    except Died as death:
+        whole = death
+    result = Result()
+    for i, case in enumerate(cases):
+        try:
+            one = apart(judge_all, [case])
+        except Died as death:
+            one = Result(digests=[f"{case.digest} {death.how};"])
+            if death.doing:
+                one.count(Verdict(case, died(case, death)))
+            else:  # not inside needle
+                one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
+        result.add(one)
+        if result.failed and _endless(result.failed[-1]):
+            result.unjudged = len(cases) - i - 1
+            break
+    if not result.failed and not result.harness_errors:
+        result.harness_errors.append(
+            f"{whole}, which no case does to it alone; with too little memory, `--workers 1` takes less"
+        )
+    return result
+
+
+def died(case: c.Case, death: Died) -> Divergence:
+    """The end of a process inside needle as a divergence."""
+    step, _, phase = death.doing.partition(" ")
+    failure = Failure(phase, ENDED, str(death))
+    message = f"needle does not return from {phase}: {death}"
+    found = Divergence(int(step), f"exception in {phase}", ENDED, "exception", message, failure=failure)
+    verdict = named(Verdict(case, found), needle)
+    assert verdict.divergence is not None
+    return verdict.divergence
+
+
+def _endless(failed: Failed) -> bool:
+    failure = failed.divergence.failure
+    return failure is not None and (failure.kind == "TimeoutError" or "does not come back" in failure.message)
 
 
 # -- real data --------------------------------------------------------------------------------------------------------
@@ -326,13 +372,25 @@ class Digits:
 def run_digits(seed: int) -> Digits:
     """Train on the digits, every step compared, and test what needle has learned."""
     case = digits_case(seed)
+    inputs.digits(train=True)
     result = Result()
-    verdict, accuracy = judge_digits(case, needle)
-    result.count(named(verdict, needle))
+    try:
+        verdict, accuracy = apart(_judge_digits, case, patience=1.5 * DIGITS_SECONDS)
+    except Died as death:
+        if not death.doing:
+            raise
+        verdict, accuracy = Verdict(case, died(case, death)), float("nan")
+    result.count(verdict)
     result.cases.clear()  # reported on its own, not among the generated cases
     result.coverage.clear()
     result.seconds.clear()
     return Digits(result, verdict.steps, verdict.tally.tensors, accuracy)
+
+
+def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
+    with time_limit(DIGITS_SECONDS):
+        verdict, accuracy = judge_digits(case, needle)
+    return named(verdict, needle), accuracy
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -340,10 +398,30 @@ def run_digits(seed: int) -> Digits:
 
 def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     """The smallest case that fails in the same quantity, and what the oracle has to say against itself."""
+    if _endless(failed):  # every try would take as long
+        return failed, []
+    if failed.divergence.name == ENDED:
+        smallest = shrink.shrink(failed.case, lambda case: _dies(case, failed), DEADLY_TRIES)
+        return Failed(smallest, failed.divergence, failed.count), []
+    try:
+        return apart(_shrink_failure, failed)
+    except Died:  # a smaller case does worse; what is known is kept
+        return failed, []
 
+
+def _dies(case: c.Case, failed: Failed) -> bool:
+    try:
+        apart(judge_all, [case])
+    except Died as death:
+        return bool(death.doing) and culprit(case, died(case, death)) == failed.culprit
+    return False
+
+
+def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     def fails(case: c.Case) -> bool:
+        tell()
         try:
-            with time_limit():
+            with time_limit(SHRINK_SECONDS):
                 found = judged(case, needle).divergence
         except Exception:
             return False
@@ -354,7 +432,9 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
         return culprit(case, found) == failed.culprit
 
     smallest = shrink.shrink(failed.case, fails)
-    verdict = judged(smallest, needle, validate=True)
+    tell()
+    with time_limit():
+        verdict = judged(smallest, needle, validate=True)
     divergence = verdict.divergence or failed.divergence
     return Failed(smallest, divergence, failed.count), verdict.oracle_errors
 
@@ -362,25 +442,22 @@ def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
 # -- the pool ---------------------------------------------------------------------------------------------------------
 
 
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle: it prints the summary so far
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def warm_up() -> None:
-    """Pay torch's first optimizer and first kernels once, before the workers are forked."""
+    """Pay torch's first optimizer and first kernels once, before the workers are forked. Needle is not run here."""
     data = c.Data(rows=2, features=2)
     optimizers: tuple[c.Optimizer, ...] = (c.SGD(momentum=0.9), c.Adam())
     for optimizer in optimizers:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
-        judged(c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0), needle)
+        case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
+        about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
+        peer.TorchRun(case, layers.TORCH_LAYERS, *about).step(0, {})
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
     """A pool of processes that start with everything imported."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=leave_signals_to_parent)
 
 
 @dataclass
@@ -405,18 +482,26 @@ class Run:
     result: Result = field(default_factory=Result)
     digits: Digits | None = None
     failures: list[Failed] = field(default_factory=list)  # shrunk and folded
+    notes: list[str] = field(default_factory=list)  # what was left out, or not written, and why
     interrupted: bool = False
     wall: float = 0.0
     shards: int = 0
 
     @property
-    def exit_code(self) -> int:
-        """0 all agree, 1 a divergence, 3 the oracle contradicts itself, 130 interrupted."""
-        if self.failures:
-            return 1
-        if self.result.oracle_errors:
-            return 3
-        return 130 if self.interrupted else 0
+    def codes(self) -> list[ExitCode]:
+        """All exit codes that hold, the one to exit with first."""
+        return held(
+            harness=self.result.harness_errors,
+            contradiction=self.result.oracle_errors,
+            part=self.failures,
+            interrupted=self.interrupted,
+            no_verdict=not self.result.tally.tensors and not self.failures,
+        )
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The code to exit with."""
+        return self.codes[0]
 
 
 def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: None) -> Run:
@@ -440,23 +525,33 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 break
         if with_digits is not None:
             progress(outcome, "real data")
-            outcome.digits = with_digits.result()
-            outcome.result.add(outcome.digits.result)
+            try:
+                outcome.digits = with_digits.result()
+                outcome.result.add(outcome.digits.result)
+            except inputs.NoDigits as error:
+                outcome.notes.append(f"real data left out: {error}")
+            except (Broken, Died) as error:
+                outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(executor, outcome, progress)
     except KeyboardInterrupt:
         outcome.interrupted = True
         outcome.failures = outcome.failures or outcome.result.failed
     except BrokenProcessPool:
-        # not an exception but a crash: a segmentation fault, or the system's memory killer
-        outcome.result.oracle_errors.append("a worker process died; `--workers 1` uses less memory")
+        # no needle runs in it: most likely the system's memory killer
+        outcome.result.harness_errors.append("a worker process died; with too little memory, `--workers 1` takes less")
         outcome.failures = outcome.failures or outcome.result.failed
     finally:
         if outcome.interrupted:
             for process in list((executor._processes or {}).values()):
                 process.terminate()
         executor.shutdown(wait=not outcome.interrupted, cancel_futures=True)
-    for failed in outcome.failures[:SHOWN]:
-        report.write(failed.case, failed.divergence, plan.folder, failed.count)
+    try:
+        for failed in outcome.failures[:SHOWN]:
+            report.write(failed.case, failed.divergence, plan.folder, failed.count)
+    except OSError as error:
+        outcome.notes.append(
+            f"failing cases not written to {plan.folder}: {error.strerror}; `--out` names another folder"
+        )
     outcome.wall = time.perf_counter() - started
     return outcome
 
@@ -483,7 +578,11 @@ def _shrink_all(executor: ProcessPoolExecutor, outcome: Run, progress: Callable[
     folded = Result()
     for i, future in enumerate(shrunk):
         progress(outcome, f"shrinking failure {i + 1} of {len(shrunk)}")
-        smaller, errors = future.result()
+        try:
+            smaller, errors = future.result()
+        except Broken as error:
+            outcome.result.harness_errors.append(f"{found[i].case.digest}: while it was made smaller: {error}")
+            smaller, errors = found[i], []
         outcome.result.oracle_errors.extend(f"{smaller.case.digest}: {e}" for e in errors)
         folded.fold(smaller)
     for failed in found[SHOWN:]:

@@ -1,7 +1,7 @@
 """Another needle under test: ``nox -s diff -- --needle DIR``, DIR being the folder that holds the package ``needle``.
 
 The harness drives the API of the course. What the course does not promise is made up for here, in the loaded package
-only: `adapt`. What the package does not offer at all is found out by trying, left out of the run, and listed.
+only: `adapt`. What the package does not offer at all is found out by `oracle.runs.offered`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from oracle.cases import case as c
+from oracle.apart import is_interrupt, one_line, time_limit
+from oracle.exits import importing
 
 
 class ForeignError(ValueError):
@@ -27,17 +28,26 @@ def load(folder: Path) -> Any:
     if "needle" in sys.modules:
         raise ForeignError("another needle has been imported already")
     sys.path.insert(0, str(folder.resolve()))
-    try:
-        import needle
-    except Exception as error:
-        raise ForeignError(f"--needle {folder}: cannot be imported: {type(error).__name__}: {error}") from error
+    needle = imported(f"--needle {folder}")
     where = Path(str(needle.__file__)).resolve()
     if package.resolve() not in where.parents:
         raise ForeignError(f"--needle {folder}: Python imports needle from {where.parent} instead")
     try:
         adapt(needle)
-    except AttributeError as error:
+    except Exception as error:
         raise ForeignError(f"--needle {folder}: not the needle of the course: {error}") from error
+    return needle
+
+
+def imported(what: str) -> Any:
+    """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
+    try:
+        with importing(), time_limit():
+            import needle
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise ForeignError(f"{what}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     return needle
 
 
@@ -74,45 +84,3 @@ def _with_a_list(init: Any) -> Any:
         init(self, list(params), *args, **kwargs)
 
     return called
-
-
-def missing(ndl: Any) -> dict[str, str]:
-    """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
-    from oracle.cases import strategies
-    from oracle.operations import OPERATIONS
-    from oracle.rules.judge import judge
-    from oracle.runs.runner import draw_from
-
-    found: dict[str, str] = {}
-
-    def tried(name: str, case: c.Case) -> None:
-        divergence = judge(case, ndl).divergence
-        failure = divergence.failure if divergence is not None else None
-        if failure is not None and failure.kind in (
-            "AttributeError",
-            "NotImplementedError",
-            "TypeError",
-            "ImportError",
-        ):
-            found[name] = f"{failure.kind} in {failure.phase}: {failure.message}"
-
-    for op in OPERATIONS:
-        tried(f"op {op}", draw_from(strategies.op_cases([op]), 1, 0)[0])
-    data, linear = c.Data(rows=2, features=2), c.Linear(2)
-
-    def train(*model: c.Layer, **changes: Any) -> c.TrainCase:
-        given: dict[str, Any] = {"data": data, "loss": c.WeightedSum(), "optimizer": c.SGD(), "seed": 0}
-        return c.TrainCase(model=model, **(given | changes))
-
-    tried("layer Linear", train(linear))
-    activations: tuple[c.Layer, ...] = tuple(kind() for kind in c.ACTIVATIONS.values())
-    for layer in (c.ReLU(), *activations, c.Identity(), c.Flatten(), c.BatchNorm(), c.LayerNorm(), c.Dropout()):
-        tried(f"layer {type(layer).__name__}", train(linear, layer))
-    tried("layer Residual", train(c.Residual((linear,))))
-    tried("layer Linear, no bias", train(c.Linear(2, bias=False)))
-    for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.Cotangent()):
-        tried(f"loss {type(loss).__name__}", train(linear, loss=loss))
-    tried("optimizer Adam", train(linear, optimizer=c.Adam()))
-    tried("optimizer clipping", train(linear, clip=c.Clip()))
-    tried("backward second order", c.SecondOrderCase(model=(linear, c.Tanh()), data=data, loss=c.WeightedSum(), seed=0))
-    return found

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oracle.apart import is_interrupt, one_line, tell
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap, step_seed
 from oracle.systems import recorded
@@ -46,14 +47,17 @@ class _Phase:
     def __enter__(self) -> None:
         self._quiet.__enter__()
         self.clock.turn("needle")
+        tell(f"{self.clock.step} {self.name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.clock.turn("observing")
         self._quiet.__exit__(kind, error, tb)
-        if isinstance(error, Exception):
+        tell()
+        # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
+        if error is not None and not is_interrupt(error):
             frame = traceback.extract_tb(tb)[-1]
             where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
-            raise _Failed(Failure(self.name, type(error).__name__, str(error), where, _operator(tb))) from None
+            raise _Failed(Failure(self.name, type(error).__name__, one_line(error), where, _operator(tb))) from None
 
 
 def _operator(tb: TracebackType | None) -> str:
@@ -276,6 +280,7 @@ class NeedleRun:
         With ``findings``, rule OP judges the tape of every backward pass.
         """
         self._findings = findings
+        self.clock.step = t
         self.observation = obs = Observation(step=t)
         if t == 0 and hasattr(self, "initial"):
             self._as_built(obs)

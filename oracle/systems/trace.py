@@ -43,9 +43,12 @@ QUANTITIES = (
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}
 
 
+ENDED = "EndOfProcess"  # the kind of a failure that is no exception: the process ended, or did not come back
+
+
 @dataclass
 class Failure:
-    """An exception out of a system under test."""
+    """An exception out of a system under test, or the end of its process."""
 
     phase: str  # "build", "forward", "backward", "clip_grad_norm", "step", "evaluation"
     kind: str
@@ -95,6 +98,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
+        self.step = 0  # of the case, that needle is at
         self.seconds: dict[str, float] = {}
         self._what = ""
         self._since = time.perf_counter()

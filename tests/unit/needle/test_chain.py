@@ -493,3 +493,164 @@ def test_a_rule_does_not_look_at_what_its_op_claims_not_to_read(name):
         y = np.full_like(y, np.nan)
     for a, b in zip(right, op.vjp(g, y, needs, *xs), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# -- a plan looks
+
+
+class Scaled(nn.Linear):
+    """A weight that is computed at each look."""
+
+    scale = 1.0
+
+    @property
+    def weight(self):
+        return self.held * self.scale
+
+    @weight.setter
+    def weight(self, value):
+        self.held = value
+
+
+class Looked(nn.Linear):
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        return found * self.__dict__.get("factor", 1) if name == "weight" else found
+
+
+class Missing(nn.Linear):
+    def __init__(self, *features):
+        super().__init__(*features)
+        self.held = self.__dict__.pop("weight")
+
+    def __getattr__(self, name):
+        if name != "weight":
+            raise AttributeError(name)
+        return self.held * self.__dict__.get("factor", 1)
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def change_by_the_class(layer):
+    type(layer).scale = 3.0
+
+
+def change_past_setattr(layer):
+    vars(layer)["factor"] = 3.0
+
+
+def replace_weight(layer):
+    vars(layer)["weight"] = nn.Parameter(layer.weight.numpy() * 2)
+
+
+def replace_bias(layer):
+    vars(layer)["bias"] = nn.Parameter(layer.bias.numpy() + 2)
+
+
+def drop_bias(layer):
+    vars(layer)["bias"] = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (Scaled, change_by_the_class),
+        (Looked, change_past_setattr),
+        (Missing, change_past_setattr),
+        (Own, replace_weight),
+        (nn.Linear, replace_weight),
+        (nn.Linear, replace_bias),
+        (nn.Linear, drop_bias),
+    ],
+)
+@pytest.mark.parametrize("features", [1, 5])
+def test_a_layer_computes_in_a_sequential_what_it_computes_alone(kind, change, features, monkeypatch):
+    monkeypatch.setattr(Scaled, "scale", 1.0)
+    layer = kind(6, features)
+    model = nn.Sequential(nn.ReLU(), nn.Residual(nn.Sequential(layer, nn.Linear(features, 6))))
+    x = ndl.Tensor(normal(8, 6))
+
+    def alone():
+        inner = ops.relu(x)
+        return (model.modules[1].fn.modules[1](layer(inner)) + inner).numpy()
+
+    for _ in range(2):
+        np.testing.assert_array_equal(model(x).numpy(), alone())
+    before = alone()
+    change(layer)
+    assert not np.array_equal(alone(), before)
+    np.testing.assert_array_equal(model(x).numpy(), alone())
+    model(x).sum().backward()
+    for p in model.parameters():
+        assert p.grad is not None
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_gradient_goes_to_the_weight_that_stands_there_now(equal):
+    layer = nn.Linear(1, 1)
+    model = nn.Sequential(layer, nn.ReLU())
+    model(ndl.Tensor([[1.0]], dtype="float32"))
+    first = layer.weight
+    vars(layer)["weight"] = second = nn.Parameter(np.abs(first.numpy()) if not equal else first.numpy())
+    (model(ndl.Tensor([[1.0]], dtype="float32")) + layer.weight).backward()
+    assert first.grad is None
+    assert second.grad is not None
+
+
+def test_containers_are_looked_at_too():
+    x = ndl.Tensor(normal(8, 6))
+    model = nn.Sequential(nn.Residual(nn.Tanh()), nn.Sequential(nn.ReLU()))
+    model(x)
+    vars(model.modules[0])["fn"] = nn.Identity()
+    np.testing.assert_array_equal(model(x).numpy(), np.maximum(2 * x.numpy(), 0))
+    vars(model.modules[1])["modules"] = (nn.Tanh(),)
+    np.testing.assert_array_equal(model(x).numpy(), np.tanh(2 * x.numpy()))
+    vars(model)["modules"] = (nn.ReLU(),)
+    np.testing.assert_array_equal(model(x).numpy(), np.maximum(x.numpy(), 0))
+
+    class Doubling(nn.Residual):
+        @property
+        def fn(self):
+            return nn.Identity()
+
+        @fn.setter
+        def fn(self, value):
+            pass
+
+    np.testing.assert_array_equal(nn.Sequential(Doubling(nn.Tanh()))(x).numpy(), 2 * x.numpy())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm1d])
+def test_third_derivatives_go_through(norm):
+    np.random.seed(0)
+    wide = {"dtype": "float64"}
+    inner = nn.Sequential(nn.Linear(4, 4, **wide), norm(4, **wide), nn.Sigmoid())
+    model = nn.Sequential(nn.Linear(3, 4, **wide), nn.Tanh(), nn.Residual(inner), nn.Linear(4, 2, **wide))
+
+    def one_by_one(x):
+        first, tanh, _, last = model.modules
+        x = tanh(first(x))
+        y = x
+        for layer in inner.modules:
+            y = layer(y)
+        return last(y + x)
+
+    found = []
+    for forward in (model, one_by_one):
+        x = ndl.Tensor(np.random.RandomState(1).randn(5, 3))
+        found.append([])
+        y = (forward(x) ** 2).sum()
+        for _ in range(3):
+            y.backward(create_graph=True)
+            gradients = [x.grad, *(p.grad for p in model.parameters())]
+            found[-1].append([g.numpy().copy() for g in gradients])
+            y = sum((g * g).sum() for g in gradients)
+        for tensor in (x, *model.parameters()):
+            tensor.grad = None
+    for chained, plain in zip(*found, strict=True):
+        for a, b in zip(chained, plain, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert found[0][2][0].any()

@@ -1,0 +1,181 @@
+"""Data that changes between forward and backward: noticed where a gradient rule reads it, and only there."""
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn, ops
+
+CHANGED = r"backward: the data of a \w+ of shape .* has changed since \w+ computed with it"
+
+
+def leaf(*values):
+    return nn.Parameter(np.array(values, np.float64))
+
+
+def replace(p):
+    p.data = ndl.Tensor(p.numpy() + 1)
+
+
+def step(p):
+    p.grad = ndl.Tensor(np.ones(p.shape))
+    ndl.optim.SGD([p], lr=1.0).step()
+
+
+def adam(p):
+    p.grad = ndl.Tensor(np.ones(p.shape))
+    ndl.optim.Adam([p], lr=1.0).step()
+
+
+def load(p):
+    module = nn.Module()
+    module.p = p
+    module.load_state_dict({"p": p.numpy() + 1})
+
+
+def test_a_gradient_that_would_be_right_for_neither_point_is_refused():
+    p = leaf(3.0)
+    loss = (p * p * p).sum()
+    replace(p)
+    with pytest.raises(RuntimeError, match=r"a Parameter of shape \(1,\) has changed since EWiseMul .* loss again"):
+        loss.backward()
+    assert p.grad is None
+    loss = (p * p * p).sum()
+    loss.backward()
+    assert p.grad.numpy() == 48
+
+
+@pytest.mark.parametrize("change", [replace, step, adam, load])
+@pytest.mark.parametrize("how", [{}, {"retain_graph": True}, {"create_graph": True}], ids=["plain", "retain", "create"])
+def test_every_way_to_change_is_noticed_by_every_walk(change, how):
+    p = leaf(3.0)
+    loss = (p**3).sum()
+    change(p)
+    with pytest.raises(RuntimeError, match=CHANGED):
+        loss.backward(**how)
+    change(p)
+    loss = (p**3).sum()
+    loss.backward(**how)
+    p.grad = None
+
+
+@pytest.mark.parametrize("how", [{}, {"retain_graph": True}, {"create_graph": True}], ids=["plain", "retain", "create"])
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_step_between_the_passes_of_a_model(how, which):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    x, y = ndl.Tensor(np.eye(2), dtype="float32", requires_grad=False), ndl.Tensor([0, 1])
+    optimizer = ndl.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # the second step finds its parameters side by side
+        loss = nn.SoftmaxLoss()(model(x), y)
+        again = nn.SoftmaxLoss()(model(x), y)
+        loss.backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match=CHANGED):
+            again.backward(**how)
+    loss = nn.SoftmaxLoss()(model(x), y)
+    model.modules[which].weight.data = model.modules[which].weight.data
+    if which or how:
+        with pytest.raises(RuntimeError, match=r"a Parameter of shape .* has changed since Linear computed with it"):
+            loss.backward(**how)
+    else:
+        loss.backward()  # beside a constant nobody reads the first weight
+
+
+def test_the_second_backward_after_a_step_is_refused():
+    p = leaf(3.0)
+    optimizer = ndl.optim.SGD([p], lr=0.1)
+    loss = (p * p).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=CHANGED):
+        loss.backward()
+
+
+def test_a_result_that_its_own_rule_reads_must_not_change_either():
+    p = leaf(1.0)
+    y = ops.exp(p)
+    loss = y.sum()
+    y.data = y.data
+    with pytest.raises(RuntimeError, match=r"a Tensor of shape \(1,\) has changed since Exp"):
+        loss.backward()
+
+
+class Twice(ops.Summation):
+    """Another rule than that of its base, which reads what it likes."""
+
+    def vjp(self, g, y, needs, a):
+        return (g * a,)
+
+
+def test_a_rule_that_is_overridden_may_read_everything():
+    p = leaf(1.0)
+    loss = Twice()(p)
+    replace(p)
+    with pytest.raises(RuntimeError, match="has changed since Twice"):
+        loss.backward()
+
+
+NORMAL = np.random.default_rng(0).standard_normal
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (lambda p: (p * 2 + 1 - p / 4).sum(), [[1.75] * 2] * 2),
+        (lambda p: (-p).T.reshape((4,)).broadcast_to((2, 4)).sum(), [[-2] * 2] * 2),
+        (lambda p: p[0].sum() + ops.flip(p).sum(), [[2, 2], [1, 1]]),
+        (lambda p: (p + np.ones((2, 2))).mean(), [[0.25] * 2] * 2),
+        (lambda p: (p * ndl.Tensor(np.eye(2), requires_grad=False)).sum(), [[1, 0], [0, 1]]),
+        (lambda p: (ndl.Tensor(np.eye(2), requires_grad=False) @ p).sum(), [[1, 1], [1, 1]]),
+        (lambda p: (p / ndl.Tensor(np.full((2, 2), 2.0), requires_grad=False)).sum(), [[0.5] * 2] * 2),
+        (lambda p: ops.stack(list(ops.split(p))).sum(), [[1, 1], [1, 1]]),
+        (lambda p: ops.linear(ndl.Tensor(np.eye(2), requires_grad=False), ndl.Tensor(np.eye(2)), p[0]).sum(), [[2, 2], [0, 0]]),
+        (lambda p: p.astype("float32").sum(), [[1, 1], [1, 1]]),
+        (lambda p: ops.exp(p.detach()).sum() + p.sum(), [[1, 1], [1, 1]]),
+    ],
+    ids=range(11),
+)  # fmt: skip
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_what_no_rule_reads_may_change(forward, expected, how):
+    p = leaf([1.0, 2.0], [3.0, 4.0])
+    loss = forward(p)
+    replace(p)
+    loss.backward(**how)
+    np.testing.assert_array_equal(p.grad.numpy(), expected)
+    p.grad = None
+
+
+def test_running_statistics_may_move_on_before_backward():
+    norm = nn.BatchNorm1d(2)
+    x = ndl.Tensor(NORMAL((4, 2)), dtype="float32")
+    norm(x)
+    norm.eval()
+    loss = (norm(x) ** 2).sum()
+    norm.train()
+    norm(x)
+    loss.backward()
+    assert norm.weight.grad is not None
+    loss = (x * norm.running_var).sum()  # whereas this reads them
+    norm(x)
+    with pytest.raises(RuntimeError, match=r"a Tensor of shape \(2,\) has changed since EWiseMul"):
+        loss.backward()
+
+
+def test_what_was_computed_after_the_change_is_fine_and_before_is_not():
+    p, q = leaf(2.0), leaf(3.0)
+    early = p * q
+    replace(p)
+    (early.detach() * p * q).sum().backward()
+    assert p.grad.numpy() == 18
+    with pytest.raises(RuntimeError, match=CHANGED):
+        (early * p).sum().backward()
+
+
+def test_a_layer_that_is_used_twice_around_a_change():
+    layer = nn.Sequential(nn.Linear(2, 2, dtype="float64"))
+    x = leaf([1.0, 2.0])
+    once = layer(x)
+    replace(layer.modules[0].weight)
+    with pytest.raises(RuntimeError, match=CHANGED):
+        layer(once).sum().backward()
+    layer(layer(x)).sum().backward()

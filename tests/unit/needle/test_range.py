@@ -1,0 +1,171 @@
+"""Large and long, tiny and tied: where float32 ends, needle does what torch does, or better."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import needle as ndl
+from needle import nn, ops
+
+F4 = np.float32
+
+
+# --------------------------------------------------------------------------------------------------- optimizers
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("size", [1e20, 1e-20, 3e19, 1.0])
+@pytest.mark.parametrize("shape", [[(3,)], [(2,), (3,)]], ids=["alone", "together"])
+def test_adam_takes_a_gradient_whose_square_is_out_of_range(size, decay, shape):
+    ours = [nn.Parameter(np.ones(s, F4)) for s in shape]
+    peers = [torch.ones(s, requires_grad=True) for s in shape]
+    adam = ndl.optim.Adam(ours, lr=0.1, weight_decay=decay)
+    peer = torch.optim.Adam(peers, lr=0.1, weight_decay=decay)
+    for _ in range(3):
+        for p, q in zip(ours, peers, strict=True):
+            p.grad = ndl.Tensor(np.full(p.shape, size, F4))
+            q.grad = torch.full(q.shape, size)
+        adam.step()
+        peer.step()
+        for p, q in zip(ours, peers, strict=True):
+            np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=2e-6)
+            np.testing.assert_allclose(adam.v[p].numpy(), peer.state[q]["exp_avg_sq"].numpy(), rtol=2e-6, atol=3e-45)
+    if size > 1:
+        assert abs(ours[0].numpy()[0] - 0.7) < 1e-5
+
+
+def test_the_weight_decay_of_adam_rounds_as_without_the_detour():
+    """What keeps the square in range is a power of two: no bit of v depends on it."""
+    rng = np.random.default_rng(0)
+    for beta2 in (0.999, 0.99, 0.5, 0.0):
+        theta, g = rng.standard_normal(1000).astype(F4), rng.standard_normal(1000).astype(F4)
+        p = nn.Parameter(theta)
+        adam = ndl.optim.Adam([p], beta2=beta2, weight_decay=0.1)
+        p.grad = ndl.Tensor(g)
+        adam.step()
+        decayed = g + theta * F4(0.1)
+        np.testing.assert_array_equal(adam.v[p].numpy(), decayed * decayed * F4(1 - beta2))
+
+
+# ----------------------------------------------------------------------------------------------------- long sums
+
+MANY = 1_000_000
+
+
+def test_the_mean_loss_of_many_rows():
+    loss = nn.SoftmaxLoss()(ndl.Tensor(np.zeros((MANY, 3), F4)), ndl.Tensor(np.zeros(MANY, np.uint8)))
+    assert abs(loss.item() / math.log(3) - 1) < 5e-7
+
+
+def columns():
+    return (np.random.default_rng(0).random((MANY, 2)) + 3).astype(F4)
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_sums_across_many_rows():
+    x = columns()
+    exact = x.astype(np.float64).sum(0)
+    close(ndl.Tensor(x).sum(0).numpy(), exact)
+    close(ndl.Tensor(x).T.sum(1).numpy(), exact)
+    close(ndl.Tensor(x.reshape(2, -1, 2)).sum(1).numpy(), x.reshape(2, -1, 2).astype(np.float64).sum(1))
+    close(ndl.Tensor(x[:-77].reshape(-1, 1, 2)).sum((0, 1)).numpy(), x[:-77].astype(np.float64).sum(0))
+    close(ndl.Tensor(x).sum((0, 1)).numpy(), exact.sum())
+    close(ndl.Tensor(x).mean(0).numpy(), exact / MANY)
+    close(ops.logsumexp(ndl.Tensor(x), 0).numpy(), np.log(np.exp(x.astype(np.float64)).sum(0)))
+    assert ndl.Tensor(np.zeros((2000, 0))).sum(0).shape == (0,)
+    assert ndl.Tensor(np.ones((2000, 3), np.uint8)).sum(0).numpy().tolist() == [2000] * 3
+
+
+def test_statistics_of_many_rows():
+    x = columns()
+    norm = nn.BatchNorm1d(2, momentum=1.0)
+    norm(ndl.Tensor(x))
+    close(norm.running_mean.numpy(), x.astype(np.float64).mean(0))
+    close(norm.running_var.numpy(), x.astype(np.float64).var(0))
+    row = x.reshape(1, -1)
+    y = ops.layer_norm(ndl.Tensor(row), ndl.ones(2 * MANY), ndl.zeros(2 * MANY)).numpy()
+    wide = row.astype(np.float64)
+    np.testing.assert_allclose(y, (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_gradients_over_many_rows(how):
+    x = columns()
+    exact = x.astype(np.float64).sum(0)
+    for shape in ((1, 2), (2,)):
+        weight, bias = ndl.Tensor(np.ones((2, 2), F4)), ndl.Tensor(np.ones(shape, F4))
+        ops.linear(ndl.Tensor(x), weight, bias).backward(ndl.Tensor(x), **how)
+        assert bias.grad.shape == shape
+        close(bias.grad.numpy(), exact.reshape(shape))
+        (bias + ndl.Tensor(x)).backward(ndl.Tensor(x), **how)
+        close(bias.grad.numpy(), exact.reshape(shape))
+        weight.grad = bias.grad = None
+
+
+@pytest.mark.parametrize("rows", [1000, 1500])
+def test_both_walks_give_the_same_bits_on_either_side_of_long(rows):
+    rng = np.random.default_rng(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LayerNorm1d(4), nn.Linear(4, 3))
+    x, y = rng.standard_normal((rows, 3)).astype(F4), rng.integers(0, 3, rows)
+    found = []
+    for how in ({}, {"create_graph": True}):
+        nn.SoftmaxLoss()(model(ndl.Tensor(x)), ndl.Tensor(y)).backward(**how)
+        found.append([p.grad.numpy() for p in model.parameters()])
+    for p, plain, created in zip(model.parameters(), *found, strict=True):
+        np.testing.assert_array_equal(plain, created)
+        p.grad = None
+
+
+# ---------------------------------------------------------------------------------- tiny numbers, zeros and ties
+
+VALUES = np.array(
+    [0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40, 1e-38, 1e-20, 0.5, 1, -1, 2, -2, 3, 90, 1e20, -1e20, 3e38, np.inf], F4
+)
+PAIRS = [a.ravel() for a in np.meshgrid(VALUES, VALUES)]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of what overflows or is not a number in torch too
+@pytest.mark.parametrize("name", ["multiply", "divide", "power"])
+def test_derivatives_at_the_ends_of_the_range_are_those_of_torch(name):
+    a, b = map(ndl.Tensor, PAIRS)
+    y = getattr(ops, name)(a, b)
+    y.backward(ndl.Tensor(np.ones_like(PAIRS[0])))
+    ta, tb = (torch.tensor(p, requires_grad=True) for p in PAIRS)
+    ty = {"multiply": torch.mul, "divide": torch.div, "power": torch.pow}[name](ta, tb)
+    ty.backward(torch.ones_like(ty))
+    for ours, peer in ((y, ty.detach()), (a.grad, ta.grad), (b.grad, tb.grad)):
+        np.testing.assert_allclose(ours.numpy(), peer.numpy(), rtol=2e-6, atol=3e-45)
+
+
+def test_the_second_derivative_of_a_power_beside_the_exponent_0():
+    a, b = ndl.Tensor([2.0]), ndl.Tensor([0.0])
+    (a**b).backward(create_graph=True)
+    a.grad.backward()
+    assert b.grad.item() == 0.5  # d/db of b a^(b-1)
+    a.grad = b.grad = None
+
+
+def test_ties_share_and_zeros_keep_their_sign():
+    x = ndl.Tensor(np.array([[1, 1, 0], [-0.0, 0, -1], [np.inf, np.inf, 1]], F4))
+    x.max(1).sum().backward()
+    assert x.grad.numpy().tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]
+    zero = ndl.Tensor(np.array([-0.0, 0.0], F4))
+    for y, signs in [(zero - 0, [True, False]), (zero - 0.0, [True, False]), (-zero, [False, True]), (zero * 2, [True, False]),
+                     (0 - zero, [False, False]), (zero - ndl.Tensor(np.zeros(2, F4)), [True, False])]:  # fmt: skip
+        assert np.signbit(y.numpy()).tolist() == signs
+    zero = ndl.Tensor(np.array([-0.0, 0.0], F4))
+    ops.relu(zero).sum().backward()
+    assert zero.grad.numpy().tolist() == [0, 0]
+
+
+def test_subnormal_numbers_go_through():
+    x = ndl.Tensor(np.array([1e-40, -1e-42], F4))
+    for y in (x * 1, x + 0, ops.tanh(x), ops.relu(x) - ops.relu(-x), x.sum(axis=0, keepdims=True) - ndl.Tensor([0, 0])):
+        assert (y.numpy() != 0).all()
+    np.testing.assert_array_equal(ops.tanh(x).numpy(), x.numpy())
+    assert ops.exp(ndl.Tensor(np.array([-100], F4))).item() == pytest.approx(math.exp(-100), rel=0.02)
