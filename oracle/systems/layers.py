@@ -48,8 +48,7 @@ def _needle_activation(ndl: Any, s: c.Activation, width: int, body: Callable[...
 
 
 def _torch_activation(s: c.Activation, width: int, body: Callable[..., Any]) -> nn.Module:
-    made: nn.Module = getattr(nn, type(s).__name__)()
-    return made
+    return peer.Apply(lambda x: OPERATIONS[s.op].torch(torch, x))
 
 
 _JOINS: Mapping[str, Callable[[Any, Any], Any]] = {
