@@ -344,10 +344,12 @@ class _Model:
         if isinstance(layer, c.Linear):
             same = f"nn.Linear({width}, {layer.out}{'' if layer.bias else ', bias=False'})"
             return same, same
-        if isinstance(layer, c.Tanh | c.Sigmoid):
-            self.apply = True
+        if isinstance(layer, c.Activation):
+            self.ops.append(layer.op)
             kind = type(layer).__name__
-            return f'nn.{kind}() if hasattr(nn, "{kind}") else Apply(ndl.{kind.lower()})', f"nn.{kind}()"
+            ours, theirs = (f"lambda x: {side}({layer.op!r}, x)" for side in ("needle_op", "torch_op"))
+            made = self._applied(ours, [])[0]
+            return f'nn.{kind}() if hasattr(nn, "{kind}") else {made}', self._applied(theirs, [])[1]
         if isinstance(layer, c.ReLU | c.Identity):
             return (f"nn.{type(layer).__name__}()",) * 2
         if isinstance(layer, c.Flatten):
