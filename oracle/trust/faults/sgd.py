@@ -35,18 +35,15 @@ def sgd(**formulas: Callable[[Any], Any]) -> Patch:
 
 
 def step_written_out(rules: dict[str, Any], formulas: dict[str, Any], states: Sequence[str]) -> Any:
-    assert set(formulas) <= {*rules, "order", "before"}, f"no such formula: {set(formulas) - set(rules)}"
+    assert set(formulas) <= set(rules), f"no such formula: {set(formulas) - set(rules)}"
     rules = {**rules, **formulas}
 
     def step(self: Any) -> None:
         done = vars(self).setdefault("steps_done", 0)
         self.steps_done = done + 1
-        params = formulas["order"](self.params) if "order" in formulas else self.params
-        for i, p in enumerate(params):
-            s = SimpleNamespace(o=self, p=p, i=i, n=done + 1, x=p.cached_data, grad=p.grad)
+        for p in self.params:
+            s = SimpleNamespace(o=self, p=p, n=done + 1, x=p.cached_data, grad=p.grad)
             for name, rule in rules.items():
-                if name == "order":
-                    continue
                 setattr(s, name, rule(s))
                 if name == "skip" and s.skip:
                     break
