@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def install_torch(session: nox.Session) -> None:
 def harness(session: nox.Session, command: str) -> None:
     """Run `python -m oracle COMMAND` so that its output comes last and its exit code is nox's own."""
     logging.disable()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: 130, with the summary so far
     try:
         session.run(
             PYTHON, "-m", "oracle", command, *session.posargs,
@@ -91,7 +93,7 @@ def harness(session: nox.Session, command: str) -> None:
 
 @nox.session(python=False, requires=["env"])
 def diff(session: nox.Session) -> None:
-    """Fuzz needle against PyTorch: exit 0 they agree, 1 they part, 2 usage; `-- --help` lists the flags."""
+    """Fuzz needle against PyTorch: exit 0 they agree, 1 they part; `-- --help` lists codes and flags."""
     harness(session, "diff")
 
 
@@ -131,6 +133,12 @@ def bench(session: nox.Session) -> None:
 def memory(session: nox.Session) -> None:
     """Prove that nothing accumulates: memray on fixed and generated models; `-- --accept` rewrites the baseline."""
     harness(session, "memory")
+
+
+@nox.session(python=False, requires=["env"])
+def kernels(session: nox.Session) -> None:
+    """Run what compares numbers under other kernels of BLAS and other vector code; `-- --short` is CI's form."""
+    harness(session, "kernels")
 
 
 @nox.session(python=False, requires=["env"])

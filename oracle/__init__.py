@@ -6,6 +6,6 @@
 The command line is ``python -m oracle``; ``python -m oracle --help`` lists what it does.
 """
 
-from oracle.case import Case, CaseError, OpCase, SecondOrderCase, TrainCase, decode, encode
+from oracle.cases.case import Case, CaseError, OpCase, SecondOrderCase, TrainCase, decode, encode
 
 __all__ = ["Case", "CaseError", "OpCase", "SecondOrderCase", "TrainCase", "decode", "encode"]

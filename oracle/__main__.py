@@ -1,4 +1,7 @@
-"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments."""
+"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments.
+
+Exit codes are those of `oracle.exits.ExitCode`, for every command.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oracle.exits import ExitCode, supervised
+
+CODES = (
+    "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
+    "5 nothing could be judged, 130 interrupted; if several hold: 4, 3, 1, 130, 5."
+)
 PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
 
 
@@ -42,8 +51,7 @@ def parser() -> argparse.ArgumentParser:
     diff = commands.add_parser(
         "diff",
         help="fuzz needle against PyTorch",
-        description="Fuzz needle against PyTorch on generated training runs, single operations and real data. "
-        "Exit code: 0 they agree, 1 a divergence, 2 usage, 3 the oracle contradicts itself, 130 interrupted.",
+        description="Fuzz needle against PyTorch on generated training runs, single operations and real data. " + CODES,
     )
     diff.add_argument(
         "--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000"
@@ -66,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay",
         help="replay a case step by step",
-        description="Replay a case step by step. Exit code: 0 it agrees, 1 it diverges, 2 no such case.",
+        description="Replay a case step by step. " + CODES,
     )
     replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
     replay.add_argument("--needle", type=Path, metavar="DIR", help="replay on the package needle in this folder")
@@ -79,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
         "Exit code: 0 enough mutants are killed, 1 not, or an excused one is killed, or a probe raises a false alarm, "
-        "2 usage, 130 interrupted.",
+        "2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     mutants.add_argument("--file", action="append", choices=("autograd", "ops", "nn", "optim"), help="only this file")
     mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
@@ -97,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
         "faults",
         help="plant deliberate faults in needle, one at a time: the kill table",
         description="Plant deliberate faults in needle, one at a time, and count the cases of `diff` until one shows it. "
-        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, 2 usage, "
-        "3 what is no fault is killed too.",
+        "Exit code: 0 as good as the committed table, 1 a fault survives that was killed, or what is no fault is killed "
+        "too, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     faults.add_argument("--faults", default="", help="names, patterns or groups, with commas between (default: all)")
     faults.add_argument("--seeds", type=positive(int), default=3, help="how many seeds (default: 3)")
@@ -114,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "calibrate",
         help="let the rules judge correct variants of needle",
         description="Let the rules judge correct variants of needle: every divergence is a false alarm. "
-        "Exit code: 0 none, 1 some, 2 usage, 3 the oracle contradicts itself.",
+        "Exit code: 0 none, 1 some, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     calibrate.add_argument("--cases", type=positive(int), default=2000, help="for each variant (default: 2000)")
     calibrate.add_argument("--variants", default="", help="names, with commas between (default: all)")
@@ -128,15 +136,32 @@ def parser() -> argparse.ArgumentParser:
         "memory",
         help="prove that nothing accumulates while needle trains",
         description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
-        "reports/baselines/memory.json. Exit code: 0 memory is flat (or memray does not exist here), 1 it is not, "
-        "2 usage, 3 something could not be measured, 130 interrupted.",
+        "reports/baselines/memory.json. Exit code: 0 memory is flat, 1 it is not, 2 usage, "
+        "4 something could not be measured, 5 nothing could (memray does not exist here), 130 interrupted.",
     )
     memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
     memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
+    memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
     memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
-    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline")
+    memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
     memory.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for the report")
+
+    kernels = commands.add_parser(
+        "kernels",
+        help="the same verdict under other kernels of BLAS and other vector code",
+        description="Run kept cases, a calibration, the memory panel and the tests that compare numbers under every kernel of "
+        "OpenBLAS that this CPU can run, and without the vector code of NumPy and of torch, each in a process of its own. "
+        "Exit code: 0 all hold, 1 a check fails, 2 usage, 3 the oracle contradicts itself, 4 a check or a setting did not "
+        "come about, 130 interrupted.",
+    )
+    kernels.add_argument("--short", action="store_true", help="what CI runs: fewer cases, one model, no kernel twice")
+    kernels.add_argument("--kernels", nargs="+", default=[], metavar="NAME", help="only these kernels")
+    kernels.add_argument("--cases", type=positive(int), help="of the calibration, for each variant (200; short: 100)")
+    kernels.add_argument("--workers", type=positive(int), help="checks at a time (default: one per core)")
+    kernels.add_argument(
+        "--accept-memory", action="store_true", help="only make what is measured the memory baseline of each kernel"
+    )
     return main
 
 
@@ -148,16 +173,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench.main(given[1:])
     arguments = parser().parse_args(given)
-    if getattr(arguments, "needle", None) is not None:
-        from oracle import foreign
+    from oracle.systems import foreign
 
-        try:
-            foreign.load(arguments.needle)
-        except foreign.ForeignError as error:
-            print(f"{arguments.command}: {error}", file=sys.stderr)
-            return 2
+    needle = getattr(arguments, "needle", None)
+    try:
+        foreign.imported("needle") if needle is None else foreign.load(needle)
+    except foreign.ForeignError as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return ExitCode.USAGE
     if arguments.command == "replay":
-        from oracle.replay import replay
+        from oracle.runs.replay import replay
 
         return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
     if arguments.command == "faults":
@@ -185,17 +210,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return cli.main(arguments)
     if arguments.command == "memory":
-        from oracle.memory.session import memory
+        from oracle.runs.memory import memory
 
         return memory(
             cases=arguments.cases,
             seed=arguments.seed,
             workers=arguments.workers,
             panel_only=arguments.panel_only,
+            model=arguments.model,
             accept=arguments.accept,
             folder=arguments.out,
         )
-    from oracle.diff import diff
+    if arguments.command == "kernels":
+        from oracle.trust.kernels import kernels
+
+        return kernels(
+            short=arguments.short,
+            names=arguments.kernels,
+            cases=arguments.cases,
+            workers=arguments.workers,
+            accept_memory=arguments.accept_memory,
+        )
+    from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
     fixed = 0 if arguments.profile == "ci" else None
@@ -212,4 +248,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised(main))

@@ -1,5 +1,6 @@
 import sys
 
 from oracle.bench import main
+from oracle.exits import supervised
 
-sys.exit(main())
+sys.exit(supervised(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bench",
         description="How fast needle is: ratios to a hand-written NumPy loop and to torch. "
         "Exit code: 0 measured, 1 the libraries do not agree or needle is slower than that of --against, 2 usage, "
-        "130 interrupted.",
+        "4 the harness itself failed, 130 interrupted.",
         epilog="\n".join(f"  {name:8} {what}" for name, what in EXTRAS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,8 +129,10 @@ def again(arguments: Sequence[str], env: dict[str, str]) -> int:
     """The same command in a fresh process with this environment."""
     command = [sys.executable, "-m", "oracle.bench", *arguments]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
-    if os.name == "posix":  # in place of this process, so that an interrupt reaches the one that measures
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(sys.executable, command, env)
-    return subprocess.run(command, env=env, check=False).returncode
+    process = subprocess.Popen(command, env=env)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # that process shows what it has measured so far
+            if os.name == "posix":
+                process.send_signal(signal.SIGINT)

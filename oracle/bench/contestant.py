@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
 import sys
 from pathlib import Path
 
-from oracle.bench import blas, measure
+from oracle.apart import leave_signals_to_parent
+from oracle.bench import measure
 from oracle.bench.peers import BUILDERS
-from oracle.bench.workloads import WORKLOADS
+from oracle.memory.blas import read_back
+from oracle.systems.workloads import WORKLOADS
 
 
 class Contestant:
@@ -28,7 +29,7 @@ class Contestant:
 
     def who(self) -> tuple[str, str]:
         """Where needle comes from, and the kernel that multiplies its matrices."""
-        return self.folder, blas.kernel()
+        return self.folder, read_back()
 
     def check(self, key: str) -> list[float]:
         """The losses of the first steps of a workload."""
@@ -51,7 +52,7 @@ class Contestant:
 
 def main(folder: str) -> None:
     """Answer until there are no more requests; Ctrl-C is for the process that asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     contestant = Contestant(folder)
     for line in sys.stdin:
         method, *arguments = json.loads(line)

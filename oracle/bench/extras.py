@@ -22,7 +22,7 @@ from oracle.bench import heap
 from oracle.bench.measure import Timing, build, check_parameters, interleave
 from oracle.bench.ours import model as needle_model
 from oracle.bench.peers import TorchTrainer
-from oracle.bench.workloads import WORKLOADS, Array, Workload
+from oracle.systems.workloads import WORKLOADS, Array, Workload
 
 DEPTHS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 WIDTHS = (1, 4, 16, 64, 256, 1024)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from oracle.bench.peers import BUILDERS
-from oracle.bench.workloads import WORKLOADS
+from oracle.systems.workloads import WORKLOADS
 
 WARM_UP, COUNTED = 5, 5
 

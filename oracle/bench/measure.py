@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from oracle.bench.peers import BUILDERS, Trainer
-from oracle.bench.workloads import Array, Workload
+from oracle.systems.workloads import Array, Workload
 
 CHECK_STEPS = 5
 TOLERANCE = 1e-3

@@ -9,7 +9,7 @@ import numpy as np
 
 import needle as ndl
 from needle import nn, optim
-from oracle.bench.workloads import Start, Workload
+from oracle.systems.workloads import Start, Workload
 
 
 def residual_block(dim: int, hidden: int, norm: type[nn.BatchNorm1d] | type[nn.LayerNorm1d], p: float) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oracle.bench.workloads import Array, Batch, Start, Workload
+from oracle.systems.workloads import Array, Batch, Start, Workload
 
 
 class Trainer(Protocol):
@@ -305,7 +305,7 @@ class JaxTrainer:
 
 
 def _limit(workload: Workload) -> Trainer:
-    from oracle.bench import limit
+    from oracle.systems import by_hand as limit
 
     return limit.build(workload)
 

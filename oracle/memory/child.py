@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from oracle.apart import leave_signals_to_parent
 from oracle.memory.probe import Job, Measured
 
 FORKS = sys.platform == "linux"
@@ -54,9 +55,9 @@ def perform(job: Job) -> Measured:
 
 def nursery() -> None:
     """Read jobs from stdin, a line each; answer each with a line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    leave_signals_to_parent()
     import needle  # noqa: F401 - imported once, for all children
-    import oracle.pairs  # noqa: F401
+    import oracle.systems.layers  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -1,10 +1,13 @@
-"""From what a run showed to verdicts. Four gates; the bar of A, B and C is zero, the bar of D is the baseline."""
+"""From what a run showed to verdicts. Four gates; the bar of A, B and C is zero, the bar of D is the baseline.
+
+Fewer bytes or allocations than the baseline are no failure: they are shown, with the command that accepts them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.memory.baseline import Known
 from oracle.memory.probe import FIRST, Measured
 
@@ -12,8 +15,32 @@ GATES = {
     "A": "no live Tensor has an op once loss and gradients are dropped, and their number is constant",
     "B": "nothing is left for the cycle collector",
     "C": "live bytes and blocks do not grow",
-    "D": "peak, live end and allocations are those of the baseline",
+    "D": "peak, live end and allocations are no more than those of the baseline",
 }
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number that is not the one of the baseline."""
+
+    column: str  # of the table
+    old: float
+    new: float
+
+    @property
+    def worse(self) -> bool:
+        """More than in the baseline."""
+        return self.new > self.old
+
+    @property
+    def short(self) -> str:
+        """Which number and its ratio, for the table."""
+        return f"{self.column} x{self.new / self.old:.3f}" if self.old else f"{self.column} {self.new:+,g}"
+
+    def __str__(self) -> str:
+        name, unit, form = ("allocations per step", "", ",g") if self.column == "allocs" else (self.column, " B", ",")
+        ratio = f" (x{self.new / self.old:.3f})" if self.old else ""
+        return f"{name} {self.old:{form}} → {self.new:{form}}{unit}, {self.new - self.old:+{form}}{ratio}"
 
 
 @dataclass
@@ -29,6 +56,7 @@ class Row:
     known: Known | None = None
     exact: bool = False  # the baseline has the same key
     failures: dict[str, str] = field(default_factory=dict)  # gate -> what is wrong
+    changes: list[Change] = field(default_factory=list)  # against the baseline, whatever its key
     holders: list[str] = field(default_factory=list)
     replay: str = ""
     flame: str = ""  # file name of a flame graph
@@ -39,23 +67,40 @@ class Row:
         return self.runs.get("malloc") or next(iter(self.runs.values()), None)
 
     @property
+    def better(self) -> list[Change]:
+        """What is less than in the baseline of the same key."""
+        return [change for change in self.changes if self.exact and not change.worse]
+
+    @property
+    def marked(self) -> set[str]:
+        """The columns whose numbers fail their gates."""
+        found = {change.column for change in self.changes if "D" in self.failures and change.worse}
+        for m in self.runs.values():
+            if not m.error:
+                size, blocks = m.growth
+                numbers = {"growth": size, "blocks": blocks, "cycles": any(m.collected[1:]), "graphs": m.with_graph}
+                found |= {column for column, number in numbers.items() if number}
+        return found
+
+    @property
     def errors(self) -> list[str]:
         """Runs that came to nothing."""
         return [m.error for m in self.runs.values() if m.error]
 
 
 def judge(row: Row) -> None:
-    """Set ``failures``."""
-    row.failures = {}
+    """Set ``failures`` and ``changes``."""
+    row.failures, row.changes = {}, []
     for mode, m in row.runs.items():
         if not m.error:
             for gate, text in failures(m).items():
                 row.failures.setdefault(gate, text + (f" ({mode} allocators traced)" if len(row.runs) > 1 else ""))
     measured = row.runs.get("malloc")  # missing where a run was interrupted: never the other mode's numbers
-    if measured is not None and not measured.error and row.known is not None and row.exact:
-        text = against(measured, row.known)
-        if text:
-            row.failures["D"] = text
+    if measured is not None and not measured.error and row.known is not None:
+        row.changes = against(measured, row.known)
+        worse = [str(change) for change in row.changes if change.worse]
+        if worse and row.exact:
+            row.failures["D"] = "; ".join(worse)
 
 
 def failures(m: Measured) -> dict[str, str]:
@@ -80,20 +125,14 @@ def failures(m: Measured) -> dict[str, str]:
     return found
 
 
-def against(m: Measured, known: Known) -> str:
-    """Gate D: what differs from the baseline, or ""."""
-    pairs = {
-        "peak": (m.peak, known.peak, " B"),
-        "live end": (m.end, known.end, " B"),
-        "allocations per step": (m.allocations, known.allocations, ""),
-    }
-    changed = []
-    for name, (new, old, unit) in pairs.items():
-        if new != old:
-            ratio = f" (x{new / old:.3f})" if old else ""
-            changed.append(f"{name} {old:,g} → {new:,g}{unit}, {new - old:+,g}{ratio}" if unit == "" else
-                           f"{name} {old:,} → {new:,}{unit}, {new - old:+,}{ratio}")  # fmt: skip
-    return "; ".join(changed)
+def against(m: Measured, known: Known) -> list[Change]:
+    """Gate D: what differs from the baseline, the largest growth first."""
+    changes = [
+        Change("peak", known.peak, m.peak),
+        Change("live end", known.end, m.end),
+        Change("allocs", known.allocations, m.allocations),
+    ]
+    return sorted((x for x in changes if x.new != x.old), key=lambda x: -x.new / (x.old or 1))
 
 
 def moved(m: Measured, known: Known) -> list[str]:

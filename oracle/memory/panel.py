@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.memory.probe import STEPS
 
 _SGD = c.SGD(lr=0.01, momentum=0.9, weight_decay=1e-4)

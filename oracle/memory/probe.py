@@ -24,10 +24,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from oracle import case as c
-from oracle import inputs
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.memory.program import Program
-from oracle.memory.window import live_tensors
+from oracle.systems.window import live_tensors
 
 WARM_UP = 8
 FIRST = 20  # growth is judged from this boundary on …
@@ -158,7 +158,7 @@ class Watched:
 
     def __init__(self, case: c.TrainCase, plant: Plant | None) -> None:
         import needle
-        from oracle.pairs import NEEDLE_LAYERS
+        from oracle.systems.layers import NEEDLE_LAYERS
 
         self.ndl, self.layers, self.case, self.plant = needle, NEEDLE_LAYERS, case, plant
         self.batches = inputs.batches(case)

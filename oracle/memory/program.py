@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from oracle import case as c
-from oracle.inputs import Batches, evaluated_after, step_seed
-from oracle.needle_executor import Build, build
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, evaluated_after, step_seed
+from oracle.systems.ours import Build, build
 
 
 class Program:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oracle import case as c
-from oracle import inputs
-from oracle.bench.workloads import Workload
+from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.memory.probe import FIRST, WARM_UP, Job, Measured, clear_caches, mark, profiled, replay
+from oracle.systems.workloads import Workload
 
 
 class _Trainer(Protocol):
@@ -57,8 +57,8 @@ def _torch(case: c.TrainCase) -> Callable[[], _Trainer]:
     """The case as a user of torch trains it."""
     import torch
 
-    from oracle.pairs import TORCH_LAYERS
-    from oracle.torch_executor import DEFAULT_LR, Dropout, TorchModel, torch_loss, torch_optimizer
+    from oracle.systems.layers import TORCH_LAYERS
+    from oracle.systems.peer import DEFAULT_LR, Dropout, TorchModel, torch_loss, torch_optimizer
 
     batches, dropout = inputs.batches(case), torch.nn.functional.dropout
     options = case.memory or c.Memory()
@@ -103,7 +103,7 @@ def by_hand(case: c.TrainCase) -> Callable[[], _Trainer] | None:
     if found is None:
         return lambda: _Mlp(case, x, y)
     workload = found
-    from oracle.bench.limit import Mlp, ResNet
+    from oracle.systems.by_hand import Mlp, ResNet
 
     start = workload.start()
 

@@ -13,27 +13,31 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import needle
 from needle import ops
 from needle.autograd import Tensor, Value
-from oracle import case as c
-from oracle import engine, report, runner
-from oracle.compare import Tally
-from oracle.locate import suspect
+from oracle.blame import judged, report, suspect
+from oracle.cases import case as c
+from oracle.exits import ExitCode, decided, saved
+from oracle.pages import terminal
+from oracle.pages.markdown import table as markdown_table
+from oracle.rules.verdict import Tally
+from oracle.runs import runner
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")
+HEADINGS = ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where")
+WORDS = ("variant", "where")
 
 # -- other orders of summation ----------------------------------------------------------------------------------------
 
@@ -255,7 +259,7 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
     with variant.patch.applied(), _threads(variant.threads):
         for case in runner.shard_cases(seed, index):
             try:
-                verdict = engine.judge(case, needle, peer_too=False)
+                verdict = judged(case, needle, peer_too=False)
             except Exception as error:
                 outcome.errors.append(f"{case.digest}: {type(error).__name__}: {error}")
                 continue
@@ -280,48 +284,48 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
 
 def run(
     variants: Sequence[int], cases: int, seed: int, workers: int, progress: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """All variants on the same cases."""
+) -> tuple[list[Outcome], bool]:
+    """All variants on the same cases, and whether Ctrl-C ended the run early."""
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
     shards = -(-cases // runner.SHARD_SIZE)
-    executor = runner.pool(workers)
+    executor, interrupted = runner.pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]
         for which, future in futures:
             outcomes[which].add(future.result())
             progress(outcomes[which])
+    except BrokenProcessPool:
+        next(iter(outcomes.values())).errors.append(
+            "a worker process died; with too little memory, `--workers 1` takes less"
+        )
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-    return list(outcomes.values())
+    return list(outcomes.values()), interrupted
 
 
 def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | None, accept: bool) -> int:
-    """Run, print and write the table; 0 no false alarm, 1 some, 3 errors of the oracle itself."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 120)
+    """Run, print and write the table; 0 no false alarm, 1 some, 2 usage, 4 errors of the oracle itself."""
+    console = terminal.console()
     chosen = [i for i, v in enumerate(VARIANTS) if not variants or v.name in variants]
     if not chosen:
         console.print("variants: " + ", ".join(v.name for v in VARIANTS), markup=False)
-        return 2
+        return ExitCode.USAGE
     started = time.perf_counter()
     with console.status("judging correct variants") as status:
 
         def progress(outcome: Outcome) -> None:
             status.update(f"{outcome.name}: {outcome.tally.tensors:,} tensors, {len(outcome.alarms)} false alarms")
 
-        outcomes = run(chosen, cases, seed, workers or os.cpu_count() or 1, progress)
+        outcomes, interrupted = run(chosen, cases, seed, workers or os.cpu_count() or 1, progress)
     tensors = sum(o.tally.tensors for o in outcomes)
     alarms = [a for o in outcomes for a in o.alarms]
     errors = [e for o in outcomes for e in o.errors]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where"):
-        table.add_column(heading, justify="left" if heading in ("variant", "where") else "right", no_wrap=True)
+    table = terminal.table(HEADINGS, WORDS)
     for o in outcomes:
-        where, share = o.top
-        table.add_row(
-            o.name, f"{o.cases:,}", f"{o.steps:,}", f"{o.tally.tensors:,}", str(len(o.alarms)), f"{share:.1%}", where
-        )
+        table.add_row(*_cells(o))
     console.print(table)
     for alarm in alarms[:20]:
         console.print(
@@ -331,14 +335,23 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     for error in errors[:5]:
         console.print(f"the oracle failed: {error}", soft_wrap=True, markup=False, style="yellow")
     page, data = (PAGE, DATA) if accept else (report.LATEST / PAGE.name, report.LATEST / DATA.name)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(markdown(outcomes, seed), encoding="utf-8")
-    report.dump(data, to_json(outcomes, seed))
+    with nullcontext() if accept else saved(str(page)):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(markdown(outcomes, seed), encoding="utf-8")
+        report.dump(data, to_json(outcomes, seed))
     word = f"{len(alarms)} false alarms in {tensors:,} tensors, {len(outcomes)} variants, seed {seed}"
     console.print(
         f"{word}; {time.perf_counter() - started:.0f} s; {page}", style="bold red" if alarms else "bold green"
     )
-    return 1 if alarms else 3 if errors else 0
+    if interrupted:
+        console.print("interrupted: this is what was judged until then", style="bold yellow")
+    return decided(part=alarms, harness=errors, interrupted=interrupted)
+
+
+def _cells(o: Outcome) -> tuple[str, ...]:
+    where, share = o.top
+    counts = (o.cases, o.steps, o.tally.tensors, len(o.alarms))
+    return (o.name, *(f"{n:,}" for n in counts), f"{share:.1%}", where)
 
 
 def _shares(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
@@ -361,26 +374,17 @@ def markdown(outcomes: Sequence[Outcome], seed: int) -> str:
         f"steps and {sum(o.cases for o in outcomes):,} cases, {len(outcomes)} variants",
         "- share: the largest error in units of what the rule allows; 100 % is the limit",
         "",
-        "| variant | cases | steps | tensors | false alarms | largest share | where |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for o in outcomes:
-        where, share = o.top
-        lines.append(
-            f"| {o.name} | {o.cases:,} | {o.steps:,} | {o.tally.tensors:,} | {len(o.alarms)} | {share:.1%} | {where} |"
-        )
-    shares = _shares(outcomes)
-    lines += [
+        *markdown_table(HEADINGS, map(_cells, outcomes), WORDS),
         "",
         "## Largest share per comparison",
         "",
-        "| comparison | as it is | any variant | which |",
-        "|---|--:|--:|---|",
     ]
-    for key, by_variant in shares.items():
+    rows = []
+    for key, by_variant in _shares(outcomes).items():
         name = max(by_variant, key=lambda v: by_variant[v])
         own = by_variant.get("as it is")
-        lines.append(f"| {key} | {'' if own is None else f'{own:.1%}'} | {by_variant[name]:.1%} | {name} |")
+        rows.append((key, "" if own is None else f"{own:.1%}", f"{by_variant[name]:.1%}", name))
+    lines += markdown_table(("comparison", "as it is", "any variant", "which"), rows, ("comparison", "which"))
     return "\n".join([*lines, ""])
 
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import engine, runner
+from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.runs import runner
 from oracle.trust import calibrate
 from oracle.trust.faults import FAULTS
 
@@ -16,7 +17,7 @@ CASES = [*runner.draw("train", 10, 11), *runner.draw("op", 30, 11)]
 @pytest.mark.parametrize("variant", calibrate.VARIANTS, ids=lambda v: v.name)
 def test_a_correct_variant_is_not_flagged(variant):
     with variant.patch.applied():
-        found = [(c.describe(case), engine.judge(case, needle, peer_too=False).divergence) for case in CASES]
+        found = [(c.describe(case), judged(case, needle, peer_too=False).divergence) for case in CASES]
     assert [(case, d.message) for case, d in found if d is not None] == []
 
 
@@ -25,7 +26,7 @@ def test_variants_compute_something_else():
     wanted = [k for k in CASES if isinstance(k, c.TrainCase) and isinstance(k.loss, c.SoftmaxLoss) and k.steps > 1]
 
     def shares():
-        return [engine.judge(case, needle, peer_too=False).tally.largest for case in wanted]
+        return [judged(case, needle, peer_too=False).tally.largest for case in wanted]
 
     usual = shares()
     for variant in calibrate.VARIANTS:

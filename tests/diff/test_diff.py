@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import coverage, engine, report
+from oracle.blame import judged, report
+from oracle.cases import case as c
+from oracle.cases import coverage
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.json"))
@@ -69,6 +70,6 @@ def test_it_learns_the_digits(ci_run):
 def test_a_case_that_once_failed_agrees(path):
     case = c.read(path)
     assert path.stem == case.digest, f"rename it to {case.digest}.json: a case file is named by its digest"
-    verdict = engine.judge(case, needle, validate=True)
+    verdict = judged(case, needle, validate=True)
     assert verdict.divergence is None, report.block(case, verdict.divergence)
     assert verdict.oracle_errors == []

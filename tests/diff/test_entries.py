@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from oracle import case as c
-from oracle import engine, locate, runner
-from oracle.compare import Divergence
+from oracle.blame import culprit, judged, suspect
+from oracle.cases import case as c
+from oracle.rules.verdict import Divergence, Suspect
+from oracle.runs import runner
 from oracle.trust.faults import FAULTS
 from oracle.trust.kill_table import matches
 
@@ -23,16 +24,16 @@ def test_three_faults_are_three_entries(names, tmp_path):
     plan = runner.Plan(seed=1, cases=200, workers=os.cpu_count() or 1, digits=False, keep_going=True, folder=tmp_path)
     with (first.patch + second.patch + third.patch).applied():
         outcome = runner.run(plan)
-        again = [engine.judge(failed.case, runner.needle).divergence for failed in outcome.failures]
+        again = [judged(failed.case, runner.needle).divergence for failed in outcome.failures]
     assert outcome.exit_code == 1
     assert outcome.result.oracle_errors == []
-    named = [locate.suspect(failed.case, failed.divergence) for failed in outcome.failures]
+    named = [suspect(failed.case, failed.divergence) for failed in outcome.failures]
     assert len(named) == 3, named
     for name in names:
         assert sum(matches(FAULTS[name].suspect, text) for text in named) == 1, (name, named)
     assert sum(failed.count for failed in outcome.failures) == sum(failed.count for failed in outcome.result.failed)
     assert all(failed.count >= 5 for failed in outcome.failures), "and none is masked by the others"
-    assert [locate.culprit(f.case, d) for f, d in zip(outcome.failures, again, strict=True)] == [
+    assert [culprit(f.case, d) for f, d in zip(outcome.failures, again, strict=True)] == [
         failed.culprit for failed in outcome.failures
     ], "the shrunk case still shows what the entry says"
     assert len(list(tmp_path.glob("*.json"))) == 3
@@ -43,7 +44,7 @@ CASE = c.OpCase(op="tanh", operands=(c.Operand((1,), (1.0,)),))
 
 
 def _failed(what: str, count: int) -> runner.Failed:
-    divergence = Divergence(0, "activation", "x", "G", "planted", suspect=locate.Suspect(what))
+    divergence = Divergence(0, "activation", "x", "G", "planted", suspect=Suspect(what))
     return runner.Failed(CASE, divergence, count)
 
 
@@ -73,8 +74,8 @@ def test_a_dropout_that_draws_in_evaluation_is_one_suspect_however_it_shows():
             train(c.Linear(1), zero, c.Dropout()),
             train(c.Linear(1), c.Eval((c.Sequential((c.Dropout(),)),))),
         ):
-            found = engine.judge(case, runner.needle).divergence
+            found = judged(case, runner.needle).divergence
             assert found is not None
-            named[found.quantity] = locate.culprit(case, found)
+            named[found.quantity] = culprit(case, found)
     assert set(named.values()) <= {"Dropout forward in evaluation mode", "Dropout backward in evaluation mode"}
     assert named["untouched"] == "Dropout forward in evaluation mode"

@@ -7,12 +7,13 @@ import pytest
 
 pytest.importorskip("memray", reason="memray does not exist on this system: the memory gates C and D were not tested")
 
-from oracle import case as c
-from oracle.memory import baseline, report, session
+from oracle.cases import case as c
+from oracle.memory import baseline, report
 from oracle.memory.child import pool
 from oracle.memory.gates import Row, against, failures, judge
 from oracle.memory.panel import traced
 from oracle.memory.probe import FIRST, STEPS, Job
+from oracle.runs import memory as session
 
 LEAKS = Path(__file__).with_name("leaks.py")
 CASE = c.TrainCase(
@@ -95,7 +96,7 @@ def test_memory_check_peak_end_and_allocations_repeat_exactly(workers, clean):
     again = workers.submit(Job(CASE)).result()
     first = clean["malloc"]
     assert (again.peak, again.end, again.allocations) == (first.peak, first.end, first.allocations)
-    assert against(again, known(first)) == ""
+    assert against(again, known(first)) == []
 
 
 def known(m):

@@ -7,7 +7,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from oracle.memory.window import Window
+from oracle.systems.window import Window
 
 STEPS = 6
 

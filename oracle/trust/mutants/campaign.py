@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oracle import case as c
-from oracle import runner
+from oracle.cases import case as c
+from oracle.exits import ExitCode, decided
+from oracle.runs import runner
 from oracle.trust.mutants import trial
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.operators import OPERATORS, Mutant, mutants_of
@@ -107,14 +108,13 @@ class Campaign:
         return [m for m in self.chosen("probe") if self.outcomes[m.key].status == "killed"]
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> ExitCode:
         """0 good; 1 an excused mutant was killed, a probe raised an alarm, or too few were killed; 130 interrupted."""
-        if self.resurrected() or self.false_alarms():
-            return 1
-        if self.interrupted:
-            return 130
-        overall, numeric = score([self.outcomes[m.key] for m in self.counted()])
-        return int(overall < REQUIRED or numeric < REQUIRED_NUMERIC)
+        wrong: object = self.resurrected() or self.false_alarms()
+        if not wrong and not self.interrupted:
+            overall, numeric = score([self.outcomes[m.key] for m in self.counted()])
+            wrong = overall < REQUIRED or numeric < REQUIRED_NUMERIC
+        return decided(part=wrong, interrupted=self.interrupted)
 
 
 def score(outcomes: Iterable[Outcome]) -> tuple[float, float]:

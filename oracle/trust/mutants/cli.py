@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oracle.exits import ExitCode, decided, saved
+from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
 from oracle.trust.mutants import report
 from oracle.trust.mutants.claims import FILES
@@ -22,7 +24,7 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     unknown = [o for o in arguments.operators or () if o not in OPERATORS]
     if unknown:
         print(f"mutants: no operator {unknown[0]!r}; there are {', '.join(OPERATORS)}", file=sys.stderr)
-        return 2
+        return ExitCode.USAGE
     keys = frozenset(arguments.key) if arguments.key else None
     if arguments.only_survivors:
         keys = cp.survivors_of(root / cp.BASELINE)
@@ -38,14 +40,20 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         **({"workers": arguments.workers} if arguments.workers else {}),
     )
     try:
-        found = cp.run(plan, Progress())
+        with terminal.progress(terminal.console(), every=100) as show:
+            found = cp.run(
+                plan,
+                lambda found, text: show(
+                    f"{text}, {len(found.survivors())} alive", len(found.outcomes), len(found.mutants)
+                ),
+            )
     except cp.NotAlive as error:
         print(f"mutants: {error}", file=sys.stderr)
-        return 1
+        return ExitCode.PART
     content = cp.to_json(found)
     lost = _lost(kept, content)
-    cp.write(root / cp.LATEST, content)
-    print("", file=sys.stderr)
+    with saved(str(cp.LATEST)):
+        cp.write(root / cp.LATEST, content)
     _show(found, content, lost)
     if arguments.accept:
         if found.interrupted:
@@ -53,9 +61,10 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         else:
             _accept(root, merged(kept, content) if _partial(plan) else content, found.excused)
             return found.exit_code if not _partial(plan) else 0
-    if _partial(plan):  # too few mutants for a score
-        return 130 if found.interrupted else int(bool(lost or found.resurrected() or found.false_alarms()))
-    return found.exit_code or int(bool(lost))
+    wrong = found.resurrected() or found.false_alarms()  # a part is too few mutants for a score
+    return decided(
+        part=lost or (wrong if _partial(plan) else found.exit_code == ExitCode.PART), interrupted=found.interrupted
+    )
 
 
 def accept_latest(root: Path) -> int:
@@ -63,7 +72,7 @@ def accept_latest(root: Path) -> int:
     content, excused = cp.read(root / cp.LATEST), cp.excuses(root / cp.EXCUSED)
     if not content.get("complete"):
         print(f"mutants: {cp.LATEST} is not that of a whole run: run `python -m oracle mutants` first", file=sys.stderr)
-        return 2
+        return ExitCode.USAGE
     for key, row in content["mutants"].items():
         row.pop("excused", None)
         if key in excused:
@@ -72,11 +81,11 @@ def accept_latest(root: Path) -> int:
     wrong = [k for k, r in content["mutants"].items() if "excused" in r and r["status"] == "killed"]
     if wrong:
         print(f"mutants: excused, but killed: {', '.join(wrong)}", file=sys.stderr)
-        return 1
+        return ExitCode.PART
     _accept(root, content, excused)
-    print("\n".join(report.summary(content)))
+    terminal.console().print(report.summary(content))
     overall, numeric = report.shares(report.counts(rows))
-    return int(overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
+    return decided(part=overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
 
 
 def _accept(root: Path, content: dict[str, Any], excused: dict[str, cp.Excuse]) -> None:
@@ -121,27 +130,10 @@ def _show(found: cp.Campaign, content: dict[str, Any], lost: Sequence[str]) -> N
     errors = sorted({e for o in found.outcomes.values() for e in o.oracle_errors})
     for error in errors[:10]:
         print(f"the engine itself raised on a mutant, case {error}")
-    print("\n".join(report.summary(content)))
+    terminal.console().print(report.summary(content))
     trials = max(found.wall - found.baseline_seconds, 1e-9)
     print(
         f"{len(found.outcomes)} mutants on up to {found.cases} cases, seed {found.plan.seed}, {found.plan.workers} workers: "
         f"{found.wall:.0f} s, {60 * len(found.outcomes) / trials:.0f} mutants a minute"
         + (" (interrupted: the rest was not judged)" if found.interrupted else "")
     )
-
-
-class Progress:
-    """One line, rewritten in place on a terminal; a line every hundred mutants elsewhere."""
-
-    def __init__(self) -> None:
-        self.last = -1
-
-    def __call__(self, found: cp.Campaign, text: str) -> None:
-        done, total = len(found.outcomes), len(found.mutants)
-        alive = len(found.survivors())
-        line = f"{text}: {found.cases} cases, {done} of {total} mutants, {alive} alive, {found.wall:.0f} s"
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        elif done // 100 != self.last:
-            self.last = done // 100
-            print(line, file=sys.stderr, flush=True)

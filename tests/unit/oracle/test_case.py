@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from oracle import case as c
-from oracle.strategies import op_cases, second_order_cases, train_cases
+from oracle.cases import case as c
+from oracle.cases.strategies import op_cases, second_order_cases, train_cases
 
 DATA = c.Data(rows=4, features=3)
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import needle
-from oracle import case as c
-from oracle import compare as cmp
-from oracle import engine
-from oracle.definitions import U
+from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.operations.tape import U
+from oracle.rules import compare as cmp
+from oracle.rules import torch_update, update
+from oracle.rules.update import roundings_apart
+from oracle.systems.trace import same_bits
 from oracle.trust.faults import FAULTS as CATALOGUE
 
 SGD = c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -104,7 +107,7 @@ def _remember(monkeypatch):
 
 
 def test_the_case_of_these_tests_agrees():
-    verdict = engine.judge(train(), needle)
+    verdict = judged(train(), needle)
     assert verdict.divergence is None
     assert verdict.oracle_errors == []
     assert verdict.tally.tensors > 100, "what was compared is counted"
@@ -114,20 +117,21 @@ def test_the_case_of_these_tests_agrees():
 def test_a_planted_fault_is_caught_by_its_rule(name):
     rule, quantity, plant = FAULTS[name]
     with plant():
-        found = engine.judge(train(), needle).divergence
+        found = judged(train(), needle).divergence
     assert found is not None
     assert (found.rule, found.quantity) == (rule, quantity), found.message
-    assert engine.judge(train(), needle).divergence is None, "the fault has been taken out again"
+    assert judged(train(), needle).divergence is None, "the fault has been taken out again"
 
 
 def test_rule_t_alone_catches_a_wrong_expectation(monkeypatch):
     """If our own idea of the update were wrong and needle made the same mistake, torch's optimizer would tell."""
-    right = cmp.expected_update
+    right = update.expected_update
 
     def wrong(case, lr, p, g, old, t, k):
         return right(case, lr * 1.01, p, g, old, t, k)
 
-    monkeypatch.setattr(cmp, "expected_update", wrong)
+    for rule in (update, torch_update):
+        monkeypatch.setattr(rule, "expected_update", wrong)
 
     def make(step):
         def faster(self):
@@ -138,7 +142,7 @@ def test_rule_t_alone_catches_a_wrong_expectation(monkeypatch):
         return faster
 
     with patched(needle.optim.SGD, "step", make):
-        found = engine.judge(train(), needle).divergence
+        found = judged(train(), needle).divergence
     assert found is not None
     assert found.rule == "T"
 
@@ -147,7 +151,7 @@ def test_rule_t_knows_by_how_much_the_norm_of_torch_is_off(monkeypatch):
     """As in the case 8bb348d7, where it was 52 roundings; what needle's own factor is off by is another matter."""
     case = train(clip=c.Clip(max_norm=0.01))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", off_by(64 * U))
-    assert engine.judge(case, needle).divergence is None
+    assert judged(case, needle).divergence is None
 
     def make(clip):
         def clip_grad_norm(self, max_norm=0.25):
@@ -156,7 +160,7 @@ def test_rule_t_knows_by_how_much_the_norm_of_torch_is_off(monkeypatch):
         return clip_grad_norm
 
     with patched(needle.optim.Optimizer, "clip_grad_norm", make):
-        found = engine.judge(case, needle, peer_too=False).divergence
+        found = judged(case, needle, peer_too=False).divergence
     assert found is not None
     assert found.rule == "L"
 
@@ -175,7 +179,7 @@ def off_by(share):
 
 def test_how_many_roundings_numbers_are_apart():
     value, right = np.array([1 + 8 * U, 1.0, 0.0, np.inf, np.nan]), np.array([1.0, 0.0, 0.0, 1.0, 1.0])
-    assert cmp.roundings_apart(value, right).tolist() == [8.0, 0.0, 0.0, 0.0, 0.0]
+    assert roundings_apart(value, right).tolist() == [8.0, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("optimizer", [SGD, c.SGD(lr=0.1), c.Adam(), c.Adam(weight_decay=0.5)])
@@ -183,7 +187,7 @@ def test_how_many_roundings_numbers_are_apart():
 @pytest.mark.parametrize("parameter", [0, 3, 4])
 def test_a_parameter_that_misses_a_step_is_left_alone_and_goes_on_from_there(optimizer, step, parameter):
     case = train(optimizer=optimizer, steps=4, gap=c.Gap(step, parameter))
-    verdict = engine.judge(case, needle)
+    verdict = judged(case, needle)
     assert verdict.divergence is None
     assert verdict.oracle_errors == []
     kind = type(optimizer).__name__.lower()
@@ -191,7 +195,7 @@ def test_a_parameter_that_misses_a_step_is_left_alone_and_goes_on_from_there(opt
         if (kind == "adam" and step == 3) or (kind == "sgd" and optimizer.momentum is None):
             continue  # the count matters afterwards, and without momentum torch has no velocity to go on with
         with CATALOGUE[fault].patch.applied():
-            found = engine.judge(case, needle).divergence
+            found = judged(case, needle).divergence
         assert found is not None, fault
         assert (found.rule, found.quantity) == ("L", "parameter")
 
@@ -209,7 +213,7 @@ def test_where_torch_alone_overflows_the_truth_decides():
     def judge(wrong):
         vjp = needle.ops.EWisePow.vjp
         with patched(needle.ops.EWisePow, "vjp", lambda _: lambda s, g, *rest: (wrong(vjp(s, g, *rest)[0]), None)):
-            return engine.judge(case, needle).divergence
+            return judged(case, needle).divergence
 
     base, exponent = (c.Operand((2,), values) for values in ((34.0, 2.0), (26.0, 3.0)))
     case = c.OpCase("power", (base, exponent), cotangent=(0.0, 1.0), constants=(1,))
@@ -220,7 +224,7 @@ def test_where_torch_alone_overflows_the_truth_decides():
 @pytest.mark.parametrize("factor", [1 + 2.0**-k for k in (8, 14, 18)])
 def test_rule_l_sees_small_errors_of_a_velocity(factor):
     with after_step(lambda o: [fresh(u, lambda a: a * np.float32(factor)) for u in o.u.values()]):
-        found = engine.judge(train(), needle).divergence
+        found = judged(train(), needle).divergence
     assert found is not None
     assert found.quantity == "velocity"
 
@@ -238,7 +242,7 @@ def test_an_array_kept_from_an_earlier_step_must_not_change():
         return wrong
 
     with patched(needle.optim.SGD, "step", make):
-        found = engine.judge(train(), needle).divergence
+        found = judged(train(), needle).divergence
     assert found is not None
     assert found.quantity == "kept"
 
@@ -253,14 +257,14 @@ def test_an_array_kept_from_an_earlier_step_must_not_change():
 def test_evaluation_leaves_things_alone(target, fault, quantity):
     case = train(c.BatchNorm(), c.Dropout(0.5), c.Linear(2))
     with patched(getattr(needle.nn, target), "forward", fault):
-        found = engine.judge(case, needle).divergence
+        found = judged(case, needle).divergence
     assert found is not None
     assert found.quantity in (quantity, "evaluation", "buffer")
 
 
 def test_nothing_is_compared_beyond_the_domain_but_it_is_counted():
     case = train(c.Ops((c.OpStep("mul_scalar", (0,), {"c": 1e20}),)), c.Linear(2))
-    verdict = engine.judge(case, needle)
+    verdict = judged(case, needle)
     assert (verdict.divergence, verdict.out_of_domain, verdict.steps) == (None, 1, 0)
 
 
@@ -268,7 +272,7 @@ def test_what_overflows_inside_a_layer_ends_the_domain_too():
     """log(exp(200)) is 200, and infinite in float32; torch's is too."""
     inner = (c.OpStep("mul_scalar", (0,), {"c": 0.0}), c.OpStep("add_scalar", (1,), {"c": 200.0}))
     case = train(c.Ops((*inner, c.OpStep("exp", (2,)), c.OpStep("log", (3,)))), c.Linear(2))
-    verdict = engine.judge(case, needle)
+    verdict = judged(case, needle)
     assert (verdict.divergence, verdict.oracle_errors) == (None, [])
     assert (verdict.out_of_domain, verdict.steps) == (1, 0)
 
@@ -285,24 +289,24 @@ def times(factor):
 
 def test_nothing_is_compared_where_rounding_alone_decides():
     """A norm makes 0 of constant columns in theory, and last bits times 316 in float32; what is made of those is chance."""
-    judged = engine.judge(constant_columns(c.BatchNorm()), needle, validate=True)
-    assert (judged.divergence, judged.oracle_errors, judged.out_of_domain, judged.steps) == (None, [], 0, 2)
-    chance = engine.judge(constant_columns(c.BatchNorm(), times(1e4)), needle, validate=True)
+    plain = judged(constant_columns(c.BatchNorm()), needle, validate=True)
+    assert (plain.divergence, plain.oracle_errors, plain.out_of_domain, plain.steps) == (None, [], 0, 2)
+    chance = judged(constant_columns(c.BatchNorm(), times(1e4)), needle, validate=True)
     assert (chance.divergence, chance.oracle_errors, chance.out_of_domain, chance.steps) == (None, [], 1, 0)
 
 
 def test_where_rounding_is_large_but_decides_nothing_needle_is_judged():
     """Noise of 1 and more in numbers of 1e7: that is precision, not chance."""
     large = constant_columns(c.Linear(4), times(1e4), times(1e-4))
-    assert engine.judge(large, needle).steps == 2
+    assert judged(large, needle).steps == 2
     with patched(needle.ops.MulScalar, "compute", lambda f: lambda s, a: f(s, a) * np.float32(1 + 2**-12)):
-        assert engine.judge(large, needle).divergence is not None
+        assert judged(large, needle).divergence is not None
 
 
 def test_a_norm_over_a_single_number_may_round_as_x_inv_minus_mean_inv():
     """A LayerNorm over one feature gives its bias: exactly, or, as torch has it, but for the rounding of x/√eps."""
     case = constant_columns(c.Linear(1), c.LayerNorm(), c.Linear(3), keep_init=True)
-    verdict = engine.judge(case, needle, validate=True)
+    verdict = judged(case, needle, validate=True)
     assert (verdict.divergence, verdict.oracle_errors, verdict.steps) == (None, [], 2)
 
     def offset(share):
@@ -310,9 +314,9 @@ def test_a_norm_over_a_single_number_may_round_as_x_inv_minus_mean_inv():
         return lambda f: lambda s, x, w, b: f(s, x, w, b) + np.float32(share * np.abs(x).max() / 1e-5**0.5)
 
     with patched(needle.ops.LayerNorm, "compute", offset(2.0**-24)):
-        assert engine.judge(case, needle).divergence is None
+        assert judged(case, needle).divergence is None
     with patched(needle.ops.LayerNorm, "compute", offset(2.0**-18)):
-        assert engine.judge(case, needle).divergence is not None
+        assert judged(case, needle).divergence is not None
 
 
 def test_forms_are_compared_before_values():
@@ -359,7 +363,7 @@ def test_one_wrong_tensor_among_many_is_named():
         scale(optimizer.params[2].cached_data, 1.01)
 
     with after_step(wrong):
-        verdict = engine.judge(train(), needle)
+        verdict = judged(train(), needle)
     assert verdict.divergence is not None
     assert (verdict.divergence.place, verdict.divergence.rule) == ("parameter 0.bias", "shape")
 
@@ -367,26 +371,26 @@ def test_one_wrong_tensor_among_many_is_named():
         scale(optimizer.params[2].cached_data, 1.01)
 
     with after_step(slightly):
-        found = engine.judge(train(), needle).divergence
+        found = judged(train(), needle).divergence
     assert found is not None
     assert (found.step, found.quantity, found.name) == (0, "parameter", "2.weight")
 
 
 def test_equal_bits():
     a = np.array([1.0, np.nan, 0.0])
-    assert cmp.same_bits(a, a.copy())
-    assert not cmp.same_bits(a, np.array([1.0, np.nan, 1e-45]))
-    assert not cmp.same_bits(a, a[:2])
-    assert not cmp.same_bits(a[:1], np.ones((1, 1)))
+    assert same_bits(a, a.copy())
+    assert not same_bits(a, np.array([1.0, np.nan, 1e-45]))
+    assert not same_bits(a, a[:2])
+    assert not same_bits(a[:1], np.ones((1, 1)))
 
 
 def test_every_moment_is_counted_once():
-    verdict = engine.judge(train(), needle, validate=True)
+    verdict = judged(train(), needle, validate=True)
     parts = {"inputs", "needle", "torch", "observing", "truth", "rules", "OP", "validation"}
     assert set(verdict.seconds) == parts
     assert all(spent >= 0 for spent in verdict.seconds.values())
     operation = c.OpCase("exp", (c.Operand((2,), (0.0, 1.0)),))
-    assert set(engine.judge(operation, needle).seconds) == {"observing", "needle", "torch", "truth", "rules"}
+    assert set(judged(operation, needle).seconds) == {"observing", "needle", "torch", "truth", "rules"}
 
 
 def test_another_needle_is_judged_by_what_it_does():
@@ -394,7 +398,7 @@ def test_another_needle_is_judged_by_what_it_does():
     other = types.SimpleNamespace(**{n: getattr(needle, n) for n in dir(needle) if not n.startswith("__")})
     other.exp = lambda x: needle.exp(x) * 1.01
     case = train(c.Linear(4), c.Ops((c.OpStep("exp", (0,)),)), c.Linear(2))
-    assert engine.judge(case, needle).divergence is None
-    found = engine.judge(case, other).divergence
+    assert judged(case, needle).divergence is None
+    found = judged(case, other).divergence
     assert found is not None
     assert found.place.startswith("activation 1")

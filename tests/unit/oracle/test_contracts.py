@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import needle as ndl
-from oracle import case as c
-from oracle import engine
+from oracle.blame import judged
+from oracle.cases import case as c
 
 
 def agrees(*model, **changes):
     given = {"data": c.Data(rows=4, features=3), "loss": c.SoftmaxLoss(), "optimizer": c.SGD(), "seed": 1, "steps": 4}
-    verdict = engine.judge(c.TrainCase(model=model or (c.Linear(2),), **(given | changes)), ndl)
+    verdict = judged(c.TrainCase(model=model or (c.Linear(2),), **(given | changes)), ndl)
     assert verdict.oracle_errors == []
     return verdict.divergence is None
 
@@ -69,7 +69,7 @@ def test_gradients_carry_a_graph_only_on_request():
     case = c.SecondOrderCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)), data=c.Data(3, 2), loss=c.SoftmaxLoss(), seed=0
     )
-    verdict = engine.judge(case, ndl)
+    verdict = judged(case, ndl)
     assert verdict.divergence is None
     assert any(k == "G second" for k in verdict.tally.largest)
 

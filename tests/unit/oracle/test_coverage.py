@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from oracle import case as c
-from oracle import coverage, runner
+from oracle.cases import case as c
+from oracle.cases import coverage
+from oracle.runs import runner
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
 PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}

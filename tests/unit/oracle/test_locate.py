@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import engine
-from oracle.locate import culprit, line_of, suspect
+from oracle.blame import culprit, judged, suspect
+from oracle.cases import case as c
+from oracle.systems.source import line_of
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import compute, contribution, vjp, wrap
 
@@ -23,7 +23,7 @@ def train(*model, steps=1, optimizer=SGD, seed=1, loss=None, rows=4, features=3,
 
 
 def diverged(case):
-    found = engine.judge(case, needle).divergence
+    found = judged(case, needle).divergence
     assert found is not None, "not detected"
     assert found.suspect is not None
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oracle import case as c
+from oracle.cases import case as c
 from oracle.trust.mutants import campaign, claims, cli, report, trial
 from oracle.trust.mutants.operators import Mutant, mutants_of
 
@@ -56,7 +56,7 @@ def test_a_planted_mutant_is_killed_by_numbers(root):
 
 def test_a_crash_is_counted_as_a_crash(root):
     texts = trial.sources(root)
-    found = outcome(planted(texts, "ops", "return np.tanh(a)", "return np.tahn(a)"), texts)
+    found = outcome(planted(texts, "ops", "return np.tanh(", "return np.tahn("), texts)
     assert (found.status, found.how) == ("killed", "exception")
     assert found.crashed
     found = outcome(planted(texts, "optim", "import math\n", "import maths\n"), texts)
@@ -65,7 +65,7 @@ def test_a_crash_is_counted_as_a_crash(root):
 
 def test_what_no_case_notices_survives(root):
     texts = trial.sources(root)
-    found = outcome(planted(texts, "ops", "return np.log(a)", "return np.log1p(a)"), texts)
+    found = outcome(planted(texts, "ops", "return np.log(_float(a))", "return np.log1p(_float(a))"), texts)
     assert (found.status, found.cases) == ("survived", len(CASES))
 
 
@@ -79,13 +79,13 @@ def test_a_case_near_the_limit_is_no_evidence(root):
 def test_a_mutant_that_loops_is_stopped(root, monkeypatch):
     monkeypatch.setattr(trial, "GRACE", 0.5)
     texts = trial.sources(root)
-    found = outcome(planted(texts, "ops", "return np.tanh(a)", "exec('while True: pass')"), texts)
+    found = outcome(planted(texts, "ops", "return np.tanh(_float(a))", "exec('while True: pass')"), texts)
     assert (found.status, found.how) == ("killed", "timeout")
 
 
 def test_a_mutant_that_blows_up_is_stopped(root):
     texts = trial.sources(root)
-    found = outcome(planted(texts, "ops", "return np.tanh(a)", "return np.ones(1 << 38)"), texts)
+    found = outcome(planted(texts, "ops", "return np.tanh(_float(a))", "return np.ones(1 << 38)"), texts)
     assert (found.status, found.crashed) == ("killed", True)
 
 
@@ -93,7 +93,7 @@ def test_the_unmutated_needle_is_alive_and_its_lines_are_known(root):
     texts = trial.sources(root)
     ((_, judged, always),) = trial.try_baseline(texts, [0], lambda shard: CASES, workers=1)
     assert [j.failure for j in judged] == ["", "", ""]
-    tanh, exp = (planted(texts, "ops", f"return np.{name}(a)", "").line for name in ("tanh", "exp"))
+    tanh, exp = (planted(texts, "ops", f"return np.{name}(_float(a))", "").line for name in ("tanh", "exp"))
     assert [("ops", tanh) in j.lines for j in judged] == [True, False, False]
     assert [("ops", exp) in j.lines for j in judged] == [False, True, False]
     assert always

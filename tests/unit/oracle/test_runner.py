@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import engine, report, runner
+from oracle import apart
 from oracle.__main__ import main
+from oracle.blame import report
+from oracle.cases import case as c
+from oracle.runs import runner
 
 ROOT = Path(__file__).parents[3]
 
@@ -116,13 +118,13 @@ def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(engine, "judge", broken)
+    monkeypatch.setattr(runner, "judged", broken)
     result = runner.run_shard(1, 0)
     assert not result.failed
-    assert len(result.oracle_errors) == runner.SHARD_SIZE
-    assert "ZeroDivisionError: planted" in result.oracle_errors[0]
+    assert len(result.harness_errors) == runner.SHARD_SIZE
+    assert "ZeroDivisionError: planted" in result.harness_errors[0]
     outcome = runner.Run(runner.Plan(seed=1, cases=1), result)
-    assert outcome.exit_code == 3
+    assert outcome.exit_code == 4
 
 
 @pytest.mark.parametrize(
@@ -206,10 +208,10 @@ def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    monkeypatch.setattr(runner.time_limit.__wrapped__, "__defaults__", (0.5,))
+    monkeypatch.setattr(apart, "CASE_SECONDS", 0.5)
     result = runner.Result()
     result.judge(case)
-    assert result.oracle_errors == []
+    assert result.oracle_errors == result.harness_errors == []
     assert result.failed[0].divergence.failure.kind == "TimeoutError"
     assert result.failed[0].divergence.quantity == "exception in backward"
 
@@ -217,8 +219,8 @@ def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
 def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "run_shard", _die)
     outcome = runner.run(runner.Plan(seed=1, cases=50, workers=1, digits=False, folder=tmp_path))
-    assert outcome.exit_code == 3
-    assert "a worker process died" in outcome.result.oracle_errors[0]
+    assert outcome.exit_code == 4
+    assert "a worker process died" in outcome.result.harness_errors[0]
 
 
 def _die(*args):

@@ -11,9 +11,11 @@ import pytest
 from msgspec import structs
 
 import needle
-from oracle import case as c
-from oracle import engine, report, runner, script
-from oracle.needle_executor import again_unwatched
+from oracle.blame import judged, report, script
+from oracle.cases import case as c
+from oracle.rules.verdict import Divergence
+from oracle.runs import runner
+from oracle.systems.ours import again_unwatched
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import around, compute, replace, wrap
 
@@ -52,7 +54,7 @@ def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_
     case = CASES[kind]
     fault = wrap("ops.Tanh.vjp", lambda old: lambda self, g, y, needs, a: (g * (1 - y),))
     with fault.applied():
-        found = engine.judge(case, needle).divergence
+        found = judged(case, needle).divergence
         assert found is not None
         report.write(case, found, tmp_path)
     text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
@@ -163,7 +165,7 @@ PLANTED = {
 def test_it_fails_with_the_fault_and_agrees_without(name):
     patch, case = PLANTED[name]
     with patch.applied():
-        found = engine.judge(case, needle).divergence
+        found = judged(case, needle).divergence
         assert found is not None
         text = script.checked(case, found)
         assert script.fails(text), found.message
@@ -173,7 +175,7 @@ def test_it_fails_with_the_fault_and_agrees_without(name):
 def test_scripts_of_right_cases_agree():
     # every kind of layer, loss and optimizer that the generator draws can be written down
     for case in runner.draw("train", 8, 31):
-        found = engine.cmp.Divergence(
+        found = Divergence(
             case.steps - 1, "activation", "0", "G", "planted", (0, 0), 0.0, 0.0, 0.0, "float32", 1.0, 1e9
         )
         text = script.script(case, found, needle)
@@ -187,7 +189,7 @@ def test_a_script_that_cannot_be_written_does_not_lose_the_case(tmp_path, monkey
 
     monkeypatch.setattr(script, "checked", refuse)
     with PLANTED["velocity"][0].applied():
-        found = engine.judge(PLAIN, needle).divergence
+        found = judged(PLAIN, needle).divergence
     path = report.write(PLAIN, found, tmp_path)
     assert path.exists()
     assert "no standalone script: RuntimeError: planted" in path.with_suffix(".md").read_text(encoding="utf-8")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from oracle import case as c
-from oracle.runner import draw, draw_from
-from oracle.shrink import candidates, shrink
-from oracle.strategies import op_cases
+from oracle.cases import case as c
+from oracle.cases.shrink import candidates, shrink
+from oracle.cases.strategies import op_cases
+from oracle.runs.runner import draw, draw_from
 
 
 def kinds(case):

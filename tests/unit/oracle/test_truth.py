@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 import needle
-from oracle import case as c
-from oracle import compare as cmp
-from oracle import definitions as d
-from oracle import engine, pairs
-from oracle.runner import draw
-from oracle.strategies import op_cases
+from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.cases.strategies import op_cases
+from oracle.operations import OPERATIONS, elementwise
+from oracle.operations import tape as d
+from oracle.rules import compare as cmp
+from oracle.rules.single_op import op_truth
+from oracle.runs.runner import draw
 
 
 def differences(f, x, g, step=1e-6):
@@ -49,7 +51,7 @@ def _ordinary(case):
     )
 
 
-@pytest.mark.parametrize("name", sorted(pairs.OPS))
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_every_vjp_is_the_derivative_of_its_forward(name):
     found = [case for case in _drawn(op_cases([name]), 60) if _ordinary(case)]
     assert found, f"no ordinary case of {name} was drawn"
@@ -58,7 +60,7 @@ def test_every_vjp_is_the_derivative_of_its_forward(name):
 
 
 def check_vjps(case):
-    value, grads = engine.op_truth(case, None)
+    value, grads = op_truth(case, None)
     g = case.cotangent_array.astype(np.float64)
     arrays = [o.array.astype(np.float64) for o in case.operands]
     attributes = dict(case.attributes)
@@ -67,7 +69,7 @@ def check_vjps(case):
 
     def forward(i, x):
         operands = [d.Var((x if j == i else a)[None, None]) for j, a in enumerate(arrays)]
-        return d.OPS[case.op](d.Tape(None), *operands, **attributes).value[0, 0]
+        return OPERATIONS[case.op].definition(d.Tape(None), *operands, **attributes).value[0, 0]
 
     assert value.shape[2:] == case.result_shape
     assert set(grads) == {f"operand {i}" for i in range(len(arrays)) if i not in case.constants}
@@ -120,7 +122,7 @@ def test_the_truth_is_torch_in_float64(layers, loss):
         backward="accumulate",
         input_grad=True,
     )
-    verdict = engine.judge(case, needle, validate=True)
+    verdict = judged(case, needle, validate=True)
     assert verdict.oracle_errors == []
     assert verdict.divergence is None
     validated = [k for k in verdict.tally.largest if k.startswith("validation ")]
@@ -129,8 +131,10 @@ def test_the_truth_is_torch_in_float64(layers, loss):
 
 
 def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
-    right = d.tanh
-    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9)))
+    right = elementwise.tanh
+    monkeypatch.setattr(
+        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9))
+    )
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
@@ -138,15 +142,17 @@ def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    errors = engine.judge(case, needle, validate=True).oracle_errors
+    errors = judged(case, needle, validate=True).oracle_errors
     assert errors
     assert "the truth is wrong: adjoint 0" in errors[0]
-    monkeypatch.setattr(d, "tanh", right)
-    assert engine.judge(case, needle, validate=True).oracle_errors == []
+    monkeypatch.setattr(elementwise, "tanh", right)
+    assert judged(case, needle, validate=True).oracle_errors == []
 
 
 def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
-    monkeypatch.setattr(d, "tanh", lambda t, x: d._elementwise(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001))
+    monkeypatch.setattr(
+        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001)
+    )
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
@@ -154,7 +160,7 @@ def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    errors = engine.judge(case, needle).oracle_errors
+    errors = judged(case, needle).oracle_errors
     assert any(e.startswith("rule P: torch's adjoint 0") for e in errors)
 
 
@@ -168,13 +174,13 @@ def test_rounding_that_both_share_is_held_against_nobody(monkeypatch):
         seed=0,
         steps=2,
     )
-    monkeypatch.setattr(engine.cmp, "G_LIMIT", 1e-3)
-    verdict = engine.judge(case, needle)
+    monkeypatch.setattr(cmp, "G_LIMIT", 1e-3)
+    verdict = judged(case, needle)
     assert (verdict.divergence, verdict.oracle_errors) == (None, [])
     assert verdict.common >= 2
-    monkeypatch.setattr(engine, "VALIDATED", -1.0)  # torch in float64 says no: then the oracle is wrong
-    assert all(e.startswith("rule P: torch's ") for e in engine.judge(case, needle).oracle_errors)
-    assert engine.judge(case, needle).oracle_errors
+    monkeypatch.setattr(cmp, "VALIDATED", -1.0)  # torch in float64 says no: then the oracle is wrong
+    assert all(e.startswith("rule P: torch's ") for e in judged(case, needle).oracle_errors)
+    assert judged(case, needle).oracle_errors
 
 
 def test_drawing_is_repeatable():

@@ -1,0 +1,288 @@
+"""From a Divergence to the Suspect: which part of needle to look at. NumPy alone.
+
+Two witnesses are heard. Quantities arise in a fixed order, so the first *tensor* that differs is nearest to the cause: a
+layer whose output is wrong while its input is right is to blame for its forward; an adjoint that is wrong points at the
+layer that consumes it; an optimizer's state at the phase that makes it. Rule OP judges every *node* of the tape by
+itself: the first bad one is the guilty operator, whatever its neighbours do. Where rule OP finds nothing, the tape is
+consistent, and the layer or the phase is to blame. For an optimizer, the usual mistakes are tried on the numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from oracle.blame.words import clip_words, optimizer_words
+from oracle.cases import case as c
+from oracle.rules.tape import Finding, Findings
+from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
+from oracle.systems.trace import UNSEEN
+
+
+def suspect(case: c.Case, divergence: Divergence) -> str:
+    """One line: the operator, layer or optimizer phase to blame, and what is known to be right."""
+    found = divergence.suspect
+    return (investigate(case, divergence, Evidence()) if found is None else found).text
+
+
+def culprit(case: c.Case, divergence: Divergence) -> str:
+    """The suspect without paths and places: what makes two failures the same one."""
+    found = divergence.suspect
+    found = investigate(case, divergence, Evidence()) if found is None else found
+    return found.key or found.what
+
+
+def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect:
+    """The suspect, from everything that is known."""
+    if divergence.failure is not None:
+        return _exception(divergence)
+    if evidence.within is not None and evidence.within.divergence is not None:
+        return investigate(evidence.within.case, evidence.within.divergence, evidence.within.evidence)
+    by_tensor = _by_tensor(case, divergence, evidence)
+    if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD):
+        what = f"{divergence.quantity} that should not exist (requires_grad)"
+        return Suspect(what, divergence.message, definition=("Tensor", "backward"), tensor=by_tensor.what)
+    switched = _mode(divergence, evidence)
+    if switched is not None:
+        return dataclasses.replace(switched, tensor=by_tensor.what)
+    finding = _finding(divergence, evidence.findings)
+    if finding is not None:
+        assert evidence.findings is not None
+        return _by_operator(case, divergence, finding, evidence, by_tensor)
+    if evidence.findings is not None and evidence.findings.nodes and divergence.quantity in (*FORWARD, *BACKWARD):
+        agrees = "every node of the tape is right by itself (rule OP)"
+        return dataclasses.replace(by_tensor, known="; ".join(k for k in (by_tensor.known, agrees) if k))
+    return by_tensor
+
+
+# -- exceptions -------------------------------------------------------------------------------------------------------
+
+
+def _exception(divergence: Divergence) -> Suspect:
+    f = divergence.failure
+    assert f is not None
+    function = f.where.rpartition(" in ")[2]
+    line = f.where.partition(" in ")[0]
+    if f.operator:
+        what = f"{f.operator} {f.phase}"
+        return Suspect(what, f"{f.kind} in {function}", line=line, key=f"{f.kind} in {what}")
+    what = f"{f.phase}, in {function}" if f.where else f.phase
+    return Suspect(what, f.kind, line=line, key=f"{f.kind} in {f.phase}, at {function}")
+
+
+# -- rule OP ----------------------------------------------------------------------------------------------------------
+
+
+def _finding(divergence: Divergence, findings: Findings | None) -> Finding | None:
+    """The bad node that explains the divergence, if there is one."""
+    if findings is None or not findings.bad:
+        return None
+    forward = [f for f in findings.bad if f.direction == "forward"]
+    backward = [f for f in findings.bad if f.direction != "forward"]
+    if divergence.quantity in FORWARD:
+        # the node must be at or before the output that differs: one behind it is another matter
+        last = findings.outputs.get(divergence.name.split("#")[0])
+        known = [f for f in forward if last is None or f.node <= last]
+        return known[0] if known else None
+    if divergence.quantity not in BACKWARD:
+        return None
+    if divergence.quantity == "adjoint":
+        first = findings.outputs.get(divergence.name.split("#")[0], -1)
+        backward = [f for f in backward if f.node > first or (f.direction == "seed" and f.node == first)]
+    return (forward + backward)[0] if forward or backward else None
+
+
+def _by_operator(
+    case: c.Case, divergence: Divergence, finding: Finding, evidence: Evidence, by_tensor: Suspect
+) -> Suspect:
+    assert evidence.findings is not None
+    words = finding.words
+    definition: tuple[str, ...] = ("Tensor", "backward")
+    if finding.direction == "accumulation":
+        what, key = "accumulation of gradients", "accumulation"
+    elif finding.direction == "seed":
+        what = key = "seed of backward (out_grad)"
+    else:
+        what = key = f"{finding.kind} {finding.direction}"
+        definition = (f"ops.{finding.kind}", *_METHODS[finding.direction])
+    if finding.fault == "dtype" and finding.direction == "backward":
+        what, key = f"dtype of gradients, {what}", "dtype of gradients"
+    elif finding.fault != "value":
+        what = f"{what}, {finding.fault}"
+    if finding.broadcast:
+        words = "so is another op on these operands: see how gradients are reduced to the shape of what was broadcast"
+        key = "reduction to the shape of a broadcast operand"
+    where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
+    other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
+    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key)
+
+
+_METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}
+
+
+# -- modes ------------------------------------------------------------------------------------------------------------
+
+
+def _mode(divergence: Divergence, evidence: Evidence) -> Suspect | None:
+    """A layer that train() or eval() did not switch."""
+    if divergence.quantity not in (*FORWARD, "untouched", "buffer"):
+        return None
+    for path, (found, right) in evidence.modes.items():
+        if found != right:
+            method = "train" if right else "eval"
+            line = ("nn.Module", method)
+            return Suspect(f"Module.{method}", f"it leaves layer {path} in the other mode", definition=line)
+    return None
+
+
+# -- the first bad tensor ---------------------------------------------------------------------------------------------
+
+
+def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect:
+    quantity, name = divergence.quantity, divergence.name.split("#")[0]
+    if isinstance(case, c.OpCase):
+        if quantity == "kept":
+            return Suspect(f"{case.op} writes into its operand")
+        if quantity == "activation":
+            return Suspect(f"{case.op} forward")
+        graph = " with create_graph" if quantity == "gradient with graph" else ""
+        return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
+    layers = dict(c.walk(case.model))
+    owner = name.rpartition(".")[0]
+    if quantity in ("activation", "evaluation"):
+        quiet = quantity == "evaluation" or _in_eval(layers, name)
+        mode = "in evaluation mode" if quiet else "in training mode"
+        return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
+    if quantity == "loss":
+        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
+    if quantity == "adjoint":
+        path = _consumer(layers, name)
+        known = "all outputs and the adjoints behind it agree"
+        if path is None:
+            return Suspect(f"{type(case.loss).__name__} backward", known=known)
+        what = "backward in evaluation mode" if _in_eval(layers, path) else "backward"
+        return _layer(layers, path, "forward", what, known)
+    if quantity == "gradient":
+        return _layer(layers, owner, "forward", "backward", "all adjoints agree", place=f"gradient {name}")
+    if quantity == "second":
+        known = "first-order gradients agree"
+        return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
+    if quantity == "operator":
+        # without the findings: the name begins with the class and the direction
+        return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
+    if quantity == "buffer":
+        return _layer(layers, owner, "forward", "running statistics", "its outputs agree", place=name)
+    if quantity == "initial":
+        return _layer(layers, owner, "__init__", "constructor", place=name)
+    return _phase(case, divergence, evidence)
+
+
+def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evidence: Evidence) -> Suspect:
+    """A phase of the optimizer, or a promise about memory and modes."""
+    quantity, name = divergence.quantity, divergence.name
+    kind = "SGD" if isinstance(case, c.SecondOrderCase) else type(case.optimizer).__name__
+    stepped = (f"optim.{kind}", "step")
+    clipper = (f"optim.{kind}", "clip_grad_norm")
+    words = ""
+    if isinstance(case, c.TrainCase):
+        if divergence.rule == "dtype":
+            words = f"its dtype is {divergence.ours} and not {divergence.truth}"
+        elif evidence.update is not None:
+            words = optimizer_words(case, quantity, evidence.update)
+        elif evidence.clipping is not None:
+            words = clip_words(case, quantity, evidence.clipping)
+    if quantity == "parameters":
+        return Suspect("Module.parameters", definition=("nn.Module", "parameters"))
+    if quantity == "clip norm":
+        return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
+    if quantity == "clipped":
+        return Suspect("clip scaling", f"clip_grad_norm, {name}", "gradients and their norm agree", words, clipper)
+    if quantity == "gradient after step":
+        return Suspect(f"{kind}.step writes into gradients", name, "", words, stepped)
+    if quantity in ("velocity", "first moment", "second moment"):
+        phase = "velocity update" if quantity == "velocity" else f"{quantity} update"
+        if divergence.rule == "unexpected":
+            return Suspect(f"{kind} skip, {phase}", divergence.message, definition=stepped, key=f"{kind} skip")
+        return Suspect(f"{kind} {phase}", name, "all gradients agree", words, stepped)
+    if quantity == "parameter":
+        if divergence.rule == "exact":
+            return Suspect(f"{kind} skip", f"parameter {name} has no gradient", "", words, stepped)
+        known = "all gradients and the optimizer's state agree"
+        return Suspect(f"{kind} parameter update", name, known, words, stepped)
+    if name.endswith(UNSEEN):
+        what = "a chain of layers gives something else than the layers one by one (chain)"
+        return Suspect(what, name, definition=("chain", "run"))
+    if quantity == "kept":
+        held = re.sub(r" of step \d+$", "", name).split(" ")[0]
+        return Suspect(f"something writes into a {held} that a user may hold (alias)", name)
+    if quantity in ("graph", "live tensors", "cycles"):
+        return Suspect(f"something that a step leaves in memory (leak): {quantity}", divergence.message)
+    if quantity == "untouched" and name == "random state":
+        droppers = [path for path, layer in c.walk(case.model) if isinstance(layer, c.Dropout)]
+        if droppers:  # the one layer that draws: what it must not do is the same mistake as what it then gives
+            layers = dict(c.walk(case.model))
+            place = f"it changes the random state; layer {droppers[0]}"
+            return _layer(layers, droppers[0], "forward", "forward in evaluation mode", place=place)
+    if quantity == "untouched":
+        held = "the random state" if name == "random state" else "buffers"
+        return Suspect(f"evaluation mode changes {held}", name)
+    if quantity in ("graph", "live tensors"):
+        return Suspect("something keeps Tensors of a step alive; `nox -s memory` names the holder", name)
+    if quantity == "cycles":
+        return Suspect("Tensors of a step refer to each other in a circle", name)
+    return Suspect(quantity, name)
+
+
+def _layer(
+    layers: Mapping[str, c.Layer], path: str, method: str, what: str, known: str = "", place: str = ""
+) -> Suspect:
+    layer = layers.get(path)
+    if layer is None:
+        return Suspect(f"{path or 'the model'} {what}", place, known)
+    kind = type(layer).__name__
+    key = f"{kind} {what}"  # a block of operations remains the same one while it shrinks
+    if isinstance(layer, c.Ops):
+        kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
+    line = (f"nn.{_CLASSES.get(kind, kind)}", method)
+    return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
+
+
+_CLASSES = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d", "Eval": "Sequential"}
+
+
+def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:
+    while path:
+        if isinstance(layers.get(path), c.Eval):
+            return True
+        path = path.rpartition(".")[0]
+    return False
+
+
+def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
+    """The layer that takes the output ``name`` as its input: a bad adjoint is its consumer's fault. None: the loss.
+
+    A Sequential only hands its input to the first of its layers.
+    """
+    path = _next(layers, name)
+    while path is not None and isinstance(layers[path], c.Sequential | c.Eval) and f"{path}.0" in layers:
+        path = f"{path}.0"
+    return path
+
+
+def _next(layers: Mapping[str, c.Layer], name: str) -> str | None:
+    if name == "input":
+        return "0" if layers else None
+    prefix, _, last = name.rpartition(".")
+    following = f"{prefix}.{int(last) + 1}" if prefix else str(int(last) + 1)
+    if following in layers:
+        return following
+    container = prefix
+    while container and container not in layers:  # "2.left" is not a layer, "2" is
+        container = container.rpartition(".")[0]
+    if not container:
+        return None
+    if isinstance(layers[container], c.Residual | c.Branch):
+        return container
+    return _next(layers, container)

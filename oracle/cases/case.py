@@ -1,0 +1,727 @@
+"""Case: one complete experiment as data. Frozen, validated when it is made, strict JSON both ways.
+
+A case knows neither needle nor torch. Three kinds exist:
+
+- `TrainCase`: a model, data, a loss, an optimizer and a number of steps;
+- `SecondOrderCase`: the gradient of a function of the gradients of a model;
+- `OpCase`: one operation on explicit operands.
+
+>>> case = TrainCase(model=(Linear(2),), data=Data(rows=1, features=1), loss=SoftmaxLoss(), optimizer=SGD(), seed=0)
+>>> decode(encode(case)) == case
+True
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta, Struct, defstruct
+
+from oracle.operations import OPERATIONS, result_shape
+
+FORMAT = 1
+DEEPEST = 100  # levels of JSON: 49 containers in one another
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+Width = Annotated[int, Meta(ge=1, le=4096)]
+Rows = Annotated[int, Meta(ge=1, le=4096)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+Special = Literal["nan", "inf", "-inf"]
+
+
+class CaseError(ValueError):
+    """A case, or a case file, that cannot be: the message names the field, the value and the rule."""
+
+
+class _Part(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
+    """A part of a case."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CaseError(message)
+
+
+def _tupled(value: Any) -> Any:
+    """Lists, as JSON gives them, become tuples: a case is hashable and equal to its decoded self."""
+    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an op, tuples for lists. What NumPy's shapes let pass, and torch or the truth do not, is refused."""
+    attributes = {k: _tupled(v) for k, v in given.items()}
+    for name, value in attributes.items():
+        for v in value if isinstance(value, tuple) else (value,):
+            _require(name == "keepdims" or not isinstance(v, bool), f"attributes: {name} must not be {v}")
+            _require(name != "labels" or isinstance(v, int), f"attributes: labels must be whole numbers, got {v!r}")
+            _require(not isinstance(v, int) or abs(v) < 2**31, f"attributes: {name}={v} must be below 2**31")
+    return attributes
+
+
+# -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
+
+
+class Linear(_Part, frozen=True, tag="Linear"):
+    """``nn.Linear``; ``tie`` shares the weight of the tie-th Linear of the model, ``frozen`` turns gradients off."""
+
+    out: Width
+    bias: bool = True
+    frozen: bool = False
+    tie: int | None = None
+
+
+class ReLU(_Part, frozen=True, tag="ReLU"):
+    """``nn.ReLU``."""
+
+
+class Activation(_Part, frozen=True):
+    """One elementwise operation as a layer. Its subclasses are made from the blocks that name one, see `ACTIVATIONS`."""
+
+    op: ClassVar[str] = ""
+
+
+def _activation(op: str, name: str) -> type[Activation]:
+    space = {"op": op, "__doc__": f"``nn.{name}``."}
+    made: Any = defstruct(name, [], bases=(Activation,), namespace=space, module=__name__, frozen=True, tag=name)
+    kind: type[Activation] = made
+    return kind
+
+
+# name of the layer -> its class; each is a name of this module too, so that cases can be pickled
+ACTIVATIONS = {block.layer: _activation(op, block.layer) for op, block in OPERATIONS.items() if block.layer}
+globals().update(ACTIVATIONS)
+Tanh, Sigmoid = ACTIVATIONS["Tanh"], ACTIVATIONS["Sigmoid"]
+
+
+class Identity(_Part, frozen=True, tag="Identity"):
+    """``nn.Identity``."""
+
+
+class Flatten(_Part, frozen=True, tag="Flatten"):
+    """``nn.Flatten``."""
+
+
+class BatchNorm(_Part, frozen=True, tag="BatchNorm"):
+    """``nn.BatchNorm1d``; None leaves the keyword out, so that the default is tested; ``frozen`` as for `Linear`."""
+
+    eps: Positive | None = None
+    momentum: Fraction | None = None
+    frozen: bool = False
+
+
+class LayerNorm(_Part, frozen=True, tag="LayerNorm"):
+    """``nn.LayerNorm1d``; None leaves the keyword out; ``frozen`` as for `Linear`."""
+
+    eps: Positive | None = None
+    frozen: bool = False
+
+
+class Dropout(_Part, frozen=True, tag="Dropout"):
+    """``nn.Dropout``; None leaves the keyword out."""
+
+    p: Fraction | None = None
+
+
+class Unused(_Part, frozen=True, tag="Unused"):
+    """A layer that hands its input on and owns a parameter it never uses."""
+
+    size: Width = 1
+
+
+class Sequential(_Part, frozen=True, tag="Sequential"):
+    """``nn.Sequential``, nested."""
+
+    body: tuple[Layer, ...]
+
+
+class Residual(_Part, frozen=True, tag="Residual"):
+    """``nn.Residual``: body(x) + x; the body keeps the width."""
+
+    body: tuple[Layer, ...]
+
+
+class Branch(_Part, frozen=True, tag="Branch"):
+    """Two bodies on the same input, joined element by element; both give the same width."""
+
+    left: tuple[Layer, ...]
+    right: tuple[Layer, ...]
+    join: Literal["add", "subtract", "multiply"] = "add"
+
+
+class Eval(_Part, frozen=True, tag="Eval"):
+    """A nested Sequential that stays in evaluation mode while the rest trains."""
+
+    body: tuple[Layer, ...]
+
+
+class OpStep(_Part, frozen=True, tag="OpStep"):
+    """One operation inside `Ops`. ``args`` index the values so far: 0 is the input of the block."""
+
+    op: str
+    args: tuple[int, ...]
+    attributes: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
+
+
+class Ops(_Part, frozen=True, tag="Ops"):
+    """A straight-line program of operations on the input of shape (rows, width); its last value is the output."""
+
+    steps: tuple[OpStep, ...]
+
+
+_PLAIN = (Linear, ReLU, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Unused)
+_CONTAINERS = (Sequential, Residual, Branch, Eval, Ops)
+if TYPE_CHECKING:
+    Layer = (
+        Linear
+        | ReLU
+        | Activation
+        | Identity
+        | Flatten
+        | BatchNorm
+        | LayerNorm
+        | Dropout
+        | Unused
+        | Sequential
+        | Residual
+        | Branch
+        | Eval
+        | Ops
+    )
+else:
+    Layer = Union[(*_PLAIN, *ACTIVATIONS.values(), *_CONTAINERS)]
+
+# -- data, loss, optimizer --------------------------------------------------------------------------------------------
+
+
+class Atom(_Part, frozen=True, tag="Atom"):
+    """One special value in the data; ``at`` counts elements row by row, modulo the size."""
+
+    at: Annotated[int, Meta(ge=0)]
+    value: float
+
+
+class Data(_Part, frozen=True, tag="Data"):
+    """Normal data from the seed, scaled and shifted, with special values planted."""
+
+    rows: Rows
+    features: Width
+    scale: NonNegative = 1.0
+    offset: float = 0.0
+    atoms: tuple[Atom, ...] = ()
+    repeated_rows: bool = False
+    constant_column: bool = False
+    rounded: bool = False  # to whole numbers: exact zeros and ties
+    same_batch: bool = False
+
+
+class Digits(_Part, frozen=True, tag="Digits"):
+    """The UCI digits: 8x8 images, 64 features in [0, 1], 10 classes, shuffled by the seed, full batches only."""
+
+    rows: Rows = 64
+
+    @property
+    def features(self) -> int:
+        """Pixels of an image."""
+        return 64
+
+
+class SoftmaxLoss(_Part, frozen=True, tag="SoftmaxLoss"):
+    """``nn.SoftmaxLoss`` against labels; the classes are the width of the model's output."""
+
+    labels: Literal["int64", "int32", "uint8"] = "int64"
+
+
+class MeanSquare(_Part, frozen=True, tag="MeanSquare"):
+    """((out − target) ** 2).sum() / rows, with a drawn target."""
+
+
+class WeightedSum(_Part, frozen=True, tag="WeightedSum"):
+    """(out · c).sum() with a drawn c: a scalar loss with a random cotangent."""
+
+
+class Cotangent(_Part, frozen=True, tag="Cotangent"):
+    """``out.backward(c)`` with a drawn c: no scalar loss at all."""
+
+
+Loss = SoftmaxLoss | MeanSquare | WeightedSum | Cotangent
+
+
+class SGD(_Part, frozen=True, tag="SGD"):
+    """``optim.SGD``; None leaves the keyword out."""
+
+    lr: Positive | None = None
+    momentum: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    weight_decay: NonNegative | None = None
+
+
+class Adam(_Part, frozen=True, tag="Adam"):
+    """``optim.Adam``; None leaves the keyword out."""
+
+    lr: Positive | None = None
+    beta1: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    beta2: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    eps: Positive | None = None
+    weight_decay: NonNegative | None = None
+
+
+Optimizer = SGD | Adam
+
+
+class Clip(_Part, frozen=True, tag="Clip"):
+    """``clip_grad_norm`` before the step; None leaves the argument out."""
+
+    max_norm: Positive | None = None
+
+
+class LrChange(_Part, frozen=True, tag="LrChange"):
+    """``optimizer.lr = lr`` before step ``step``."""
+
+    step: Annotated[int, Meta(ge=1)]
+    lr: Positive
+
+
+class Gap(_Part, frozen=True, tag="Gap"):
+    """``p.grad = None`` before the optimizer's step ``step``, of one parameter: it is skipped once.
+
+    ``parameter`` counts those that get gradients, and starts again behind the last of them.
+    """
+
+    step: Annotated[int, Meta(ge=1)]
+    parameter: Annotated[int, Meta(ge=0)] = 0
+
+
+class Memory(_Part, frozen=True, tag="Memory"):
+    """Makes a case one for the memory gates: what is traced, and what its loop does beside training steps."""
+
+    allocators: Literal["malloc", "python"] = "malloc"  # "python" traces every small object too
+    evaluate: bool = True  # the model is also run in evaluation mode after every third step
+    create_graph: bool = False  # the norm of the gradients is differentiated too
+
+
+# -- what follows from a case -----------------------------------------------------------------------------------------
+
+_GENERATORS: dict[str, np.random.RandomState] = {}
+
+
+def generator(purpose: str, seed: int) -> np.random.RandomState:
+    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
+
+    RandomState: its streams are frozen across NumPy versions.
+    """
+    if purpose not in _GENERATORS:
+        _GENERATORS[purpose] = np.random.RandomState()
+    _GENERATORS[purpose].seed(seed)
+    return _GENERATORS[purpose]
+
+
+_Asked = TypeVar("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def remembered(function: Callable[[_Asked], _Answer]) -> Callable[[_Asked], _Answer]:
+    """``function(case)``, kept for the case that was asked about last: all the questions about a case come in a row."""
+    last: tuple[_Asked, _Answer] | None = None
+
+    @functools.wraps(function)
+    def answer(case: _Asked) -> _Answer:
+        nonlocal last
+        if last is None or last[0] is not case:
+            last = case, function(case)
+        return last[1]
+
+    return answer
+
+
+# -- the three kinds of cases -----------------------------------------------------------------------------------------
+
+
+def _canonical(value: Any) -> Any:
+    """Plain data that is the same for equal values: 1.0 as 1, and without fields at their defaults, so that a new
+    field leaves the digests of old cases alone.
+    """
+    if isinstance(value, Struct):
+        defaults = dict(zip(reversed(value.__struct_fields__), reversed(value.__struct_defaults__), strict=False))
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        told = {n: _canonical(v) for n, v in fields.items() if v != {} and (n not in defaults or v != defaults[n])}
+        return {"kind": value.__struct_config__.tag, **told}
+    if isinstance(value, dict):
+        return {k: _canonical(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [_canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class _Case(_Part, frozen=True):
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that name the case."""
+        return _digest(self)
+
+    def rng(self, purpose: str) -> np.random.RandomState:
+        """A generator of its own for each purpose, to be used at once."""
+        return generator(purpose, self.seed_for(purpose))
+
+    def seed_for(self, purpose: str) -> int:
+        """A 32-bit seed from the seed of the case and a purpose."""
+        text = f"{getattr(self, 'seed', 0)}:{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+@remembered
+def _digest(case: _Case) -> str:
+    return hashlib.sha256(json.dumps(_canonical(case), sort_keys=True).encode()).hexdigest()[:8]
+
+
+class TrainCase(_Case, frozen=True, tag="train"):
+    """A whole training run."""
+
+    model: tuple[Layer, ...]
+    data: Data | Digits
+    loss: Loss
+    optimizer: Optimizer
+    seed: Seed
+    steps: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    clip: Clip | None = None
+    lr_changes: tuple[LrChange, ...] = ()
+    gap: Gap | None = None
+    backward: Literal["once", "twice", "accumulate"] = "once"
+    input_grad: bool = False
+    keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
+    weight_scale: NonNegative = 1.0
+    memory: Memory | None = None
+
+    def __post_init__(self) -> None:
+        _check_model(self)
+
+    @property
+    def classes(self) -> int:
+        """Width of the model's output."""
+        return output_width(self.model, self.data.rows, self.data.features)
+
+    def lr_at(self, step: int) -> float | None:
+        """The learning rate in force at a step; None means the optimizer's default."""
+        lr = self.optimizer.lr
+        for change in self.lr_changes:
+            if change.step <= step:
+                lr = change.lr
+        return lr
+
+
+class SecondOrderCase(_Case, frozen=True, tag="second"):
+    """Gradients with ``create_graph=True``, then the gradient of their inner product with drawn tensors."""
+
+    model: tuple[Layer, ...]
+    data: Data
+    loss: Loss
+    seed: Seed
+    weight_scale: NonNegative = 1.0
+    keep_init: bool = False
+
+    def __post_init__(self) -> None:
+        _check_model(self)
+
+
+class Operand(_Part, frozen=True, tag="Operand"):
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
+
+    shape: tuple[Annotated[int, Meta(ge=0, le=4096)], ...]
+    values: tuple[float | Special, ...]
+    layout: Literal["C", "F", "strided", "reversed"] = "C"
+
+    def __post_init__(self) -> None:
+        size = math.prod(self.shape)
+        _require(
+            len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}"
+        )
+
+    @property
+    def array(self) -> Array:
+        """The operand as a float32 array with the memory layout asked for."""
+        flat = np.array([float(v) for v in self.values], dtype=np.float32).reshape(self.shape)
+        if self.layout == "F" and self.shape:
+            return np.asfortranarray(flat)
+        if self.layout == "strided" and self.shape:
+            wide = np.zeros((*self.shape[:-1], 2 * self.shape[-1]), dtype=np.float32)
+            wide[..., ::2] = flat
+            return wide[..., ::2]
+        if self.layout == "reversed" and self.shape:
+            return np.ascontiguousarray(flat[..., ::-1])[..., ::-1]
+        return flat
+
+
+class OpCase(_Case, frozen=True, tag="op"):
+    """One operation, forward and backward, on explicit operands with an explicit cotangent (cycled to fit)."""
+
+    op: str
+    operands: tuple[Operand, ...]
+    attributes: dict[str, Any] = {}
+    cotangent: tuple[float, ...] = (1.0,)
+    numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
+    constants: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # numbers of the operands that ask for no gradient
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
+        _require(len(self.cotangent) > 0, "cotangent must have at least one value")
+        free = set(range(len(self.operands))) - set(self.constants)
+        _require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
+        try:
+            self.result_shape  # noqa: B018 - asked for its errors
+        except ValueError as error:
+            raise CaseError(str(error)) from None
+
+    @property
+    def result_shape(self) -> Shape:
+        """Shape of the result."""
+        attributes = dict(self.attributes)
+        labels = attributes.get("labels")
+        if labels is not None:
+            attributes["labels"] = np.asarray(labels)[None]
+        return result_shape(self.op, [o.shape for o in self.operands], attributes)
+
+    @property
+    def cotangent_array(self) -> Array:
+        """The cotangent, float32, in the shape of the result."""
+        shape = self.result_shape
+        return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
+
+
+Case = TrainCase | SecondOrderCase | OpCase
+
+# -- walking a model --------------------------------------------------------------------------------------------------
+
+
+def bodies(layer: Layer) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
+    """The bodies of a container, each with the prefix of its children's paths; () for a plain layer."""
+    if isinstance(layer, Branch):
+        return (("left.", layer.left), ("right.", layer.right))
+    if isinstance(layer, Sequential | Residual | Eval):
+        return (("", layer.body),)
+    return ()
+
+
+def walk(model: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Every layer with its path ("2.left.0"), containers before their children, in the order of the model."""
+    for i, layer in enumerate(model):
+        path = f"{prefix}{i}"
+        yield path, layer
+        for name, body in bodies(layer):
+            yield from walk(body, f"{path}.{name}")
+
+
+def op_shapes(layer: Ops, rows: int, width: int) -> list[Shape]:
+    """Shapes of all values of an `Ops` block."""
+    shapes: list[Shape] = [(rows, width)]
+    for i, step in enumerate(layer.steps):
+        for arg in step.args:
+            _require(0 <= arg < len(shapes), f"steps[{i}]: args {step.args} must index the {len(shapes)} values so far")
+        shapes.append(result_shape(step.op, [shapes[a] for a in step.args], step.attributes))
+    return shapes
+
+
+class _Checker:
+    """Widths of a model; raises CaseError with the path of the layer that does not fit."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.linears: list[Shape] = []
+        self.widths: dict[str, int] = {}  # path -> width of the layer's input
+
+    def body(self, layers: Sequence[Layer], width: int, prefix: str, training: bool) -> int:
+        for i, layer in enumerate(layers):
+            self.widths[f"{prefix}{i}"] = width
+            try:
+                width = self.layer(layer, width, f"{prefix}{i}", training)
+            except CaseError:
+                raise
+            except ValueError as error:
+                raise CaseError(f"model[{prefix}{i}]: {error}") from None
+        return width
+
+    def layer(self, layer: Layer, width: int, path: str, training: bool) -> int:
+        where = f"model[{path}]"
+        if isinstance(layer, Linear):
+            shape = (width, layer.out)
+            if layer.tie is not None:
+                known = self.linears[layer.tie] if 0 <= layer.tie < len(self.linears) else None
+                _require(
+                    not layer.frozen, f"{where}: a Linear with a tie cannot be frozen; freeze the one it is tied to"
+                )
+                _require(known == shape, f"{where}: tie={layer.tie} names a Linear of shape {known}, but needs {shape}")
+            self.linears.append(shape)
+            return layer.out
+        if isinstance(layer, BatchNorm):
+            _require(
+                self.rows > 1 or not training, f"{where}: BatchNorm needs at least 2 rows in training, got {self.rows}"
+            )
+            return width
+        if isinstance(layer, Residual):
+            out = self.body(layer.body, width, f"{path}.", training)
+            _require(out == width, f"{where}: Residual body must keep the width {width}, but gives {out}")
+            return width
+        if isinstance(layer, Branch):
+            left = self.body(layer.left, width, f"{path}.left.", training)
+            right = self.body(layer.right, width, f"{path}.right.", training)
+            _require(left == right, f"{where}: both branches must give the same width, got {left} and {right}")
+            return left
+        if isinstance(layer, Sequential):
+            return self.body(layer.body, width, f"{path}.", training)
+        if isinstance(layer, Eval):
+            return self.body(layer.body, width, f"{path}.", False)
+        if isinstance(layer, Ops):
+            out_shape = op_shapes(layer, self.rows, width)[-1]
+            _require(
+                len(out_shape) == 2 and out_shape[0] == self.rows and out_shape[1] >= 1,
+                f"{where}: Ops must end with shape ({self.rows}, width), but gives {out_shape}",
+            )
+            return out_shape[1]
+        return width
+
+
+def trains(model: Sequence[Layer]) -> bool:
+    """Whether any parameter gets a gradient; a weight that is tied to a frozen one is frozen too."""
+    layers = [layer for _, layer in walk(model)]
+    linears = [layer for layer in layers if isinstance(layer, Linear)]
+
+    def owner(linear: Linear) -> Linear:
+        while linear.tie is not None:
+            linear = linears[linear.tie]
+        return linear
+
+    return any(isinstance(layer, BatchNorm | LayerNorm) and not layer.frozen for layer in layers) or any(
+        (linear.bias and not linear.frozen) or not owner(linear).frozen for linear in linears
+    )
+
+
+def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
+    """Width of the model's output."""
+    return _Checker(rows).body(model, features, "", True)
+
+
+@remembered
+def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
+    """Path of every layer -> width of its input."""
+    checker = _Checker(case.data.rows)
+    checker.body(case.model, case.data.features, "", True)
+    return checker.widths
+
+
+def _check_model(case: TrainCase | SecondOrderCase) -> None:
+    width = output_width(case.model, case.data.rows, case.data.features)
+    if isinstance(case.data, Digits):
+        _require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
+        _require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
+    _require(trains(case.model), "model: at least one layer must have a parameter to train")
+    if isinstance(case.loss, SoftmaxLoss) and case.loss.labels == "uint8":
+        _require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
+    if isinstance(case, TrainCase):
+        for change in case.lr_changes:
+            _require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
+        if case.gap is not None:
+            _require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
+            _require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+_ALL = {"train": TrainCase, "second": SecondOrderCase, "op": OpCase}
+_C = TypeVar("_C", TrainCase, SecondOrderCase, OpCase)
+
+
+def encode(case: Case) -> bytes:
+    """The case as indented JSON, format number first."""
+    body = msgspec.to_builtins(case)
+    text = msgspec.json.format(msgspec.json.encode({"format": FORMAT, **body}), indent=2)
+    return text + b"\n"
+
+
+def decode(text: bytes | str) -> Case:
+    """The case of a JSON text; CaseError names what is wrong with it, and where."""
+    try:
+        raw = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise CaseError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case") from None
+    _check_depth(raw)
+    if not isinstance(raw, dict) or "format" not in raw:
+        raise CaseError('not a case: an object with "format" and "kind" is needed')
+    if raw.pop("format") != FORMAT:
+        raise CaseError(f"a case of another format: this version reads format {FORMAT}; take the oracle that wrote it")
+    try:
+        case: Case = msgspec.convert(raw, Case)
+    except msgspec.ValidationError as error:
+        raise CaseError(str(error)) from None
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:  # out of a definition of an op
+        raise CaseError(f"not a case: {type(error).__name__}: {error}") from None
+    return case
+
+
+def _check_depth(raw: Any) -> None:
+    level = [raw]
+    for _ in range(DEEPEST):
+        level = [v for x in level if isinstance(x, dict | list) for v in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return
+    raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case")
+
+
+def read(path: Path) -> Case:
+    """The case of a file; CaseError names the file."""
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise CaseError(f"{path}: {error.strerror}") from None
+    except CaseError as error:
+        raise CaseError(f"{path}: {error}") from None
+
+
+def describe(case: Case) -> str:
+    """One line: what the case trains."""
+
+    def one(part: Any) -> str:
+        if isinstance(part, OpStep):
+            return part.op
+        if isinstance(part, Ops):
+            return f"Ops({' '.join(s.op for s in part.steps)})"
+        if isinstance(part, Branch):
+            return f"Branch({many(part.left)} {part.join} {many(part.right)})"
+        if isinstance(part, Sequential | Residual | Eval):
+            return f"{type(part).__name__}({many(part.body)})"
+        fields = ((n, getattr(part, n)) for n in part.__struct_fields__)
+        defaults = dict(zip(reversed(part.__struct_fields__), reversed(part.__struct_defaults__), strict=False))
+        shown = [str(v) if n == "out" else f"{n}={v}" for n, v in fields if n not in defaults or v != defaults[n]]
+        return f"{type(part).__name__}({', '.join(shown)})"
+
+    def many(parts: Sequence[Any]) -> str:
+        return ", ".join(one(p) for p in parts) or "nothing"
+
+    if isinstance(case, OpCase):
+        operands = ", ".join(f"{o.shape}" + (f" {o.layout}" if o.layout != "C" else "") for o in case.operands)
+        named = "".join(f", {k}={v}" for k, v in case.attributes.items())
+        return f"{case.op}({operands}{named})"
+    text = f"{many(case.model)}, {one(case.data)}, {one(case.loss)}"
+    if isinstance(case, SecondOrderCase):
+        return f"second order of {text}"
+    extras = [one(case.optimizer)]
+    if case.clip is not None:
+        extras.append(one(case.clip))
+    if case.gap is not None:
+        extras.append(one(case.gap))
+    extras.append(f"{case.steps} step" + "s" * (case.steps > 1))
+    return f"{text}, {', '.join(extras)}"

@@ -1,0 +1,240 @@
+"""What both sides of a case start from: data, labels, cotangents, dropout masks, parameters. NumPy alone.
+
+Everything follows from the case and its seed. Dropout masks and freshly built weights follow needle's documented
+contract with NumPy's global generator, drawn here from an independent generator with the same seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oracle.cases import case as c
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Per step and micro-batch: x (steps, micro, rows, features) float32; labels (…, rows); drawn (…, rows, classes)."""
+
+    x: Array
+    labels: Array | None
+    drawn: Array | None
+
+    @property
+    def micro(self) -> int:
+        """Backward passes per step: 2 where gradients are accumulated, else 1."""
+        return int(self.x.shape[1])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter or buffer of the model in needle's layout."""
+
+    name: str
+    shape: Shape
+    layer: str  # kind of the layer that owns it
+    frozen: bool = False
+    used: bool = True
+
+
+def gap(case: c.TrainCase | c.SecondOrderCase) -> tuple[int, str]:
+    """The step in which the optimizer finds no gradient of a parameter, and the name of the parameter; (-1, "") if it
+    always finds all.
+    """
+    if not isinstance(case, c.TrainCase) or case.gap is None:
+        return -1, ""
+    names = [slot.name for slot in slots(case)[0] if slot.used and not slot.frozen]
+    return case.gap.step, names[case.gap.parameter % len(names)]
+
+
+def micro_batches(case: c.TrainCase | c.SecondOrderCase) -> int:
+    """Backward passes per step."""
+    return 2 if isinstance(case, c.TrainCase) and case.backward == "accumulate" else 1
+
+
+def batches(case: c.TrainCase | c.SecondOrderCase) -> Batches:
+    """The data of every step."""
+    steps, micro = getattr(case, "steps", 1), micro_batches(case)
+    if isinstance(case.data, c.Digits):
+        images, classes = digits(train=True)
+        count = steps * micro * case.data.rows
+        rng = case.rng("shuffle")
+        usable = len(images) - len(images) % case.data.rows
+        order = np.concatenate([rng.permutation(len(images))[:usable] for _ in range(math.ceil(count / usable))])[
+            :count
+        ]
+        lead = (steps, micro, case.data.rows)
+        return Batches(images[order].reshape((*lead, 64)), classes[order].reshape(lead), None)
+    data = case.data
+    shape = (1 if data.same_batch else steps, micro, data.rows, data.features)
+    x = case.rng("data").standard_normal(shape) * data.scale
+    if data.rounded:
+        x = np.round(x)
+    x = x + data.offset
+    if data.repeated_rows:
+        x[:, :, 1:] = x[:, :, :1]
+    if data.constant_column:
+        x[..., 0] = x[:, :, :1, 0]
+    flat = x.reshape(shape[0], -1)
+    for atom in data.atoms:
+        flat[:, atom.at % flat.shape[1]] = atom.value
+    x = np.broadcast_to(x, (steps, *shape[1:]))
+    width = c.output_width(case.model, data.rows, data.features)
+    lead = (steps, micro, data.rows)
+    labels = drawn = None
+    if isinstance(case.loss, c.SoftmaxLoss):
+        labels = case.rng("labels").randint(0, width, lead).astype(case.loss.labels)
+    else:
+        drawn = case.rng("cotangent").standard_normal((*lead, width)).astype(np.float32)
+    return Batches(np.ascontiguousarray(x, dtype=np.float32), labels, drawn)
+
+
+class NoDigits(RuntimeError):
+    """The images of the UCI digits are not here."""
+
+
+@functools.cache
+def digits(*, train: bool) -> tuple[Array, Array]:
+    """The UCI digits as scikit-learn ships them: 1,437 images to train on, 360 held out."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise NoDigits(f"scikit-learn, which holds the UCI digits, cannot be imported: {error}") from None
+
+    bunch = load_digits()
+    order = np.random.RandomState(0).permutation(len(bunch.target))
+    part = order[:1437] if train else order[1437:]
+    return (bunch.data[part] / 16).astype(np.float32), bunch.target[part].astype(np.int64)
+
+
+# -- parameters and buffers -------------------------------------------------------------------------------------------
+
+
+@c.remembered
+def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Sequence[tuple[str, c.Layer, int, bool]]:
+    """Plain layers in execution order, each with its path, input width and mode."""
+    widths = c.input_widths(case)
+
+    def visit(layers: Sequence[c.Layer], prefix: str, training: bool) -> Iterator[Any]:
+        for i, layer in enumerate(layers):
+            path = f"{prefix}{i}"
+            inner = c.bodies(layer)
+            if not inner:
+                yield path, layer, widths[path], training
+            for name, body in inner:
+                yield from visit(body, f"{path}.{name}", training and not isinstance(layer, c.Eval))
+
+    return list(visit(case.model, "", True))
+
+
+@c.remembered
+def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]]:
+    """Parameters (without the second names of tied ones) and buffers, in the order of the model."""
+    parameters: list[Slot] = []
+    buffers: list[Slot] = []
+    for path, layer, width, _ in plain_layers(case):
+        if isinstance(layer, c.Linear):
+            if layer.tie is None:
+                parameters.append(Slot(f"{path}.weight", (width, layer.out), "Linear", layer.frozen))
+            if layer.bias:
+                parameters.append(Slot(f"{path}.bias", (1, layer.out), "Linear", layer.frozen))
+        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
+            kind = type(layer).__name__
+            parameters.extend(Slot(f"{path}.{n}", (width,), kind, layer.frozen) for n in ("weight", "bias"))
+            if isinstance(layer, c.BatchNorm):
+                buffers.extend(Slot(f"{path}.{n}", (width,), kind) for n in ("running_mean", "running_var"))
+        elif isinstance(layer, c.Unused):
+            parameters.append(Slot(f"{path}.weight", (layer.size,), "Unused", used=False))
+    return parameters, buffers
+
+
+def initial_state(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Array]:
+    """float32 value of every parameter and buffer before the first step."""
+    rng = case.rng("weights")
+    state: dict[str, Array] = {}
+    parameters, buffers = slots(case)
+    for slot in (*parameters, *buffers):
+        kind = slot.name.rsplit(".", 1)[1]
+        drawn = rng.standard_normal(slot.shape)
+        if slot.layer in ("BatchNorm", "LayerNorm"):
+            unit = 1.0 if kind in ("weight", "running_var") else 0.0
+            if case.keep_init:
+                value = np.full(slot.shape, unit)
+            elif kind == "running_var":
+                value = 0.1 + drawn**2
+            else:
+                value = unit + 0.5 * drawn
+        else:
+            fan_in = slot.shape[0] if kind == "weight" else 4
+            value = drawn * (case.weight_scale / math.sqrt(fan_in))
+        state[slot.name] = value.astype(np.float32)
+    return state
+
+
+def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, Array]:
+    """What needle's constructors must give after ``np.random.seed(seed)``: the documented draws, in float64.
+
+    Linear: weight √2·√(3/in)·U(−1, 1) of (in, out), then bias √2·√(3/out)·U(−1, 1) of (out, 1) as a row (He et al. 2015).
+    """
+    rng = c.generator("build", seed)
+    state: dict[str, Array] = {}
+    linears: list[str] = []
+    for path, layer, width, _ in plain_layers(case):
+        if isinstance(layer, c.Linear):
+            for name, shape in (("weight", (width, layer.out)), ("bias", (layer.out, 1))):
+                if name == "bias" and not layer.bias:
+                    continue
+                bound = math.sqrt(2) * math.sqrt(3 / shape[0])
+                drawn = (2 * rng.random_sample(shape) - 1) * bound
+                if name == "weight" and layer.tie is not None:
+                    continue  # drawn by the constructor, then replaced by the shared weight
+                state[f"{path}.{name}"] = drawn.reshape(1, -1) if name == "bias" else drawn
+            linears.append(path)
+        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
+            state[f"{path}.weight"], state[f"{path}.bias"] = np.ones(width), np.zeros(width)
+            if isinstance(layer, c.BatchNorm):
+                state[f"{path}.running_mean"], state[f"{path}.running_var"] = np.zeros(width), np.ones(width)
+    return state
+
+
+def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]:
+    """Dropout masks by path: bool of shape (steps, micro, rows, width), as ``np.random.seed(step seed)`` gives them."""
+    found: dict[str, Array] = {}
+    droppers = [
+        (path, layer, width) for path, layer, width, on in plain_layers(case) if on and isinstance(layer, c.Dropout)
+    ]
+    if not droppers:
+        return found
+    micro, rows = micro_batches(case), case.data.rows
+    for path, _, width in droppers:
+        found[path] = np.empty((steps, micro, rows, width), dtype=bool)
+    for t in range(steps):
+        rng = c.generator("masks", step_seed(case, t))
+        for m in range(micro):
+            for path, layer, width in droppers:
+                found[path][t, m] = rng.random_sample((rows, width)) <= 1 - dropout_p(layer)
+    return found
+
+
+def dropout_p(layer: c.Dropout) -> float:
+    """The probability in force: the documented default is 0.5."""
+    return 0.5 if layer.p is None else layer.p
+
+
+def step_seed(case: c.TrainCase | c.SecondOrderCase, step: int) -> int:
+    """Seed of NumPy's global generator at the start of a step."""
+    return case.seed_for(f"step {step}")
+
+
+def evaluated_after(step: int, steps: int) -> bool:
+    """Whether the model is also run in evaluation mode after a step: the first, every third, the last."""
+    return step == 0 or step % 3 == 0 or step == steps - 1

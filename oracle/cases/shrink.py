@@ -1,0 +1,243 @@
+"""Makes a failing case smaller while it keeps failing in the same way.
+
+Works on the Case itself, not on the choices that generated it, so that a case from any source shrinks: generated,
+hand-written, or found by the memory gates. Greedy and deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from oracle.cases import case as c
+
+_C = TypeVar("_C", c.TrainCase, c.SecondOrderCase, c.OpCase)
+_replace = msgspec.structs.replace
+
+
+def shrink(case: c.Case, fails: Callable[[c.Case], bool], budget: int = 400) -> c.Case:
+    """The smallest case found that still ``fails``; at most ``budget`` calls of it."""
+    tried = {case.digest}
+    progress = True
+    while progress:
+        progress = False
+        for candidate in candidates(case):
+            if candidate.digest in tried:
+                continue
+            if len(tried) > budget:
+                return case
+            tried.add(candidate.digest)
+            if fails(candidate):
+                case, progress = candidate, True
+                break
+    return case
+
+
+def candidates(case: c.Case) -> Iterator[c.Case]:
+    """Simpler cases, the largest simplifications first; invalid ones are left out."""
+    changes = _op_changes(case) if isinstance(case, c.OpCase) else _run_changes(case)
+    while True:
+        try:
+            change = next(changes)
+        except StopIteration:
+            return
+        try:
+            candidate = _replace(case, **change)
+        except c.CaseError:
+            continue
+        if candidate != case:
+            yield candidate
+
+
+# -- training runs and second-order cases -----------------------------------------------------------------------------
+
+
+def _run_changes(case: c.TrainCase | c.SecondOrderCase) -> Iterator[dict[str, Any]]:
+    if isinstance(case, c.TrainCase):
+        for steps in (1, 2, case.steps // 2, case.steps - 1):
+            if 1 <= steps < case.steps:
+                kept = tuple(change for change in case.lr_changes if change.step < steps)
+                gap = case.gap if case.gap is not None and case.gap.step < steps else None
+                yield {"steps": steps, "lr_changes": kept, "gap": gap}
+    for model in _smaller(case.model):
+        yield {"model": model}
+    simple: dict[str, tuple[Any, ...]] = {"keep_init": (True,), "weight_scale": (1.0,), "seed": (0, 1)}
+    if isinstance(case, c.TrainCase):
+        simple |= {"clip": (None,), "lr_changes": ((),), "gap": (None,), "backward": ("once",), "input_grad": (False,)}
+    for name, values in simple.items():
+        for value in values:
+            if getattr(case, name) == value:
+                break
+            yield {name: value}
+    if isinstance(case.data, c.Data):
+        yield from ({"data": data} for data in _simpler_data(case.data))
+        if not isinstance(case.loss, c.WeightedSum):
+            yield {"loss": c.WeightedSum()}
+        for old in sorted(_sizes(case), reverse=True):
+            for new in (1, 2, 3):
+                if new < old:
+                    yield from _resized(case, old, new)
+    if isinstance(case, c.TrainCase):
+        for optimizer in _simpler(case.optimizer, {"weight_decay": (None, 0.1), "lr": (0.1,), "momentum": (None, 0.9),
+                                                    "beta1": (None,), "beta2": (None,), "eps": (None,)}):  # fmt: skip
+            yield {"optimizer": optimizer}
+        if case.clip is not None and case.clip.max_norm not in (None, 1.0):
+            yield {"clip": c.Clip(1.0)}
+
+
+def _simpler(part: Any, values: dict[str, tuple[Any, ...]]) -> Iterator[Any]:
+    for name, choices in values.items():
+        if name not in part.__struct_fields__:
+            continue
+        for value in choices:
+            if getattr(part, name) == value:
+                break
+            yield _replace(part, **{name: value})
+
+
+def _simpler_data(data: c.Data) -> Iterator[c.Data]:
+    for i in range(len(data.atoms)):
+        yield _replace(data, atoms=data.atoms[:i] + data.atoms[i + 1 :])
+    plain = {"scale": (1.0,), "offset": (0.0, 1.0), "repeated_rows": (False,), "constant_column": (False,)}
+    yield from _simpler(data, {**plain, "rounded": (False,), "same_batch": (False,)})
+
+
+def _smaller(layers: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
+    """Models with half of the layers or one of them dropped, or with one unwrapped or made simpler."""
+    if len(layers) > 3:
+        half = len(layers) // 2
+        yield layers[half:]
+        yield layers[:half]
+    for i in range(len(layers)):
+        if len(layers) > 1:
+            yield layers[:i] + layers[i + 1 :]
+    for i, layer in enumerate(layers):
+        before, after = layers[:i], layers[i + 1 :]
+        for _, body in c.bodies(layer):
+            yield (*before, *body, *after)
+        if isinstance(layer, c.Branch):
+            yield (*before, *layer.left, *layer.right, *after)
+        for smaller in _smaller_layer(layer):
+            yield (*before, smaller, *after)
+
+
+def _smaller_layer(layer: c.Layer) -> Iterator[c.Layer]:
+    if isinstance(layer, c.Branch):
+        yield from (_replace(layer, left=left) for left in _smaller_or_none(layer.left))
+        yield from (_replace(layer, right=right) for right in _smaller_or_none(layer.right))
+        yield from _simpler(layer, {"join": ("add",)})
+    elif isinstance(layer, c.Sequential | c.Residual | c.Eval):
+        yield from (_replace(layer, body=body) for body in _smaller_or_none(layer.body))
+    elif isinstance(layer, c.Ops):
+        for i in range(len(layer.steps)):
+            yield c.Ops(layer.steps[: i + 1])
+            yield c.Ops(_without(layer.steps, i))
+    else:
+        yield from _simpler(layer, {"tie": (None,), "frozen": (False,), "bias": (True,), "eps": (None,), "p": (0.5,),
+                                    "momentum": (None,), "size": (1,)})  # fmt: skip
+
+
+def _smaller_or_none(body: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
+    if body:
+        yield ()
+    yield from _smaller(body)
+
+
+def _without(steps: tuple[c.OpStep, ...], gone: int) -> tuple[c.OpStep, ...]:
+    """The program without one step: its users take its first operand instead."""
+    target = steps[gone].args[0]
+
+    def moved(arg: int) -> int:
+        arg = target if arg == gone + 1 else arg
+        return arg - (arg > gone + 1)
+
+    return tuple(_replace(s, args=tuple(moved(a) for a in s.args)) for i, s in enumerate(steps) if i != gone)
+
+
+def _sizes(case: c.TrainCase | c.SecondOrderCase) -> set[int]:
+    return {case.data.rows, case.data.features} | {x.out for _, x in c.walk(case.model) if isinstance(x, c.Linear)}
+
+
+def _resized(case: c.TrainCase | c.SecondOrderCase, old: int, new: int) -> Iterator[dict[str, Any]]:
+    """Every width ``old`` made ``new``; then the rows, the features and the layers each on their own."""
+    rows = _replace(case.data, rows=new) if case.data.rows == old else case.data
+    both = _replace(rows, features=new) if rows.features == old else rows
+    model = tuple(_with_width(layer, old, new) for layer in case.model)
+    yield {"model": model, "data": both}
+    yield {"data": rows}
+    yield {"model": model}
+    yield {"data": _replace(case.data, features=new) if case.data.features == old else case.data}
+    yield {"model": model, "data": rows}
+
+
+def _with_width(layer: c.Layer, old: int, new: int) -> c.Layer:
+    if isinstance(layer, c.Linear):
+        return _replace(layer, out=new) if layer.out == old else layer
+    if isinstance(layer, c.Branch):
+        left, right = (tuple(_with_width(x, old, new) for x in body) for body in (layer.left, layer.right))
+        return _replace(layer, left=left, right=right)
+    if isinstance(layer, c.Sequential | c.Residual | c.Eval):
+        return _replace(layer, body=tuple(_with_width(x, old, new) for x in layer.body))
+    if isinstance(layer, c.Ops):
+        swap = {"shape": lambda v: tuple(new if n == old else n for n in v)}
+        steps = tuple(
+            _replace(s, attributes={k: swap[k](v) if k in swap else v for k, v in s.attributes.items()})
+            for s in layer.steps
+        )
+        return c.Ops(steps)
+    return layer
+
+
+# -- single operations ------------------------------------------------------------------------------------------------
+
+
+def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
+    for old in sorted({n for o in case.operands for n in o.shape}, reverse=True):
+        for new in (1, 2, 3):
+            if new < old:
+                yield {
+                    "operands": tuple(_cropped(o, old, new) for o in case.operands),
+                    "attributes": {k: _swapped(k, v, old, new) for k, v in case.attributes.items()},
+                }
+    for i, operand in enumerate(case.operands):
+        for simpler in _simpler_operand(operand):
+            yield {"operands": (*case.operands[:i], simpler, *case.operands[i + 1 :])}
+    for cotangent in ((1.0,), case.cotangent[:1]):
+        if len(cotangent) < len(case.cotangent) or cotangent != case.cotangent:
+            yield {"cotangent": cotangent}
+    yield {"numpy_scalars": False}
+    yield {"constants": ()}
+
+
+def _swapped(name: str, value: Any, old: int, new: int) -> Any:
+    if name == "shape":
+        return tuple(new if n == old else n for n in value)
+    if name == "labels":
+        return tuple(value[:new]) if len(value) == old else value
+    return value
+
+
+def _cropped(operand: c.Operand, old: int, new: int) -> c.Operand:
+    shape = tuple(new if n == old else n for n in operand.shape)
+    values = tuple(operand.values[: math.prod(shape)])
+    return c.Operand(shape, values, operand.layout)
+
+
+def _simpler_operand(operand: c.Operand) -> Iterator[c.Operand]:
+    if operand.layout != "C":
+        yield _replace(operand, layout="C")
+    size = len(operand.values)
+    for plain in (1.0, 2.0):
+        yield _replace(operand, values=(plain,) * size)
+    numbers = [v for v in operand.values if isinstance(v, float)]
+    if len(numbers) == size:
+        yield _replace(operand, values=tuple(float(round(v)) for v in numbers))
+    if size <= 8:
+        for i, value in enumerate(operand.values):
+            for plain in (1.0, 0.0):
+                if value == plain:
+                    break
+                yield _replace(operand, values=(*operand.values[:i], plain, *operand.values[i + 1 :]))

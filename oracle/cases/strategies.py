@@ -1,0 +1,572 @@
+"""Hypothesis strategies that produce Cases, biased toward what kills: see `train_cases`.
+
+Structure, hyperparameters and a few special values are drawn, so that they shrink; bulk data comes from an integer
+seed in the case. The first alternative of every choice is the simplest one: it is what shrinking ends at.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracle.cases import case as c
+from oracle.cases.drawing import BOOLEANS, integers, strategy
+from oracle.operations import OPERATIONS, result_shape
+
+Shape = tuple[int, ...]
+Draw = Callable[..., Any]
+_T = TypeVar("_T")
+
+WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 17, 33, 64])
+ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 2, 4, 8, 16, 7, 33, 64])
+SEEDS = st.integers(0, 2**16)
+
+
+# A strategy is made once, here and not while drawing: making one costs more than drawing from it.
+
+
+def choice(*weighted: tuple[int, Any]) -> st.SearchStrategy[Any]:
+    """One of the values, drawn with integer weights."""
+    return st.sampled_from([value for weight, value in weighted for _ in range(weight)])
+
+
+@functools.cache
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    """True once in n times."""
+    return choice((n - 1, False), (1, True))
+
+
+# -- blocks of plain operations ---------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Builds an `Ops` block step by step and keeps track of shapes."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.steps: list[c.OpStep] = []
+        self.shapes: list[Shape] = [(rows, width)]
+
+    def __call__(self, op: str, *args: int, **attributes: Any) -> int:
+        self.shapes.append(result_shape(op, [self.shapes[a] for a in args], attributes))
+        self.steps.append(c.OpStep(op, args, attributes))
+        return len(self.shapes) - 1
+
+    def positive(self, x: int) -> int:
+        """x² + 0.5: safe for a logarithm, a root or a denominator."""
+        return self("add_scalar", self("multiply", x, x), c=0.5)
+
+    def small(self, x: int) -> int:
+        """tanh x: safe for an exponential."""
+        return self("tanh", x)
+
+    def spread(self, x: int, axis: int, like: int) -> int:
+        """x, which has lost an axis, broadcast back."""
+        shape = self.shapes[like]
+        kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        return self("broadcast_to", self("reshape", x, shape=kept), shape=shape)
+
+
+def _three_cycle(b: _Builder, x: int) -> int:
+    """(n, d) as (n, d, 1), its axes permuted in a cycle of three, and back by way of a sum."""
+    n, d = b.shapes[x]
+    y = b("transpose", b("transpose", b("reshape", x, shape=(n, d, 1)), axes=(0, 1)), axes=(1, 2))
+    return b("transpose", b("summation", b("mul_scalar", y, c=1.5), axes=(1,)))
+
+
+def _attention(b: _Builder, x: int) -> int:
+    """x @ (xᵀ @ x), on values that stay small."""
+    s = b.small(x)
+    return b("matmul", s, b("matmul", b("transpose", s), s))
+
+
+def _refilled(b: _Builder, x: int) -> int:
+    """(n, d) read as (d, n) and transposed: the order of the elements shows."""
+    n, d = b.shapes[x]
+    return b("transpose", b("reshape", x, shape=(d, n)))
+
+
+def _exponential(b: _Builder, x: int) -> int:
+    """ln of an e^x that becomes as large as 1e10."""
+    return b("log", b("exp", b("mul_scalar", b.small(x), c=24.0)))
+
+
+def _batched(b: _Builder, x: int) -> int:
+    """A batched product whose batch dimension broadcasts: (n, 1, d) @ (d, d)."""
+    n, d = b.shapes[x]
+    s = b.small(x)
+    square = b("matmul", b("transpose", s), s)
+    return b("reshape", b("matmul", b("reshape", x, shape=(n, 1, d)), square), shape=(n, d))
+
+
+def _centre(b: _Builder, x: int) -> int:
+    n, d = b.shapes[x]
+    mean = b("divide_scalar", b("summation", x, axes=(0,)), c=float(n))
+    return b("subtract", x, b("broadcast_to", mean, shape=(n, d)))
+
+
+def _negative_axis(b: _Builder, x: int) -> int:
+    n, _ = b.shapes[x]
+    return b("multiply", x, b("reshape", b("tanh", b("summation", x, axes=-1)), shape=(n, 1)))
+
+
+def _stacked(b: _Builder, x: int) -> int:
+    """Three tensors in a stack, each with a weight of its own, so that their order shows."""
+    n, d = b.shapes[x]
+    weights = b("stack", b("mul_scalar", b.small(x), c=0.5), b("rsub", b.small(x), c=2.0), b("negate", x), axis=1)
+    both = b("multiply", b("stack", x, b.small(x), x, axis=1), b("getitem", weights, index=((0, n, None),)))
+    return b("reshape", b("summation", both, axes=(1,)), shape=(n, d))
+
+
+def _picked(b: _Builder, x: int) -> int:
+    both = b("stack", b.small(x), x, axis=0)
+    return b("subtract", b("split", both, axis=0, pick=0), b("mul_scalar", b("split", both, axis=0, pick=1), c=-2.5))
+
+
+def _sliced(b: _Builder, x: int) -> int:
+    _, d = b.shapes[x]
+    part = b("getitem", x, index=((None, None, None), (0, max(1, d - 1), None)))
+    first = b("summation", part, axes=(1,))
+    return b("add", b.spread(first, 1, x), b("flip", x, axes=(0, 1)))
+
+
+def _dilated(b: _Builder, x: int) -> int:
+    wide = b("dilate", x, axes=(1,), dilation=1)
+    return b("getitem", wide, index=((None, None, None), (None, None, 2)))
+
+
+def _diamonds(b: _Builder, x: int) -> int:
+    """24 diamonds, one on the other: whoever walks every path instead of every node never comes back."""
+    y = b.small(x)
+    for _ in range(24):
+        y = b("mul_scalar", b("add", y, y), c=0.5)
+    return y
+
+
+_MACROS: tuple[Callable[[_Builder, int], int], ...] = (
+    lambda b, x: b("mul_scalar", x, c=2.0),
+    lambda b, x: b("add_scalar", x, c=1.0),
+    lambda b, x: b("negate", x),
+    lambda b, x: b("rsub", x, c=1.0),
+    lambda b, x: b("divide_scalar", x, c=3.0),
+    lambda b, x: b("add", x, x),
+    lambda b, x: b("multiply", x, b("sigmoid", x)),
+    lambda b, x: b("subtract", b("mul_scalar", x, c=3.0), x),
+    lambda b, x: b("power_scalar", x, c=2.0),
+    lambda b, x: b("power_scalar", b.small(x), c=3.0),
+    lambda b, x: b("power_scalar", b.positive(x), c=0.5),
+    lambda b, x: b("power_scalar", b.positive(x), c=-1.0),
+    lambda b, x: b("log", b.positive(x)),
+    lambda b, x: b("exp", b.small(x)),
+    lambda b, x: b("rdiv", b.positive(x), c=2.0),
+    lambda b, x: b("rpow", b.small(x), c=2.0),
+    lambda b, x: b("divide", x, b.positive(x)),
+    lambda b, x: b("power", b.positive(b.small(x)), b.small(x)),
+    lambda b, x: b("logsoftmax", x),
+    lambda b, x: b("subtract", x, b.spread(b("logsumexp", x, axes=(1,)), 1, x)),
+    lambda b, x: b("multiply", x, b("logsumexp", b.small(x))),
+    lambda b, x: b("transpose", b("multiply", b("transpose", x), b("transpose", x, axes=(0, 1)))),
+    lambda b, x: b("mul_scalar", x, c=100.0),
+    _centre,
+    _negative_axis,
+    _refilled,
+    _exponential,
+    _three_cycle,
+    _attention,
+    _batched,
+    _stacked,
+    _picked,
+    _sliced,
+    _dilated,
+    _diamonds,
+)
+
+
+def _block(macro: Callable[[_Builder, int], int], rows: int, width: int) -> c.Ops:
+    b = _Builder(rows, width)
+    macro(b, 0)
+    return c.Ops(tuple(b.steps))
+
+
+# which macro to take for an operation that a block is to have: the shortest
+_BY_OP = {
+    step.op: macro
+    for macro in sorted(_MACROS, key=lambda macro: -len(_block(macro, 2, 3).steps))
+    for step in _block(macro, 2, 3).steps
+}
+BLOCK_OPS = tuple(sorted(_BY_OP))
+
+
+def block_with(op: str, rows: int, width: int) -> c.Ops:
+    """A block of operations, (rows, width) -> (rows, width), that has this one."""
+    return _block(_BY_OP[op], rows, width)
+
+
+_MACRO = st.sampled_from(_MACROS)
+_MACRO_COUNT = choice((2, 1), (2, 2), (1, 3))
+
+
+def _ops(draw: Draw, rows: int, width: int) -> c.Ops:
+    b = _Builder(rows, width)
+    x = 0
+    for _ in range(draw(_MACRO_COUNT)):
+        x = draw(_MACRO)(b, x)
+    return c.Ops(tuple(b.steps))
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+_EPS = st.sampled_from([None, None, 1e-5, 1e-3, 1e-2])
+_MOMENTA = st.sampled_from([None, None, 0.1, 0.5, 0.0, 1.0])
+_DROPPED = st.sampled_from([None, 0.1, 0.5, 0.9, 0.0, 1.0])
+_UNUSED = st.sampled_from([1, 3])
+_JOINS = st.sampled_from(["add", "subtract", "multiply"])
+_SMALL_WIDTHS = st.sampled_from([1, 2, 3, 4, 5])
+
+
+@functools.cache
+def _kinds(norms: bool, nested: bool) -> st.SearchStrategy[str]:
+    """Kinds of layers, where batch statistics (``norms``) and containers (``nested``) are possible or not."""
+    return choice(
+        (6, "linear"),
+        (4, "relu"),
+        *((2, name) for name in c.ACTIVATIONS),
+        (4 if norms else 0, "batch norm"),
+        (3, "layer norm"),
+        (2, "dropout"),
+        (5, "ops"),
+        (1, "identity"),
+        (1, "flatten"),
+        (1, "unused"),
+        (3 if nested else 0, "residual"),
+        (2 if nested else 0, "branch"),
+        (2 if nested else 0, "sequential"),
+        (1 if nested else 0, "eval"),
+    )
+
+
+@functools.cache
+def _ties(same: tuple[int, ...]) -> st.SearchStrategy[int | None]:
+    return st.sampled_from([None, *same])
+
+
+class _Models:
+    """Draws layers left to right, keeping width and the shapes of the Linears so far."""
+
+    def __init__(self, draw: Draw, rows: int, square: bool, small: bool) -> None:
+        self.draw, self.rows, self.square = draw, rows, square
+        self.widths = _SMALL_WIDTHS if small else WIDTHS
+        self.linears: list[Shape] = []
+        self.budget = 8
+
+    def width(self) -> int:
+        """Batch == features hides nothing from a wrong-axis bug only where it is rare; here it is common."""
+        return self.rows if self.square and self.draw(BOOLEANS) else int(self.draw(self.widths))
+
+    def linear(self, width: int, out: int | None = None) -> c.Linear:
+        out = self.width() if out is None else out
+        same = [i for i, shape in enumerate(self.linears) if shape == (width, out)]
+        tie = self.draw(_ties(tuple(same))) if same else None
+        self.linears.append((width, out))
+        bias = not self.draw(one_in(4))
+        frozen = tie is None and self.draw(one_in(10))
+        return c.Linear(out, bias=bias, frozen=frozen, tie=tie)
+
+    def body(self, width: int, depth: int, most: int, training: bool = True) -> tuple[tuple[c.Layer, ...], int]:
+        layers: list[c.Layer] = []
+        for _ in range(self.draw(integers(0 if depth else 1, most))):
+            if self.budget <= 0:
+                break
+            self.budget -= 1
+            layer, width = self.layer(width, depth, training)
+            layers.append(layer)
+        return tuple(layers), width
+
+    def layer(self, width: int, depth: int, training: bool) -> tuple[c.Layer, int]:
+        nested = depth < 2
+        norms = self.rows > 1 or not training
+        kind = self.draw(_kinds(norms, nested))
+        draw = self.draw
+        if kind == "linear":
+            linear = self.linear(width)
+            return linear, linear.out
+        if kind == "residual":
+            body, out = self.body(width, depth + 1, 3, training)
+            return c.Residual(body if out == width else (*body, self.linear(out, width))), width
+        if kind == "branch":
+            left, first = self.body(width, depth + 1, 2, training)
+            right, second = self.body(width, depth + 1, 2, training)
+            if first != second:
+                right = (*right, self.linear(second, first))
+            return c.Branch(left, right, draw(_JOINS)), first
+        if kind in ("sequential", "eval"):
+            body, out = self.body(width, depth + 1, 3, training and kind == "sequential")
+            return (c.Sequential(body) if kind == "sequential" else c.Eval(body)), out
+        simple: dict[str, Callable[[], c.Layer]] = {
+            "relu": c.ReLU,
+            **c.ACTIVATIONS,
+            "identity": c.Identity,
+            "flatten": c.Flatten,
+            "unused": lambda: c.Unused(draw(_UNUSED)),
+            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(_MOMENTA), draw(one_in(10))),
+            "layer norm": lambda: c.LayerNorm(draw(_EPS), draw(one_in(10))),
+            "dropout": lambda: c.Dropout(draw(_DROPPED)),
+            "ops": lambda: _ops(draw, self.rows, width),
+        }
+        return simple[kind](), width
+
+
+_OFFSETS = choice((8, 0.0), (1, 1.0), (3, 100.0), (1, -1000.0))
+_SCALES = choice((6, 1.0), (1, 0.0), (1, 0.01), (2, 30.0))
+_ATOMS = choice((3, 0), (2, 1), (1, 2), (1, 3))
+_PLACES = st.integers(0, 4095)  # modulo the size
+_SPECIAL = st.sampled_from([0.0, 1.0, -1.0, 100.0, -100.0, 1e-3, 1e4])
+
+
+def _data(draw: Draw, rows: int, features: int) -> c.Data:
+    return c.Data(
+        rows=rows,
+        features=features,
+        scale=draw(_SCALES),
+        offset=draw(_OFFSETS),
+        atoms=tuple(c.Atom(draw(_PLACES) % (rows * features), draw(_SPECIAL)) for _ in range(draw(_ATOMS))),
+        repeated_rows=draw(one_in(12)),
+        constant_column=draw(one_in(8)),
+        rounded=draw(one_in(6)),
+        same_batch=draw(one_in(4)),
+    )
+
+
+_LRS = st.sampled_from([0.1, 0.01, None, 1.0, 0.3, 1e-3, 0.0123456789, 0.70710678, 1e-4])
+_BETAS = st.sampled_from([0.9, 0.0, 0.5, 0.99, 0.999, 0.3])
+_DECAYS = st.sampled_from([0.1, 0.01, 0.5, 1e-4, 1.0])
+# decay outside the momentum shows only where both are positive
+_WHICH_BETA = choice((2, "none"), (1, "zero"), (7, "some"))
+_WHICH_DECAY = choice((2, "none"), (1, "zero"), (5, "some"))
+
+
+def _sgd(draw: Draw) -> c.SGD:
+    beta, decay = draw(_WHICH_BETA), draw(_WHICH_DECAY)
+    return c.SGD(
+        lr=draw(_LRS),
+        momentum={"none": None, "zero": 0.0}.get(beta) if beta != "some" else draw(_BETAS),
+        weight_decay={"none": None, "zero": 0.0}.get(decay) if decay != "some" else draw(_DECAYS),
+    )
+
+
+_BETA1 = st.sampled_from([None, 0.9, 0.5, 0.0])
+_BETA2 = st.sampled_from([None, 0.999, 0.9, 0.5])
+_ADAM_EPS = st.sampled_from([None, 1e-8, 1e-3])
+_ADAM_DECAYS = st.sampled_from([None, 0.0, 0.01, 0.5])
+
+
+def _adam(draw: Draw) -> c.Adam:
+    return c.Adam(
+        lr=draw(_LRS),
+        beta1=draw(_BETA1),
+        beta2=draw(_BETA2),
+        eps=draw(_ADAM_EPS),
+        weight_decay=draw(_ADAM_DECAYS),
+    )
+
+
+_THEMES = choice((6, "plain"), (2, "norm first"), (2, "saturated"))
+_SATURATIONS = st.sampled_from([100.0, 1000.0, 10_000.0])
+_LOSSES = choice(
+    (6, c.SoftmaxLoss()),
+    (1, c.SoftmaxLoss("uint8")),
+    (1, c.SoftmaxLoss("int32")),
+    (2, c.WeightedSum()),
+    (2, c.MeanSquare()),
+    (1, c.Cotangent()),
+)
+_STEPS = choice((4, 1), (5, 2), (8, 3), (3, 4), (2, 6), (1, 13))
+_LATER_LRS = st.sampled_from([0.05, 1e-3, 0.5])
+_CLIPS = choice((6, "none"), (1, "default"), (3, "some"))
+_MAX_NORMS = st.sampled_from([1.0, 0.01, 5.0, 100.0])
+_BACKWARDS = choice((8, "once"), (1, "twice"), (1, "accumulate"))
+_WEIGHT_SCALES = choice((6, 1.0), (1, 0.1), (1, 4.0), (1, 0.0))
+
+
+@st.composite
+def train_cases(draw: Draw) -> c.TrainCase:
+    """Training runs, biased toward what finds faults.
+
+    Batch == features in at least 35 % of them; a norm layer first, on data far from zero; saturation; exact zeros and
+    ties; momentum together with decay; fan-out; nested evaluation mode; clipping on both sides of max_norm; size 1.
+    """
+    rows = int(draw(ROWS))
+    features = rows if (square := draw(BOOLEANS)) else int(draw(WIDTHS))
+    models = _Models(draw, rows, square, small=False)
+    layers: list[c.Layer] = []
+    theme = draw(_THEMES)
+    if theme == "norm first":
+        layers.append(c.BatchNorm() if rows > 1 and draw(BOOLEANS) else c.LayerNorm())
+    body, _ = models.body(features, 0, 7)
+    layers.extend(body)
+    if not c.trains(layers):
+        layers.append(c.Linear(models.width()))
+    if theme == "saturated":
+        layers.append(c.Ops((c.OpStep("mul_scalar", (0,), {"c": draw(_SATURATIONS)}),)))
+    steps = draw(_STEPS)
+    lr_changes: tuple[c.LrChange, ...] = ()
+    if steps > 1 and draw(one_in(4)):
+        lr_changes = (c.LrChange(draw(integers(1, steps - 1)), draw(_LATER_LRS)),)
+    clip = draw(_CLIPS)
+    gap = None
+    if steps > 1 and clip == "none" and draw(one_in(4)):
+        gap = c.Gap(
+            draw(integers(1, max(1, steps - 2))), draw(integers(0, 7))
+        )  # seldom the last one: what follows counts
+    return c.TrainCase(
+        model=tuple(layers),
+        data=_data(draw, rows, features),
+        loss=draw(_LOSSES),
+        optimizer=_adam(draw) if draw(one_in(8)) else _sgd(draw),
+        seed=draw(SEEDS),
+        steps=steps,
+        clip=None if clip == "none" else c.Clip(None if clip == "default" else draw(_MAX_NORMS)),
+        lr_changes=lr_changes,
+        gap=gap,
+        backward=draw(_BACKWARDS),
+        input_grad=draw(one_in(3)),
+        keep_init=draw(one_in(3)),
+        weight_scale=draw(_WEIGHT_SCALES),
+    )
+
+
+_FEW_ROWS = st.sampled_from([1, 2, 3, 4, 6])
+_FEW_FEATURES = st.sampled_from([1, 2, 3, 4])
+_SECOND_LOSSES = choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))
+_SECOND_SCALES = st.sampled_from([1.0, 0.5])
+_SECOND_OFFSETS = choice((5, 0.0), (1, 100.0))
+
+
+@st.composite
+def second_order_cases(draw: Draw) -> c.SecondOrderCase:
+    """Small models, differentiated twice."""
+    rows = int(draw(_FEW_ROWS))
+    features = int(draw(_FEW_FEATURES))
+    models = _Models(draw, rows, False, small=True)
+    models.budget = 4
+    body, width = models.body(features, 1, 3)
+    head = models.linear(width)
+    return c.SecondOrderCase(
+        model=(*body, c.Linear(head.out, bias=head.bias)),
+        data=c.Data(rows=rows, features=features, offset=draw(_SECOND_OFFSETS), rounded=draw(one_in(6))),
+        loss=draw(_SECOND_LOSSES),
+        seed=draw(SEEDS),
+        weight_scale=draw(_SECOND_SCALES),
+        keep_init=draw(BOOLEANS),
+    )
+
+
+# -- single operations ------------------------------------------------------------------------------------------------
+
+_REAL = [0.0, 1.0, -1.0, 2.0, 0.5, -0.5, -2.0, 3.0, 0.1, -0.0, 10.0, -10.0, 100.0, -100.0, 1e3, -1e3, 1e-3, 1e-20]
+_LARGEST = 256  # elements of an explicit operand
+
+
+def _legal(value: float, domain: str) -> float:
+    if domain == "positive":
+        return abs(value) + 0.01 if value == value else value
+    if domain == "nonzero" and abs(value) < 1e-3:
+        return math.copysign(0.25, value)
+    return value
+
+
+_LAYOUTS = choice((5, "C"), (1, "F"), (1, "strided"), (1, "reversed"))
+_FINE = st.floats(-4, 4, width=16)
+_TAME_VALUES = st.sampled_from(_REAL[:9]) | _FINE
+_EXTREME_VALUES = st.sampled_from(_REAL) | _FINE
+_ANY_REAL = st.sampled_from(_REAL)
+_SPREADS = st.sampled_from([1.0, 30.0])
+_DECIMALS = choice((2, 3), (1, 0))  # whole numbers: zeros and ties
+
+
+def _operand(
+    draw: Draw,
+    shape: Shape,
+    domain: str,
+    special: st.SearchStrategy[str] | None,
+    extreme: bool,
+    hard: st.SearchStrategy[float] | None = None,
+) -> c.Operand:
+    size = math.prod(shape)
+    layout = draw(_LAYOUTS)
+    if size <= 4:
+        plain = _EXTREME_VALUES if extreme else _TAME_VALUES
+        values = [_legal(float(draw(plain)), domain) for _ in range(size)]
+    else:
+        rng = np.random.RandomState(draw(SEEDS))
+        values = np.round(rng.standard_normal(size) * (draw(_SPREADS) if extreme else 1.0), draw(_DECIMALS)).tolist()
+        values = [_legal(v, domain) for v in values] if domain != "real" else values
+        for _ in range(draw(integers(0, 2)) if extreme else 0):
+            values[draw(integers(0, size - 1))] = _legal(float(draw(_ANY_REAL)), domain)
+    if extreme and hard is not None and size:
+        values[draw(integers(0, size - 1))] = float(draw(hard))
+    out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()
+    if special is not None and size:
+        out[draw(integers(0, size - 1))] = draw(special)
+    return c.Operand(shape, tuple(out), layout)
+
+
+_COTANGENT = st.lists(
+    st.sampled_from([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 7.0, 300.0, -200.0]), min_size=1, max_size=5
+).filter(any)
+
+
+@functools.cache
+def _drawn(name: str) -> st.SearchStrategy[Any]:
+    """Shapes and attributes of an op; a long dimension is worth its while only once in a case."""
+    return strategy(OPERATIONS[name].drawn).filter(
+        lambda drawn: all(math.prod(shape) <= _LARGEST for shape in drawn[0])
+    )
+
+
+@functools.cache
+def _some(values: tuple[_T, ...]) -> st.SearchStrategy[_T] | None:
+    return st.sampled_from(values) if values else None
+
+
+@st.composite
+def op_cases(draw: Draw, names: Sequence[str] | None = None) -> c.OpCase:
+    """One operation over its whole domain: broadcasting, zero-size, memory layouts, extreme values, nan and inf."""
+    known = tuple(sorted(OPERATIONS) if names is None else names)
+    name = known[0] if len(known) == 1 else draw(_names(known))
+    op = OPERATIONS[name]
+    shapes, attributes = draw(_drawn(name))
+    special = _some(op.special) if op.special and draw(one_in(8)) else None
+    extreme = not op.ordinary and draw(BOOLEANS)
+    hard = _some(op.hard)
+    operands = tuple(
+        _operand(draw, s, op.values, special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
+    )
+    return c.OpCase(
+        op=name,
+        operands=operands,
+        attributes=attributes,
+        cotangent=tuple(draw(_COTANGENT)),
+        constants=draw(_constants(len(shapes))),
+        numpy_scalars=bool("c" in attributes and draw(BOOLEANS)),
+    )
+
+
+@functools.cache
+def _constants(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Numbers of the operands that are constants: mostly none, never all."""
+    return choice((2, ()), *((1, (i,)) for i in range(count if count > 1 else 0)))
+
+
+@functools.cache
+def _names(known: tuple[str, ...]) -> st.SearchStrategy[str]:
+    return st.sampled_from(known)
+
+
+def every_op(names: Sequence[str]) -> st.SearchStrategy[tuple[c.OpCase, ...]]:
+    """One case of each of these ops: no op has to wait for its turn."""
+    return st.tuples(*(op_cases([name]) for name in names))

@@ -1,0 +1,286 @@
+"""Elementwise operations."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from oracle.operations.drawn import NUMBERS, POWERS, one, scalar, two
+from oracle.operations.operation import operation, scalar_of
+from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand, moved, reduced
+
+
+def door(function: str, plain: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """``ndl.function(x, c)`` for operands of odd rank, the operator for even ones: two doors to one op, both are tried."""
+    return lambda n, x, c: getattr(n, function)(x, c) if len(x.shape) % 2 else plain(x, c)
+
+
+def by_input(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Var:
+    """f(x) with derivative df(x)."""
+    return t.emit(f(t.noisy(x.value)), (x,), lambda g: (t.noisy(g) * df(t.noisy(x.value)),))
+
+
+def by_output(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array], Array]) -> Var:
+    """f(x) with derivative df(f(x)), from the saved output."""
+    y = f(t.noisy(x.value))
+    return t.emit(y, (x,), lambda g: (t.noisy(g) * df(t.noisy(y)),))
+
+
+def by_both(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array, Array], Array]) -> Var:
+    """f(x) with derivative df(x, f(x)); both see noisy operands."""
+    y = f(t.noisy(x.value))
+    return t.emit(y, (x,), lambda g: (t.noisy(g) * df(t.noisy(x.value), t.noisy(y)),))
+
+
+def broadcast(t: Tape, a: Var, b: Var) -> tuple[Array, Array]:
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    # a small operand is perturbed after broadcasting: a kernel rounds every element of the result on its own
+    return t.noisy(expand(a.value, shape)), t.noisy(expand(b.value, shape))
+
+
+# -- one operand -------------------------------------------------------------------------------------------------------
+
+
+@operation(needle=lambda n, x: n.negate(x), torch=lambda t, x: t.neg(x), drawn=one, node="Negate")
+def negate(t: Tape, x: Var) -> Var:
+    """-x."""
+    return t.emit(-t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
+
+
+@operation(
+    needle=lambda n, x: n.log(x),
+    torch=lambda t, x: t.log(x),
+    drawn=one,
+    node="Log",
+    values="positive",
+    hard=(1e-20, 1e-30, 1e20, 1e-3),
+)
+def log(t: Tape, x: Var) -> Var:
+    """ln x."""
+    return by_input(t, x, np.log, lambda x: 1 / x)
+
+
+@operation(needle=lambda n, x: n.exp(x), torch=lambda t, x: t.exp(x), drawn=one, node="Exp")
+def exp(t: Tape, x: Var) -> Var:
+    """eˣ."""
+    return by_output(t, x, np.exp, lambda y: y)
+
+
+@operation(needle=lambda n, x: n.tanh(x), torch=lambda t, x: t.tanh(x), drawn=one, node="Tanh", layer="Tanh")
+def tanh(t: Tape, x: Var) -> Var:
+    """tanh x; its derivative comes from the saved output: 1 − y²."""
+    return by_output(t, x, np.tanh, lambda y: 1 - y * y)
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ), precise in both tails."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+@operation(
+    needle=lambda n, x: n.sigmoid(x), torch=lambda t, x: t.sigmoid(x), drawn=one, node="Sigmoid", layer="Sigmoid"
+)
+def sigmoid(t: Tape, x: Var) -> Var:
+    """1 / (1 + e⁻ˣ); its derivative comes from the saved output: y(1 − y)."""
+    return by_output(t, x, logistic, lambda y: y * (1 - y))
+
+
+@operation(needle=lambda n, x: n.relu(x), torch=lambda t, x: t.relu(x), drawn=one, node="ReLU", special=("inf", "-inf"))
+def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
+    """max(x, 0), gradient 0 at 0. ``kink`` (steps, *shape) dictates the branch; the sign of x by default."""
+    mask = (x.value[:1] > 0 if kink is None else kink[None]).astype(np.float64)
+    return t.emit(t.noisy(x.value) * mask, (x,), lambda g: (t.noisy(g) * mask,))
+
+
+@operation(
+    # half of it past the cast: a float32 tensor then gets a float64 contribution, which must become float32
+    needle=lambda n, x: n.ops.cast((n.ops.cast(x, "float64") + x) * 0.5, "float32"),
+    torch=lambda t, x: x.double().float(),
+    drawn=one,
+    node="Cast",
+    attributes=lambda op, x: {"dtype": op.dtype},
+)
+def cast(t: Tape, x: Var, *, dtype: Any = None) -> Var:
+    """In another precision and back: exact, where the operands are float32; a node's own ``dtype`` may round."""
+    there = (lambda v: v) if dtype is None else (lambda v: v.astype(dtype).astype(np.float64))
+    return moved(t, x, there, lambda g: g)
+
+
+def dropout(t: Tape, x: Var, *, mask: Array, p: float) -> Var:
+    """x · mask / (1 − p); everything is dropped at p = 1. mask: (steps, *shape)."""
+    keep = mask[None].astype(np.float64) / (1 - p) if p < 1 else np.zeros((1, *mask.shape))
+    return t.emit(t.noisy(t.noisy(x.value) * keep), (x,), lambda g: (t.noisy(t.noisy(g) * keep),))
+
+
+# -- one operand and a number ------------------------------------------------------------------------------------------
+
+
+@operation(
+    needle=door("add_scalar", operator.add),
+    torch=lambda t, x, c: x + c,
+    drawn=scalar(NUMBERS),
+    node="AddScalar",
+    attributes=scalar_of,
+)
+def add_scalar(t: Tape, x: Var, *, c: float) -> Var:
+    """x + c."""
+    return t.emit(t.noisy(x.value) + constant(t, x, c), (x,), lambda g: (t.noisy(g),))
+
+
+@operation(
+    needle=door("mul_scalar", lambda x, c: c * x),
+    torch=lambda t, x, c: x * c,
+    drawn=scalar(NUMBERS),
+    node="MulScalar",
+    attributes=scalar_of,
+)
+def mul_scalar(t: Tape, x: Var, *, c: float) -> Var:
+    """x · c."""
+    return t.emit(t.noisy(t.noisy(x.value) * c), (x,), lambda g: (t.noisy(g) * constant(t, x, c),))
+
+
+@operation(
+    needle=door("divide_scalar", operator.truediv),
+    torch=lambda t, x, c: x / c,
+    drawn=scalar(NUMBERS[:4]),
+    node="DivScalar",
+    attributes=scalar_of,
+)
+def divide_scalar(t: Tape, x: Var, *, c: float) -> Var:
+    """x / c."""
+    return t.emit(t.noisy(t.noisy(x.value) / c), (x,), lambda g: (t.noisy(g) * constant(t, x, 1 / c),))
+
+
+@operation(
+    needle=door("power_scalar", operator.pow),
+    torch=lambda t, x, c: x**c,
+    drawn=scalar(POWERS),
+    node="PowerScalar",
+    attributes=scalar_of,
+    values="positive",
+    special=(),
+)
+def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
+    """x ** c."""
+
+    def slope(x: Array) -> Array:
+        # c = 0 has derivative 0 everywhere, also where x ** -1 is infinite
+        return np.zeros_like(x) if c == 0 else t.noisy(c * t.noisy(x ** (c - 1)))
+
+    return by_input(t, x, lambda x: t.noisy(x**c), slope)
+
+
+@operation(
+    needle=lambda n, x, c: c - x,
+    torch=lambda t, x, c: c - x,
+    drawn=scalar(NUMBERS),
+    covers=("AddScalar", "Negate"),
+)
+def rsub(t: Tape, x: Var, *, c: float) -> Var:
+    """c - x."""
+    return t.emit(constant(t, x, c) - t.noisy(x.value), (x,), lambda g: (-t.noisy(g),))
+
+
+@operation(
+    needle=lambda n, x, c: c / x,
+    torch=lambda t, x, c: c / x,
+    drawn=scalar(NUMBERS),
+    values="nonzero",
+    special=(),
+)
+def rdiv(t: Tape, x: Var, *, c: float) -> Var:
+    """c / x."""
+    return by_both(t, x, lambda x: t.noisy(c / x), lambda x, y: -t.noisy(y / x))
+
+
+@operation(needle=lambda n, x, c: c**x, torch=lambda t, x, c: c**x, drawn=scalar((2.0, 0.5, 1.0, 3.0)), special=())
+def rpow(t: Tape, x: Var, *, c: float) -> Var:
+    """c ** x, for c > 0."""
+    return by_output(t, x, lambda x: t.noisy(c**x), lambda y: t.noisy(y * math.log(c)))
+
+
+# -- two operands ------------------------------------------------------------------------------------------------------
+
+
+@operation(needle=lambda n, a, b: n.add(a, b), torch=lambda t, a, b: t.add(a, b), drawn=two, node="EWiseAdd")
+def add(t: Tape, a: Var, b: Var) -> Var:
+    """a + b."""
+    x, y = broadcast(t, a, b)
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        return [reduced(t, t.noisy(g), v.shape) if v.needs else None for v in (a, b)]
+
+    return t.emit(x + y, (a, b), vjp)
+
+
+@operation(needle=lambda n, a, b: a - b, torch=lambda t, a, b: t.sub(a, b), drawn=two, covers=("EWiseAdd", "Negate"))
+def subtract(t: Tape, a: Var, b: Var) -> Var:
+    """a - b."""
+    x, y = broadcast(t, a, b)
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        da = reduced(t, t.noisy(g), a.shape) if a.needs else None
+        return da, reduced(t, -t.noisy(g), b.shape) if b.needs else None
+
+    return t.emit(x - y, (a, b), vjp)
+
+
+@operation(needle=lambda n, a, b: n.multiply(a, b), torch=lambda t, a, b: t.mul(a, b), drawn=two, node="EWiseMul")
+def multiply(t: Tape, a: Var, b: Var) -> Var:
+    """a · b."""
+    x, y = broadcast(t, a, b)
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        def one(v: Var, other: Var) -> Array | None:
+            factor = t.noisy(expand(other.value, g.shape[LEAD:]))
+            return reduced(t, t.noisy(g) * factor, v.shape)
+
+        return one(a, b) if a.needs else None, one(b, a) if b.needs else None
+
+    return t.emit(x * y, (a, b), vjp)
+
+
+@operation(
+    needle=lambda n, a, b: n.divide(a, b),
+    torch=lambda t, a, b: t.div(a, b),
+    drawn=two,
+    node="EWiseDiv",
+    values="nonzero",
+)
+def divide(t: Tape, a: Var, b: Var) -> Var:
+    """a / b."""
+    x, y = broadcast(t, a, b)
+
+    def vjp(g: Array) -> Sequence[Array]:
+        x, y = broadcast(t, a, b)
+        by_y = t.noisy(g) / y
+        return reduced(t, by_y, a.shape), reduced(t, -t.noisy(by_y) * t.noisy(x / y), b.shape)
+
+    return t.emit(x / y, (a, b), vjp)
+
+
+@operation(
+    needle=lambda n, a, b: n.power(a, b),
+    torch=lambda t, a, b: t.pow(a, b),
+    drawn=two,
+    node="EWisePow",
+    values="positive",
+    special=(),
+)
+def power(t: Tape, a: Var, b: Var) -> Var:
+    """a ** b, for a > 0."""
+    x, y = broadcast(t, a, b)
+    out = x**y
+
+    def vjp(g: Array) -> Sequence[Array]:
+        x, y = broadcast(t, a, b)
+        da = t.noisy(g) * y * t.noisy(x ** (y - 1))
+        db = t.noisy(g) * t.noisy(out) * t.noisy(np.log(x))
+        return reduced(t, da, a.shape), reduced(t, db, b.shape)
+
+    return t.emit(out, (a, b), vjp)

@@ -1,0 +1,112 @@
+"""What a block says, and the table of all blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from oracle.operations.drawn import Draw, Drawn
+from oracle.operations.tape import Shape, Tape, Var
+
+_Definition = TypeVar("_Definition", bound=Callable[..., Var])
+Meaning = Callable[..., "Var | tuple[Var, ...]"]  # (tape, op, *operands); a TensorTuple is a tuple of Vars
+Attributes = Callable[..., dict[str, Any]]  # (op, *operands) -> keywords of the definition
+
+
+@dataclass(frozen=True)
+class Operation:
+    """``needle(ndl, *tensors, **attributes)`` must equal ``torch(torch, *tensors, **attributes)`` and the definition."""
+
+    definition: Callable[..., Var]  # (tape, *vars, **attributes)
+    needle: Callable[..., Any]
+    torch: Callable[..., Any]
+    drawn: Callable[[Draw], Drawn]
+    covers: tuple[str, ...] = ()  # classes of needle.ops
+    values: str = "real"  # "real", "positive" or "nonzero": what the operands are made of
+    special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
+    hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
+    ordinary: bool = False  # products of large values: kept to ordinary ones
+    layer: str = ""  # needle's layer that is this op alone: cases have layers of that name then
+
+
+OPERATIONS: dict[str, Operation] = {}
+MEANINGS: dict[str, Meaning] = {}  # class of needle -> what a node of it means
+
+
+def operation(
+    *,
+    needle: Callable[..., Any],
+    torch: Callable[..., Any],
+    drawn: Callable[[Draw], Drawn],
+    node: str | None = None,
+    attributes: Attributes | None = None,
+    covers: tuple[str, ...] = (),
+    **more: Any,
+) -> Callable[[_Definition], _Definition]:
+    """Enter a definition into the table, under its own name.
+
+    ``node`` is needle's class of exactly this meaning, ``attributes`` what the definition takes from a node's op;
+    ``covers`` are further classes that the block runs through, ``more`` the other fields of an `Operation`.
+    """
+
+    def enter(definition: _Definition) -> _Definition:
+        name = definition.__name__
+        if name in OPERATIONS:
+            raise ValueError(f"two blocks are called {name}")
+        classes = covers if node is None else (node, *covers)
+        OPERATIONS[name] = Operation(definition, needle, torch, drawn, classes, **more)
+        if node is not None:
+
+            def of_a_node(t: Tape, op: Any, *xs: Any) -> Var:
+                given = {} if attributes is None else attributes(op, *xs)
+                return OPERATIONS[name].definition(t, *xs, **given)
+
+            meaning(node)(of_a_node)
+        return definition
+
+    return enter
+
+
+def meaning(node: str) -> Callable[[Meaning], Meaning]:
+    """Enter what a node of a class of needle means, where that is not just a definition."""
+
+    def enter(of_a_node: Meaning) -> Meaning:
+        if node in MEANINGS:
+            raise ValueError(f"two blocks say what a {node} means")
+        MEANINGS[node] = of_a_node
+        return of_a_node
+
+    return enter
+
+
+def result_shape(op: str, shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    """Shape of ``op`` on operands of these shapes; ValueError that says why where it has none."""
+    if op not in OPERATIONS:
+        raise ValueError(f"unknown op {op!r}; known are {', '.join(sorted(OPERATIONS))}")
+    operands = [Var(np.ones((1, 1, *shape)), needs=False) for shape in shapes]
+    try:
+        return OPERATIONS[op].definition(Tape(None), *operands, **attributes).shape
+    except (TypeError, ValueError, IndexError) as error:
+        listed = ", ".join(map(str, shapes))
+        raise ValueError(f"{op} does not apply to operands of shape {listed} with {attributes}: {error}") from None
+
+
+# -- what blocks say in the same words --------------------------------------------------------------------------------
+
+
+def scalar_of(op: Any, *xs: Var) -> dict[str, Any]:
+    """The number that a node's op holds."""
+    return {"c": float(op.scalar)}
+
+
+def axes_of_op(op: Any, *xs: Var) -> dict[str, Any]:
+    """The axes that a node's op holds."""
+    return {"axes": tuple(map(int, op.axes)) if isinstance(op.axes, tuple | list) else op.axes}
+
+
+def unusual(**keywords: tuple[Any, Any]) -> dict[str, Any]:
+    """Only the keywords whose value is not the default, so that the defaults are tested."""
+    return {name: value for name, (value, usual) in keywords.items() if value != usual}

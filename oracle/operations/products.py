@@ -1,0 +1,119 @@
+"""Products of matrices. A BLAS may skip a factor of 0, so that 0 · inf is 0 and not nan: no special values here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oracle.operations.drawn import Draw, Drawn
+from oracle.operations.elementwise import add
+from oracle.operations.operation import operation, unusual
+from oracle.operations.tape import LEAD, Array, Tape, Var, expand, product, reduced, swapped
+
+BATCHES = (((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,)))
+
+
+def multiplied(d: Draw) -> Drawn:
+    """(…, n, k) @ (…, k, m), batch dimensions broadcast; now and then all square."""
+    n, k, m = d.size(), d.size(), d.size()
+    if d.maybe():
+        n = m = k
+    batch = d.of(BATCHES)
+    return [(*batch[0], n, k), (*batch[1], k, m)], {}
+
+
+@operation(
+    needle=lambda n, a, b: a @ b if len(a.shape) % 2 == 0 else n.matmul(a, b),
+    torch=lambda t, a, b: t.matmul(a, b),
+    drawn=multiplied,
+    node="MatMul",
+    special=(),
+)
+def matmul(t: Tape, a: Var, b: Var) -> Var:
+    """(…, n, k) @ (…, k, m), batch dimensions broadcast."""
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    x, y = expand(a.value, batch + a.shape[-2:]), expand(b.value, batch + b.shape[-2:])
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        da = reduced(t, product(t, g, swapped(y)), a.shape) if a.needs else None
+        db = reduced(t, product(t, swapped(x), g), b.shape) if b.needs else None
+        return da, db
+
+    return t.emit(product(t, x, y), (a, b), vjp)
+
+
+def affine(d: Draw) -> Drawn:
+    """Rows, now and then of two batches, a weight, and a bias or none."""
+    n, k, m = d.whole(1, 5), d.whole(1, 5), d.whole(1, 5)
+    bias = ((1, m) if d.maybe() else (m,),) if d.maybe() else ()
+    return [(2, n, k) if d.maybe() and d.maybe() else (n, k), (k, m), *bias], {}
+
+
+@operation(
+    needle=lambda n, x, w, *b: n.ops.linear(x, w, *b),
+    torch=lambda t, x, w, *b: t.nn.functional.linear(x, w.t(), *(v.reshape(-1) for v in b)),
+    drawn=affine,
+    node="Linear",
+    special=(),
+)
+def linear(t: Tape, x: Var, w: Var, b: Var | None = None) -> Var:
+    """x @ w + b: (n, k), (k, m), (1, m) -> (n, m)."""
+    y = matmul(t, x, w)
+    return y if b is None else add(t, y, b)
+
+
+def convolved(d: Draw) -> Drawn:
+    """Images and a square kernel that fits."""
+    k, stride, padding = d.whole(1, 4), d.whole(1, 3), d.whole(0, 2)
+    n, channels, out = d.whole(1, 3), d.whole(1, 3), d.whole(1, 4)
+    h, w = (max(d.whole(1, 8), k - 2 * padding, 1) for _ in range(2))
+    return [(n, h, w, channels), (k, k, channels, out)], {"stride": stride, "padding": padding}
+
+
+def torch_conv(t: Any, x: Any, w: Any, stride: int, padding: int) -> Any:
+    """Channels last become channels first, and back."""
+    kernel = w.permute(3, 2, 0, 1).contiguous()  # torch's own backward wants a contiguous kernel
+    out = t.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, stride=stride, padding=padding)
+    return out.permute(0, 2, 3, 1)
+
+
+@operation(
+    needle=lambda n, x, w, stride, padding: n.conv(x, w, **unusual(stride=(stride, 1), padding=(padding, 0))),
+    torch=torch_conv,
+    drawn=convolved,
+    node="Conv",
+    attributes=lambda op, *xs: {"stride": op.stride, "padding": op.padding},
+    special=(),
+    ordinary=True,
+)
+def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
+    """Cross-correlation: (N, H, W, C) and (k, k, C, O) -> (N, H', W', O), as a product of patches and kernel."""
+    n, h, wd, c = x.shape
+    k, k2, c2, o = w.shape
+    if c != c2:
+        raise ValueError(f"conv: {c} input channels, but the kernel has {c2}")
+    oh, ow = (h + 2 * padding - k) // stride + 1, (wd + 2 * padding - k2) // stride + 1
+    if oh < 1 or ow < 1:
+        raise ValueError(f"conv: a kernel of {k}x{k2} does not fit into {h}x{wd} with padding {padding}")
+    rows = np.arange(oh)[:, None, None, None] * stride + np.arange(k)[None, None, :, None]
+    cols = np.arange(ow)[None, :, None, None] * stride + np.arange(k2)[None, None, None, :]
+    around = ((0, 0), (0, 0), (0, 0), (padding, padding), (padding, padding), (0, 0))
+
+    def patches(v: Array) -> Array:
+        taken = np.pad(v, around)[:, :, :, rows, cols, :]
+        return taken.reshape((*v.shape[:LEAD], n * oh * ow, k * k2 * c))
+
+    flat, kernel = patches(x.value), w.value.reshape((*w.value.shape[:LEAD], k * k2 * c, o))
+
+    def vjp(g: Array) -> Sequence[Array]:
+        g = g.reshape((*g.shape[:LEAD], n * oh * ow, o))
+        dflat: Array = product(t, g, swapped(kernel)).reshape((-1, g.shape[1], n, oh, ow, k, k2, c))
+        where: Any = (slice(None), rows, cols)
+        padded = t.scattered(dflat, (n, h + 2 * padding, wd + 2 * padding, c), where)
+        dx = padded[:, :, :, padding : padding + h, padding : padding + wd]
+        return dx, product(t, swapped(flat), g).reshape((-1, g.shape[1], *w.shape))
+
+    y = product(t, flat, kernel)
+    return t.emit(y.reshape((*y.shape[:LEAD], n, oh, ow, o)), (x, w), vjp)

@@ -1,0 +1,156 @@
+"""Operations that move elements to other places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from oracle.operations.drawn import Draw, Drawn, Shape, some_axes, two
+from oracle.operations.operation import axes_of_op, operation
+from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, moved, reduced
+
+
+def transposed(d: Draw) -> Drawn:
+    """A shape of rank 2 or more, and two axes or none."""
+    shape = d.shape(min_rank=2)
+    if d.maybe():
+        shape = (shape[0],) * len(shape)  # a wrong pair of axes then has the right shape
+    if d.maybe():
+        return [shape], {}
+    axis = -len(shape), len(shape) - 1
+    return [shape], {"axes": (d.whole(*axis), d.whole(*axis))}
+
+
+def needle_transpose(n: Any, x: Any, **a: Any) -> Any:
+    """By the attribute, the method or the function."""
+    if not a and len(x.shape) == 2:
+        return x.T if hasattr(type(x), "T") else n.transpose(x)
+    return x.transpose(**a) if len(x.shape) % 2 else n.transpose(x, **a)
+
+
+@operation(
+    needle=needle_transpose,
+    torch=lambda t, x, axes=(-1, -2): x.transpose(*axes),
+    drawn=transposed,
+    node="Transpose",
+    attributes=axes_of_op,
+)
+def transpose(t: Tape, x: Var, *, axes: tuple[int, int] | None = None) -> Var:
+    """Two axes swapped; the last two by default."""
+    first, second = axes_of((-1, -2) if axes is None else axes, len(x.shape))
+    return moved(t, x, lambda v: np.swapaxes(v, first, second), lambda g: np.swapaxes(g, first, second))
+
+
+def reshaped(d: Draw) -> Drawn:
+    """A shape, and another of the same size."""
+    shape = d.shape()
+    flat: tuple[int, ...] = (1,)
+    for n in shape:
+        flat = (flat[0] * n,)
+    targets = [flat, shape[::-1], (1, *shape), (*shape, 1), tuple(n for n in shape if n != 1)]
+    return [shape], {"shape": targets[d.whole(0, 4)]}
+
+
+def needle_reshape(n: Any, x: Any, shape: Shape) -> Any:
+    """By the method, with one argument or several, or the function."""
+    if len(x.shape) == 3:
+        return x.reshape(*shape)
+    return x.reshape(shape) if len(x.shape) % 2 else n.reshape(x, shape)
+
+
+@operation(
+    needle=needle_reshape,
+    torch=lambda t, x, shape: t.reshape(x, shape),
+    drawn=reshaped,
+    node="Reshape",
+    attributes=lambda op, x: {"shape": np.empty(x.shape, bool).reshape(op.shape).shape},
+)
+def reshape(t: Tape, x: Var, *, shape: Shape) -> Var:
+    """The same elements in row-major order."""
+    old = x.shape
+    return moved(t, x, lambda v: v.reshape(v.shape[:LEAD] + tuple(shape)), lambda g: g.reshape(g.shape[:LEAD] + old))
+
+
+def broadcasted(d: Draw) -> Drawn:
+    """A shape, and one that it broadcasts to."""
+    (shape, other), _ = two(d)
+    rank = max(len(shape), len(other))
+    pairs = zip((1,) * (rank - len(shape)) + shape, (1,) * (rank - len(other)) + other, strict=True)
+    return [shape], {"shape": tuple(max(a, b) if 0 not in (a, b) else 0 for a, b in pairs)}
+
+
+@operation(
+    needle=lambda n, x, shape: x.broadcast_to(shape),
+    torch=lambda t, x, shape: x.broadcast_to(shape),
+    drawn=broadcasted,
+    node="BroadcastTo",
+    attributes=lambda op, x: {"shape": op.shape},
+)
+def broadcast_to(t: Tape, x: Var, *, shape: Shape) -> Var:
+    """NumPy's broadcasting rule."""
+    if np.broadcast_shapes(x.shape, tuple(shape)) != tuple(shape):
+        raise ValueError(f"{x.shape} does not broadcast to {tuple(shape)}")
+    return t.emit(expand(x.value, tuple(shape)), (x,), lambda g: (reduced(t, t.noisy(g), x.shape),))
+
+
+def flipped(d: Draw) -> Drawn:
+    """A shape, and axes of it."""
+    shape = d.shape(min_rank=1)
+    axes = some_axes(d, len(shape), allow_none=False)
+    return [shape], {"axes": axes if isinstance(axes, tuple) else (axes,)}
+
+
+@operation(
+    needle=lambda n, x, axes: n.flip(x, axes),
+    torch=lambda t, x, axes: t.flip(x, axes),
+    drawn=flipped,
+    node="Flip",
+    attributes=axes_of_op,
+)
+def flip(t: Tape, x: Var, *, axes: int | tuple[int, ...]) -> Var:
+    """Elements reversed along axes."""
+    over = axes_of(axes, len(x.shape))
+    return moved(t, x, lambda v: np.flip(v, over), lambda g: np.flip(g, over))
+
+
+def dilated(d: Draw) -> Drawn:
+    """A shape, axes of it, and how many zeros."""
+    shape = d.shape(min_rank=1)
+    axes = d.distinct(len(shape), len(shape))
+    return [shape], {"axes": tuple(axes), "dilation": d.whole(0, 3)}
+
+
+def torch_dilate(t: Any, x: Any, axes: Shape, dilation: int) -> Any:
+    """Zeros, and x at some of the places."""
+    out = x.new_zeros([n * (dilation + 1) if i in axes else n for i, n in enumerate(x.shape)])
+    where = tuple(slice(None, None, dilation + 1) if i in axes else slice(None) for i in range(x.dim()))
+    out[where] = x
+    return out
+
+
+def dilation_of(op: Any, x: Var) -> dict[str, Any]:
+    """Axes from 0 on; those out of range are ignored, as in the course."""
+    rank, axes = len(x.shape), op.axes if isinstance(op.axes, tuple | list) else (op.axes,)
+    return {"axes": tuple(int(a) % rank for a in axes if -rank <= a < rank), "dilation": op.dilation}
+
+
+@operation(
+    needle=lambda n, x, **a: n.dilate(x, **a),
+    torch=torch_dilate,
+    drawn=dilated,
+    node="Dilate",
+    attributes=dilation_of,
+)
+def dilate(t: Tape, x: Var, *, axes: tuple[int, ...], dilation: int) -> Var:
+    """``dilation`` zeros after every element along axes (axes out of range are ignored, as in the course)."""
+    over = {LEAD + a for a in axes if a < len(x.shape)}
+    shape = tuple(n * (dilation + 1) if LEAD + i in over else n for i, n in enumerate(x.shape))
+    where = tuple(slice(None, None, dilation + 1) if i in over else slice(None) for i in range(LEAD + len(shape)))
+
+    def there(v: Array) -> Array:
+        out = np.zeros(v.shape[:LEAD] + shape)
+        out[where] = v
+        return out
+
+    return moved(t, x, there, lambda g: g[where])

@@ -1,0 +1,273 @@
+"""The tape that definitions are written on: float64 values, their adjoints, and the noise of float32 rounding.
+
+Every array has two leading axes, ``(replicas, steps)``: replica 0 is exact; the others get noise of the size of float32
+rounding at every operand edge, forward and backward, so that the spread of the replicas *measures* how much a correct
+float32 program may differ. ``steps`` stacks the independent (synchronised) training steps of one case, so that one pass
+serves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+U = 2.0**-24  # unit roundoff of float32
+TINY = 2.0**-126  # smallest normal float32
+UNDERFLOW = TINY / U  # what falls below TINY may be lost (torch flushes it), and be scaled up later
+# A sum of k terms errs by at most k · u · Σ|terms|, whatever its order and blocking (Higham, Accuracy and Stability of
+# Numerical Algorithms, section 4.2), and the CPU chooses both: 16 (the limit of rule G) × k/32 × ξ, ξ uniform in ±2.
+ANY_ORDER = 1 / 32
+REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
+LEAD = 2  # the number of leading axes: (replicas, steps)
+
+_POOL_SIZE = 1 << 20
+_POOL = np.random.RandomState(20240229).uniform(-2 * U, 2 * U, _POOL_SIZE)
+
+
+class Noise:
+    """Uniform noise in ±2u, sliced from one pre-drawn pool; the same seed gives the same noise.
+
+    In the last ``coherent`` replicas all rows of a matrix get the same noise, as identical rows do in a real kernel:
+    a column that is constant then stays constant, and the norms stay in the regime in which the real system is. In the very
+    last one all elements do, for the sake of constant rows and of sums of equal products.
+    """
+
+    def __init__(self, seed: int, replicas: int = REPLICAS, coherent: int = 0) -> None:
+        self.replicas = replicas
+        self.coherent = coherent
+        self._cursor = seed % _POOL_SIZE
+
+    def draw(self, shape: Shape) -> Array:
+        """Noise for the perturbed replicas, of the shape (steps, *shape): float64 ``(replicas - 1, steps, *shape)``."""
+        count = (self.replicas - 1) * math.prod(shape)
+        end = self._cursor + count
+        if end <= _POOL_SIZE:
+            flat, self._cursor = _POOL[self._cursor : end], end
+        else:
+            flat = self._beyond(count)
+        noise = flat.reshape((self.replicas - 1, *shape))
+        if self.coherent and len(shape) >= 1 + LEAD:
+            rows = noise[-self.coherent :, :, :1]
+            noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
+            noise[-1] = noise[-1].reshape(shape[0], -1)[:, :1].reshape(shape[0], *[1] * (len(shape) - 1))
+        return noise
+
+    def _beyond(self, count: int) -> Array:
+        """Noise where the pool ends: a new lap, or a block of its own."""
+        if count > _POOL_SIZE:
+            block = np.random.RandomState(self._cursor).uniform(-2 * U, 2 * U, count)
+            self._cursor = (self._cursor + 7919) % _POOL_SIZE
+            return block
+        # a fresh, odd offset: two laps over the pool must not line up
+        self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
+        block = _POOL[self._cursor : self._cursor + count]
+        self._cursor += count
+        return block
+
+
+@dataclass(eq=False)
+class Var:
+    """A value of the tape: float64 of shape ``(replicas or 1, steps or 1, *shape)``, and its adjoint once known."""
+
+    value: Array
+    needs: bool = True
+    adjoint: Array | None = None
+    uses: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return self.value.shape[LEAD:]
+
+
+Vjp = Callable[[Array], "Sequence[Array | None]"]
+
+
+@dataclass(eq=False)
+class Tape:
+    """Records operations and walks them backward once."""
+
+    noise: Noise | None
+    special: bool = False  # operands may be nan or infinite; they stay what they are
+    records: list[tuple[Var, tuple[Var, ...], Vjp]] = field(default_factory=list)
+
+    def noisy(self, x: Array) -> Array:
+        """x with fresh rounding noise in replicas 1…; replica 0 untouched."""
+        if self.noise is None:
+            return x
+        e = self.noise.draw(x.shape[1:])
+        out = np.empty((self.noise.replicas, *x.shape[1:]))
+        exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
+        out[0] = exact
+        size = np.abs(exact)
+        np.maximum(size, UNDERFLOW, out=size, where=size > 0)
+        if x.shape[0] == 1:
+            np.multiply(e, size, out=perturbed)
+            perturbed += exact
+        else:
+            # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
+            # fallen into another regime (a variance near 0) does not underestimate
+            np.abs(x[1:], out=perturbed)
+            np.maximum(perturbed, size, out=perturbed)
+            perturbed *= e
+            perturbed += x[1:]
+        return np.where(np.isfinite(x), out, x) if self.special else out
+
+    def roughened(self, y: Array, magnitude: Array, weight: float) -> Array:
+        """y with extra noise ``weight · u · magnitude · ξ``, ξ uniform in ±2, in replicas 1…."""
+        if self.noise is None or weight <= 0:
+            return y
+        e = self.noise.draw(y.shape[1:])
+        if y.shape[0] == 1:
+            y = np.repeat(y, self.noise.replicas, axis=0)
+        y[1:] += e * (weight * magnitude[:1])
+        return y
+
+    def moved(self, x: Array, to: Callable[[Array], Array]) -> Array:
+        """The elements of x at other places."""
+        return to(x)
+
+    def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
+        """The elements of x added up at places of zeros of this shape."""
+        out = np.zeros(x.shape[:LEAD] + shape)
+        np.add.at(out, (slice(None),) * LEAD + where, x)
+        return out
+
+    def variance(self, x: Array, centred: Array, mean: Array, axis: int) -> Array:
+        """The mean of the squares of x − mean. Welford's update, which torch has, errs by the rounding of the mean times
+        the deviation from it.
+        """
+        var = mean_of(self, self.noisy(centred) ** 2, (axis,))
+        if self.noise is None:
+            return var
+        deviation = np.abs(centred[:1] * x[:1])
+        return self.roughened(var, deviation.sum(axis=axis, keepdims=True) / x.shape[axis], 1.0)
+
+    def either(self, usual: Callable[[], Array], careful: Callable[[], Array]) -> Array:
+        """A value that one program computes in a ``careful`` way and another as ``usual``: noise is that of the usual way,
+        which is larger, and bounds are those of the other.
+        """
+        return usual()
+
+    def constant(self, c: float, shape: Shape) -> Array:
+        """c, rounded for each element; ``shape`` has the axis of the steps."""
+        return self.noisy(np.full((1, *shape), c))
+
+    def emit(self, value: Array, operands: Sequence[Var], vjp: Vjp) -> Var:
+        """Record one operation. ``vjp(g)`` gives one contribution per operand (None where none is needed)."""
+        out = Var(value, needs=any(v.needs for v in operands))
+        for v in operands:
+            v.uses += 1
+        if out.needs:
+            self.records.append((out, tuple(operands), vjp))
+        return out
+
+    def backward(self, seeds: Sequence[tuple[Var, Array]]) -> None:
+        """Fill in ``adjoint`` of every Var that reaches a seed; what was recorded is gone afterwards."""
+        for var, g in seeds:
+            self._add(var, g)
+        while self.records:
+            out, operands, vjp = self.records.pop()
+            if out.adjoint is None:
+                continue
+            for var, contribution in zip(operands, vjp(out.adjoint), strict=True):
+                if contribution is not None and var.needs:
+                    self._add(var, contribution)
+
+    def _add(self, var: Var, contribution: Array) -> None:
+        if var.uses > 1:
+            contribution = self.noisy(contribution)
+        var.adjoint = contribution if var.adjoint is None else var.adjoint + contribution
+
+
+# -- what definitions are written with: arrays with leading axes -----------------------------------------------------
+
+
+def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """Axes of the array proper, as axes of the array with its leading axes."""
+    if axes is None:
+        axes = tuple(range(rank))
+    elif isinstance(axes, int):
+        axes = (axes,)
+    for axis in axes:
+        if not -rank <= axis < rank:
+            raise ValueError(f"axis {axis} is out of range for {rank} dimensions")
+    return tuple(LEAD + axis % rank for axis in axes)
+
+
+def expand(x: Array, shape: Shape) -> Array:
+    """x broadcast to ``shape`` behind its own leading axes."""
+    own = x.shape[LEAD:]
+    if own == shape:
+        return x
+    aligned = x.reshape(x.shape[:LEAD] + (1,) * (len(shape) - len(own)) + own)
+    return np.broadcast_to(aligned, x.shape[:LEAD] + shape)
+
+
+def expand_rows(v: Array, shape: Shape) -> Array:
+    return np.broadcast_to(v, v.shape[:LEAD] + shape)
+
+
+def reduced(t: Tape, g: Array, shape: Shape) -> Array:
+    """g summed over what broadcasting had expanded, down to ``shape``."""
+    wide = g.shape[LEAD:]
+    if wide == shape:
+        return g
+    extra = len(wide) - len(shape)
+    axes = tuple(LEAD + i for i in range(len(wide)) if i < extra or (shape[i - extra] == 1 and wide[i] != 1))
+    return summed(t, g, axes).reshape(g.shape[:LEAD] + shape)
+
+
+def summed(t: Tape, x: Array, axes: tuple[int, ...], keepdims: bool = False, *, as_mean: bool = False) -> Array:
+    """Sum, with the rounding of every order and blocking as extra noise, see `ANY_ORDER`.
+
+    ``as_mean``: it may be on its way to a mean, which is subtracted again: the extra noise of `mean_of`, if that is more.
+    """
+    n = math.prod(x.shape[a] for a in axes)
+    y: Array = x.sum(axis=axes, keepdims=keepdims)
+    weight = max(ANY_ORDER * n, 0.5 * math.sqrt(n) if as_mean else 0)
+    if n > 1 and t.noise is not None:
+        y = t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=keepdims), weight)
+    return y
+
+
+def mean_of(t: Tape, x: Array, axes: tuple[int, ...]) -> Array:
+    """Mean (axes kept). Rounding is systematic on identical rows: extra noise √n · u · mean|x|, which up to 256 terms is
+    more than that of every order.
+    """
+    n = math.prod(x.shape[a] for a in axes)
+    y: Array = x.sum(axis=axes, keepdims=True) / n
+    if t.noise is None:
+        return y
+    weight = max(ANY_ORDER, 0.5 / math.sqrt(n))
+    return t.roughened(y, np.abs(x[:1]).sum(axis=axes, keepdims=True), weight)
+
+
+def product(t: Tape, a: Array, b: Array) -> Array:
+    """Matrix product of noisy operands, with the rounding of every order and blocking of its sums, see `ANY_ORDER`."""
+    y: Array = np.matmul(t.noisy(a), t.noisy(b))
+    k = a.shape[-1]
+    if k > 1 and t.noise is not None:
+        y = t.roughened(y, np.matmul(np.abs(a[:1]), np.abs(b[:1])), ANY_ORDER * k)
+    return y
+
+
+def swapped(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+def moved(t: Tape, x: Var, there: Callable[[Array], Array], back: Callable[[Array], Array]) -> Var:
+    """An operation that only moves elements: exact both ways."""
+    return t.emit(t.moved(x.value, there), (x,), lambda g: (t.moved(g, back),))
+
+
+def constant(t: Tape, x: Var, c: float) -> Array:
+    """c, rounded for each element of x."""
+    return t.constant(c, x.value.shape[1:])

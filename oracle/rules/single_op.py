@@ -1,0 +1,120 @@
+"""Single operations, with nan and infinities: both sides must agree on where they end up."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+
+from oracle.cases import case as c
+from oracle.operations import OPERATIONS
+from oracle.operations import tape as d
+from oracle.operations.tape import Noise
+from oracle.rules import compare as cmp
+from oracle.rules.compare import Array
+from oracle.rules.hearing import raised
+from oracle.rules.tape import Findings
+from oracle.rules.verdict import Divergence, Verdict
+from oracle.systems import ours as ours_side
+from oracle.systems import peer as peer_side
+from oracle.systems.trace import Clock
+
+
+def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:
+    """Value and operand gradients of one operation: (replicas, 1, *shape) each."""
+    tape = d.Tape(noise, special=True)
+    operands = [
+        d.Var(o.array.astype(np.float64)[None, None], needs=i not in case.constants)
+        for i, o in enumerate(case.operands)
+    ]
+    attributes = dict(case.attributes)
+    if "labels" in attributes:
+        attributes["labels"] = np.asarray(attributes["labels"])[None]
+    out = OPERATIONS[case.op].definition(tape, *operands, **attributes)
+    tape.backward([(out, case.cotangent_array.astype(np.float64)[None, None])])
+    grads = {f"operand {i}": v.adjoint for i, v in enumerate(operands) if v.adjoint is not None}
+    return out.value, grads
+
+
+def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
+    """The verdict on a single operation, by rule G where the truth is a float32 number. Proven by the group op."""
+    verdict = Verdict(case, steps=1)
+    op, clock, ours = OPERATIONS[case.op], Clock(), ours_side.is_ours(ndl)
+    clock.turn("observing")
+    seen = ours_side.run_op(case, ndl, op.needle, graph=ours, clock=clock)
+    clock.turn("torch")
+    peer = peer_side.run_op(case, functools.partial(op.torch, torch))
+    clock.turn("rules")
+    found: list[Divergence] = []
+    peer_found: list[Divergence] = []
+    found.extend(raised(seen))
+    if not found:
+        clock.turn("truth")
+        value, grads = op_truth(case, Noise(case.seed_for("noise")))
+        expected = {"activation": {case.op: value}, "gradient": grads}
+        clock.turn("rules")
+        if ours:
+            expected["gradient with graph"] = grads
+        for quantity, values in expected.items():
+            for name, array in values.items():
+                theirs = peer.values[quantity.removesuffix(" with graph")][name]
+                made = seen.values.get(quantity, {}).get(name)
+                wrong = cmp.check_form(0, quantity, name, made, array.shape[2:], "float32")
+                if wrong is None:
+                    assert made is not None
+                    wrong = _values(verdict, case, quantity, name, made, theirs, array, "G")
+                if wrong is not None:
+                    found.append(wrong)
+                if peer_too and not quantity.endswith(" with graph"):
+                    off = _values(verdict, case, quantity, name, theirs, theirs, array, "P")
+                    if off is not None:
+                        peer_found.append(off)
+            for name in seen.values.get(quantity, {}).keys() - values.keys():
+                message = f"needle has a {quantity} of {name}, which asks for none"
+                found.append(Divergence(0, quantity, name, "unexpected", message))
+        for name, same in seen.values["kept"].items():
+            verdict.tally.count("exact kept", 0.0, 1, 1)
+            if not same:
+                found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
+    if found:
+        verdict.divergence = min(found, key=lambda f: f.order)
+        if seen.failure is None and ours:
+            verdict.evidence.findings = Findings()
+            ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=True)
+    verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
+    clock.turn("")
+    verdict.seconds = clock.seconds
+    return verdict
+
+
+def _values(
+    verdict: Verdict, case: c.OpCase, quantity: str, name: str, ours: Array, peer: Array, truth: Array, rule: str
+) -> Divergence | None:
+    """Rule G where truth is a float32 number; where it is not, ours must be nan or the same infinity as torch's.
+
+    Where torch alone overflows on its way to a float32 number, ours is held against the truth.
+    """
+    exact = truth[0, 0]
+    with np.errstate(all="ignore"):
+        small = np.abs(exact) < 1e37
+        calm = np.where(small, truth, 0.0)
+        share = np.where(small, cmp.share_g(np.where(small, ours, 0.0)[None], calm)[0], 0.0)
+        share = np.where(small & ~np.isfinite(ours), np.inf, share)
+        tame = small & (np.isfinite(peer) | (share <= 1))
+        share = np.where(tame, share, 0.0)
+        # a result that overflows may do so a little earlier or later; nan and the sign of inf are not negotiable
+        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | (np.abs(exact) >= 1e37) & ~np.isnan(ours))
+    top = float(share.max(initial=0.0))
+    verdict.tally.count(f"{rule} op {case.op}", top, 1, ours.size, f"{case.digest} {quantity} {name}")
+    if odd.any():
+        at = cmp.worst(odd)
+        message = f"{quantity} {name} is {ours[at]} where torch gives {peer[at]} (nan and inf must agree)"
+        return Divergence(0, quantity, name, "nonfinite", message, at, float(ours[at]), float(peer[at]),
+                          float(exact[at]), str(ours.dtype))  # fmt: skip
+    if top > 1:
+        at = cmp.worst(share)
+        allowed = cmp.G_LIMIT * cmp.tolerance(calm)[0]
+        return cmp.numeric(0, quantity, name, rule, at, ours, peer, exact, allowed)
+    return None

@@ -1,0 +1,252 @@
+"""The verdict on a training run: a lockstep of two systems, and a list of rules.
+
+1. needle and torch run in lockstep, float32, synchronised from torch's state before every step; all observables are kept.
+2. One pass of the truth covers all steps of the case.
+3. The rules compare. The first divergence, in the order in which quantities arise, is the verdict.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oracle.cases import case as c
+from oracle.cases import inputs
+from oracle.operations.tape import Noise
+from oracle.rules import same_bits
+from oracle.rules.compare import Array
+from oracle.rules.domain import out_of_domain
+from oracle.rules.form import structure
+from oracle.rules.hearing import NOTHING, Hearing, raised
+from oracle.rules.noise import against_truth, torch_against_truth
+from oracle.rules.tape import Findings
+from oracle.rules.torch_update import torch_update
+from oracle.rules.update import update
+from oracle.rules.validation import truth_against_torch
+from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
+from oracle.systems import truth
+from oracle.systems.lockstep import Lockstep, Step
+
+CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
+COHERENT = 3  # noisy replicas of a training run in which all rows round alike
+
+
+def judge(case: c.TrainCase, ndl: Any, *, peer_too: bool, validate: bool = False) -> Verdict:
+    """The verdict on a training run. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64."""
+    return judge_run(Lockstep(case, ndl), peer_too=peer_too, validate=validate)
+
+
+def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> Verdict:
+    """The verdict on a run, which remains at hand."""
+    case, clock = lockstep.case, lockstep.clock
+    hearing = Hearing(case, lockstep)
+    verdict = hearing.verdict
+    chunk = max(1, CHUNK // (case.data.rows * max(case.data.features, 64)))
+    steps = lockstep.steps(hearing.findings)
+    found: list[Divergence] = []
+    in_domain = True
+    part: list[Step] = []
+    while in_domain and not found:
+        part = list(itertools.islice(steps, chunk))
+        clock.turn("rules")
+        if not part:
+            break
+        complete = [s for s in part if s.ours.failure is None]
+        usable = 0
+        if complete:
+            usable = _training(hearing, complete, verdict.steps, found, peer_too=peer_too, validate=validate)
+        elif not verdict.steps and "initial" in part[0].ours.values:
+            found.extend(structure(hearing, part[:1]))
+        if usable and not verdict.steps:
+            found.extend(_operators(hearing))
+        verdict.steps += usable
+        in_domain = usable == len(complete)
+        if in_domain:
+            for step in part:
+                found.extend(raised(step.ours))
+                found.extend(raised(step.ours_eval) if step.ours_eval is not None else ())
+    verdict.out_of_domain = int(not in_domain)
+    if found:
+        verdict.divergence = min(found, key=lambda f: f.order)
+        verdict.evidence = _evidence(hearing, verdict.divergence, part)
+    clock.turn("")
+    verdict.seconds = clock.seconds
+    return verdict
+
+
+def _training(
+    h: Hearing, part: list[Step], first: int, found: list[Divergence], *, peer_too: bool, validate: bool
+) -> int:
+    """Applies all rules to consecutive steps; returns how many of them are inside the domain."""
+    lockstep, clock = h.lockstep, h.lockstep.clock
+    clock.turn("truth")
+    expected = truth.training(
+        h.case,
+        *lockstep.slots,
+        [s.before.tensors for s in part],
+        lockstep.batches,
+        lockstep.masks,
+        lockstep.common_kinks([s.ours for s in part]),
+        Noise(h.case.seed_for("noise"), coherent=COHERENT),
+        first,
+    )
+    clock.turn("rules")
+    usable = _inside(h, expected, len(part))
+    part = part[:usable]
+    if not part:
+        return 0
+    own = _cut(expected, usable)
+    ours, peers = [s.ours for s in part], [s.peer for s in part]
+    found.extend(structure(h, part))
+    found.extend(against_truth(h, ours, peers, own))
+    found.extend(update(h, ours, part, own))
+    found.extend(torch_update(h, part))
+    found.extend(same_bits.unchanged(h, part))
+    found.extend(same_bits.left_behind(h, part))
+    _evaluations(h, part, found, peer_too=peer_too)
+    if peer_too:
+        _contradicted(h, [*torch_against_truth(h, part, own), *update(h, peers, part, own, "P")])
+    if validate:
+        clock.turn("validation")
+        h.verdict.oracle_errors.extend(truth_against_torch(h, part, own))
+        clock.turn("rules")
+    return usable
+
+
+def _evaluations(h: Hearing, part: Sequence[Step], found: list[Divergence], *, peer_too: bool) -> None:
+    done = [s for s in part if s.after is not None and s.ours_eval is not None and s.ours_eval.failure is None]
+    if not done:
+        return
+    lockstep, clock = h.lockstep, h.lockstep.clock
+    clock.turn("truth")
+    expected = truth.evaluation(
+        h.case,
+        [s.after.tensors for s in done if s.after is not None],
+        np.stack([lockstep.batches.x[s.ours.step, 0] for s in done]),
+        lockstep.common_kinks([s.ours_eval for s in done if s.ours_eval is not None]),
+        Noise(h.case.seed_for("evaluation"), coherent=COHERENT),
+    )
+    clock.turn("rules")
+    usable = _inside(h, expected, len(done))
+    done = done[:usable]
+    if not done:
+        return
+    own = _cut(expected, usable)
+    seen = [s.ours_eval for s in done if s.ours_eval is not None]
+    found.extend(against_truth(h, seen, [s.peer_eval for s in done if s.peer_eval is not None], own))
+    if peer_too:
+        _contradicted(h, torch_against_truth(h, done, own, evaluation=True))
+    found.extend(same_bits.untouched(h, done))
+
+
+def _contradicted(h: Hearing, found: Sequence[Divergence] | Any) -> None:
+    """What rule P has found is said of the oracle."""
+    h.verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in found)
+
+
+def _inside(h: Hearing, expected: truth.Truth, steps: int) -> int:
+    """How many of the first ``steps`` there are until one is out of the domain."""
+    bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
+    expected.values.pop("inside", None)  # nobody sees it
+    return int(np.argmax(bad)) if bad.any() else steps
+
+
+def _cut(expected: truth.Truth, steps: int) -> dict[str, dict[str, Array]]:
+    return {q: {n: v[:, :steps] for n, v in vs.items()} for q, vs in expected.values.items()}
+
+
+def _operators(h: Hearing) -> Sequence[Divergence]:
+    """Rule OP on the tape of the first step: every node by itself, from needle's own inputs and adjoint, within a
+    first-order bound. Proven by ``sigmoid-backward``, and most of the group op.
+    """
+    found = h.findings
+    h.verdict.tally.count("OP", found.largest, found.tensors, found.elements, f"{h.digest} {found.where}")
+    if not found.bad:
+        return ()
+    f = found.bad[0]
+    return [Divergence(0, "operator", f.name, "OP", f.message, f.index or None, f.ours, None, f.truth, f.dtype,
+                       f.error, f.allowed)]  # fmt: skip
+
+
+# -- evidence: the failing step in numbers, and taken once more -----------------------------------------------------------
+
+
+def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evidence:
+    evidence = Evidence()
+    step = next((s for s in part if s.ours.step == divergence.step), None)
+    if divergence.failure is None and step is not None:
+        evidence.modes = h.lockstep.ours.modes(evaluation=divergence.quantity in ("evaluation", "untouched"))
+        evidence.findings = _again(h, divergence, step)
+        evidence.update = _update(h, divergence, step)
+        evidence.clipping = _clipped(divergence, step)
+    return evidence
+
+
+def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
+    """Rule OP on the failing step."""
+    if divergence.quantity not in (*FORWARD, *BACKWARD):
+        return None
+    evaluation, t = divergence.quantity == "evaluation", step.ours.step
+    if t == 0 and not evaluation and h.findings.bad:
+        return h.findings
+    found = Findings()
+    h.lockstep.ours.again(step.after or step.before if evaluation else step.before, t, found, evaluation=evaluation)
+    return found
+
+
+def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:
+    """The update of the parameter that diverged, in numbers."""
+    states = (*h.states, "parameter")
+    name, seen, grads = divergence.name, step.ours.values, h.gradients(step.ours)
+    if divergence.quantity not in (*states, "gradient after step") or name not in grads:
+        return None
+    if grads[name].shape != step.before.tensors[name].shape:
+        return None
+
+    def wide(arrays: Any, key: str) -> Array:
+        return arrays[key].astype(np.float64) if key in arrays else np.zeros(grads[key].shape)
+
+    def state(key: str) -> dict[str, Array]:
+        return {q: wide(step.before.slots.get(q, {}), key) for q in h.states}
+
+    raw = seen.get("gradient", NOTHING)
+    return Update(
+        name,
+        step.ours.step,
+        tuple(h.rates(range(step.ours.step + 1))[:, 0].tolist()),
+        wide(step.before.tensors, name),
+        wide(grads, name),
+        wide(raw, name) if h.case.clip is not None and name in raw else None,
+        state(name),
+        {q: wide(seen[q], name) for q in ("gradient after step", *states) if name in seen.get(q, {})},
+        {n: (wide(grads, n), state(n)) for n in grads},
+    )
+
+
+def _clipped(divergence: Divergence, step: Step) -> Clipping | None:
+    """Clipping, in numbers."""
+    if divergence.quantity not in ("clip norm", "clipped"):
+        return None
+    seen = step.ours.values
+    raw = {n: g.astype(np.float64) for n, g in seen.get("gradient", {}).items()}
+    clipped = {n: g.astype(np.float64) for n, g in seen.get("clipped", {}).items()}
+    norm = seen.get("clip norm", {}).get("norm", np.float64("nan"))
+    return Clipping(raw, clipped, float(norm), divergence.name)
+
+
+# -- real data ------------------------------------------------------------------------------------------------------------
+
+
+def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
+    """The verdict on a run on the digits, and needle's accuracy on the held-out images afterwards."""
+    lockstep = Lockstep(case, ndl)
+    with np.errstate(all="ignore"):
+        verdict = judge_run(lockstep, peer_too=True)
+    if verdict.divergence is not None:
+        return verdict, float("nan")
+    images, labels = inputs.digits(train=False)
+    logits = lockstep.ours.outputs(images)
+    return verdict, float((logits.argmax(axis=1) == labels).mean())

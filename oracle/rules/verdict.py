@@ -1,0 +1,158 @@
+"""What came of judging a case: the first divergence, what is known beside it, and what was compared.
+
+A rule hands on numbers and names as evidence, so that blame can be found without the systems that ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from oracle.cases import case as c
+from oracle.rules.tape import Findings
+from oracle.systems.trace import QUANTITIES, Failure
+
+Array = npt.NDArray[Any]
+
+FORWARD = ("activation", "loss", "evaluation")
+BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", "operator")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Who is to blame for a divergence, by what is known; see `oracle.blame`."""
+
+    what: str  # "Tanh backward", "Dropout forward in training mode", "SGD velocity update"
+    place: str = ""  # where in the model: a layer, a node of the tape, a parameter
+    known: str = ""  # what agrees
+    words: str = ""  # what needle seems to do instead
+    definition: tuple[
+        str, ...
+    ] = ()  # what of needle that is: ("ops.Tanh", "vjp", "gradient"), the methods to try in order
+    operator: str = ""  # rule OP's own verdict, if it has one
+    tensor: str = ""  # the verdict of the first bad tensor, where it is another one
+    key: str = ""  # equal for one fault, wherever it shows; ``what`` if empty
+    line: str = ""  # where that stands: "needle/ops.py:351"
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        parts = [self.what + (f" ({self.line})" if self.line else "")]
+        parts += [p for p in (self.place, self.words, self.known) if p]
+        if self.tensor:
+            parts.append(f"the first bad tensor alone would point at {self.tensor}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first place where needle parts from what it must equal."""
+
+    step: int
+    quantity: str
+    name: str
+    rule: str  # "G", "L", "T", "OP", "exact", "shape", "dtype", "missing", "unexpected", "exception", "nonfinite"
+    message: str  # one line, complete in itself
+    index: tuple[int, ...] | None = None
+    ours: float | str | None = None
+    peer: float | str | None = None
+    truth: float | str | None = None
+    dtype: str | None = None
+    error: float | None = None
+    allowed: float | None = None
+    failure: Failure | None = None
+    suspect: Suspect | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts by step, then by the order in which quantities arise."""
+        place = QUANTITIES.index(self.quantity) if self.quantity in QUANTITIES else len(QUANTITIES)
+        return self.step, place
+
+    @property
+    def place(self) -> str:
+        """Like ``velocity 0.weight[0, 0]``."""
+        at = "" if not self.index else f"[{', '.join(map(str, self.index))}]"
+        return f"{self.quantity} {self.name}{at}".replace("loss loss", "loss")
+
+
+@dataclass
+class Tally:
+    """What was compared, and how near it came to the limits (1.0 = at the limit)."""
+
+    tensors: int = 0
+    elements: int = 0
+    largest: dict[str, float] = field(default_factory=dict)  # "G gradient" -> largest share of the tolerance
+    where: dict[str, str] = field(default_factory=dict)
+
+    def count(self, key: str, share: float, tensors: int, elements: int, where: str = "") -> None:
+        """Add comparisons of one kind."""
+        self.tensors += tensors
+        self.elements += elements
+        if math.isfinite(share) and share > self.largest.get(key, -1.0):
+            self.largest[key] = share
+            self.where[key] = where
+
+    def add(self, other: Tally) -> None:
+        """Add another tally."""
+        self.tensors += other.tensors
+        self.elements += other.elements
+        for key, share in other.largest.items():
+            if share > self.largest.get(key, -1.0):
+                self.largest[key], self.where[key] = share, other.where.get(key, "")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One parameter's update in numbers, float64: what needle started from, what it made."""
+
+    name: str
+    index: int  # number of the step
+    rates: tuple[float, ...]  # learning rate of every step so far, this one last
+    p: Array
+    g: Array
+    raw: Array | None  # the gradient before clipping
+    old: Mapping[str, Array]
+    new: Mapping[str, Array]  # "parameter" and the optimizer's state, as needle has them now
+    others: Mapping[str, tuple[Array, Mapping[str, Array]]] = field(default_factory=dict)  # gradients and states
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Clipping in numbers: gradients before and after by name, and the norm that was returned."""
+
+    raw: Mapping[str, Array]
+    clipped: Mapping[str, Array]
+    norm: float
+    name: str
+
+
+@dataclass
+class Evidence:
+    """What is known beside the divergence itself."""
+
+    findings: Findings | None = None  # rule OP on the failing step, taken once more
+    modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
+    update: Update | None = None
+    clipping: Clipping | None = None
+    within: Verdict | None = None  # of a second-order case: the verdict on the training step within it
+
+
+@dataclass
+class Verdict:
+    """What came of a case."""
+
+    case: c.Case
+    divergence: Divergence | None = None
+    evidence: Evidence = field(default_factory=Evidence)  # what is known beside the divergence, for `oracle.blame`
+    oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself; no fault of needle's
+    common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
+    tally: Tally = field(default_factory=Tally)
+    steps: int = 0
+    out_of_domain: int = 0
+    largest_difference: float = 0.0  # |ours - peer| in units of rule G's tolerance
+    seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `Clock`

@@ -1,0 +1,6 @@
+"""How does a run go? Shards of cases on a pool of processes, merged in a fixed order; a summary and an exit code.
+
+`diff` fuzzes, `replay` shows one case step by step, `memory` holds models to zero growth. What is found depends on the
+seed and on the number of cases, never on the number of workers. Later also here: campaigns on many machines, and the
+formats of CI (JUnit, annotations).
+"""

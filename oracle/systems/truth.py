@@ -1,0 +1,217 @@
+"""The truth about a case: all its steps at once, in float64, in `REPLICAS` replicas with measured noise. NumPy alone.
+
+Every step starts from a synchronised state, so the steps are independent of each other and stack on one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, dropout_p
+from oracle.operations import OPERATIONS, elementwise, losses, norms, products, reductions, shapes
+from oracle.operations.tape import Noise, Tape, Var
+
+Array = npt.NDArray[Any]
+
+DOMAIN = 1e15  # no verdict is given on numbers that are larger
+
+
+def all_below(limit: float, v: Array) -> bool:
+    """Whether every number is smaller than that, without its sign; written so that nan is not."""
+    return bool(v.max(initial=0) < limit and v.min(initial=0) > -limit)
+
+
+@dataclass
+class Truth:
+    """quantity -> name -> float64 (replicas, steps, *shape); ``inside`` only where a step may leave the domain."""
+
+    values: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def put(self, quantity: str, name: str, value: Array) -> None:
+        """Record one quantity."""
+        self.values.setdefault(quantity, {})[name] = value
+
+
+@dataclass
+class _Pass:
+    """One forward pass through a model, on a tape."""
+
+    tape: Tape
+    tensors: dict[str, Var]  # parameters and buffers
+    masks: dict[str, Array]
+    kinks: dict[str, Array]
+    outputs: dict[str, Var] = field(default_factory=dict)
+    inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
+    statistics: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # BatchNorm path -> batch mean, var
+    linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
+
+    def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
+        for i, layer in enumerate(layers):
+            path = f"{prefix}{i}"
+            x = self.layer(layer, x, path, training)
+            self.outputs[path] = x
+        return x
+
+    def layer(self, layer: c.Layer, x: Var, path: str, training: bool) -> Var:
+        t = self.tape
+        match layer:
+            case c.Linear():
+                self.linears.append(path if layer.tie is None else self.linears[layer.tie])
+                bias = self.tensors[f"{path}.bias"] if layer.bias else None
+                return products.linear(t, x, self.tensors[f"{self.linears[-1]}.weight"], bias)
+            case c.ReLU():
+                return elementwise.relu(t, x, self.kinks.get(path))
+            case c.Activation():
+                return OPERATIONS[layer.op].definition(t, x)
+            case c.Identity() | c.Unused():
+                return x
+            case c.Flatten():
+                return shapes.reshape(t, x, shape=x.shape)
+            case c.BatchNorm():
+                weight, bias, mean, var = (
+                    self.tensors[f"{path}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")
+                )
+                eps = 1e-5 if layer.eps is None else layer.eps
+                if not training:
+                    return norms.batch_norm_eval(t, x, weight, bias, mean, var, eps=eps)
+                out, batch_mean, batch_var = norms.batch_norm_and_statistics(t, x, weight, bias, eps=eps)
+                m = 0.1 if layer.momentum is None else layer.momentum
+                new = []
+                for old, fresh in ((mean, batch_mean), (var, batch_var)):
+                    new.append(t.noisy(t.noisy(old.value) * (1 - m)) + t.noisy(t.noisy(fresh) * m))
+                # a second micro-batch starts from the statistics that the first one left behind
+                self.tensors[f"{path}.running_mean"], self.tensors[f"{path}.running_var"] = map(_constant, new)
+                return out
+            case c.LayerNorm():
+                eps = 1e-5 if layer.eps is None else layer.eps
+                return norms.layer_norm(t, x, self.tensors[f"{path}.weight"], self.tensors[f"{path}.bias"], eps=eps)
+            case c.Dropout():
+                if not training:
+                    return x
+                return elementwise.dropout(t, x, mask=self.masks[path], p=dropout_p(layer))
+            case c.Sequential():
+                return self.body(layer.body, x, f"{path}.", training)
+            case c.Eval():
+                return self.body(layer.body, x, f"{path}.", False)
+            case c.Residual():
+                return elementwise.add(t, self.body(layer.body, x, f"{path}.", training), x)
+            case c.Branch():
+                left = self.body(layer.left, x, f"{path}.left.", training)
+                right = self.body(layer.right, x, f"{path}.right.", training)
+                return OPERATIONS[layer.join].definition(t, left, right)
+            case c.Ops():
+                values = [x]
+                for step in layer.steps:
+                    values.append(OPERATIONS[step.op].definition(t, *(values[a] for a in step.args), **step.attributes))
+                for i, between in enumerate(values[1:-1]):
+                    if not all_below(DOMAIN, between.value):
+                        self.inside[f"{path}, value {i}"] = between.value
+                return values[-1]
+
+
+def _constant(value: Array) -> Var:
+    return Var(value, needs=False)
+
+
+def _stacked(arrays: Sequence[Array]) -> Array:
+    return np.stack([np.asarray(a, dtype=np.float64) for a in arrays])[None]
+
+
+def training(
+    case: c.TrainCase | c.SecondOrderCase,
+    parameters: Sequence[Slot],
+    buffers: Sequence[Slot],
+    states: Sequence[dict[str, Array]],
+    batches: Batches,
+    masks: dict[str, Array],
+    kinks: Sequence[dict[str, Array]],
+    noise: Noise | None,
+    first: int = 0,
+) -> Truth:
+    """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
+    tape = Tape(noise)
+    window = slice(first, first + len(states))
+    tensors = {s.name: Var(_stacked([x[s.name] for x in states]), needs=not s.frozen) for s in parameters}
+    tensors |= {s.name: _constant(_stacked([x[s.name] for x in states])) for s in buffers}
+    own = {s.name: tensors[s.name] for s in parameters}
+    truth = Truth()
+    seeds: list[tuple[Var, Array]] = []
+    passes: list[tuple[str, Var, _Pass]] = []
+    for m in range(batches.micro):
+        mark = f"#{m}" if m else ""
+        x = Var(batches.x[window, m].astype(np.float64)[None], needs=getattr(case, "input_grad", False))
+        branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
+        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch)
+        out = run.body(case.model, x, "", True)
+        for path, var in run.outputs.items():
+            truth.put("activation", path + mark, var.value)
+        for path, value in run.inside.items():
+            truth.put("inside", path + mark, value)
+        loss, seed = _loss(case, tape, out, batches, window, m)
+        if loss is not out:
+            truth.put("loss", f"loss{mark}", loss.value)
+        seeds.append((loss, seed))
+        passes.append((mark, x, run))
+    tape.backward(seeds)
+    for mark, x, run in reversed(passes):
+        for path, var in reversed(run.outputs.items()):
+            if var.adjoint is not None:
+                truth.put("adjoint", path + mark, var.adjoint)
+        if x.needs and x.adjoint is not None:
+            truth.put("adjoint", f"input{mark}", x.adjoint)
+    for slot in reversed(parameters):
+        adjoint = own[slot.name].adjoint
+        if adjoint is not None and not slot.frozen:
+            truth.put("gradient", slot.name, adjoint)
+    for slot in buffers:
+        truth.put("buffer", slot.name, tensors[slot.name].value)
+    return truth
+
+
+def _relus(case: c.TrainCase | c.SecondOrderCase) -> list[str]:
+    return [path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)]
+
+
+def _loss(
+    case: c.TrainCase | c.SecondOrderCase, tape: Tape, out: Var, batches: Batches, window: slice, m: int
+) -> tuple[Var, Array]:
+    """The loss and the seed of its backward pass; with a bare cotangent the output is its own loss."""
+    one = np.ones((1, out.value.shape[1]))
+    if isinstance(case.loss, c.SoftmaxLoss):
+        assert batches.labels is not None
+        return losses.softmax_loss(tape, out, labels=batches.labels[window, m]), one
+    assert batches.drawn is not None
+    drawn = batches.drawn[window, m].astype(np.float64)[None]
+    if isinstance(case.loss, c.Cotangent):
+        return out, drawn
+    if isinstance(case.loss, c.WeightedSum):
+        return reductions.summation(tape, elementwise.multiply(tape, out, _constant(drawn))), one
+    squares = elementwise.power_scalar(tape, elementwise.subtract(tape, out, _constant(drawn)), c=2.0)
+    return elementwise.divide_scalar(tape, reductions.summation(tape, squares), c=float(case.data.rows)), one
+
+
+def evaluation(
+    case: c.TrainCase,
+    states: Sequence[dict[str, Array]],
+    x: Array,
+    kinks: Sequence[dict[str, Array]],
+    noise: Noise | None,
+) -> Truth:
+    """Outputs of all layers in evaluation mode; ``x`` is (states, rows, features)."""
+    tape = Tape(noise)
+    tensors = {name: _constant(_stacked([s[name] for s in states])) for name in states[0]}
+    branch = {p: np.stack([k[p] for k in kinks]) for p in _relus(case) if p in kinks[0]}
+    run = _Pass(tape, tensors, {}, branch)
+    run.body(case.model, _constant(x.astype(np.float64)[None]), "", False)
+    truth = Truth()
+    for path, var in run.outputs.items():
+        truth.put("evaluation", path, var.value)
+    for path, value in run.inside.items():
+        truth.put("inside", path, value)
+    return truth

@@ -1,0 +1,183 @@
+"""Every op of needle has its block, and every block is held by more than itself: by differences and by torch."""
+
+import dataclasses
+import functools
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import needle
+from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.cases import coverage
+from oracle.cases.strategies import op_cases, train_cases
+from oracle.operations import MEANINGS, OPERATIONS, operation
+from oracle.operations.tape import Tape, Var
+from oracle.rules.single_op import op_truth
+from oracle.runs.runner import draw_from
+from oracle.systems import layers
+
+NAMES = sorted(OPERATIONS)
+
+
+def classes_of(module):
+    found = inspect.getmembers(module, inspect.isclass)
+    return {name for name, kind in found if issubclass(kind, needle.autograd.Op) and kind.__module__ == "needle.ops"}
+
+
+def test_every_op_of_needle_has_a_block():
+    covered = {name for op in OPERATIONS.values() for name in op.covers}
+    missing = classes_of(needle.ops) - covered
+    assert not missing, f"add a block to oracle/operations for {', '.join(sorted(missing))}"
+    gone = covered - classes_of(needle.ops)
+    assert not gone, f"oracle/operations covers {', '.join(sorted(gone))}, which needle does not have"
+
+
+def test_every_node_of_needle_has_a_meaning():
+    missing = classes_of(needle.ops) - set(MEANINGS)
+    assert not missing, f"no block in oracle/operations says what a node of {', '.join(sorted(missing))} means"
+    assert set(MEANINGS) <= classes_of(needle.ops)
+
+
+def test_every_public_op_of_needle_is_called_by_a_block(monkeypatch):
+    """A function of needle that no block calls is one that nobody judges."""
+    public = {n for n, f in vars(needle.ops).items() if inspect.isfunction(f) and f.__module__ == "needle.ops"}
+    public = {n for n in public if not n.startswith("_")}
+    called = set()
+
+    def spied(name, right):
+        def function(*args, **kwargs):
+            called.add(name)
+            return right(*args, **kwargs)
+
+        return function
+
+    for name in public:
+        right = getattr(needle.ops, name)
+        for module in (needle, needle.ops):
+            if getattr(module, name, None) is right:
+                monkeypatch.setattr(module, name, spied(name, right))
+    for name in NAMES:
+        for case in draw_from(op_cases([name]), 15, 0):
+            tensors = [needle.Tensor(np.array(o.array)) for o in case.operands]
+            with np.errstate(all="ignore"):
+                OPERATIONS[name].needle(needle, *tensors, **case.attributes)
+    assert public - called == set()
+
+
+def test_two_blocks_of_one_name_are_an_error():
+    def tanh(t, x):
+        raise NotImplementedError
+
+    with pytest.raises(ValueError, match="two blocks are called tanh"):
+        operation.operation(needle=None, torch=None, drawn=None)(tanh)
+    with pytest.raises(ValueError, match="two blocks say what a Tanh means"):
+        operation.meaning("Tanh")(tanh)
+    assert OPERATIONS["tanh"].definition is not tanh
+
+
+def test_the_layer_of_a_block_is_a_part_of_cases():
+    """It is drawn, described, encoded, pickled, in the coverage and in a script, and no other place knows of it."""
+    assert {"Tanh", "Sigmoid"} <= set(c.ACTIVATIONS) == {op.layer for op in OPERATIONS.values() if op.layer}
+    drawn = {type(layer).__name__ for case in draw_from(train_cases(), 60, 0) for _, layer in c.walk(case.model)}
+    for name, kind in c.ACTIVATIONS.items():
+        assert name in drawn
+        assert f"layer {name}" in coverage.LABELS
+        case = c.TrainCase(
+            model=(c.Linear(2), kind()), data=c.Data(rows=2, features=2), loss=c.MeanSquare(), optimizer=c.SGD(), seed=0
+        )
+        assert c.decode(c.encode(case)) == case == pickle.loads(pickle.dumps(case))
+        assert f"{name}()" in c.describe(case)
+
+
+def test_every_layer_of_a_case_has_a_row():
+    assert set(layers.LAYERS) == set(c.Layer.__args__)
+
+
+def test_every_layer_of_needle_can_be_in_a_case():
+    classes = {n for n, k in inspect.getmembers(needle.nn, inspect.isclass) if issubclass(k, needle.nn.Module)}
+    by_name = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
+    known = {by_name.get(k.__name__, k.__name__) for k in layers.LAYERS} | {"SoftmaxLoss", "Module"}
+    assert classes <= known, f"no case has a {classes - known}"
+
+
+# -- a wrong definition would fool rules G and OP alike ---------------------------------------------------------------
+
+
+@functools.cache
+def ordinary(name, count=30):
+    """Cases of finite numbers that no rounding decides about."""
+    found = []
+    for case in draw_from(op_cases([name]), 3 * count, 1):
+        numbers = [v for o in case.operands for v in o.values]
+        if numbers and all(isinstance(v, float) and abs(v) < 50 for v in numbers):
+            found.append(case)
+    return found[:count]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_definition_is_torch_in_float64(name):
+    cases = ordinary(name)
+    assert len(cases) >= 8
+    for case in cases:
+        value, grads = op_truth(case, None)
+        operands = [
+            torch.tensor(o.array.astype(np.float64), requires_grad=i not in case.constants)
+            for i, o in enumerate(case.operands)
+        ]
+        out = OPERATIONS[name].torch(torch, *operands, **case.attributes)
+        out.backward(torch.from_numpy(case.cotangent_array).to(out.dtype))
+        # torch rounds what passes through a cast, and the eps of a norm is a float32 number nowhere
+        limit = 1e-6 if name == "cast" else 1e-9
+        near(value[0, 0], out.detach().numpy(), limit, case)
+        for i, x in enumerate(operands):
+            if x.grad is not None:
+                near(grads[f"operand {i}"][0, 0], x.grad.numpy(), limit, case)
+
+
+def near(ours, theirs, limit, case):
+    assert ours.shape == theirs.shape, c.describe(case)
+    finite = np.isfinite(theirs)
+    assert np.array_equal(finite, np.isfinite(ours)), c.describe(case)
+    size = max(1.0, np.abs(theirs[finite]).max(initial=0))
+    assert np.abs(ours[finite] - theirs[finite]).max(initial=0) <= limit * size, c.describe(case)
+
+
+def wrong(name, of_value, of_gradient):
+    """A block whose definition is off by factors."""
+    right = OPERATIONS[name].definition
+
+    def definition(t, *xs, **attributes):
+        out = right(t, *xs, **attributes)
+        scaled = Var(out.value * of_value, out.needs)
+        out.uses += 1
+        t.records.append((scaled, (out,), lambda g: (g * of_gradient,)))
+        return scaled
+
+    return dataclasses.replace(OPERATIONS[name], definition=definition)
+
+
+@pytest.mark.parametrize("factors", [(1 + 1e-3, 1.0), (1.0, 1 + 1e-3)], ids=["value", "gradient"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_definition_is_found_by_rule_p(name, factors, monkeypatch):
+    """torch in float32 does not agree with it, whatever needle does: the oracle says that the oracle is wrong."""
+    monkeypatch.setitem(OPERATIONS, name, wrong(name, *factors))
+    found = (e for case in ordinary(name) if not case.constants for e in judged(case, needle).oracle_errors)
+    assert next(found, "nothing found").startswith("rule P: torch's ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_definition_gives_the_shapes_that_needle_gives(name):
+    for case in draw_from(op_cases([name]), 20, 2):
+        xs = [Var(o.array.astype(np.float64)[None, None]) for o in case.operands]
+        given = dict(case.attributes)
+        if "labels" in given:
+            given["labels"] = np.asarray(given["labels"])[None]
+        with np.errstate(all="ignore"):
+            ours = OPERATIONS[name].needle(
+                needle, *(needle.Tensor(np.array(o.array)) for o in case.operands), **case.attributes
+            )
+            assert OPERATIONS[name].definition(Tape(None), *xs, **given).shape == ours.shape
