@@ -339,6 +339,9 @@ class Sequential(Module):
             else:
                 yield name, value
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plan"}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
         plan = self._plan
@@ -544,10 +547,16 @@ class _Plan:
         """Say whether everything is as it was."""
         if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
             return False
-        for own, weight, bias in self.linears:
-            if own.get("weight") is not weight or own.get("bias") is not bias:
-                return False
-        return all(own.get(name) is part for own, name, part in self.containers)
+        try:
+            for own, weight, bias in self.linears:
+                if own["weight"] is not weight or own["bias"] is not bias:
+                    return False
+            for own, name, part in self.containers:
+                if own[name] is not part:
+                    return False
+        except KeyError:
+            return False
+        return True
 
     def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []
