@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
 from oracle.commands import session
-from oracle.op_rule import Finding, Findings
+from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
 from oracle.systems.trace import UNSEEN
 

@@ -11,27 +11,13 @@ import numpy as np
 
 from oracle import commands, files
 from oracle.apart import Broken, Died, apart
+from oracle.blame import script
+from oracle.blame.headline import headline, number
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
-from oracle.systems.trace import ENDED
 
 LATEST = commands.LATEST
-
-
-def number(value: float | str | None) -> str:
-    """Nine significant digits tell any two float32 apart."""
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.9g}"
-
-
-def headline(divergence: Divergence) -> str:
-    """What happened and where, in one line."""
-    d = divergence
-    if d.failure is not None and d.failure.kind == ENDED:
-        return f"needle does not return at step {d.step}, from {d.failure.phase}"
-    if d.failure is not None:
-        return f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
-    return f"needle and torch part at step {d.step}: {d.place}"
 
 
 def block(case: c.Case, divergence: Divergence, replay: str) -> str:
@@ -83,8 +69,6 @@ def write_case(case: c.Case, divergence: Divergence, asked: commands.Asked, coun
 
 def write_script(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1) -> None:
     """The standalone script, run once, and a word about it on the page."""
-    from oracle.blame import script
-
     path = asked.folder / f"{case.digest}.py"
     try:
         files.save(path, apart(script.checked, case, divergence))

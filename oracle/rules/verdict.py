@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from oracle.cases import case as c
-from oracle.op_rule import Findings
+from oracle.rules.tape import Findings
 from oracle.systems.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -20,11 +19,12 @@ from rich.console import Console
 from oracle import files
 from oracle.cases import case as c
 from oracle.cases import shrink
-from oracle.commands import LATEST, Asked, command, meant, session, shown
-from oracle.exits import ExitCode, decided, saved
+from oracle.commands import Asked, command, meant, session, shown
+from oracle.exits import ExitCode, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
 from oracle.memory.gates import Row, failures, judge
+from oracle.memory.outcome import Plan, Run
 from oracle.memory.panel import PANEL, traced
 from oracle.memory.probe import FIRST, STEPS, STRIDE, Job, Measured
 from oracle.pages import terminal
@@ -35,51 +35,6 @@ NO_MEMRAY = (
     "memory: SKIPPED, nothing was checked: memray is not installed (it does not exist for Windows). "
     f"The gates without memray run in `{session('diff')}`."
 )
-
-
-@dataclass
-class Plan:
-    """What to run."""
-
-    cases: int
-    seed: int
-    workers: int
-    panel_only: bool = False
-    model: str | None = None  # of the panel: this one alone
-    accept: bool = False
-    folder: Path = LATEST
-    baseline: Path = baseline.PATH
-
-
-@dataclass
-class Run:
-    """What a run found."""
-
-    plan: Plan
-    key: dict[str, str]
-    commit: str
-    rows: list[Row] = field(default_factory=list)
-    baseline_key: dict[str, str] | None = None  # of the entry that was looked at
-    jobs: int = 0
-    done: int = 0
-    interrupted: bool = False
-    accepted: bool = False
-    wall: float = 0.0
-
-    @property
-    def failed(self) -> list[Row]:
-        """Rows with a failing gate."""
-        return [r for r in self.rows if r.failures]
-
-    @property
-    def errors(self) -> list[tuple[Row, str]]:
-        """Rows whose measurement came to nothing."""
-        return [(r, e) for r in self.rows for e in r.errors]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
-        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
 
 
 def memory(

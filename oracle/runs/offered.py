@@ -66,16 +66,8 @@ def _to_try() -> list[tuple[str, c.Case]]:
         return c.TrainCase(model=model, **(given | changes))
 
     tried("layer Linear", train(linear))
-    for layer in (
-        c.ReLU(),
-        c.Tanh(),
-        c.Sigmoid(),
-        c.Identity(),
-        c.Flatten(),
-        c.BatchNorm(),
-        c.LayerNorm(),
-        c.Dropout(),
-    ):
+    activations: tuple[c.Layer, ...] = tuple(kind() for kind in c.ACTIVATIONS.values())
+    for layer in (c.ReLU(), *activations, c.Identity(), c.Flatten(), c.BatchNorm(), c.LayerNorm(), c.Dropout()):
         tried(f"layer {type(layer).__name__}", train(linear, layer))
     tried("layer Residual", train(c.Residual((linear,))))
     tried("layer Linear, no bias", train(c.Linear(2, bias=False)))

@@ -129,9 +129,8 @@ def _judged(case: c.Case, limit: float) -> tuple[list[tuple[str, ...]], Any]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict"):
-        table.add_column(heading, justify="left" if heading == "verdict" else "right")
+    headings = ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict")
+    table = terminal.table(headings, left=("verdict",))
     for row in rows:
         table.add_row(*row)
     return table

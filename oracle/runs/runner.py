@@ -31,7 +31,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
-from oracle import commands, pairs
+from oracle import commands
 from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
@@ -40,7 +40,7 @@ from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
-from oracle.systems import peer
+from oracle.systems import layers, peer
 from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
@@ -451,7 +451,7 @@ def warm_up() -> None:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
-        peer.TorchRun(case, pairs.TORCH_LAYERS, *about).step(0, {})
+        peer.TorchRun(case, layers.TORCH_LAYERS, *about).step(0, {})
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
