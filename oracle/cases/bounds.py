@@ -93,21 +93,16 @@ def _needed(op: str) -> frozenset[str]:
 def attributes(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of an op, tuples for lists; CaseError for one that it does not have, or out of its range."""
     require(op in OPERATIONS, f"unknown op {op!r:.50}; known are {', '.join(sorted(OPERATIONS))}")
-    types = attribute_types(op)
+    types, found = attribute_types(op), {}
     for name, value in given.items():
         require(name in types, f"attributes: {op} has no {name!r:.50}, but {', '.join(types) or 'none at all'}")
         try:
-            msgspec.convert(value, types[name])
+            found[name] = msgspec.convert(value, types[name])  # 2 becomes 2.0 where that is meant, and lists tuples
         except msgspec.ValidationError as error:
             raise CaseError(f"attributes: {name} of {op}: {error}") from None
     for name in _needed(op):
-        require(name in given, f"attributes: {op} needs {name!r}")
-    return {name: _tupled(value) for name, value in given.items()}
-
-
-def _tupled(value: Any) -> Any:
-    """Lists, as JSON gives them, become tuples: a case is hashable and equal to its decoded self."""
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+        require(name in found, f"attributes: {op} needs {name!r}")
+    return found
 
 
 def affordable(size: float, seconds: float) -> None:
