@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 import needle
-from oracle.blame import judged, report, script
+from oracle.blame import headline, judged, report, script
 from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.rules.verdict import Divergence
@@ -37,7 +37,7 @@ def alone(folder, text):
     for name in ("oracle", "hypothesis", "msgspec", "jinja2", "rich"):
         (folder / f"{name}.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-W", "error", "failing.py"]
+    command = [sys.executable, "-W", "error", "failing.py", "--needle", "."]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -67,8 +67,8 @@ def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_
     (broken / "needle" / "ops.py").write_text(source.replace("1 - y * y", "1 - y"), encoding="utf-8")
     run = alone(broken, text)
     assert run.returncode == 1, run.stderr
-    assert f"needle   {report.number(found.ours)}   (float32)" in run.stdout
-    assert f"torch    {report.number(found.peer)}   (float32)" in run.stdout
+    assert f"needle   {headline.number(found.ours)}   (float32)" in run.stdout
+    assert f"torch    {headline.number(found.peer)}   (float32)" in run.stdout
     assert f"error    {found.error:.2g}" in run.stdout
     if kind == "train":  # the other kinds are shown to agree without the fault below, in this process
         run = alone(fixed, text)
