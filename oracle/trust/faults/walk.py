@@ -302,6 +302,13 @@ fault(
 )
 
 fault(
+    "no-grad-stays",
+    "recording stays off after no_grad",
+    "missing|backward|gradient|constant",
+    replace("autograd._GradMode.__exit__", lambda self, *exception: None),
+)
+
+fault(
     "second-order-constant",
     "create_graph=True makes gradients that are constants",
     "second",
