@@ -34,6 +34,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "SoftmaxLoss",
+    "Softplus",
     "Tanh",
 ]
 
@@ -305,6 +306,17 @@ class Sigmoid(Module):
         return ((ops._sigmoid, ()),)
 
 
+class Softplus(Module):
+    """Softplus: any shape -> same shape, ln(1 + exp(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ln(1 + exp(x))."""
+        return ops.softplus(x)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops._softplus, ()),)
+
+
 class Sequential(Module):
     """Sequential: each module's output is the next one's input; ``modules`` holds them.
 
@@ -495,9 +507,17 @@ class Residual(Module):
 
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _AS_OPS = {
-    layer.forward for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
+    layer.forward
+    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, Softplus, BatchNorm1d, LayerNorm1d, Dropout)
 }
-_FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
+_FIXED = {
+    Identity.forward,
+    Linear.forward,
+    ReLU.forward,
+    Tanh.forward,
+    Sigmoid.forward,
+    Softplus.forward,
+}  # for any data
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from oracle.bench import cli, measure
+from oracle.bench import measure
+from oracle.bench import options as given
 from oracle.bench.measure import Disagreement, Spread, Timing
 from oracle.exits import ExitCode, decided
 from oracle.memory import blas
@@ -71,7 +72,7 @@ class Process:
 
     def __init__(self, folder: Path, threads: int) -> None:
         environment = blas.environment() | {
-            **cli.threads_environment(threads),
+            **given.threads_environment(threads),
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         command = [sys.executable, "-m", "oracle.bench.contestant", str(folder)]
@@ -101,8 +102,8 @@ class Process:
 def run(options: argparse.Namespace) -> ExitCode:
     """The command -> 0 nothing is slower, 1 something is or the needles part, 2 there is no such needle, 130 interrupted."""
     console = terminal.console()
-    rounds, seconds = cli.bursts(options)
-    found: dict[str, list[Timing]] = {key: [] for key in options.workloads or cli.WORKLOADS}
+    rounds, seconds = given.bursts(options)
+    found: dict[str, list[Timing]] = {key: [] for key in options.workloads or given.WORKLOADS}
     pairs = QUICK_PAIRS if options.quick else PAIRS
     interrupted, kernel = False, ""
     try:

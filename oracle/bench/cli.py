@@ -10,17 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-WORKLOADS = ("W1", "W2", "W3b", "W3l", "W4", "W5", "W6")
-EXTRAS = {
-    "import": "time of `import needle` against `import numpy`",
-    "ops": "overhead per operation, on tensors of one element",
-    "heap": "peak heap of one W3b step, and what is left to the cycle collector",
-    "scaling": "cost per step against depth and width",
-    "second": "cost of create_graph and of second-order gradients",
-    "adam": "a step of Adam alone, on the parameters of three workloads",
-}
-BURST, QUICK_BURST = 0.04, 0.01  # seconds
-ROUNDS, QUICK_ROUNDS = 15, 5
+from oracle.bench.options import EXTRAS, WORKLOADS, threads_environment
+
 ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -92,15 +83,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="short bursts and few rounds: a first look, not a verdict")
     p.add_argument("--out", type=Path, default=Path("reports/latest"), metavar="DIR", help="default: reports/latest")
     return p
-
-
-def bursts(options: argparse.Namespace) -> tuple[int, float]:
-    """How many rounds, and how many seconds a burst."""
-    return options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), QUICK_BURST if options.quick else BURST
-
-
-def threads_environment(threads: int) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

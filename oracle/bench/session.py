@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from oracle.bench import cli, extras, measure, report
+from oracle.bench import extras, measure, report
+from oracle.bench import options as given
 from oracle.bench.peers import DEFAULT, ON_REQUEST
 from oracle.exits import ExitCode, saved
 from oracle.pages import terminal
@@ -25,11 +26,11 @@ Track = Callable[[str, int], Tick]
 def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     console = terminal.console(report.WIDTH)
-    workloads = cli.WORKLOADS if options.workloads is None else options.workloads
+    workloads = given.WORKLOADS if options.workloads is None else options.workloads
     wanted = options.extras
     if wanted is None:
-        wanted = tuple(cli.EXTRAS) if options.workloads is None else ()
-    rounds, burst = cli.bursts(options)
+        wanted = tuple(given.EXTRAS) if options.workloads is None else ()
+    rounds, burst = given.bursts(options)
     names = list(DEFAULT)
     if options.peers == "all":
         for name, module in ON_REQUEST.items():

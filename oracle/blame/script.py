@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from oracle import operations
 from oracle.apart import CASE_SECONDS
+from oracle.blame.headline import headline
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.cases import inputs
@@ -95,8 +96,6 @@ def _render(template: str, **values: Any) -> str:
 
 def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     """What every script says at its top and its end."""
-    from oracle.blame.report import headline
-
     d = divergence
     expected, kind = None, "number"
     if d.rule == "unexpected":
