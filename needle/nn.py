@@ -416,12 +416,13 @@ class BatchNorm1d(Module):
         return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
 
     def _follow(self, mean: Array, var: Array) -> None:
+        changed = [autograd._a_change()]
         keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
-            running._changed = [autograd._a_change()]
+            running._changed = changed
 
 
 class LayerNorm1d(Module):
@@ -483,7 +484,7 @@ class Dropout(Module):
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
-        dtype = ops._float(x).dtype
+        dtype = x.dtype if x.dtype.kind == "f" else ops._DEFAULT
         scale = np.asarray(mask, dtype)
         if keep:
             scale /= ops._scalars(dtype, keep)[0]
