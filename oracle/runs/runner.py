@@ -31,6 +31,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
+from oracle import commands
 from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
@@ -60,7 +61,7 @@ VALIDATION_SHARE = 8  # the truth against torch float64
 DIGITS_SECONDS = 600.0  # the run on real data takes 10 s
 DEADLY_TRIES = 40  # of smaller cases, each in a process of its own
 SHRINK_SECONDS = 10.0  # for one try of a smaller case
-SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
+SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
 
 @dataclass
@@ -472,6 +473,12 @@ class Plan:
     keep_going: bool = False
     lacking: dict[str, str] = field(default_factory=dict)  # what a needle other than ours does not offer
     folder: Path = report.LATEST
+    needle: Path | None = None  # where a needle other than ours lies
+
+    @property
+    def asked(self) -> commands.Asked:
+        """What the commands of this run have in common."""
+        return commands.Asked(self.needle, self.folder)
 
 
 @dataclass
@@ -486,6 +493,7 @@ class Run:
     interrupted: bool = False
     wall: float = 0.0
     shards: int = 0
+    written: list[str] = field(default_factory=list)  # digests of the failures that have a file
 
     @property
     def codes(self) -> list[ExitCode]:
@@ -502,6 +510,24 @@ class Run:
     def exit_code(self) -> ExitCode:
         """The code to exit with."""
         return self.codes[0]
+
+    @property
+    def again(self) -> str:
+        """The command that runs the same cases again: those of the shards that are done, or all, if none is."""
+        plan = self.plan
+        done = self.shards * SHARD_SIZE
+        return plan.asked.diff(
+            plan.seed,
+            cases=done or (plan.cases if plan.minutes is None else None),
+            minutes=None if done else plan.minutes,
+            digits=plan.digits,
+            keep_going=plan.keep_going,
+        )
+
+    def replay(self, failed: Failed) -> str:
+        """The command that shows a failure again; where its case could not be written, the whole run."""
+        digest = failed.case.digest
+        return self.plan.asked.replay(digest) if digest in self.written else self.again
 
 
 def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: None) -> Run:
@@ -545,15 +571,34 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
             for process in list((executor._processes or {}).values()):
                 process.terminate()
         executor.shutdown(wait=not outcome.interrupted, cancel_futures=True)
-    try:
-        for failed in outcome.failures[:SHOWN]:
-            report.write(failed.case, failed.divergence, plan.folder, failed.count)
-    except OSError as error:
-        outcome.notes.append(
-            f"failing cases not written to {plan.folder}: {error.strerror}; `--out` names another folder"
-        )
+    outcome.failures.sort(key=worst_first)
+    _write(outcome)
     outcome.wall = time.perf_counter() - started
     return outcome
+
+
+def worst_first(failed: Failed) -> tuple[int, int]:
+    """Sorts failures: needle does not return, it raises, its numbers are wrong; and what shows in most cases first."""
+    failure = failed.divergence.failure
+    ends = failure is not None and (failure.kind == ENDED or _endless(failed))
+    return (0 if ends else 1 if failure is not None else 2), -failed.count
+
+
+def _write(outcome: Run) -> None:
+    """All failing cases first, then the scripts beside them, each of which takes a while; Ctrl-C ends that."""
+    plan = outcome.plan
+    try:
+        for failed in outcome.failures:
+            report.write_case(failed.case, failed.divergence, plan.asked, failed.count)
+            outcome.written.append(failed.case.digest)
+        for failed in outcome.failures:
+            report.write_script(failed.case, failed.divergence, plan.asked, failed.count)
+    except OSError as error:
+        outcome.notes.append(
+            f"failing cases not written to {commands.shown(plan.folder)}: {error.strerror}; `--out` names another folder"
+        )
+    except KeyboardInterrupt:
+        outcome.interrupted = True
 
 
 def _waves(plan: Plan, started: float) -> Iterator[Sequence[int]]:
