@@ -617,7 +617,8 @@ class Tensor(Value):
         """
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, _apart(self._checked_out_grad(out_grad)))
+                g = self._checked_out_grad(out_grad)
+                _walk_tensors(self, g if out_grad is None else _apart(g))
         elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
             _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
@@ -632,7 +633,7 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.ones(data.shape, data.dtype))
+            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
