@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oracle.apart import Died, apart, is_interrupt, one_line, tell, time_limit
+from oracle.apart import Died, apart, begin, is_interrupt, one_line
 from oracle.cases import case as c
 from oracle.exits import importing
+from oracle.systems.surroundings import around_an_import
 
 
 class ForeignError(ValueError):
@@ -44,8 +45,12 @@ def load(folder: Path) -> Any:
 def imported(what: str) -> Any:
     """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
     try:
-        with importing(), time_limit():
-            import needle
+        with importing():
+            before = around_an_import()
+            try:
+                import needle
+            finally:
+                before.restore()  # what an import changes is no finding, and must not change what is judged
     except BaseException as error:
         if is_interrupt(error):
             raise
@@ -89,21 +94,25 @@ def _with_a_list(init: Any) -> Any:
 
 
 TRY_SECONDS = 10.0  # for one operation, or a model of one layer
+ENDLESS = 2  # tries that do not come back, after which no more is tried: it is offered, and for the run to find
 
 
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
     cases = apart(_to_try)
-    try:
-        return apart(_tried, ndl, cases)
-    except Died:
-        pass
     found: dict[str, str] = {}
-    for one in cases:
+    endless = 0
+    while cases and endless < ENDLESS:
         try:
-            found |= apart(_tried, ndl, [one])
-        except Died:  # it is offered; what comes of it is for the run to find
-            continue
+            return found | apart(_tried, ndl, cases, patience=TRY_SECONDS, heard=bytearray())
+        except Died as death:  # what ends the process is offered; what comes of it is for the run to find
+            endless += death.endless
+            before, cases = cases[: death.at], cases[death.at + 1 :]
+            for one in before:  # nothing is known of them any more; none of them ended it
+                try:
+                    found |= apart(_tried, ndl, [one], patience=TRY_SECONDS, heard=bytearray())
+                except Died:
+                    continue
     return found
 
 
@@ -112,10 +121,9 @@ def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for name, case in cases:
-        tell()
+        begin()
         try:
-            with time_limit(TRY_SECONDS):
-                divergence = judge(case, ndl).divergence
+            divergence = judge(case, ndl).divergence
         except Exception:  # the run will count it
             continue
         failure = divergence.failure if divergence is not None else None

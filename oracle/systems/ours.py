@@ -7,7 +7,6 @@ as a user calls them; layers are observed by wrapping their ``forward``.
 from __future__ import annotations
 
 import functools
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle import op_rule
-from oracle.apart import is_interrupt, one_line, tell
+from oracle.apart import frames_of, home, is_interrupt, one_line, place, plain, tell
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap, step_seed
-from oracle.systems.trace import STATE, UNSEEN, Clock, Failure, Observation, State, same_bits
+from oracle.systems.surroundings import around_a_call
+from oracle.systems.trace import CHANGED, STATE, UNSEEN, Clock, Failure, Observation, State, same_bits
 from oracle.systems.window import Window
 
 Array = npt.NDArray[Any]
@@ -40,24 +40,29 @@ class _Failed(Exception):
 class _Phase:
     """Whatever needle raises inside becomes an observed failure of this phase; the time is needle's own."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
-        self.name, self.clock = name, clock
+    def __init__(self, name: str, clock: Clock, ndl: Any) -> None:
+        self.name, self.clock, self.ndl = name, clock, ndl
         self._quiet = np.errstate(all="ignore")
 
     def __enter__(self) -> None:
         self._quiet.__enter__()
+        self._around = around_a_call()
         self.clock.turn("needle")
         tell(f"{self.clock.step} {self.name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.clock.turn("observing")
+        changed = self._around.restore()
         self._quiet.__exit__(kind, error, tb)
         tell()
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):
-            frame = traceback.extract_tb(tb)[-1]
-            where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
-            raise _Failed(Failure(self.name, type(error).__name__, one_line(error), where, _operator(tb))) from None
+            where = place(frames_of(tb), home(self.ndl))
+            raise _Failed(
+                Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
+            ) from None
+        if changed:
+            raise _Failed(Failure(self.name, CHANGED, "; ".join(changed)))
 
 
 def _operator(tb: TracebackType | None) -> str:
@@ -209,7 +214,7 @@ class NeedleRun:
             module.eval()
 
     def _phase(self, name: str) -> _Phase:
-        return _Phase(name, self.clock)
+        return _Phase(name, self.clock, self.ndl)
 
     def _tensor(self, name: str) -> Any:
         owner, attribute = self.tensors[name]
@@ -652,7 +657,7 @@ def run_op(
     With ``graph``, once more with ``create_graph=True``: the same gradient, computed by operations on Tensors.
     """
     obs = Observation(step=0)
-    phase = functools.partial(_Phase, clock=clock or Clock())
+    phase = functools.partial(_Phase, clock=clock or Clock(), ndl=ndl)
     try:
         attributes = dict(case.attributes)
         if case.numpy_scalars:
@@ -704,7 +709,7 @@ def run_second(
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
     obs = Observation(step=0)
-    phase = functools.partial(_Phase, clock=clock or Clock())
+    phase = functools.partial(_Phase, clock=clock or Clock(), ndl=ndl)
     try:
         with phase("build"):
             run = NeedleRun(_as_train(case), ndl, layers, slots, batches, clock)

@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,13 @@ from rich.table import Table
 import needle
 from needle import ops
 from needle.autograd import Tensor, Value
+from oracle.apart import Died
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.exits import ExitCode, decided, saved
 from oracle.rules.verdict import Tally
 from oracle.runs import runner
+from oracle.runs.workers import Pool
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
@@ -287,20 +288,20 @@ def run(
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
     shards = -(-cases // runner.SHARD_SIZE)
-    executor, interrupted = runner.pool(workers), False
+    executor, interrupted = Pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]
         for which, future in futures:
             outcomes[which].add(future.result())
             progress(outcomes[which])
-    except BrokenProcessPool:
+    except Died:
         next(iter(outcomes.values())).errors.append(
             "a worker process died; with too little memory, `--workers 1` takes less"
         )
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.close()
     return list(outcomes.values()), interrupted
 
 
