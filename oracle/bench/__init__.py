@@ -1,4 +1,4 @@
-"""How fast needle is: `python -m oracle.bench`.
+"""How fast is needle? Ratios within one run, to a NumPy loop written by hand and to torch: `python -m oracle bench`.
 
 Every library trains the same model from the same weights on the same batches; `measure` first checks that
 they agree, then times them in interleaved bursts of process CPU time. What is reported are ratios: to a

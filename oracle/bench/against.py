@@ -20,15 +20,17 @@ from typing import Any
 
 from rich.console import Console
 
-from oracle.bench import cli, measure
+from oracle.bench import measure
+from oracle.bench import options as given
 from oracle.bench.measure import Disagreement, Spread, Timing
+from oracle.exits import ExitCode, decided
+from oracle.memory import blas
 from oracle.pages import terminal
 from oracle.systems.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 PAIRS, QUICK_PAIRS = 5, 3
 SLOWER = 1.02  # what is slower than this in every pair is worse
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they choose another kernel, or other blocks, than users have
 
 
 class Unusable(Exception):
@@ -69,8 +71,10 @@ class Process:
     """A `Contestant` in its own process."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in UNSET}
-        environment |= {**cli.threads_environment(threads), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = blas.environment() | {
+            **given.threads_environment(threads),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
         command = [sys.executable, "-m", "oracle.bench.contestant", str(folder)]
         pipe = subprocess.PIPE
         self.folder = folder
@@ -95,21 +99,19 @@ class Process:
             raise Unusable(f"the needle of {self.folder} does not run the bench: {said[-1]}") from None
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> ExitCode:
     """The command -> 0 nothing is slower, 1 something is or the needles part, 2 there is no such needle, 130 interrupted."""
     console = terminal.console()
-    rounds, seconds = cli.bursts(options)
-    found: dict[str, list[Timing]] = {key: [] for key in options.workloads or cli.WORKLOADS}
+    rounds, seconds = given.bursts(options)
+    found: dict[str, list[Timing]] = {key: [] for key in options.workloads or given.WORKLOADS}
     pairs = QUICK_PAIRS if options.quick else PAIRS
-    status, kernel = 0, ""
+    interrupted, kernel = False, ""
     try:
-        with worktree(options.against) as old, terminal.bar(console) as bar:
+        with worktree(options.against) as old, terminal.progress(console) as progress:
             for i in range(pairs):
                 sides = {"new": ROOT, "old": old} if i % 2 else {"old": old, "new": ROOT}
-                with (
-                    terminal.tracked(bar, f"pair {i + 1} of {pairs}", len(found) * rounds) as tick,
-                    ExitStack() as stack,
-                ):
+                tick = terminal.counted(progress, f"pair {i + 1} of {pairs}", len(found) * rounds)
+                with ExitStack() as stack:
                     pair = {name: stack.enter_context(Process(path, options.threads)) for name, path in sides.items()}
                     kernel = " and ".join(dict.fromkeys(told(side) for side in pair.values()))
                     for key, timings in found.items():
@@ -117,25 +119,25 @@ def run(options: argparse.Namespace) -> int:
                         compare(key, pair, rounds, seconds, tick, timings[-1])
     except Unusable as error:
         print(f"bench --against: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.USAGE
     except Disagreement as error:
         print(f"Not timed: the needles do not agree.\n{error}", file=sys.stderr)
-        return 1
+        return ExitCode.PART
     except KeyboardInterrupt:
-        status = 130
-    timed = {key: [t for t in timings if t.rounds] for key, timings in found.items()}
-    worse = show({key: timings for key, timings in timed.items() if timings}, options.against, console)
+        interrupted = True
+    timed = {key: done for key, timings in found.items() if (done := [t for t in timings if t.rounds])}
+    worse = report(timed, options.against, console)
     console.print(
         f"Process CPU time of a step, {options.threads} thread{'s' * (options.threads > 1)}, BLAS kernel {kernel}; medians "
-        f"(least and most) of {pairs} pairs of processes, {rounds} rounds of bursts of {seconds * 1e3:.0f} ms each.",
+        f"(least and most) of {max(map(len, timed.values()), default=0)} pairs of processes, {rounds} rounds of bursts of {seconds * 1e3:.0f} ms each.",
         style="dim",
     )
-    if status:
+    if interrupted:
         console.print("interrupted: no verdict", style="bold yellow")
     else:
         text = f"slower by more than {SLOWER - 1:.0%} in every pair: "
         console.print(text + (", ".join(worse) or "nothing"), style="bold red" if worse else "bold green")
-    return status or int(bool(worse))
+    return decided(part=worse and not interrupted, interrupted=interrupted)
 
 
 def told(side: Process) -> str:
@@ -163,7 +165,7 @@ def ratio(pairs: Sequence[Timing]) -> Spread:
     return Spread.of(timing.ratio("new", "old").median for timing in pairs)
 
 
-def show(found: Mapping[str, Sequence[Timing]], revision: str, console: Console) -> list[str]:
+def report(found: Mapping[str, Sequence[Timing]], revision: str, console: Console) -> list[str]:
     """The table -> the workloads that are worse."""
     headings = ("workload", "old µs", "new µs", "new / old", "least", "most")
     table = terminal.table(headings, left=("workload",), title=f"needle: this tree against {revision}")

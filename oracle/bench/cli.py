@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-WORKLOADS = ("W1", "W2", "W3b", "W3l", "W4", "W5", "W6")
-EXTRAS = {
-    "import": "time of `import needle` against `import numpy`",
-    "ops": "overhead per operation, on tensors of one element",
-    "heap": "peak heap of one W3b step, and what is left to the cycle collector",
-    "scaling": "cost per step against depth and width",
-    "second": "cost of create_graph and of second-order gradients",
-    "adam": "a step of Adam alone, on the parameters of three workloads",
-}
-BURST, QUICK_BURST = 0.04, 0.01  # seconds
-ROUNDS, QUICK_ROUNDS = 15, 5
+from oracle.bench.options import EXTRAS, WORKLOADS, threads_environment
+
 ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -93,15 +85,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def bursts(options: argparse.Namespace) -> tuple[int, float]:
-    """How many rounds, and how many seconds a burst."""
-    return options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), QUICK_BURST if options.quick else BURST
-
-
-def threads_environment(threads: int) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
@@ -128,8 +111,10 @@ def again(arguments: Sequence[str], env: dict[str, str]) -> int:
     """The same command in a fresh process with this environment."""
     command = [sys.executable, "-m", "oracle.bench", *arguments]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env}
-    if os.name == "posix":  # in place of this process, so that an interrupt reaches the one that measures
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(sys.executable, command, env)
-    return subprocess.run(command, env=env, check=False).returncode
+    process = subprocess.Popen(command, env=env)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # that process shows what it has measured so far
+            if os.name == "posix":
+                process.send_signal(signal.SIGINT)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
 import sys
 from pathlib import Path
 
+from oracle.apart import leave_signals_to_parent
 from oracle.bench import measure
 from oracle.bench.peers import BUILDERS
 from oracle.memory.blas import read_back
@@ -52,7 +52,7 @@ class Contestant:
 
 def main(folder: str) -> None:
     """Answer until there are no more requests; Ctrl-C is for the process that asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     contestant = Contestant(folder)
     for line in sys.stdin:
         method, *arguments = json.loads(line)

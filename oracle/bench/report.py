@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +27,7 @@ from oracle.bench import extras
 from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
+from oracle.pages import terminal as pages
 from oracle.pages.html import inline, render, svg
 from oracle.systems.workloads import WORKLOADS
 
@@ -89,14 +89,11 @@ def terminal(results: Results, console: Console) -> None:
 
 
 def workload_table(results: Results) -> Table:
-    table = Table(title="needle: cost of a training step", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("workload", no_wrap=True)
     others = [name for name in results.names if name not in ("limit", "needle")]
-    columns = ["limit µs", "needle / limit", "needle / torch", *(f"{name} / limit" for name in others)]
+    columns = ["workload", "limit µs", "needle / limit", "needle / torch", *(f"{name} / limit" for name in others)]
     if results.threads > 1:
         columns.append("by the clock: needle / torch")
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = pages.table(columns, left=("workload",), title="needle: cost of a training step")
     for key, timing in results.timed():
         workload = WORKLOADS[key]
         row: list[str | Text] = [f"{key:3} {workload.title}", f"{timing.cost('limit').median * 1e6:,.0f}"]
@@ -177,9 +174,8 @@ def extra_lines(found: Extras) -> list[Text]:
 
 
 def op_table(ops: Mapping[str, Timing]) -> Table:
-    table = Table(title="overhead per op, forward, 1 element (µs)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("op", "needle", "torch", "NumPy", "needle / torch"):
-        table.add_column(column, justify="left" if column == "op" else "right")
+    columns = ("op", "needle", "torch", "NumPy", "needle / torch")
+    table = pages.table(columns, left=("op",), title="overhead per op, forward, 1 element (µs)")
     for name, timing in ops.items():
         costs = [f"{timing.cost(who).median * 1e6:.2f}" for who in ("needle", "torch", "numpy")]
         table.add_row(name, *costs, _spread(timing.ratio("needle", "torch")))

@@ -6,12 +6,12 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
-from oracle.bench import cli, extras, measure, report
+from oracle.bench import extras, measure, report
+from oracle.bench import options as given
 from oracle.bench.peers import DEFAULT, ON_REQUEST
 from oracle.exits import ExitCode, saved
 from oracle.pages import terminal
@@ -20,17 +20,17 @@ from oracle.systems.workloads import WORKLOADS
 
 EXTRA_BURST, EXTRA_QUICK_BURST = 0.01, 0.002
 
-Track = Callable[[str, int], AbstractContextManager[Tick]]
+Track = Callable[[str, int], Tick]
 
 
 def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     console = terminal.console(report.WIDTH)
-    workloads = cli.WORKLOADS if options.workloads is None else options.workloads
+    workloads = given.WORKLOADS if options.workloads is None else options.workloads
     wanted = options.extras
     if wanted is None:
-        wanted = tuple(cli.EXTRAS) if options.workloads is None else ()
-    rounds, burst = cli.bursts(options)
+        wanted = tuple(given.EXTRAS) if options.workloads is None else ()
+    rounds, burst = given.bursts(options)
     names = list(DEFAULT)
     if options.peers == "all":
         for name, module in ON_REQUEST.items():
@@ -41,19 +41,19 @@ def run(options: argparse.Namespace) -> int:
 
     results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
     status = ExitCode.AGREE
-    with terminal.bar(console) as bar:
-        track = partial(terminal.tracked, bar)
+    with terminal.progress(console) as show:
+        track = partial(terminal.counted, show)
         try:
             for key in workloads:
                 workload = WORKLOADS[key]
-                with track(f"{key}  {workload.title}", rounds + 1) as tick:
-                    measure.check(workload.for_check(), measure.build(workload.for_check(), names))
-                    tick()
-                    trainers = measure.build(workload, names)
-                    timing = results.workloads[key] = measure.Timing()
-                    contestants = {name: trainer.run for name, trainer in trainers.items()}
-                    measure.interleave(contestants, rounds, burst, tick, timing)
-                    del trainers, contestants
+                tick = track(f"{key}  {workload.title}", rounds + 1)
+                measure.check(workload.for_check(), measure.build(workload.for_check(), names))
+                tick()
+                trainers = measure.build(workload, names)
+                timing = results.workloads[key] = measure.Timing()
+                contestants = {name: trainer.run for name, trainer in trainers.items()}
+                measure.interleave(contestants, rounds, burst, tick, timing)
+                del trainers, contestants
             _extras(results.extras, wanted, names, rounds, options.quick, track)
         except measure.Disagreement as error:
             print(f"Not timed: the libraries do not agree.\n{error}", file=sys.stderr)
@@ -73,23 +73,16 @@ def _extras(
 ) -> None:
     burst = EXTRA_QUICK_BURST if quick else EXTRA_BURST
     if "import" in wanted:
-        with track("import time", rounds + 1) as tick:
-            found.import_time = extras.import_time(rounds, tick)
+        found.import_time = extras.import_time(rounds, track("import time", rounds + 1))
     if "ops" in wanted:
-        with track("overhead per op", extras.OPS) as tick:
-            found.ops = extras.op_overhead(rounds, burst, tick)
+        found.ops = extras.op_overhead(rounds, burst, track("overhead per op", extras.OPS))
     if "heap" in wanted:
-        with track("peak heap", len(names) - 1) as tick:
-            found.heap = extras.peak_heap(names, tick)
+        found.heap = extras.peak_heap(names, track("peak heap", len(names) - 1))
     few = max(3, rounds // 3)  # a chain of 10,000 ops fills a burst by itself
     if "scaling" in wanted:
-        with track("cost against depth", len(extras.DEPTHS)) as tick:
-            found.depth = extras.depth_scaling(few, burst, tick)
-        with track("cost against width", len(extras.WIDTHS)) as tick:
-            found.width = extras.width_scaling(few, burst, tick)
+        found.depth = extras.depth_scaling(few, burst, track("cost against depth", len(extras.DEPTHS)))
+        found.width = extras.width_scaling(few, burst, track("cost against width", len(extras.WIDTHS)))
     if "second" in wanted:
-        with track("second order", rounds) as tick:
-            found.second = extras.second_order(rounds, burst, tick)
+        found.second = extras.second_order(rounds, burst, track("second order", rounds))
     if "adam" in wanted:
-        with track("Adam alone", len(extras.ADAM)) as tick:
-            found.adam = extras.adam_alone(rounds, burst, tick)
+        found.adam = extras.adam_alone(rounds, burst, track("Adam alone", len(extras.ADAM)))

@@ -8,7 +8,6 @@ and names the operator, layer or phase of the optimizer. `words` says what an op
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 from oracle.blame.locate import culprit, investigate, suspect
@@ -29,12 +28,8 @@ def named(verdict: Verdict, ndl: Any) -> Verdict:
     """The verdict with its suspect, and the line of ``ndl`` where that is defined."""
     if verdict.divergence is None:
         return verdict
-    evidence = verdict.evidence
-    while True:
-        evidence.line_of = partial(line_of, ndl)
-        if evidence.within is None:
-            break
-        evidence = evidence.within.evidence
     found = investigate(verdict.case, verdict.divergence, verdict.evidence)
+    if found.definition:
+        found = dataclasses.replace(found, line=line_of(ndl, *found.definition))
     verdict.divergence = dataclasses.replace(verdict.divergence, suspect=found)
     return verdict

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
-from oracle.op_rule import Finding, Findings
+from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
 from oracle.systems.trace import CHANGED, UNSEEN
-
-LineOf = Callable[..., str]
 
 
 def suspect(case: c.Case, divergence: Divergence) -> str:
@@ -44,7 +42,7 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     by_tensor = _by_tensor(case, divergence, evidence)
     if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD):
         what = f"{divergence.quantity} that should not exist (requires_grad)"
-        return Suspect(what, divergence.message, line=evidence.line_of("Tensor", "backward"), tensor=by_tensor.what)
+        return Suspect(what, divergence.message, definition=("Tensor", "backward"), tensor=by_tensor.what)
     switched = _mode(divergence, evidence)
     if switched is not None:
         return dataclasses.replace(switched, tensor=by_tensor.what)
@@ -103,15 +101,14 @@ def _by_operator(
 ) -> Suspect:
     assert evidence.findings is not None
     words = finding.words
+    definition: tuple[str, ...] = ("Tensor", "backward")
     if finding.direction == "accumulation":
         what, key = "accumulation of gradients", "accumulation"
-        line = evidence.line_of("Tensor", "backward")
     elif finding.direction == "seed":
         what = key = "seed of backward (out_grad)"
-        line = evidence.line_of("Tensor", "backward")
     else:
         what = key = f"{finding.kind} {finding.direction}"
-        line = evidence.line_of(f"ops.{finding.kind}", *_METHODS[finding.direction])
+        definition = (f"ops.{finding.kind}", *_METHODS[finding.direction])
     if finding.fault == "dtype" and finding.direction == "backward":
         what, key = f"dtype of gradients, {what}", "dtype of gradients"
     elif finding.fault != "value":
@@ -121,7 +118,7 @@ def _by_operator(
         key = "reduction to the shape of a broadcast operand"
     where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
     other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
-    return Suspect(what, f"{finding.message}, {where}", "", words, line, finding.name, other, key)
+    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key)
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}
@@ -137,8 +134,8 @@ def _mode(divergence: Divergence, evidence: Evidence) -> Suspect | None:
     for path, (found, right) in evidence.modes.items():
         if found != right:
             method = "train" if right else "eval"
-            line = evidence.line_of("nn.Module", method)
-            return Suspect(f"Module.{method}", f"it leaves layer {path} in the other mode", line=line)
+            line = ("nn.Module", method)
+            return Suspect(f"Module.{method}", f"it leaves layer {path} in the other mode", definition=line)
     return None
 
 
@@ -154,43 +151,43 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
             return Suspect(f"{case.op} forward")
         graph = " with create_graph" if quantity == "gradient with graph" else ""
         return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
-    layers, line_of = dict(c.walk(case.model)), evidence.line_of
+    layers = dict(c.walk(case.model))
     owner = name.rpartition(".")[0]
     if quantity in ("activation", "evaluation"):
         quiet = quantity == "evaluation" or _in_eval(layers, name)
         mode = "in evaluation mode" if quiet else "in training mode"
-        return _layer(layers, name, line_of, "forward", f"forward {mode}", "every output before it agrees")
+        return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
-        line = line_of("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ""
-        return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", line=line)
+        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
     if quantity == "adjoint":
         path = _consumer(layers, name)
         known = "all outputs and the adjoints behind it agree"
         if path is None:
             return Suspect(f"{type(case.loss).__name__} backward", known=known)
         what = "backward in evaluation mode" if _in_eval(layers, path) else "backward"
-        return _layer(layers, path, line_of, "forward", what, known)
+        return _layer(layers, path, "forward", what, known)
     if quantity == "gradient":
-        return _layer(layers, owner, line_of, "forward", "backward", "all adjoints agree", place=f"gradient {name}")
+        return _layer(layers, owner, "forward", "backward", "all adjoints agree", place=f"gradient {name}")
     if quantity == "second":
         known = "first-order gradients agree"
-        return _layer(layers, owner, line_of, "forward", "second backward", known, place=f"gradient {name}")
+        return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
     if quantity == "operator":
         # without the findings: the name begins with the class and the direction
         return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
     if quantity == "buffer":
-        return _layer(layers, owner, line_of, "forward", "running statistics", "its outputs agree", place=name)
+        return _layer(layers, owner, "forward", "running statistics", "its outputs agree", place=name)
     if quantity == "initial":
-        return _layer(layers, owner, line_of, "__init__", "constructor", place=name)
+        return _layer(layers, owner, "__init__", "constructor", place=name)
     return _phase(case, divergence, evidence)
 
 
 def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evidence: Evidence) -> Suspect:
     """A phase of the optimizer, or a promise about memory and modes."""
-    quantity, name, line_of = divergence.quantity, divergence.name, evidence.line_of
+    quantity, name = divergence.quantity, divergence.name
     kind = "SGD" if isinstance(case, c.SecondOrderCase) else type(case.optimizer).__name__
-    stepped = line_of(f"optim.{kind}", "step")
-    clipper = line_of(f"optim.{kind}", "clip_grad_norm")
+    stepped = (f"optim.{kind}", "step")
+    clipper = (f"optim.{kind}", "clip_grad_norm")
     words = ""
     if isinstance(case, c.TrainCase):
         if divergence.rule == "dtype":
@@ -200,7 +197,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         elif evidence.clipping is not None:
             words = clip_words(case, quantity, evidence.clipping)
     if quantity == "parameters":
-        return Suspect("Module.parameters", line=line_of("nn.Module", "parameters"))
+        return Suspect("Module.parameters", definition=("nn.Module", "parameters"))
     if quantity == "clip norm":
         return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
     if quantity == "clipped":
@@ -210,7 +207,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity in ("velocity", "first moment", "second moment"):
         phase = "velocity update" if quantity == "velocity" else f"{quantity} update"
         if divergence.rule == "unexpected":
-            return Suspect(f"{kind} skip, {phase}", divergence.message, line=stepped, key=f"{kind} skip")
+            return Suspect(f"{kind} skip, {phase}", divergence.message, definition=stepped, key=f"{kind} skip")
         return Suspect(f"{kind} {phase}", name, "all gradients agree", words, stepped)
     if quantity == "parameter":
         if divergence.rule == "exact":
@@ -219,7 +216,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         return Suspect(f"{kind} parameter update", name, known, words, stepped)
     if name.endswith(UNSEEN):
         what = "a chain of layers gives something else than the layers one by one (chain)"
-        return Suspect(what, name, line=line_of("chain", "run"))
+        return Suspect(what, name, definition=("chain", "run"))
     if quantity == "kept":
         held = re.sub(r" of step \d+$", "", name).split(" ")[0]
         return Suspect(f"something writes into a {held} that a user may hold (alias)", name)
@@ -230,7 +227,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         if droppers:  # the one layer that draws: what it must not do is the same mistake as what it then gives
             layers = dict(c.walk(case.model))
             place = f"it changes the random state; layer {droppers[0]}"
-            return _layer(layers, droppers[0], line_of, "forward", "forward in evaluation mode", place=place)
+            return _layer(layers, droppers[0], "forward", "forward in evaluation mode", place=place)
     if quantity == "untouched":
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
@@ -242,7 +239,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
 
 
 def _layer(
-    layers: Mapping[str, c.Layer], path: str, line_of: LineOf, method: str, what: str, known: str = "", place: str = ""
+    layers: Mapping[str, c.Layer], path: str, method: str, what: str, known: str = "", place: str = ""
 ) -> Suspect:
     layer = layers.get(path)
     if layer is None:
@@ -251,8 +248,8 @@ def _layer(
     key = f"{kind} {what}"  # a block of operations remains the same one while it shrinks
     if isinstance(layer, c.Ops):
         kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
-    line = line_of(f"nn.{_CLASSES.get(kind, kind)}", method)
-    return Suspect(f"{kind} {what}", place or f"layer {path}", known, line=line, key=key)
+    line = (f"nn.{_CLASSES.get(kind, kind)}", method)
+    return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
 
 
 _CLASSES = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d", "Eval": "Sequential"}

@@ -10,30 +10,13 @@ from typing import Any
 import numpy as np
 
 from oracle.apart import Broken, Died, apart
+from oracle.blame import script
+from oracle.blame.headline import headline, number
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
-from oracle.systems.trace import CHANGED, ENDED
 
 LATEST = Path("reports/latest")
-
-
-def number(value: float | str | None) -> str:
-    """Nine significant digits tell any two float32 apart."""
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.9g}"
-
-
-def headline(divergence: Divergence) -> str:
-    """What happened and where, in one line."""
-    d = divergence
-    if d.failure is not None and d.failure.kind == ENDED:
-        how = "crashes" if "crashed" in d.failure.message else "does not return"
-        return f"needle {how} at step {d.step}, in {d.failure.phase}"
-    if d.failure is not None and d.failure.kind == CHANGED:
-        return f"needle changes the state of the process, in {d.failure.phase}"
-    if d.failure is not None:
-        return f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
-    return f"needle and torch part at step {d.step}: {d.place}"
 
 
 def block(case: c.Case, divergence: Divergence) -> str:
@@ -70,8 +53,6 @@ def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) ->
 
     Returns the path of the case.
     """
-    from oracle.blame import script
-
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{case.digest}.json"
     path.write_bytes(c.encode(case))

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from oracle import operations
 from oracle.apart import CASE_SECONDS
+from oracle.blame.headline import headline
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.cases import inputs
@@ -97,8 +98,6 @@ def _render(template: str, **values: Any) -> str:
 
 def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     """What every script says at its top and its end."""
-    from oracle.blame.report import headline
-
     d = divergence
     expected, kind = None, "number"
     if d.rule == "unexpected":
@@ -346,10 +345,12 @@ class _Model:
         if isinstance(layer, c.Linear):
             same = f"nn.Linear({width}, {layer.out}{'' if layer.bias else ', bias=False'})"
             return same, same
-        if isinstance(layer, c.Tanh | c.Sigmoid):
-            self.apply = True
+        if isinstance(layer, c.Activation):
+            self.ops.append(layer.op)
             kind = type(layer).__name__
-            return f'nn.{kind}() if hasattr(nn, "{kind}") else Apply(ndl.{kind.lower()})', f"nn.{kind}()"
+            ours, theirs = (f"lambda x: {side}({layer.op!r}, x)" for side in ("needle_op", "torch_op"))
+            made = self._applied(ours, [])[0]
+            return f'nn.{kind}() if hasattr(nn, "{kind}") else {made}', self._applied(theirs, [])[1]
         if isinstance(layer, c.ReLU | c.Identity):
             return (f"nn.{type(layer).__name__}()",) * 2
         if isinstance(layer, c.Flatten):

@@ -19,14 +19,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, defstruct
 
-from oracle.operations import result_shape
+from oracle.operations import OPERATIONS, result_shape
 
 FORMAT = 1
 DEEPEST = 100  # levels of JSON: 49 containers in one another
@@ -87,12 +87,23 @@ class ReLU(_Part, frozen=True, tag="ReLU"):
     """``nn.ReLU``."""
 
 
-class Tanh(_Part, frozen=True, tag="Tanh"):
-    """tanh as a layer."""
+class Activation(_Part, frozen=True):
+    """One elementwise operation as a layer. Its subclasses are made from the blocks that name one, see `ACTIVATIONS`."""
+
+    op: ClassVar[str] = ""
 
 
-class Sigmoid(_Part, frozen=True, tag="Sigmoid"):
-    """The logistic function as a layer."""
+def _activation(op: str, name: str) -> type[Activation]:
+    space = {"op": op, "__doc__": f"``nn.{name}``."}
+    made: Any = defstruct(name, [], bases=(Activation,), namespace=space, module=__name__, frozen=True, tag=name)
+    kind: type[Activation] = made
+    return kind
+
+
+# name of the layer -> its class; each is a name of this module too, so that cases can be pickled
+ACTIVATIONS = {block.layer: _activation(op, block.layer) for op, block in OPERATIONS.items() if block.layer}
+globals().update(ACTIVATIONS)
+Tanh, Sigmoid = ACTIVATIONS["Tanh"], ACTIVATIONS["Sigmoid"]
 
 
 class Identity(_Part, frozen=True, tag="Identity"):
@@ -173,23 +184,27 @@ class Ops(_Part, frozen=True, tag="Ops"):
     steps: tuple[OpStep, ...]
 
 
-Layer = (
-    Linear
-    | ReLU
-    | Tanh
-    | Sigmoid
-    | Identity
-    | Flatten
-    | BatchNorm
-    | LayerNorm
-    | Dropout
-    | Unused
-    | Sequential
-    | Residual
-    | Branch
-    | Eval
-    | Ops
-)
+_PLAIN = (Linear, ReLU, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Unused)
+_CONTAINERS = (Sequential, Residual, Branch, Eval, Ops)
+if TYPE_CHECKING:
+    Layer = (
+        Linear
+        | ReLU
+        | Activation
+        | Identity
+        | Flatten
+        | BatchNorm
+        | LayerNorm
+        | Dropout
+        | Unused
+        | Sequential
+        | Residual
+        | Branch
+        | Eval
+        | Ops
+    )
+else:
+    Layer = Union[(*_PLAIN, *ACTIVATIONS.values(), *_CONTAINERS)]
 
 # -- data, loss, optimizer --------------------------------------------------------------------------------------------
 

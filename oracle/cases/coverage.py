@@ -161,8 +161,7 @@ def _numpy_scalars(case: c.OpCase) -> c.Case:
 _LAYERS: dict[str, Edit] = {
     "Linear": _last(lambda width, _: (c.Linear(width),)),
     "ReLU": _within(c.ReLU()),
-    "Tanh": _within(c.Tanh()),
-    "Sigmoid": _within(c.Sigmoid()),
+    **{name: _within(kind()) for name, kind in c.ACTIVATIONS.items()},
     "Identity": _within(c.Identity()),
     "Flatten": _within(c.Flatten()),
     "BatchNorm": _within(c.BatchNorm()),

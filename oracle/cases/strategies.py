@@ -234,8 +234,7 @@ def _kinds(norms: bool, nested: bool) -> st.SearchStrategy[str]:
     return choice(
         (6, "linear"),
         (4, "relu"),
-        (2, "tanh"),
-        (2, "sigmoid"),
+        *((2, name) for name in c.ACTIVATIONS),
         (4 if norms else 0, "batch norm"),
         (3, "layer norm"),
         (2, "dropout"),
@@ -309,8 +308,7 @@ class _Models:
             return (c.Sequential(body) if kind == "sequential" else c.Eval(body)), out
         simple: dict[str, Callable[[], c.Layer]] = {
             "relu": c.ReLU,
-            "tanh": c.Tanh,
-            "sigmoid": c.Sigmoid,
+            **c.ACTIVATIONS,
             "identity": c.Identity,
             "flatten": c.Flatten,
             "unused": lambda: c.Unused(draw(_UNUSED)),

@@ -9,6 +9,8 @@ yardstick.py the same step in torch and in NumPy by hand
 gates.py     from what was seen to verdicts
 blas.py      the kernels that OpenBLAS computes with, a part of the key of what was seen before
 baseline.py  what was seen before
-session.py   python -m oracle memory
+outcome.py   what a run was asked for, and found
 report.py    Markdown, JSON and one HTML page
+
+`oracle.runs.memory` is the command.
 """

@@ -57,7 +57,7 @@ def nursery() -> None:
     """Read jobs from stdin, a line each; answer each with a line."""
     leave_signals_to_parent()
     import needle  # noqa: F401 - imported once, for all children
-    import oracle.pairs  # noqa: F401
+    import oracle.systems.layers  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -158,7 +158,7 @@ class Watched:
 
     def __init__(self, case: c.TrainCase, plant: Plant | None) -> None:
         import needle
-        from oracle.pairs import NEEDLE_LAYERS
+        from oracle.systems.layers import NEEDLE_LAYERS
 
         self.ndl, self.layers, self.case, self.plant = needle, NEEDLE_LAYERS, case, plant
         self.batches = inputs.batches(case)

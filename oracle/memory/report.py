@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from oracle.cases import case as c
 from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
+from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
-
-if TYPE_CHECKING:
-    from oracle.runs.memory import Run
+from oracle.pages.html import inline, render, svg
+from oracle.pages.markdown import table as markdown_table
+from oracle.pages.terminal import table
 
 WIDTH = 120
 DESCRIBED = 200  # characters of a model's description
@@ -28,6 +27,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 HEADINGS = (
     "model", "growth", "blocks", "cycles", "graphs", "peak", "live end", "allocs", "torch", "NumPy", "baseline", "verdict",
 )  # fmt: skip
+WORDS = ("model", "verdict")
 UNITS = (
     "growth: bytes, over steps 20 to 120; blocks: the same in allocated blocks; cycles: objects left to the cycle "
     "collector; graphs: live Tensors with an op after loss and gradients were dropped; peak and live end: bytes; allocs: "
@@ -111,13 +111,10 @@ def _worst(row: Row) -> Measured | None:
 
 def terminal(run: Run, console: Console) -> None:
     """The table; failures; the verdict comes last."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
+    shown = table(HEADINGS, WORDS, gap=1)
     for row in run.rows:
-        texts = [Text(text, style="bold red" if _is_bad(text) else "") for text in cells(row)]
-        table.add_row(*texts)
-    console.print(table)
+        shown.add_row(*(Text(text, style="bold red" if _is_bad(text) else "") for text in cells(row)))
+    console.print(shown)
     console.print(_facts(run), style="dim", soft_wrap=True, markup=False)
     console.print()
     for row in run.failed:
@@ -170,14 +167,12 @@ def steps(row: Row, console: Console) -> None:
     run = row.main
     if run is None or run.error:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("after step", "live B", "blocks", "collector", "Tensors"):
-        table.add_column(heading, justify="right")
+    shown = table(("after step", "live B", "blocks", "collector", "Tensors"), left=())
     for t in range(FIRST, len(run.live), STRIDE):
         series = (run.live[t] - run.live[FIRST], run.blocks[t] - run.blocks[FIRST], run.collected[t], run.tensors[t])
-        table.add_row(str(t), *(f"{n:+,}" if n else "0" for n in series))
+        shown.add_row(str(t), *(f"{n:+,}" if n else "0" for n in series))
     console.print(f"{row.name}: {c.describe(row.case)}", soft_wrap=True, markup=False)
-    console.print(table)
+    console.print(shown)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -237,9 +232,8 @@ def to_json(run: Run) -> dict[str, Any]:
 def markdown(run: Run) -> str:
     """The table and the failures."""
     text = ["# Memory of needle", "", verdict(run).replace("[bold green]", "**").replace("[bold red]", "**")
-            .replace("[bold yellow]", "**").replace("[/]", "**") + "  ", _facts(run), "",
-            "| " + " | ".join(HEADINGS) + " |", "|---|" + "--:|" * (len(HEADINGS) - 2) + "---|"]  # fmt: skip
-    text += ["| " + " | ".join(cells(row)) + " |" for row in run.rows]
+            .replace("[bold yellow]", "**").replace("[/]", "**") + "  ", _facts(run), ""]  # fmt: skip
+    text += markdown_table(HEADINGS, map(cells, run.rows), WORDS)
     text += ["", *(f"- {gate}: {meaning}" for gate, meaning in GATES.items())]
     for row in run.failed:
         text += ["", f"## {row.name}", "", "```", block(row), "```"]
@@ -255,20 +249,16 @@ def html(run: Run) -> str:
     """One page: plots as inline SVG, no assets."""
     import matplotlib
 
-    matplotlib.use("svg")
     with matplotlib.rc_context(STYLE):
         return _page(run)
 
 
 def _page(run: Run) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text("utf-8"))
     shown = [r for r in run.rows if r.panel or r.failures]
     others = [r for r in run.rows if not r.panel and not r.failures]
     plotted = [*shown, *others[: max(0, PLOTTED - sum(not r.panel for r in shown))]]
-    return template.render(
+    return render(
+        TEMPLATE,
         run=run,
         facts=_facts(run).split("\n"),
         verdict=verdict(run).partition("]")[2].replace("[/]", "") if "]" in verdict(run) else verdict(run),
@@ -289,9 +279,6 @@ INK, NEEDLE, TORCH, HAND, BAD = "#1f2933", "#2563a8", "#d9822b", "#8a9ba8", "#c2
 
 STYLE: Any = {
     "font.size": 9,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "memory",  # the same page for the same numbers
     "axes.edgecolor": "#c5ced6",
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -305,20 +292,10 @@ STYLE: Any = {
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
-
-
-def _svg(figure: Any) -> str:
-    from markupsafe import Markup
-    from matplotlib import pyplot
-
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    text = out.getvalue()
-    return Markup(text[text.index("<svg") :])
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _curve(m: Measured) -> tuple[list[int], list[float]]:
@@ -353,7 +330,7 @@ def _series_plot(rows: Sequence[Row]) -> str:
         ax.set_xlim(0, x[-1])
         ax.set_title(f"{row.name}, {unit}", color=INK if flat else BAD)
         ax.tick_params(length=2, labelsize=8)
-    return _svg(figure)
+    return inline(svg(figure))
 
 
 def _failure_plot(row: Row) -> str:
@@ -372,7 +349,7 @@ def _failure_plot(row: Row) -> str:
         ax.plot(x, y, color=BAD if max(y) > min(y) or (title.startswith("objects") and any(y)) else NEEDLE, lw=1.5)
         ax.set_title(title)
         ax.set_xlabel("step")
-    return _svg(figure)
+    return inline(svg(figure))
 
 
 def _unit(size: float) -> tuple[float, str]:
@@ -405,7 +382,7 @@ def _peaks_plot(rows: Sequence[Row]) -> str:
     ax.plot([], [], color=INK, lw=2, label="baseline")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, frameon=False)
     ax.margins(y=0.02)
-    return _svg(figure)
+    return inline(svg(figure))
 
 
 def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -> str:
@@ -428,4 +405,4 @@ def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("peak against the first")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    return _svg(figure)
+    return inline(svg(figure))

@@ -57,7 +57,7 @@ def _torch(case: c.TrainCase) -> Callable[[], _Trainer]:
     """The case as a user of torch trains it."""
     import torch
 
-    from oracle.pairs import TORCH_LAYERS
+    from oracle.systems.layers import TORCH_LAYERS
     from oracle.systems.peer import DEFAULT_LR, Dropout, TorchModel, torch_loss, torch_optimizer
 
     batches, dropout = inputs.batches(case), torch.nn.functional.dropout

@@ -70,7 +70,7 @@ def exp(t: Tape, x: Var) -> Var:
     return by_output(t, x, np.exp, lambda y: y)
 
 
-@operation(needle=lambda n, x: n.tanh(x), torch=lambda t, x: t.tanh(x), drawn=one, node="Tanh")
+@operation(needle=lambda n, x: n.tanh(x), torch=lambda t, x: t.tanh(x), drawn=one, node="Tanh", layer="Tanh")
 def tanh(t: Tape, x: Var) -> Var:
     """tanh x; its derivative comes from the saved output: 1 − y²."""
     return by_output(t, x, np.tanh, lambda y: 1 - y * y)
@@ -82,7 +82,9 @@ def logistic(x: Array) -> Array:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
 
-@operation(needle=lambda n, x: n.sigmoid(x), torch=lambda t, x: t.sigmoid(x), drawn=one, node="Sigmoid")
+@operation(
+    needle=lambda n, x: n.sigmoid(x), torch=lambda t, x: t.sigmoid(x), drawn=one, node="Sigmoid", layer="Sigmoid"
+)
 def sigmoid(t: Tape, x: Var) -> Var:
     """1 / (1 + e⁻ˣ); its derivative comes from the saved output: y(1 − y)."""
     return by_output(t, x, logistic, lambda y: y * (1 - y))

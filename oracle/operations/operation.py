@@ -29,6 +29,7 @@ class Operation:
     special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
     ordinary: bool = False  # products of large values: kept to ordinary ones
+    layer: str = ""  # needle's layer that is this op alone: cases have layers of that name then
 
 
 OPERATIONS: dict[str, Operation] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 
@@ -30,7 +31,7 @@ def svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def inline(image: str) -> Any:
+def inline(image: str) -> Markup:
     """An svg for the middle of a page: without its head, and safe from escaping."""
     from markupsafe import Markup
 

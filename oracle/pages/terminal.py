@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+Show = Callable[[str, int, int | None], None]
 Tick = Callable[[], None]
 
 
@@ -24,20 +27,35 @@ def watched(console: Console) -> bool:
     return console.is_terminal and not os.environ.get("CI") and "NO_COLOR" not in os.environ
 
 
-def bar(console: Console) -> Progress:
-    """A bar that is gone when its work is done; silent where nobody watches."""
-    columns = (TextColumn("{task.description:38}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not watched(console))
-
-
 @contextmanager
-def tracked(progress: Progress, what: str, total: int) -> Iterator[Tick]:
-    """A line of a bar for one part of the work; calling what it gives moves it on by one."""
-    task = progress.add_task(what, total=total)
-    try:
-        yield lambda: progress.advance(task)
-    finally:
-        progress.remove_task(task)
+def progress(console: Console, every: int = 0) -> Iterator[Show]:
+    """What shows how far the work is, by ``show(what, done, total)``: a bar that is gone when the work is done.
+
+    Where nobody watches: a line for ``every`` so many, or nothing.
+    """
+    started, last = time.perf_counter(), 0
+    silent = not watched(console)
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int | None) -> None:
+            nonlocal last
+            bar.update(task, description=what, completed=done, total=total)
+            if silent and every and done // every > last:
+                last = done // every
+                console.print(
+                    f"{done} of {total}, {time.perf_counter() - started:.0f} s: {what}", style="dim", markup=False
+                )
+
+        yield show
+
+
+def counted(show: Show, what: str, total: int) -> Tick:
+    """Show one part of the work; each call of what it returns is one piece more that is done."""
+    show(what, 0, total)
+    done = itertools.count(1)
+    return lambda: show(what, next(done), total)
 
 
 def table(headings: Sequence[str], left: Collection[str], title: str | None = None, gap: int = 2) -> Table:

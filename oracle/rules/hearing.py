@@ -15,6 +15,7 @@ from oracle.cases import inputs
 from oracle.operations import tape as d
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Joined
+from oracle.rules.tape import Findings
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems.lockstep import Lockstep, Step
 from oracle.systems.peer import DEFAULT_LR
@@ -35,6 +36,7 @@ class Hearing:
         self.case, self.lockstep = case, lockstep
         self.digest = case.digest  # computed once: it is asked for with every tensor
         self.verdict = Verdict(case)
+        self.findings = Findings()  # rule OP on the tape of the first step
         self.gap, self.late = inputs.gap(case)
         sgd = isinstance(case.optimizer, c.SGD)
         self.states = ("velocity",) if sgd else ("first moment", "second moment")

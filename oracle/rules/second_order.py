@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import op_rule, pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import raised
+from oracle.rules.tape import Findings
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
+from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems.second_order import directions, in_torch
 from oracle.systems.trace import Clock
@@ -30,7 +31,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     seen = ours_side.run_second(
         case,
         ndl,
-        pairs.NEEDLE_LAYERS,
+        layers.NEEDLE_LAYERS,
         slots,
         batches,
         inputs.initial_state(case),
@@ -98,7 +99,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = op_rule.Findings()
+        evidence.findings = Findings()
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
-        ours_side.run_second(case, ndl, pairs.NEEDLE_LAYERS, *about, evidence.findings)
+        ours_side.run_second(case, ndl, layers.NEEDLE_LAYERS, *about, evidence.findings)
     return evidence

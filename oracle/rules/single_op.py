@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from oracle import op_rule
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.operations import tape as d
@@ -16,6 +15,7 @@ from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
+from oracle.rules.tape import Findings
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
@@ -81,7 +81,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
         if seen.failure is None and ours:
-            verdict.evidence.findings = op_rule.Findings()
+            verdict.evidence.findings = Findings()
             ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=True)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from oracle import op_rule
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import Noise
@@ -23,6 +22,7 @@ from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, raised
 from oracle.rules.noise import against_truth, torch_against_truth
+from oracle.rules.tape import Findings
 from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
 from oracle.rules.validation import truth_against_torch
@@ -45,7 +45,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
     hearing = Hearing(case, lockstep)
     verdict = hearing.verdict
     chunk = max(1, CHUNK // (case.data.rows * max(case.data.features, 64)))
-    steps = lockstep.steps()
+    steps = lockstep.steps(hearing.findings)
     found: list[Divergence] = []
     in_domain = True
     part: list[Step] = []
@@ -162,7 +162,7 @@ def _operators(h: Hearing) -> Sequence[Divergence]:
     """Rule OP on the tape of the first step: every node by itself, from needle's own inputs and adjoint, within a
     first-order bound. Proven by ``sigmoid-backward``, and most of the group op.
     """
-    found = h.lockstep.findings
+    found = h.findings
     h.verdict.tally.count("OP", found.largest, found.tensors, found.elements, f"{h.digest} {found.where}")
     if not found.bad:
         return ()
@@ -185,14 +185,16 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
     return evidence
 
 
-def _again(h: Hearing, divergence: Divergence, step: Step) -> op_rule.Findings | None:
+def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
     """Rule OP on the failing step."""
     if divergence.quantity not in (*FORWARD, *BACKWARD):
         return None
     evaluation, t = divergence.quantity == "evaluation", step.ours.step
-    if t == 0 and not evaluation and h.lockstep.findings.bad:
-        return h.lockstep.findings
-    return h.lockstep.ours.again(step.after or step.before if evaluation else step.before, t, evaluation=evaluation)
+    if t == 0 and not evaluation and h.findings.bad:
+        return h.findings
+    found = Findings()
+    h.lockstep.ours.again(step.after or step.before if evaluation else step.before, t, found, evaluation=evaluation)
+    return found
 
 
 def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:

@@ -6,14 +6,14 @@ A rule hands on numbers and names as evidence, so that blame can be found withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
 from oracle.cases import case as c
-from oracle.op_rule import Findings
+from oracle.rules.tape import Findings
 from oracle.systems.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]
@@ -30,10 +30,13 @@ class Suspect:
     place: str = ""  # where in the model: a layer, a node of the tape, a parameter
     known: str = ""  # what agrees
     words: str = ""  # what needle seems to do instead
-    line: str = ""  # where in needle that is defined: "needle/ops.py:351"
+    definition: tuple[
+        str, ...
+    ] = ()  # what of needle that is: ("ops.Tanh", "vjp", "gradient"), the methods to try in order
     operator: str = ""  # rule OP's own verdict, if it has one
     tensor: str = ""  # the verdict of the first bad tensor, where it is another one
     key: str = ""  # equal for one fault, wherever it shows; ``what`` if empty
+    line: str = ""  # where that stands: "needle/ops.py:351"
 
     @property
     def text(self) -> str:
@@ -128,16 +131,10 @@ class Clipping:
     name: str
 
 
-def nowhere(path: str, *methods: str) -> str:
-    """No line is known."""
-    return ""
-
-
 @dataclass
 class Evidence:
     """What is known beside the divergence itself."""
 
-    line_of: Callable[..., str] = nowhere  # ("ops.Tanh", "vjp") -> "needle/ops.py:351"
     findings: Findings | None = None  # rule OP on the failing step, taken once more
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
     update: Update | None = None

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from oracle.blame import report
 from oracle.exits import ExitCode, saved, shown
+from oracle.pages import terminal
 
 
 def diff(
@@ -29,10 +29,9 @@ def diff(
     needle: Path | None = None,
 ) -> int:
     """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
-    console = wide_console()
-    shown = console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
+    console = terminal.console()
     try:
-        with console.status("importing NumPy and torch") if shown else nullcontext():
+        with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
 
         lacking = _foreign(needle) if needle is not None else {}
@@ -50,16 +49,12 @@ def diff(
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
-        bar = _bar(console) if shown else None
-        with bar or nullcontext():
-            task = (
-                bar.add_task("starting", total=None if minutes else _rounded(cases, runner.SHARD_SIZE)) if bar else None
-            )
+        with terminal.progress(console) as show:
 
             def progress(run: runner.Run, text: str) -> None:
-                if bar is not None and task is not None:
-                    tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
-                    bar.update(task, completed=run.shards * runner.SHARD_SIZE, description=tensors)
+                tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
+                total = None if minutes else _rounded(cases, runner.SHARD_SIZE)
+                show(tensors, run.shards * runner.SHARD_SIZE, total)
 
             outcome = runner.run(plan, progress)
     except KeyboardInterrupt:
@@ -74,24 +69,13 @@ def diff(
 def _foreign(folder: Path) -> dict[str, str]:
     """Another needle takes the place of ours; returns what it does not offer."""
     import needle
-    from oracle.systems import foreign
+    from oracle.runs import offered
 
-    return foreign.missing(needle)
-
-
-def wide_console() -> Console:
-    """A console that wraps no sooner than at 120 columns where nobody sees the window's edge."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    return offered.missing(needle)
 
 
 def _rounded(cases: int, size: int) -> int:
     return -(-cases // size) * size
-
-
-def _bar(console: Console) -> Progress:
-    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("{task.description}"), console=console, transient=True)
 
 
 def _failures(run: Any) -> str:

@@ -11,23 +11,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, as_completed
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from oracle.cases import case as c
 from oracle.cases import shrink
-from oracle.exits import ExitCode, decided, saved
+from oracle.exits import ExitCode, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
 from oracle.memory.gates import Row, failures, judge
+from oracle.memory.outcome import Plan, Run
 from oracle.memory.panel import PANEL, traced
 from oracle.memory.probe import FIRST, STEPS, STRIDE, Job, Measured
+from oracle.pages import terminal
 
 SHRUNK = 3  # failing generated models that are made smaller; the rest is only listed
 SHRINK_BUDGET = 80  # measurements for each
@@ -37,54 +35,9 @@ NO_MEMRAY = (
 )
 
 
-@dataclass
-class Plan:
-    """What to run."""
-
-    cases: int
-    seed: int
-    workers: int
-    panel_only: bool = False
-    model: str | None = None  # of the panel: this one alone
-    accept: bool = False
-    folder: Path = Path("reports/latest")
-    baseline: Path = baseline.PATH
-
-
-@dataclass
-class Run:
-    """What a run found."""
-
-    plan: Plan
-    key: dict[str, str]
-    commit: str
-    rows: list[Row] = field(default_factory=list)
-    baseline_key: dict[str, str] | None = None  # of the entry that was looked at
-    jobs: int = 0
-    done: int = 0
-    interrupted: bool = False
-    accepted: bool = False
-    wall: float = 0.0
-
-    @property
-    def failed(self) -> list[Row]:
-        """Rows with a failing gate."""
-        return [r for r in self.rows if r.failures]
-
-    @property
-    def errors(self) -> list[tuple[Row, str]]:
-        """Rows whose measurement came to nothing."""
-        return [(r, e) for r in self.rows for e in r.errors]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
-        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
-
-
 def memory(
     *, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
-    model: str | None = None, progress: bool = True,
+    model: str | None = None,
 ) -> int:  # fmt: skip
     """Run, show progress, print the table, write the reports; returns the exit code."""
     if model is not None and model not in PANEL:
@@ -96,9 +49,7 @@ def memory(
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
         return ExitCode.NO_VERDICT
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, report.WIDTH))
+    console = terminal.console(report.WIDTH)
     plan = Plan(
         cases=0 if panel_only or model is not None else cases,
         seed=secrets.randbelow(2**20) if seed is None else seed,
@@ -110,30 +61,12 @@ def memory(
     )
     what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
     console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
-    shown = progress and console.is_terminal and not os.environ.get("CI") and not os.environ.get("NO_COLOR")
-    bar = _bar(console) if shown else None
-    with bar or nullcontext():
-        task = bar.add_task("starting", total=None) if bar else None
-
-        def tick(run: Run, text: str) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, total=run.jobs, completed=run.done, description=text)
-
-        outcome = run(plan, tick)
+    with terminal.progress(console) as show:
+        outcome = run(plan, lambda run, text: show(text, run.done, run.jobs))
     with saved(f"{folder}, `--out` names another folder"):
         report.write(outcome, folder)
     report.terminal(outcome, console)
     return outcome.exit_code
-
-
-def _bar(console: Console) -> Progress:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description:30}"),
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)
 
 
 def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -> Run:

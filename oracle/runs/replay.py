@@ -14,7 +14,7 @@ from oracle.apart import CASE_SECONDS, Broken, Died, apart, begin
 from oracle.blame import report
 from oracle.cases import case as c
 from oracle.exits import ExitCode, held, shown
-from oracle.runs.diff import wide_console
+from oracle.pages import terminal
 
 
 def find(name: str, folders: Sequence[Path]) -> c.Case:
@@ -33,7 +33,7 @@ def find(name: str, folders: Sequence[Path]) -> c.Case:
 
 def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     """Show the case step by step; returns the exit code."""
-    console = wide_console()
+    console = terminal.console()
     try:
         case = find(name, folders)
         about = c.describe(case)
@@ -109,9 +109,8 @@ def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict"):
-        table.add_column(heading, justify="left" if heading == "verdict" else "right")
+    headings = ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict")
+    table = terminal.table(headings, left=("verdict",))
     for row in rows:
         table.add_row(*row)
     return table

@@ -30,7 +30,6 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
-from oracle import pairs
 from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_interrupt, one_line, place, plain
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
@@ -38,9 +37,9 @@ from oracle.cases import coverage, inputs, shrink, strategies
 from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
-from oracle.rules.verdict import Divergence, Evidence, Tally, Verdict
+from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.runs.workers import Pool, Task
-from oracle.systems import peer
+from oracle.systems import layers, peer
 from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
@@ -464,9 +463,7 @@ def run_digits(seed: int) -> Digits:
 
 def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
     verdict, accuracy = judge_digits(case, needle)
-    verdict = named(verdict, needle)
-    verdict.evidence = Evidence()  # holds on to needle, which no pickle can
-    return verdict, accuracy
+    return named(verdict, needle), accuracy
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -547,7 +544,7 @@ def warm_up() -> None:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
-        peer.TorchRun(case, pairs.TORCH_LAYERS, *about).step(0, {})
+        peer.TorchRun(case, layers.TORCH_LAYERS, *about).step(0, {})
 
 
 @dataclass

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from oracle import op_rule, pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
+from oracle.systems.recorded import TapeJudge
 from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
@@ -43,14 +44,13 @@ class Lockstep:
         self.slots = inputs.slots(case)
         self.batches = inputs.batches(case)
         self.masks = inputs.masks(case, case.steps)
-        self.findings = op_rule.Findings()  # rule OP on the tape of the first step
         self.listed: list[str] = []  # what torch's model.parameters() gives, by needle's names
 
-    def steps(self) -> Iterator[Step]:
-        """The run; it ends where needle raises or the state is not finite."""
+    def steps(self, tapes: TapeJudge | None = None) -> Iterator[Step]:
+        """The run; it ends where needle raises or the state is not finite. ``tapes`` looks at the first step's."""
         case = self.case
         self.ours = ours = ours_side.NeedleRun(
-            case, self.ndl, pairs.NEEDLE_LAYERS, self.slots, self.batches, self.clock
+            case, self.ndl, layers.NEEDLE_LAYERS, self.slots, self.batches, self.clock
         )
         self.clock.turn("torch")
         peer = self.peer(torch.float32, self.clock)
@@ -62,7 +62,7 @@ class Lockstep:
             if ours.failed is None:
                 ours.load(state)
             peer.load(state)
-            seen = ours.step(t, self.findings if t == 0 and readable else None)
+            seen = ours.step(t, tapes if t == 0 and readable else None)
             if seen.failure is not None:
                 yield Step(state, seen, Observation(step=t))
                 return
@@ -83,7 +83,7 @@ class Lockstep:
     def peer(self, dtype: torch.dtype = torch.float64, clock: Clock | None = None) -> peer_side.TorchRun:
         """A torch model of the case, with its optimizer."""
         about = (self.slots, self.batches, self.masks)
-        return peer_side.TorchRun(self.case, pairs.TORCH_LAYERS, *about, dtype=dtype, clock=clock)
+        return peer_side.TorchRun(self.case, layers.TORCH_LAYERS, *about, dtype=dtype, clock=clock)
 
     def kinks(self, seen: Observation) -> dict[str, Array]:
         """The branches that needle's ReLUs took, where they have the right shape; a wrong one is reported elsewhere."""

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle import op_rule
 from oracle.apart import frames_of, home, is_interrupt, one_line, place, plain, tell
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap, step_seed
+from oracle.systems import recorded
 from oracle.systems.surroundings import around_a_call
 from oracle.systems.trace import CHANGED, STATE, UNSEEN, Clock, Failure, Observation, State, same_bits
 from oracle.systems.window import Window
@@ -180,7 +180,7 @@ class NeedleRun:
         self.relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
         self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
         self._recording: list[tuple[str, Any, Any]] | None = None
-        self._findings: op_rule.Findings | None = None
+        self._findings: recorded.TapeJudge | None = None
         self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
         try:
             with self._phase("build"):
@@ -279,7 +279,7 @@ class NeedleRun:
 
     # -- a training step ----------------------------------------------------------------------------------------------
 
-    def step(self, t: int, findings: op_rule.Findings | None = None) -> Observation:
+    def step(self, t: int, findings: recorded.TapeJudge | None = None) -> Observation:
         """One training step; an exception of needle ends up in ``observation.failure``.
 
         With ``findings``, rule OP judges the tape of every backward pass.
@@ -494,13 +494,13 @@ class NeedleRun:
         for name, value in self.initial.items():
             obs.put("initial", name, value)
 
-    def _record_tape(self, root: Any, *, retain: bool = True) -> list[op_rule.Node]:
+    def _record_tape(self, root: Any, *, retain: bool = True) -> list[recorded.Node]:
         """The tape, for rule OP: the backward pass frees it."""
-        return op_rule.record(root, retain=retain) if self._findings is not None else []
+        return recorded.record(root, retain=retain) if self._findings is not None else []
 
     def _judge_tape(
         self,
-        tape: list[op_rule.Node],
+        tape: list[recorded.Node],
         cotangent: Any,
         record: Sequence[tuple[str, Any, Any]],
         *,
@@ -512,7 +512,7 @@ class NeedleRun:
             self.clock.turn("OP")
             labels = {id(made): path for path, given, made in record if made is not given}
             seed = None if cotangent is None else _array(cotangent)
-            op_rule.judge(tape, seed, backward=backward, labels=labels, found=self._findings, second=graph)
+            self._findings.judge(tape, seed, backward=backward, labels=labels, second=graph)
             self.clock.turn("observing")
 
     def _gradients(self, quantity: str, obs: Observation) -> None:
@@ -547,7 +547,7 @@ class NeedleRun:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def evaluate(self, t: int, findings: op_rule.Findings | None = None) -> Observation:
+    def evaluate(self, t: int, findings: recorded.TapeJudge | None = None) -> Observation:
         """A forward pass in evaluation mode on the batch of step t; buffers and random state must not change."""
         obs = Observation(step=t, failure=self.failed)
         if self.failed is not None:
@@ -559,7 +559,7 @@ class NeedleRun:
             window.report(obs, number=True)
         return obs
 
-    def _evaluate(self, t: int, obs: Observation, findings: op_rule.Findings | None) -> None:
+    def _evaluate(self, t: int, obs: Observation, findings: recorded.TapeJudge | None) -> None:
         self._findings = findings
         constant = t % 2 == 1 and findings is None and hasattr(self.ndl, "no_grad")  # rule OP needs the tape
         before = {s.name: np.array(self._array(s.name)) for s in self.buffer_slots}
@@ -604,9 +604,8 @@ class NeedleRun:
 
     # -- for localisation ---------------------------------------------------------------------------------------------
 
-    def again(self, state: State, t: int, *, evaluation: bool) -> op_rule.Findings:
-        """Rule OP on one step or evaluation, from its state, with every op on the tape."""
-        found = op_rule.Findings()
+    def again(self, state: State, t: int, found: recorded.TapeJudge, *, evaluation: bool) -> None:
+        """One step or evaluation once more, from its state, with every op on the tape that is judged."""
         self.failed, self.taped = None, True
         self.load(state)
         buffers = [self._tensor(s.name) for s in self.buffer_slots]
@@ -618,7 +617,6 @@ class NeedleRun:
             self.taped = False
             for tensor in buffers:
                 tensor.requires_grad = False
-        return found
 
     def outputs(self, x: Array) -> Array:
         """What the model makes of other rows, in evaluation mode; raises what needle raises."""
@@ -647,7 +645,7 @@ def run_op(
     case: c.OpCase,
     ndl: Any,
     op: Callable[..., Any],
-    findings: op_rule.Findings | None = None,
+    findings: recorded.TapeJudge | None = None,
     *,
     graph: bool = False,
     clock: Clock | None = None,
@@ -670,10 +668,11 @@ def run_op(
                 operands.append(tensor)
             out = op(ndl, *operands, **attributes)
             obs.put("activation", case.op, _array(out))
-        tape = op_rule.record(out) if findings is not None else []
+        tape = recorded.record(out) if findings is not None else []
         with phase("backward"):
             out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False))
-        op_rule.judge(tape, case.cotangent_array, found=findings)
+        if findings is not None:
+            findings.judge(tape, case.cotangent_array)
         for i, (operand, tensor) in enumerate(zip(case.operands, operands, strict=True)):
             if tensor.grad is not None:
                 obs.put("gradient", f"operand {i}", _array(tensor.grad))
@@ -683,14 +682,15 @@ def run_op(
                 for tensor in operands:
                     tensor.grad = None
                 out = op(ndl, *operands, **attributes)
-                tape = op_rule.record(out) if findings is not None else []
+                tape = recorded.record(out) if findings is not None else []
                 out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False), create_graph=True)
-            op_rule.judge(tape, case.cotangent_array, found=findings, second=True)
+            if findings is not None:
+                findings.judge(tape, case.cotangent_array, second=True)
             for i, tensor in enumerate(operands):
                 if tensor.grad is not None:
                     obs.put("gradient with graph", f"operand {i}", _array(tensor.grad))
                     if findings is not None:
-                        op_rule.judge(op_rule.record(tensor.grad, retain=False), backward=False, found=findings)
+                        findings.judge(recorded.record(tensor.grad, retain=False), backward=False)
     except _Failed as failed:
         obs.failure = failed.failure
     return obs
@@ -704,7 +704,7 @@ def run_second(
     batches: Batches,
     state: dict[str, Array],
     directions: dict[str, Array],
-    findings: op_rule.Findings | None = None,
+    findings: recorded.TapeJudge | None = None,
     clock: Clock | None = None,
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from oracle import pairs
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.systems import layers
 from oracle.systems import peer as peer_side
 from oracle.systems.noise import Rounding
 
@@ -58,7 +58,7 @@ def in_torch(
     slots = inputs.slots(case)
     batches = inputs.batches(case)
     masks = inputs.masks(case, 1)
-    model = peer_side.TorchModel(case, pairs.TORCH_LAYERS)
+    model = peer_side.TorchModel(case, layers.TORCH_LAYERS)
     model.module.to(dtype)
     state = inputs.initial_state(case)
     with torch.no_grad():

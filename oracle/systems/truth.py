@@ -67,10 +67,8 @@ class _Pass:
                 return products.linear(t, x, self.tensors[f"{self.linears[-1]}.weight"], bias)
             case c.ReLU():
                 return elementwise.relu(t, x, self.kinks.get(path))
-            case c.Tanh():
-                return elementwise.tanh(t, x)
-            case c.Sigmoid():
-                return elementwise.sigmoid(t, x)
+            case c.Activation():
+                return OPERATIONS[layer.op].definition(t, x)
             case c.Identity() | c.Unused():
                 return x
             case c.Flatten():

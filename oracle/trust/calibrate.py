@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import needle
 from needle import ops
@@ -29,6 +27,8 @@ from oracle.apart import Died
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.exits import ExitCode, decided, saved
+from oracle.pages import terminal
+from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
 from oracle.runs import runner
 from oracle.runs.workers import Pool
@@ -37,6 +37,8 @@ from oracle.trust.patches import Patch, around, replace
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")
+HEADINGS = ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where")
+WORDS = ("variant", "where")
 
 # -- other orders of summation ----------------------------------------------------------------------------------------
 
@@ -307,8 +309,7 @@ def run(
 
 def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | None, accept: bool) -> int:
     """Run, print and write the table; 0 no false alarm, 1 some, 2 usage, 4 errors of the oracle itself."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 120)
+    console = terminal.console()
     chosen = [i for i, v in enumerate(VARIANTS) if not variants or v.name in variants]
     if not chosen:
         console.print("variants: " + ", ".join(v.name for v in VARIANTS), markup=False)
@@ -323,14 +324,9 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     tensors = sum(o.tally.tensors for o in outcomes)
     alarms = [a for o in outcomes for a in o.alarms]
     errors = [e for o in outcomes for e in o.errors]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("variant", "cases", "steps", "tensors", "false alarms", "largest share", "where"):
-        table.add_column(heading, justify="left" if heading in ("variant", "where") else "right", no_wrap=True)
+    table = terminal.table(HEADINGS, WORDS)
     for o in outcomes:
-        where, share = o.top
-        table.add_row(
-            o.name, f"{o.cases:,}", f"{o.steps:,}", f"{o.tally.tensors:,}", str(len(o.alarms)), f"{share:.1%}", where
-        )
+        table.add_row(*_cells(o))
     console.print(table)
     for alarm in alarms[:20]:
         console.print(
@@ -353,6 +349,12 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     return decided(part=alarms, harness=errors, interrupted=interrupted)
 
 
+def _cells(o: Outcome) -> tuple[str, ...]:
+    where, share = o.top
+    counts = (o.cases, o.steps, o.tally.tensors, len(o.alarms))
+    return (o.name, *(f"{n:,}" for n in counts), f"{share:.1%}", where)
+
+
 def _shares(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     """Comparison -> variant -> largest share of the tolerance."""
     keys = Counter(k for o in outcomes for k in o.tally.largest if not k.startswith(("P ", "validation")))
@@ -373,26 +375,17 @@ def markdown(outcomes: Sequence[Outcome], seed: int) -> str:
         f"steps and {sum(o.cases for o in outcomes):,} cases, {len(outcomes)} variants",
         "- share: the largest error in units of what the rule allows; 100 % is the limit",
         "",
-        "| variant | cases | steps | tensors | false alarms | largest share | where |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for o in outcomes:
-        where, share = o.top
-        lines.append(
-            f"| {o.name} | {o.cases:,} | {o.steps:,} | {o.tally.tensors:,} | {len(o.alarms)} | {share:.1%} | {where} |"
-        )
-    shares = _shares(outcomes)
-    lines += [
+        *markdown_table(HEADINGS, map(_cells, outcomes), WORDS),
         "",
         "## Largest share per comparison",
         "",
-        "| comparison | as it is | any variant | which |",
-        "|---|--:|--:|---|",
     ]
-    for key, by_variant in shares.items():
+    rows = []
+    for key, by_variant in _shares(outcomes).items():
         name = max(by_variant, key=lambda v: by_variant[v])
         own = by_variant.get("as it is")
-        lines.append(f"| {key} | {'' if own is None else f'{own:.1%}'} | {by_variant[name]:.1%} | {name} |")
+        rows.append((key, "" if own is None else f"{own:.1%}", f"{by_variant[name]:.1%}", name))
+    lines += markdown_table(("comparison", "as it is", "any variant", "which"), rows, ("comparison", "which"))
     return "\n".join([*lines, ""])
 
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from oracle.memory import blas
+from oracle.pages import terminal
 
 FOLDER = Path("reports/latest/kernels")
 CASES = 200  # of every variant of the calibration, in the full form
@@ -39,7 +39,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 # The tests that compare numbers; what looks at processes, pages and the catalogue of faults is left to `nox -s tests`.
 NUMBERS = (
     "tests/unit/needle",
-    *(f"tests/unit/oracle/test_{name}.py" for name in ("compare", "contracts", "op_rule")),
+    *(f"tests/unit/oracle/test_{name}.py" for name in ("compare", "contracts", "tape_rule")),
     "tests/unit/test_rounding.py",
 )
 MORE_NUMBERS = (  # in the full form: what is in float64 and far from its bounds, and two loops that train side by side
@@ -214,8 +214,7 @@ def kernels(
             row.checks = {"memory": [*row.checks["memory"], "--accept", "--workers", str(workers)]}
             row.outcomes = {"memory": Outcome()}
         workers = 1
-    console = Console(highlight=False)
-    console.width = max(console.width, 120)
+    console = terminal.console()
     console.print(f"OpenBLAS chooses {machine.kernel} here; {len(rows)} settings, {workers} checks at a time")
     run = Run(rows, folder)
     started = time.perf_counter()
@@ -330,9 +329,7 @@ def show(run: Run, console: Console, wall: float) -> None:
         console.print(f"  whole    {outcome.log}", markup=False, soft_wrap=True)
         console.print(f"  alone    {row.setting.prefix} {command}", markup=False, soft_wrap=True)
     names = list(dict.fromkeys(name for row in run.rows for name in row.checks))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("asked", "read back", *names, "seconds"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left", no_wrap=True)
+    table = terminal.table(("asked", "read back", *names, "seconds"), left=("asked", "read back", *names))
     for row in run.rows:
         cells = [str(row.outcomes[name]) if name in row.checks else "not for this" for name in names]
         seconds = sum(o.seconds for o in row.outcomes.values())

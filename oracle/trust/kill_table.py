@@ -9,35 +9,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
+import pickle
+import signal
 import statistics
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 from rich.table import Table
 
 import needle
-from oracle.apart import leave_signals_to_parent
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.cases import shrink
 from oracle.exits import ExitCode, decided, saved
 from oracle.operations import OPERATIONS
+from oracle.pages import terminal
+from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
+from oracle.runs.forked import forked
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")
@@ -48,6 +49,8 @@ ESTIMATED = 20  # of them
 AHEAD = 4  # shards per seed that are drawn before the first fork
 PATIENCE = 900  # seconds for one fault
 SHRINKS = 40  # cases tried while the first kill of a fault is shrunk
+HEADINGS = ("fault", "what is wrong", "cases", "per case", "rule", "suspect named", "right", "layers, steps")
+WORDS = {"fault", "what is wrong", "rule", "suspect named", "layers, steps"}  # the columns that are not numbers
 SYNONYMS = {
     "backward": ("backward", "vjp", "gradient"),
     "forward": ("forward", "value", "output"),
@@ -242,19 +245,6 @@ def controls() -> list[Fault]:
     return [Fault(name, "control", "nothing is wrong", "", patch) for name, patch in CONTROLS.items()]
 
 
-def _child(fault: Fault, cases: Cases, plan: Plan, pipe: Any) -> None:
-    leave_signals_to_parent()
-    warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
-    try:
-        pipe.send(run_fault(fault, cases, plan))
-    except BaseException:
-        row = Row(fault.name, fault.group, fault.about, fault.suspect, error=traceback.format_exc(limit=-3))
-        pipe.send(row)
-    finally:
-        pipe.close()
-        os._exit(0)
-
-
 def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """The kill table, in the order of the catalogue; Ctrl-C ends it early."""
     runner.warm_up()
@@ -262,43 +252,28 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None) -> list[
     if plan.estimated:
         for _ in cases.run(HELD_OUT, plan.estimated):
             pass
-    context = multiprocessing.get_context("fork")
-    waiting = list(plan.faults)[::-1]
-    running: dict[Any, tuple[Any, Fault, float]] = {}
+
+    def work(fault: Fault, write: Callable[[bytes], None]) -> None:
+        signal.alarm(PATIENCE)
+        warnings.simplefilter("ignore")  # a fault may well take the mean of nothing
+        try:
+            row = run_fault(fault, cases, plan)
+        except BaseException:
+            row = failed(fault, traceback.format_exc(limit=-3))
+        write(pickle.dumps(row))
+
     done: dict[str, Row] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < plan.workers:
-                fault = waiting.pop()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(fault, cases, plan, theirs))
-                process.start()
-                theirs.close()
-                running[ours] = (process, fault, time.monotonic())
-            ready: list[Any] = connection.wait(list(running), timeout=5)
-            for pipe in ready:
-                process, fault, _ = running.pop(pipe)
-                try:
-                    row = pipe.recv()
-                except EOFError:
-                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error="the process died")
-                process.join()
-                done[fault.name] = row
-                progress(row)
-            for pipe, (process, fault, started) in list(running.items()):
-                if time.monotonic() - started > PATIENCE:
-                    process.kill()
-                    process.join()
-                    del running[pipe]
-                    row = Row(fault.name, fault.group, fault.about, fault.suspect, error=f"no end after {PATIENCE} s")
-                    done[fault.name] = row
-                    progress(row)
-    except KeyboardInterrupt:
-        pass  # what is known so far
-    finally:
-        for process, _, _ in running.values():
-            process.kill()
+    with suppress(KeyboardInterrupt):  # what is known so far
+        for fault, data, number in forked(plan.faults, work, plan.workers):
+            late = f"no end after {PATIENCE} s" if number == signal.SIGALRM else "the process died"
+            done[fault.name] = row = pickle.loads(data) if data else failed(fault, late)
+            progress(row)
     return [done[f.name] for f in plan.faults if f.name in done]
+
+
+def failed(fault: Fault, error: str) -> Row:
+    """The line of a fault about which nothing can be said."""
+    return Row(fault.name, fault.group, fault.about, fault.suspect, error=error)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -350,22 +325,24 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     ]
     for group in dict.fromkeys(r.group for r in rows):
         part = [r for r in rows if r.group == group]
-        lines += [
-            f"## {group}: {sum(r.killed for r in part)} of {len(part)}",
-            "",
-            "| fault | what is wrong | cases | per case | rule | suspect named | right | layers, steps |",
-            "|---|---|--:|--:|---|---|--:|---|",
-        ]
-        for r in part:
-            cases = f"{r.cases:g}" if r.cases is not None else "**survived**"
-            named = r.suspect.partition(";")[0].replace("|", "\\|")
-            about = r.about.replace("|", "\\|")
-            lines.append(
-                f"| {r.name} | {about} | {cases} | {_percent(r.probability)} | {r.rules} | {named} "
-                f"| {_percent(r.right)} | {r.small} |"
-            )
-        lines.append("")
+        lines += [f"## {group}: {sum(r.killed for r in part)} of {len(part)}", ""]
+        cells = [_cells(r, "**survived**") for r in part]
+        lines += [*markdown_table(HEADINGS, [[c[h] for h in HEADINGS] for c in cells], WORDS), ""]
     return "\n".join(lines)
+
+
+def _cells(row: Row, survived: str) -> dict[str, str]:
+    """Heading -> what a line of the table says there."""
+    return {
+        "fault": row.name,
+        "what is wrong": row.about,
+        "cases": survived if row.cases is None else f"{row.cases:g}",
+        "per case": _percent(row.probability),
+        "rule": row.rules,
+        "suspect named": row.suspect.partition(";")[0],
+        "right": _percent(row.right),
+        "layers, steps": row.small,
+    }
 
 
 def _percent(share: float | None) -> str:
@@ -394,20 +371,15 @@ def faults(
     *, names: Sequence[str], seeds: int, budget: int, workers: int | None, accept: bool, shrinks: int = SHRINKS
 ) -> int:
     """Run, print and write the table; 0 as good as the committed one, 1 a killed fault survives, or a false alarm."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 160)
+    console = terminal.console(160)
     chosen = [f for f in FAULTS.values() if not names or any(fnmatch(f.name, n) or f.group == n for n in names)]
     if not chosen:
         console.print(f"no fault is called {', '.join(names)}; oracle/trust/faults/ lists them", markup=False)
         return ExitCode.USAGE
     plan = Plan(chosen, tuple(range(seeds)), budget, workers or os.cpu_count() or 1, shrinks)
-    columns: tuple[Any, ...] = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(30), TimeElapsedColumn())
-    shown = console.is_terminal and not os.environ.get("CI")
     started = time.perf_counter()
-    with Progress(
-        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not shown
-    ) as bar:
-        task = bar.add_task("drawing cases", total=len(chosen))
+    with terminal.progress(console, every=50) as show:
+        show("drawing cases", 0, len(chosen))
         right = run(replace(plan, faults=controls(), budget=200, shrinks=0, estimated=0))
         alarms = [r for r in right if r.rules]
         for row in alarms:
@@ -421,13 +393,7 @@ def faults(
             console.print("interrupted before the first fault", style="bold yellow")
             return ExitCode.INTERRUPTED
         count = itertools.count(1)
-
-        def progress(row: Row) -> None:
-            bar.update(task, advance=1, description=row.name)
-            if (number := next(count)) % 50 == 0 and not shown:
-                console.print(f"{number} of {len(chosen)} faults, {time.perf_counter() - started:.0f} s", style="dim")
-
-        rows = run(plan, progress)
+        rows = run(plan, lambda row: show(row.name, next(count), len(chosen)))
     for group in dict.fromkeys(r.group for r in rows):
         console.print(_table(group, [r for r in rows if r.group == group]))
     t = totals(rows)
@@ -458,12 +424,9 @@ def faults(
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=group, box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
-    for heading, side in (("fault", "left"), ("cases", "right"), ("per case", "right"), ("rule", "left"), ("right", "right"),
-                          ("layers, steps", "left"), ("suspect named", "left")):  # fmt: skip
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for r in rows:
-        cases = f"{r.cases:g}" if r.cases is not None else "[bold red]survived[/]"
-        table.add_row(r.name, cases, _percent(r.probability), r.rules, _percent(r.right), r.small,
-                      r.suspect.partition(";")[0].replace("[", "\\["))  # fmt: skip
+    shown = [h for h in HEADINGS if h not in ("what is wrong", "suspect named")] + ["suspect named"]
+    table = terminal.table(shown, WORDS, title=group)
+    for row in rows:
+        cells = _cells(row, "survived")
+        table.add_row(*(escape(cells[h]) for h in shown), style="" if row.killed else "bold red")
     return table

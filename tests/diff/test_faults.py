@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import time
 from collections import Counter
 
 import pytest
@@ -92,3 +94,18 @@ def test_a_table_is_written_and_read(tmp_path) -> None:
     page = (tmp_path / "faults.md").read_text()
     assert re.search(r"sgd-undampened .* SGD velocity", page)
     assert re.search(r"dead .* \*\*survived\*\*", page)
+
+
+def test_a_fault_that_ends_its_process_or_never_ends_is_an_error_and_no_kill(monkeypatch) -> None:
+    ends = {"dies": lambda: os._exit(1), "hangs": lambda: time.sleep(60), "raises": lambda: sys.exit("no")}
+    monkeypatch.setattr(kill_table, "run_fault", lambda fault, cases, plan: ends[fault.name]())
+    monkeypatch.setattr(kill_table, "PATIENCE", 1)
+    monkeypatch.setattr(kill_table.runner, "warm_up", lambda: None)
+    faults = [Fault(name, "small", "", "", CONTROLS["SGD.step written out"]) for name in ends]
+    rows = kill_table.run(kill_table.Plan(faults, seeds=(), workers=2, estimated=0))
+    assert [(r.name, r.killed) for r in rows] == [(name, False) for name in ends]
+    assert [r.error.strip().splitlines()[-1] for r in rows] == [
+        "the process died",
+        "no end after 1 s",
+        "SystemExit: no",
+    ]

@@ -120,7 +120,7 @@ def test_memory_check_an_improvement_is_an_invitation_and_no_failure(tmp_path, l
 def test_memory_check_one_model_runs_alone_by_name(tmp_path, capsys, monkeypatch):
     def memory(**changes):
         usual = {"cases": 30, "seed": 0, "workers": 1, "panel_only": False, "accept": False, "folder": tmp_path}
-        return session.memory(**usual | changes, progress=False)
+        return session.memory(**usual | changes)
 
     assert memory(model="MPL") == 2
     assert "--model must be one of 'MLP', 'MLPResNet BatchNorm'" in capsys.readouterr().err

@@ -35,14 +35,16 @@ RULES = [
     Rule("*", never="tests"),
 ]
 
-# The folders of oracle, from the top: a file imports from its own folder and from those above it.
+# The folders of oracle, from the top: a file imports from its own folder and from those above it. What processes and exit
+# codes are stands above all.
+TOP = ("apart", "exits")
 FOLDERS = ("operations", "pages", "cases", "systems", "rules", "blame", "check", "memory", "runs", "trust", "bench")
 
 
 def folder(module: str) -> int:
     """The place of a module's folder; -1 for what everybody may import, and the end for the command line."""
     parts = module.split(".")
-    if len(parts) == 1:
+    if len(parts) == 1 or parts[1] in TOP:
         return -1
     return FOLDERS.index(parts[1]) if parts[1] in FOLDERS else len(FOLDERS)
 

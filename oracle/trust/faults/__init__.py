@@ -5,7 +5,7 @@ is a `Patch`; `oracle.trust.kill_table` runs them all and says which are found, 
 the skeletons of the faults without a fault: they must survive, or a kill would say nothing about what is planted in them.
 
 The suspect is written as words that must occur in what the oracle says ("Tanh backward"; alternatives with "|"); a class
-of needle.ops stands for the names of its rows in `oracle.pairs`.
+of needle.ops stands for the names of its operations (`oracle.operations`).
 """
 
 from oracle.trust.faults import (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oracle.exits import ExitCode, decided, saved
+from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
 from oracle.trust.mutants import report
 from oracle.trust.mutants.claims import FILES
@@ -39,7 +40,13 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         **({"workers": arguments.workers} if arguments.workers else {}),
     )
     try:
-        found = cp.run(plan, Progress())
+        with terminal.progress(terminal.console(), every=100) as show:
+            found = cp.run(
+                plan,
+                lambda found, text: show(
+                    f"{text}, {len(found.survivors())} alive", len(found.outcomes), len(found.mutants)
+                ),
+            )
     except cp.NotAlive as error:
         print(f"mutants: {error}", file=sys.stderr)
         return ExitCode.PART
@@ -47,7 +54,6 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     lost = _lost(kept, content)
     with saved(str(cp.LATEST)):
         cp.write(root / cp.LATEST, content)
-    print("", file=sys.stderr)
     _show(found, content, lost)
     if arguments.accept:
         if found.interrupted:
@@ -77,7 +83,7 @@ def accept_latest(root: Path) -> int:
         print(f"mutants: excused, but killed: {', '.join(wrong)}", file=sys.stderr)
         return ExitCode.PART
     _accept(root, content, excused)
-    print("\n".join(report.summary(content)))
+    terminal.console().print(report.summary(content))
     overall, numeric = report.shares(report.counts(rows))
     return decided(part=overall < cp.REQUIRED or numeric < cp.REQUIRED_NUMERIC)
 
@@ -124,27 +130,10 @@ def _show(found: cp.Campaign, content: dict[str, Any], lost: Sequence[str]) -> N
     errors = sorted({e for o in found.outcomes.values() for e in o.oracle_errors})
     for error in errors[:10]:
         print(f"the engine itself raised on a mutant, case {error}")
-    print("\n".join(report.summary(content)))
+    terminal.console().print(report.summary(content))
     trials = max(found.wall - found.baseline_seconds, 1e-9)
     print(
         f"{len(found.outcomes)} mutants on up to {found.cases} cases, seed {found.plan.seed}, {found.plan.workers} workers: "
         f"{found.wall:.0f} s, {60 * len(found.outcomes) / trials:.0f} mutants a minute"
         + (" (interrupted: the rest was not judged)" if found.interrupted else "")
     )
-
-
-class Progress:
-    """One line, rewritten in place on a terminal; a line every hundred mutants elsewhere."""
-
-    def __init__(self) -> None:
-        self.last = -1
-
-    def __call__(self, found: cp.Campaign, text: str) -> None:
-        done, total = len(found.outcomes), len(found.mutants)
-        alive = len(found.survivors())
-        line = f"{text}: {found.cases} cases, {done} of {total} mutants, {alive} alive, {found.wall:.0f} s"
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        elif done // 100 != self.last:
-            self.last = done // 100
-            print(line, file=sys.stderr, flush=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
+from oracle.pages import terminal
+from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
 from oracle.trust.mutants.claims import FILES, UNCLAIMED
 from oracle.trust.mutants.operators import GENERIC, OPERATORS, RUNGS
@@ -45,8 +49,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
-    marks = ["---" if i < text_columns else "---:" for i in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
+    return table(head, rows, left=head[:text_columns])
 
 
 def by(rows: Sequence[Row], field: str, names: Sequence[str]) -> list[list[str]]:
@@ -61,7 +64,7 @@ def by(rows: Sequence[Row], field: str, names: Sequence[str]) -> list[list[str]]
 
 def _code(text: str) -> str:
     short = text if len(text) <= 90 else text[:87] + "…"
-    return "`` " + short.replace("|", "\\|") + " ``"
+    return "`` " + short + " ``"
 
 
 def _where(r: Row) -> str:
@@ -166,15 +169,9 @@ def _excuses(rows: Mapping[str, Row], excused: Mapping[str, Excuse]) -> list[str
     return lines[:-1] or ["None."]
 
 
-def summary(content: Mapping[str, Any]) -> list[str]:
+def summary(content: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end."""
-    rows = [r for r in content["mutants"].values() if r["kind"] == "mutant"]
-    table = [
-        ["file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"],
-        *by(rows, "file", FILES),
-    ]
-    widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(f"{v:<{w}}" if i == 0 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    made = terminal.table(("file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"), ("file",))
+    for cells in by([r for r in content["mutants"].values() if r["kind"] == "mutant"], "file", FILES):
+        made.add_row(*cells)
+    return made

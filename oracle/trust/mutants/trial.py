@@ -14,7 +14,6 @@ import inspect
 import json
 import os
 import pickle
-import selectors
 import signal
 import sys
 import time
@@ -22,11 +21,11 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from oracle.apart import leave_signals_to_parent
 from oracle.cases import case as c
 from oracle.rules.judge import judge
+from oracle.runs.forked import forked
 from oracle.systems.ours import BESIDE
 from oracle.trust.mutants import damage
 from oracle.trust.mutants.claims import FILES
@@ -41,7 +40,6 @@ ORACLE_ERRORS = 3  # errors of the engine itself after which a mutant is given u
 
 Sources = dict[str, bytes]  # "optim" -> text; "" is the package itself
 Lines = frozenset[tuple[str, int]]
-Task = TypeVar("Task")
 
 
 def sources(root: Path) -> Sources:
@@ -229,73 +227,6 @@ def decoded(data: bytes | None, signal_number: int) -> Outcome:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def forked(
-    tasks: Iterable[Task], work: Callable[[Task, Callable[[bytes], None]], None], workers: int
-) -> Iterator[tuple[Task, bytes, int]]:
-    """One child per task, ``workers`` at a time: the task, what the child wrote, and the signal that ended it (or 0).
-
-    ``work(task, write)`` runs in the child. Leaving the loop early ends all children.
-    """
-    selector = selectors.DefaultSelector()
-    running: dict[int, tuple[int, Task, bytearray]] = {}
-    waiting = iter(tasks)
-    try:
-        while True:
-            while len(running) < workers:
-                try:
-                    task = next(waiting)
-                except StopIteration:
-                    break
-                reading, pid = _fork(task, work)
-                running[reading] = (pid, task, bytearray())
-                selector.register(reading, selectors.EVENT_READ)
-            if not running:
-                return
-            for key, _ in selector.select():
-                reading = key.fd
-                pid, task, data = running[reading]
-                chunk = os.read(reading, 1 << 20)
-                if chunk:
-                    data += chunk
-                    continue
-                selector.unregister(reading)
-                os.close(reading)
-                del running[reading]
-                status = os.waitpid(pid, 0)[1]
-                yield task, bytes(data), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    finally:
-        for reading, (pid, _, _) in running.items():
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(reading)
-        selector.close()
-
-
-def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> tuple[int, int]:
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writing)
-        return reading, pid
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        leave_signals_to_parent()
-        os.close(reading)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
-        _limit_memory()
-
-        def write(data: bytes) -> None:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(writing, view) :]
-
-        work(task, write)
-    finally:
-        os._exit(0)
-
-
 def _limit_memory() -> None:
     try:
         import resource
@@ -313,6 +244,7 @@ def try_mutants(
     """Each mutant on its cases, in the order in which they finish."""
 
     def work(task: tuple[Mutant, Sequence[tuple[int, Judged]]], write: Callable[[bytes], None]) -> None:
+        _limit_memory()
         outcome = attempt(texts, task[0], task[1], lambda: write(b"."))
         write(json.dumps(asdict(outcome)).encode())
 
@@ -326,6 +258,7 @@ def try_baseline(
     """The unmutated needle on shards of cases."""
 
     def work(shard: int, write: Callable[[bytes], None]) -> None:
+        _limit_memory()
         write(pickle.dumps(baseline(texts, draw(shard))))
 
     for shard, data, number in forked(shards, work, workers):

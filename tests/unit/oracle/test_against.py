@@ -127,6 +127,6 @@ def test_the_kernel_is_not_the_one_that_the_environment_asks_for(tree, monkeypat
     monkeypatch.setenv("OPENBLAS_CORETYPE", other)
     with against.Process(tree, 1) as side:
         assert against.told(side) == right
-    monkeypatch.setattr(against, "UNSET", ())
+    monkeypatch.setattr(against.blas, "CHOOSING", ())
     with against.Process(tree, 1) as side:
         assert against.told(side) == (other if platform.machine() in ("x86_64", "AMD64") else right)

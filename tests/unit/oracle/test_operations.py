@@ -3,20 +3,22 @@
 import dataclasses
 import functools
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 import needle
-from oracle import pairs
 from oracle.blame import judged
 from oracle.cases import case as c
-from oracle.cases.strategies import op_cases
+from oracle.cases import coverage
+from oracle.cases.strategies import op_cases, train_cases
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
 from oracle.rules.single_op import op_truth
 from oracle.runs.runner import draw_from
+from oracle.systems import layers
 
 NAMES = sorted(OPERATIONS)
 
@@ -77,15 +79,29 @@ def test_two_blocks_of_one_name_are_an_error():
     assert OPERATIONS["tanh"].definition is not tanh
 
 
+def test_the_layer_of_a_block_is_a_part_of_cases():
+    """It is drawn, described, encoded, pickled, in the coverage and in a script, and no other place knows of it."""
+    assert {"Tanh", "Sigmoid"} <= set(c.ACTIVATIONS) == {op.layer for op in OPERATIONS.values() if op.layer}
+    drawn = {type(layer).__name__ for case in draw_from(train_cases(), 60, 0) for _, layer in c.walk(case.model)}
+    for name, kind in c.ACTIVATIONS.items():
+        assert name in drawn
+        assert f"layer {name}" in coverage.LABELS
+        case = c.TrainCase(
+            model=(c.Linear(2), kind()), data=c.Data(rows=2, features=2), loss=c.MeanSquare(), optimizer=c.SGD(), seed=0
+        )
+        assert c.decode(c.encode(case)) == case == pickle.loads(pickle.dumps(case))
+        assert f"{name}()" in c.describe(case)
+
+
 def test_every_layer_of_a_case_has_a_row():
-    assert set(pairs.LAYERS) == set(c.Layer.__args__)
+    assert set(layers.LAYERS) == set(c.Layer.__args__)
 
 
 def test_every_layer_of_needle_can_be_in_a_case():
-    layers = {n for n, k in inspect.getmembers(needle.nn, inspect.isclass) if issubclass(k, needle.nn.Module)}
+    classes = {n for n, k in inspect.getmembers(needle.nn, inspect.isclass) if issubclass(k, needle.nn.Module)}
     by_name = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
-    known = {by_name.get(k.__name__, k.__name__) for k in pairs.LAYERS} | {"SoftmaxLoss", "Module"}
-    assert layers <= known, f"no case has a {layers - known}"
+    known = {by_name.get(k.__name__, k.__name__) for k in layers.LAYERS} | {"SoftmaxLoss", "Module"}
+    assert classes <= known, f"no case has a {classes - known}"
 
 
 # -- a wrong definition would fool rules G and OP alike ---------------------------------------------------------------

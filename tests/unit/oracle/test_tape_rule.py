@@ -5,16 +5,17 @@ import pytest
 
 import needle
 from needle import ops
-from oracle import op_rule, pairs
 from oracle.blame import culprit, judged
 from oracle.cases import case as c
 from oracle.cases.strategies import op_cases
-from oracle.op_rule import Findings
 from oracle.operations import OPERATIONS
+from oracle.rules import tape
+from oracle.rules.tape import Findings
 from oracle.runs import runner
 from oracle.runs.runner import draw_from
-from oracle.systems import ours
+from oracle.systems import layers, ours
 from oracle.systems.lockstep import Lockstep
+from oracle.systems.recorded import record
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
 
@@ -24,9 +25,11 @@ def findings(build, *shapes, seed=0, scale=1.0):
     xs = [needle.Tensor((rng.standard_normal(s) * scale).astype(np.float32)) for s in shapes]
     out = build(*xs)
     g = rng.standard_normal(out.shape).astype(np.float32)
-    tape = op_rule.record(out)
+    nodes = record(out)
     out.backward(needle.Tensor(g, requires_grad=False))
-    return op_rule.judge(tape, g)
+    found = Findings()
+    found.judge(nodes, g)
+    return found
 
 
 def first(build, *shapes):
@@ -39,14 +42,14 @@ def first(build, *shapes):
 def test_every_op_is_judged_on_every_case(name, monkeypatch):
     """No node is passed over, for what its definition does to a Bounded is known; and no bound is idle."""
     bounds = []
-    right = op_rule.derived
+    right = tape.derived
 
     def spied(*args):
         value, bound, vjp = right(*args)
         bounds.append((value, bound))
         return value, bound, vjp
 
-    monkeypatch.setattr(op_rule, "derived", spied)
+    monkeypatch.setattr(tape, "derived", spied)
     found = Findings()
     for case in draw_from(op_cases([name]), 60, 0):
         numbers = [v for o in case.operands for v in o.values]
@@ -87,14 +90,14 @@ def test_every_index_is_judged(index):
 def test_correct_code_gives_no_finding_on_several_hundred_nodes():
     nodes = tensors = 0
     for case in runner.draw("train", 90, 20):
-        run = Lockstep(case, needle)
+        found = Findings()
         with np.errstate(all="ignore"):
-            next(run.steps())
-        assert run.findings.bad == [], (case.digest, run.findings.bad[0].message)
-        assert run.findings.unknown == 0
-        assert run.findings.largest <= 1
-        nodes += run.findings.nodes
-        tensors += run.findings.tensors
+            next(Lockstep(case, needle).steps(found))
+        assert found.bad == [], (case.digest, found.bad[0].message)
+        assert found.unknown == 0
+        assert found.largest <= 1
+        nodes += found.nodes
+        tensors += found.tensors
     assert nodes > 300
     assert tensors > 1000
 
@@ -116,10 +119,10 @@ def test_norms_and_softmax_on_difficult_data_give_no_finding(seed):
             lambda x=x: ops.logsumexp(x, 1),
             lambda x=x: ops.logsoftmax(x),
         ][rng.randint(4)]()
-        tape = op_rule.record(y)
+        nodes = record(y)
         g = rng.standard_normal(y.shape).astype(np.float32)
         y.backward(needle.Tensor(g))
-        op_rule.judge(tape, g, found=found)
+        found.judge(nodes, g)
     assert found.bad == []
     assert found.unknown == 0
 
@@ -204,10 +207,10 @@ def test_a_node_that_no_layer_shows_is_judged_too():
 def test_a_slope_that_underflows_may_be_lost_before_it_is_scaled_up():
     """sigmoid(-100) has three significant bits; a large adjoint makes an ordinary number of its slope."""
     x = needle.Tensor(np.float32([-100.0, -101.0]))
-    tape = op_rule.record(out := ops.sigmoid(x) * 1e9)
+    nodes = record(out := ops.sigmoid(x) * 1e9)
     out.backward()
     found = Findings()
-    op_rule.judge(tape, np.float32([1.0, 1.0]), found=found)
+    found.judge(nodes, np.float32([1.0, 1.0]))
     assert (found.bad, found.nodes) == ([], 2)
 
 
@@ -215,10 +218,11 @@ def test_an_exponential_that_underflows_may_be_lost_before_it_is_scaled_up():
     """The same in a softmax, within one node (the case 630dc4ba): e⁻⁸⁷ has six bits less when it meets 1e4."""
     x = needle.Tensor(np.float32([[0.0, -87.4, 3.0], [-88.0, 1.0, 2.0]]))
     for y in (ops.logsoftmax(x) * 1e4, ops.logsumexp(x, (1,)) * 1e4, ops.exp(x - 3) * 1e4):
-        tape = op_rule.record(y)
+        nodes = record(y)
         g = np.full(y.shape, 3e4, np.float32)
         y.backward(needle.Tensor(g))
-        found = op_rule.judge(tape, g)
+        found = Findings()
+        found.judge(nodes, g)
         assert (found.bad, found.unknown) == ([], 0)
 
 
@@ -233,7 +237,7 @@ def test_what_is_not_on_the_tape_of_another_needle_is_passed_over():
     found = findings(lambda x: Strange()(x) * 2, (2,))
     assert found.unknown == 1
     assert found.bad == []
-    assert op_rule.record(object()) == []
+    assert record(object()) == []
 
 
 def test_judging_leaves_no_trace():
@@ -246,7 +250,7 @@ def test_judging_leaves_no_trace():
     from oracle.systems.trace import State
 
     def run(watched):
-        ours = NeedleRun(case, needle, pairs.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
+        ours = NeedleRun(case, needle, layers.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
         ours.load(State(inputs.initial_state(case)))
         return [ours.step(0, Findings() if watched else None), ours.step(1)]
 

@@ -1,4 +1,4 @@
-"""The layers: how each is built in needle and in torch."""
+"""How is a layer of a case built in needle, and how in torch? One row for each; those that are one op have no row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import nn
 
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
-from oracle.systems import peer as peer
-
-# -- layers -----------------------------------------------------------------------------------------------------------
+from oracle.systems import peer
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,14 @@ def _applied(ndl: Any, function: Callable[..., Any], *children: Any) -> Any:
     return Applied()
 
 
-def _named(ndl: Any, layer: str, function: str) -> Any:
+def _needle_activation(ndl: Any, s: c.Activation, width: int, body: Callable[..., Any]) -> Any:
     """A layer that not every course needle has; the function as a module where it has not."""
-    kind = getattr(ndl.nn, layer, None)
-    return _applied(ndl, getattr(ndl, function)) if kind is None else kind()
+    kind = getattr(ndl.nn, type(s).__name__, None)
+    return _applied(ndl, lambda x: OPERATIONS[s.op].needle(ndl, x)) if kind is None else kind()
+
+
+def _torch_activation(s: c.Activation, width: int, body: Callable[..., Any]) -> nn.Module:
+    return peer.Apply(lambda x: OPERATIONS[s.op].torch(torch, x))
 
 
 _JOINS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -88,8 +90,7 @@ LAYERS: Mapping[type, LayerRow] = {
         lambda s, d, _: nn.Linear(d, s.out, bias=s.bias),
     ),
     c.ReLU: LayerRow(lambda n, s, d, _: n.nn.ReLU(), lambda s, d, _: peer.ReLU()),
-    c.Tanh: LayerRow(lambda n, s, d, _: _named(n, "Tanh", "tanh"), lambda s, d, _: nn.Tanh()),
-    c.Sigmoid: LayerRow(lambda n, s, d, _: _named(n, "Sigmoid", "sigmoid"), lambda s, d, _: nn.Sigmoid()),
+    **dict.fromkeys(c.ACTIVATIONS.values(), LayerRow(_needle_activation, _torch_activation)),
     c.Identity: LayerRow(lambda n, s, d, _: n.nn.Identity(), lambda s, d, _: nn.Identity()),
     c.Flatten: LayerRow(lambda n, s, d, _: n.nn.Flatten(), lambda s, d, _: nn.Flatten()),
     c.BatchNorm: LayerRow(

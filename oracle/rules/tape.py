@@ -27,6 +27,7 @@ from oracle.operations import MEANINGS, shapes
 from oracle.operations.bounds import LIMIT, Bounded, BoundTape
 from oracle.operations.operation import Meaning
 from oracle.operations.tape import LEAD, TINY, Tape, U, Var
+from oracle.systems.recorded import Node
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -78,47 +79,6 @@ def derived(meaning: Meaning, op: Any, xs: Sequence[Any]) -> tuple[Any, Any, Vjp
     return *_told(out.value), vjp
 
 
-# -- recording the tape -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node as it was before the backward pass, which frees it."""
-
-    tensor: Any
-    op: Any
-    inputs: tuple[Any, ...]
-
-    @property
-    def kind(self) -> str:
-        """Name of the op's class."""
-        return type(self.op).__name__
-
-
-def record(root: Any, *, retain: bool = True) -> list[Node]:
-    """The nodes below root, oldest first, found through ``op`` and ``inputs``; each is asked to keep its gradient."""
-    nodes: list[Node] = []
-    seen = {id(root)}
-    stack: list[tuple[Any, Any]] = [(root, None)]
-    while stack:
-        tensor, rest = stack.pop()
-        if rest is None:
-            op, inputs = getattr(tensor, "op", None), getattr(tensor, "inputs", None)
-            if op is None or not inputs:
-                continue
-            rest = iter(tuple(inputs))
-        for x in rest:
-            if id(x) not in seen:
-                seen.add(id(x))
-                stack += [(tensor, rest), (x, None)]
-                break
-        else:
-            nodes.append(Node(tensor, tensor.op, tuple(tensor.inputs)))
-            if retain and getattr(tensor, "requires_grad", False) and hasattr(tensor, "retain_grad"):
-                tensor.retain_grad()
-    return nodes
-
-
 # -- judging it -------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +127,21 @@ class Findings:
     tapes: int = 0
     outputs: dict[str, int] = field(default_factory=dict)  # layer -> place of its output in the last tape
 
+    def judge(
+        self,
+        nodes: Sequence[Node],
+        seed: Any = None,
+        *,
+        backward: bool = True,
+        labels: Mapping[int, str] | None = None,
+        second: bool = False,
+    ) -> None:
+        """Judge a recorded tape after its backward pass. ``seed`` is the adjoint of the root (ones by default)."""
+        if nodes:
+            with np.errstate(all="ignore"):
+                _Judge(nodes, self, labels or {}, second).run(seed, backward)
+            self.tapes += 1
+
     def note(self, share: float, size: int, where: str) -> None:
         """Count one comparison."""
         self.tensors += 1
@@ -182,24 +157,6 @@ class _Arrival:
     tensor: Any
     parts: list[tuple[Parts, int, int]] = field(default_factory=list)  # contribution, node, operand
     known: bool = True
-
-
-def judge(
-    nodes: Sequence[Node],
-    seed: Any = None,
-    *,
-    backward: bool = True,
-    labels: Mapping[int, str] | None = None,
-    found: Findings | None = None,
-    second: bool = False,
-) -> Findings:
-    """Judge a recorded tape after its backward pass. ``seed`` is the adjoint of the root (ones by default)."""
-    found = Findings() if found is None else found
-    if nodes:
-        with np.errstate(all="ignore"):
-            _Judge(nodes, found, labels or {}, second).run(seed, backward)
-        found.tapes += 1
-    return found
 
 
 class _Judge:
