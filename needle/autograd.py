@@ -281,6 +281,9 @@ _FREED = _Freed()
 # ----------------------------------------------------------------------------------------------------- values
 
 
+_OF_THE_GRAPH = {"op", "inputs", "grad", "_number", "_chain", "_changed"}
+
+
 class _WhereFolded:
     """What ``op`` and ``inputs`` are on a Value that has none of its own: those of a leaf, unless it is a chain."""
 
@@ -358,6 +361,20 @@ class Value:
     @classmethod
     def _as_data(cls, data: Any) -> Any:
         return np.asarray(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle and a deep copy keep: the numbers, and those of the gradient. The copy is a leaf: no graph."""
+        state = {name: value for name, value in vars(self).items() if name not in _OF_THE_GRAPH}
+        if self.grad is not None:
+            state["grad"] = self.grad.detach()
+        return state
+
+    def __copy__(self) -> Self:
+        if self._chain is not None:
+            self._chain.unfold(cast("Tensor", self))  # its records serve one node alone
+        value = _new(type(self))
+        vars(value).update(vars(self))
+        return value
 
     def retain_grad(self) -> None:
         """Keep ``.grad`` of this tensor in ``backward()`` although it is not a leaf."""

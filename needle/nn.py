@@ -34,6 +34,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "SoftmaxLoss",
+    "Softplus",
     "Tanh",
 ]
 
@@ -305,6 +306,17 @@ class Sigmoid(Module):
         return ((ops._sigmoid, ()),)
 
 
+class Softplus(Module):
+    """Softplus: any shape -> same shape, ln(1 + exp(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ln(1 + exp(x))."""
+        return ops.softplus(x)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops._softplus, ()),)
+
+
 class Sequential(Module):
     """Sequential: each module's output is the next one's input; ``modules`` holds them.
 
@@ -326,6 +338,9 @@ class Sequential(Module):
                 yield from ((str(i), module) for i, module in enumerate(value))
             else:
                 yield name, value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plan"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
@@ -491,9 +506,17 @@ class Residual(Module):
 
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _AS_OPS = {
-    layer.forward for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
+    layer.forward
+    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, Softplus, BatchNorm1d, LayerNorm1d, Dropout)
 }
-_FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
+_FIXED = {
+    Identity.forward,
+    Linear.forward,
+    ReLU.forward,
+    Tanh.forward,
+    Sigmoid.forward,
+    Softplus.forward,
+}  # for any data
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 
@@ -524,10 +547,16 @@ class _Plan:
         """Say whether everything is as it was."""
         if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
             return False
-        for own, weight, bias in self.linears:
-            if own.get("weight") is not weight or own.get("bias") is not bias:
-                return False
-        return all(own.get(name) is part for own, name, part in self.containers)
+        try:
+            for own, weight, bias in self.linears:
+                if own["weight"] is not weight or own["bias"] is not bias:
+                    return False
+            for own, name, part in self.containers:
+                if own[name] is not part:
+                    return False
+        except KeyError:
+            return False
+        return True
 
     def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []

@@ -603,6 +603,29 @@ def sigmoid(a: Tensor) -> Tensor:
     return _sigmoid(a)
 
 
+class Softplus(TensorOp):
+    """ln(1 + exp(a)) as max(a, 0) + ln(1 + exp(-|a|)), without overflow."""
+
+    reads_result = False
+
+    def compute(self, a: Array) -> Any:
+        dtype = _float(a).dtype
+        a = _wide(a)
+        return (np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a)))).astype(dtype, copy=False)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = g / (1 + exp(-a))."""
+        return (g * _sigmoid.on(a),)
+
+
+_softplus = Softplus()
+
+
+def softplus(a: Tensor) -> Tensor:
+    """Softplus, ln(1 + exp(a)): any shape -> same shape."""
+    return _softplus(a)
+
+
 class Cast(_Shapes, TensorOp):
     """The same numbers in another dtype."""
 

@@ -48,6 +48,7 @@ class Optimizer:
     """
 
     params: list[Tensor]
+    _of_runs: ClassVar = {"_params", "_kept", "_tensors", "_views", "_held", "_holders", "_clock", "_runs", "_scratch"}
     _states: ClassVar[tuple[str, ...]] = ()  # names of the dicts by parameter of what is kept from step to step
 
     def __init__(self, params: Iterable[Tensor]) -> None:
@@ -71,6 +72,15 @@ class Optimizer:
         self._scratch: dict[np.dtype[Any], Array] = {}
         self._block = min(max(_padded(sum(p.size for p in unique) // 8), _BLOCKS[0]), _BLOCKS[1])
         self._settings: tuple[float, ...] = ()
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the runs: in a copy, what were views of one piece of memory are arrays by themselves."""
+        return {name: value for name, value in vars(self).items() if name not in self._of_runs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._scratch = {}
         self._forget()
 
     def step(self) -> None:

@@ -19,35 +19,30 @@ fault(
     "Summation forward",
     wrap("ops.Summation.compute", lambda old: lambda self, a: _first_sum(old, self, a)),
 )
-
 fault(
     "sum-forward-negative",
     "a negative axis is taken from the other end",
     "Summation forward",
     wrap("ops.Summation.compute", lambda old: lambda self, a: _other_end(old, self, a)),
 )
-
 fault(
     "sum-backward",
     "the gradient is divided by the number of summands",
     "Summation backward",
     vjp("Summation", lambda r, g, y, a: (r[0] * (max(y.size, 1) / max(a.size, 1)),)),
 )
-
 fault(
     "sum-backward-axis",
     "the gradient is spread along the wrong axis where the shape is square",
     "Summation backward",
     vjp("Summation", lambda r, g, y, a: (swap(r[0]) if square(r[0]) else r[0],)),
 )
-
 fault(
     "max-forward",
     "the largest absolute value",
     "Max forward",
     compute("Max", lambda y, a: np.where(np.abs(a.min(initial=0)) > np.abs(y), a.min(initial=0), y)),
 )
-
 fault(
     "max-backward-ties",
     "every tie gets the whole gradient",
@@ -59,14 +54,12 @@ fault(
         ),
     ),
 )
-
 fault(
     "max-backward-spread",
     "the gradient goes to all elements",
     "Max backward",
     vjp("Max", lambda r, g, y, a: (np.full_like(r[0], r[0].mean()),)),
 )
-
 fault(
     "logsumexp-forward",
     "no shift by the maximum",
@@ -76,14 +69,12 @@ fault(
         lambda self, a: np.asarray(np.log(np.exp(a).sum(axis=ops._axes(self.axes, a.ndim, "logsumexp")))),
     ),
 )
-
 fault(
     "logsumexp-backward",
     "the gradient is spread evenly",
     "LogSumExp backward",
     vjp("LogSumExp", lambda r, g, y, a: (np.zeros_like(a) + g.sum() / a.size,)),
 )
-
 fault(
     "logsoftmax-forward",
     "1e-4 inside the logarithm",
@@ -97,14 +88,12 @@ fault(
         ),
     ),
 )
-
 fault(
     "logsoftmax-forward-axis",
     "over axis 0 where the matrix is square",
     "LogSoftmax forward",
     wrap("ops.LogSoftmax.compute", lambda old: lambda self, a: old(self, a.T).T if square(a) else old(self, a)),
 )
-
 fault(
     "logsoftmax-backward",
     "the gradient lacks the softmax term",

@@ -465,6 +465,7 @@ SAMPLES = {
     "ReLU": (ops.ReLU(), 1),
     "Tanh": (ops.Tanh(), 1),
     "Sigmoid": (ops.Sigmoid(), 1),
+    "Softplus": (ops.Softplus(), 1),
     "Exp": (ops.Exp(), 1),
     "EWiseMul": (ops.EWiseMul(), 2),
     "MatMul": (ops.MatMul(), 2),
