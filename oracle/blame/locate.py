@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
+from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
 from oracle.systems.trace import CHANGED, UNSEEN
@@ -232,7 +233,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
     if quantity in ("graph", "live tensors"):
-        return Suspect("something keeps Tensors of a step alive; `nox -s memory` names the holder", name)
+        return Suspect(f"something keeps Tensors of a step alive; `{session('memory')}` names the holder", name)
     if quantity == "cycles":
         return Suspect("Tensors of a step refer to each other in a circle", name)
     return Suspect(quantity, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oracle.commands import LATEST
 from oracle.exits import ExitCode, decided
 from oracle.memory import baseline
 from oracle.memory.gates import Row
@@ -20,7 +21,7 @@ class Plan:
     panel_only: bool = False
     model: str | None = None  # of the panel: this one alone
     accept: bool = False
-    folder: Path = Path("reports/latest")
+    folder: Path = LATEST
     baseline: Path = baseline.PATH
 
 

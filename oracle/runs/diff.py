@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from oracle import commands, files
 from oracle.blame import report
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
@@ -30,6 +33,15 @@ def diff(
 ) -> int:
     """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
     console = terminal.console()
+    folder = commands.meant(folder)
+    unwritable = files.tried(folder)
+    if unwritable:
+        where = commands.shown(folder)
+        print(
+            f"failing cases will not be written to {where}: {unwritable}; `--out` names another folder", file=sys.stderr
+        )
+    else:
+        files.set_aside(folder, "summary.json")
     try:
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
@@ -43,6 +55,7 @@ def diff(
             digits=digits,
             keep_going=keep_going,
             folder=folder,
+            needle=needle,
             lacking=lacking,
         )
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
@@ -60,7 +73,7 @@ def diff(
     except KeyboardInterrupt:
         console.print("[bold yellow]interrupted[/] before the first case")
         return ExitCode.INTERRUPTED
-    with saved(f"{folder / 'summary.json'}, `--out` names another folder"):
+    with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome)
     return outcome.exit_code
@@ -128,7 +141,7 @@ def summary(console: Console, run: Any) -> None:
     console.print(f"verdicts: digest {result.digest} (the same for every number of workers)", style="dim")
     console.print()
     for failed in run.failures:
-        console.print(report.block(failed.case, failed.divergence), soft_wrap=True, markup=False)
+        console.print(report.block(failed.case, failed.divergence, run.replay(failed)), soft_wrap=True, markup=False)
         if failed.count > 1:
             also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
             console.print(f"  seen     in {failed.count} generated cases{also}", markup=False)
@@ -143,16 +156,17 @@ def summary(console: Console, run: Any) -> None:
             console.print(f"… and {len(errors) - 5} more like it", style="yellow")
     for note in run.notes:
         console.print(note, soft_wrap=True, markup=False, style="yellow")
-    again = f"--seed {run.plan.seed} --cases {run.shards * _shard_size()}"
     if run.interrupted:
         console.print(
-            f"[bold yellow]interrupted[/] after {total:,} cases; nox -s diff -- {again} runs the same ones again"
+            f"[bold yellow]interrupted[/] after {total:,} cases; {escape(run.again)} runs the same ones again",
+            soft_wrap=True,
         )
     if run.failures:
         places = len(run.failures)
         count = sum(f.count for f in run.failures)
         console.print(
-            f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases; pages in {run.plan.folder}"
+            f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases"
+            + (f"; pages in {escape(commands.shown(run.plan.folder))}" if run.written else "")
         )
     if result.oracle_errors:
         console.print(
@@ -162,12 +176,13 @@ def summary(console: Console, run: Any) -> None:
     if result.harness_errors:
         console.print(
             f"[bold yellow]the harness itself failed[/], {len(result.harness_errors):,} times; please report the lines above, "
-            f"and nox -s diff -- {again}"
+            f"and {escape(run.again)}",
+            soft_wrap=True,
         )
     if run.exit_code == ExitCode.NO_VERDICT:
         console.print("[bold yellow]no verdict[/]: nothing could be judged")
     if run.exit_code == ExitCode.AGREE:
-        console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: nox -s diff -- {again}")
+        console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
     else:
         console.print(shown(run.codes), style="dim")
 
@@ -180,12 +195,6 @@ def _time(run: Any, total: int) -> str:
     inside = [shares.pop(name) for name in ("needle", "torch") if name in shares]
     speed = f"{total / run.wall:.0f} cases/s, {total / max(run.result.cpu_seconds, 1e-9):.0f} per second of a core"
     return f"time: {run.wall:.0f} s, {speed}; inside {', '.join(inside)}; around them {', '.join(shares.values())}"
-
-
-def _shard_size() -> int:
-    from oracle.runs.runner import SHARD_SIZE
-
-    return SHARD_SIZE
 
 
 MANY = 20  # labels of a group that are shown one by one; of larger groups the least reached, and the most
@@ -284,12 +293,15 @@ def to_json(run: Any) -> dict[str, Any]:
         "harness_errors": result.harness_errors,
         "unjudged": result.unjudged,
         "notes": run.notes,
+        "again": run.again,
         "failures": [
             {
                 "case": f.case.digest,
                 "count": f.count,
                 "culprit": f.culprit,
                 "also": dict(f.also),
+                "written": f.case.digest in run.written,
+                "replay": run.replay(f),
                 **report.to_json(f.divergence),
             }
             for f in run.failures

@@ -30,6 +30,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
+from oracle import commands, files
 from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_interrupt, one_line, place, plain
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
@@ -64,7 +65,7 @@ DEADLY_TRIES = 40  # of smaller cases, each in a process of its own
 ENDLESS_TRIES = 12  # of smaller cases that may not come back
 ENDLESS_SECONDS = 2.0  # for one of those
 SHRINK_SECONDS = 10.0  # for one try of a smaller case
-SHOWN = 10  # failures that are shrunk and written out; the rest is only counted
+SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
 
 @dataclass
@@ -559,6 +560,12 @@ class Plan:
     keep_going: bool = False
     lacking: dict[str, str] = field(default_factory=dict)  # what a needle other than ours does not offer
     folder: Path = report.LATEST
+    needle: Path | None = None  # where a needle other than ours lies
+
+    @property
+    def asked(self) -> commands.Asked:
+        """What the commands of this run have in common."""
+        return commands.Asked(self.needle, self.folder)
 
 
 @dataclass
@@ -573,6 +580,7 @@ class Run:
     interrupted: bool = False
     wall: float = 0.0
     shards: int = 0
+    written: list[str] = field(default_factory=list)  # digests of the failures that have a file
 
     @property
     def codes(self) -> list[ExitCode]:
@@ -589,6 +597,24 @@ class Run:
     def exit_code(self) -> ExitCode:
         """The code to exit with."""
         return self.codes[0]
+
+    @property
+    def again(self) -> str:
+        """The command that runs the same cases again: those of the shards that are done, or all, if none is."""
+        plan = self.plan
+        done = self.shards * SHARD_SIZE
+        return plan.asked.diff(
+            plan.seed,
+            cases=done or (plan.cases if plan.minutes is None else None),
+            minutes=None if done else plan.minutes,
+            digits=plan.digits,
+            keep_going=plan.keep_going,
+        )
+
+    def replay(self, failed: Failed) -> str:
+        """The command that shows a failure again; where its case could not be written, the whole run."""
+        digest = failed.case.digest
+        return self.plan.asked.replay(digest) if digest in self.written else self.again
 
 
 def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: None) -> Run:
@@ -616,17 +642,36 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
         pool.close()
     if pool.lost:
         outcome.notes.append(f"{pool.lost} times a worker process ended; what it was at was done again")
-    try:
-        for failed in outcome.failures[:SHOWN]:
-            report.write(failed.case, failed.divergence, plan.folder, failed.count)
-            if failed.printed:
-                (plan.folder / f"{failed.case.digest}.txt").write_bytes(failed.printed)
-    except OSError as error:
-        outcome.notes.append(
-            f"failing cases not written to {plan.folder}: {error.strerror}; `--out` names another folder"
-        )
+    outcome.failures.sort(key=worst_first)
+    _write(outcome)
     outcome.wall = time.perf_counter() - started
     return outcome
+
+
+def worst_first(failed: Failed) -> tuple[int, int]:
+    """Sorts failures: needle does not return, it raises, its numbers are wrong; and what shows in most cases first."""
+    failure = failed.divergence.failure
+    ends = failure is not None and (failure.kind == ENDED or _endless(failed))
+    return (0 if ends else 1 if failure is not None else 2), -failed.count
+
+
+def _write(outcome: Run) -> None:
+    """All failing cases first, then the scripts beside them, each of which takes a while; Ctrl-C ends that."""
+    plan = outcome.plan
+    try:
+        for failed in outcome.failures:
+            report.write_case(failed.case, failed.divergence, plan.asked, failed.count)
+            outcome.written.append(failed.case.digest)
+            if failed.printed:
+                files.save(plan.folder / f"{failed.case.digest}.txt", failed.printed)
+        for failed in outcome.failures:
+            report.write_script(failed.case, failed.divergence, plan.asked, failed.count)
+    except OSError as error:
+        outcome.notes.append(
+            f"failing cases not written to {commands.shown(plan.folder)}: {error.strerror}; `--out` names another folder"
+        )
+    except KeyboardInterrupt:
+        outcome.interrupted = True
 
 
 def _generated(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from oracle.commands import session
+
 FILES = ("autograd", "chain", "ops", "nn", "optim")
 
 # file, function (a pattern), reason
@@ -19,7 +21,7 @@ _TESTED = "a name of the course for something that is claimed; test_autograd.py,
 _REFUSES = "refuses what is not allowed; test_optim.py, test_ops.py"
 
 UNCLAIMED: tuple[tuple[str, str, str], ...] = (
-    ("autograd", "__getattr__", "counts live tensors for the memory report; test_autograd.py, `nox -s memory`"),
+    ("autograd", "__getattr__", f"counts live tensors for the memory report; test_autograd.py, `{session('memory')}`"),
     ("autograd", "Tensor.device", "there is one device"),
     ("autograd", "Op.__init_subclass__", _COURSE),
     ("autograd", "Op.gradient*", _COURSE),

@@ -104,11 +104,13 @@ def test_a_fault_is_found_folded_shrunk_and_written(tmp_path, monkeypatch, capsy
     for failed in outcome.failures:
         path = tmp_path / f"{failed.case.digest}.json"
         assert c.read(path) == failed.case
-        assert report.block(failed.case, failed.divergence) in path.with_suffix(".md").read_text("utf-8")
-        assert "needle and torch part at step" in report.block(failed.case, failed.divergence)
+        assert report.block(failed.case, failed.divergence, outcome.replay(failed)) in path.with_suffix(
+            ".md"
+        ).read_text("utf-8")
+        assert "needle and torch part at step" in report.block(failed.case, failed.divergence, outcome.replay(failed))
     digest = outcome.failures[0].case.digest
     assert main(["replay", digest, "--from", str(tmp_path)]) == 1
-    assert f"nox -s replay -- {digest}" in capsys.readouterr().out
+    assert f"nox -s replay -- {digest} --from {tmp_path}" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["replay", digest, "--from", str(tmp_path)]) == 0
     assert "needle and torch agree" in capsys.readouterr().out
