@@ -346,7 +346,7 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
             first = death
         at = first.at if first.doing or first.at else 0
         before, case, cases = cases[:at], cases[at], cases[at + 1 :]
-        alone = _alone(case)
+        alone = _ended(case, first) if first.endless else _alone(case)  # as long once more would tell nothing new
         if not alone.failed and not alone.harness_errors:
             # not by itself: with those before it once more, or was it ended from outside?
             try:
@@ -372,13 +372,19 @@ def _alone(case: c.Case) -> Result:
     try:
         one = apart(judge_all, [case], heard=heard)
     except Died as death:
-        one = Result(digests=[f"{case.digest} {death.how};"])
-        if death.doing:
-            one.count(Verdict(case, died(case, death)))
-        else:  # not inside needle
-            one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
+        one = _ended(case, death)
     for failed in one.failed:
         failed.printed = bytes(heard)
+    return one
+
+
+def _ended(case: c.Case, death: Died) -> Result:
+    """What to say of a case whose process has ended."""
+    one = Result(digests=[f"{case.digest} {death.how};"])
+    if death.doing:
+        one.count(Verdict(case, died(case, death)))
+    else:  # not inside needle
+        one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
     return one
 
 

@@ -54,13 +54,13 @@ class _Phase:
         self.clock.turn("observing")
         changed = self._around.restore()
         self._quiet.__exit__(kind, error, tb)
-        tell()
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):
             where = place(frames_of(tb), home(self.ndl))
-            raise _Failed(
-                Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
-            ) from None
+            failure = Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
+            tell()  # not before the message has been asked for: that is needle's code too
+            raise _Failed(failure) from None
+        tell()
         if changed:
             raise _Failed(Failure(self.name, CHANGED, "; ".join(changed)))
 
