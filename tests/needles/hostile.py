@@ -49,7 +49,7 @@ RIGHT = {
     "environment": "import os; os.environ['OMP_NUM_THREADS'] = '3'",
     "logging": "import logging; logging.basicConfig(level=0); logging.warning('tanh')",
     "excepthook that raises": "import sys; sys.excepthook = lambda *a: 1 / 0",
-    "collects garbage": "import gc; gc.collect()",
+    "collects garbage": "import gc; gc.collect(0)",
     "keeps a megabyte": "self.__class__.kept = [*getattr(self, 'kept', [])[-50:], bytearray(1_000_000)]",
     "read-only result": "y = right(self, *args); y.flags.writeable = False; return y",
     "a module that warns when imported": "import importlib, sys; sys.modules.pop('this', None); import colorsys",
