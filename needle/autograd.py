@@ -52,7 +52,9 @@ __all__ = [
 ]
 
 _ndarray = np.ndarray
-_next_number = itertools.count(1).__next__  # creation numbers: an input's is always smaller than its result's
+# Creation numbers: an input's is always smaller than its result's. From where Python makes a new int for each, so that
+# what is kept of them (when data was last changed) takes the same memory in every step.
+_next_number = itertools.count(1_000).__next__
 _by_number = operator.attrgetter("_number")
 _data = operator.attrgetter("cached_data")
 _needs = operator.attrgetter("requires_grad")

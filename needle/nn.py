@@ -345,7 +345,7 @@ class Sequential(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
         plan = self._plan
-        if plan is None or not plan.holds():
+        if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
             return chain.run(plan.steps, x)
@@ -416,12 +416,13 @@ class BatchNorm1d(Module):
         return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
 
     def _follow(self, mean: Array, var: Array) -> None:
+        changed = [autograd._a_change()]
         keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
-            running._changed = [autograd._a_change()]
+            running._changed = changed
 
 
 class LayerNorm1d(Module):
@@ -483,7 +484,7 @@ class Dropout(Module):
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
-        dtype = ops._float(x).dtype
+        dtype = x.dtype if x.dtype.kind == "f" else ops._DEFAULT
         scale = np.asarray(mask, dtype)
         if keep:
             scale /= ops._scalars(dtype, keep)[0]
@@ -539,13 +540,17 @@ class _Plan:
         # What the steps were made with: where it stands, and what was found there.
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.modules = owner.modules
         self.steps = self._steps(owner)
+        self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change
 
-    def holds(self) -> bool:
+    def holds(self, owner: Sequential) -> bool:
         """Say whether everything is as it was."""
         if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
+            return False
+        if owner.modules is not self.modules:
             return False
         try:
             for own, weight, bias in self.linears:

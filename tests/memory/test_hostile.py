@@ -4,13 +4,7 @@ import os
 
 import pytest
 
-import needle
-from oracle.exits import ExitCode
-from oracle.memory import child
-from oracle.memory.outcome import Plan, Run
-from oracle.memory.gates import Row
 from oracle.memory.panel import PANEL
-from oracle.memory.probe import Job
 
 pytest.importorskip("memray")
 CASE = next(case for case in PANEL.values() if case.memory is not None)

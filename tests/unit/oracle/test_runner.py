@@ -70,7 +70,7 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
         f"NUMBERS = {[0.1 + i / 7 for i in range(200)]} + {list(range(101, 65000, 331))}"
     )
     draw = (
-        "from oracle import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
+        "from oracle.runs import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
         "print(*(case.digest for case in cases))"
     )
 
