@@ -92,7 +92,8 @@ def test_a_pasted_command_has_the_options_in_force(needle, folder, digits, keep_
     assert same(Path(by_path.case), folder / "case.json")
     line = asked.diff(seed, cases=cases, digits=digits, keep_going=keep_going)
     found = parser().parse_args(pasted(line))
-    assert (found.seed, found.cases, found.no_digits, found.keep_going) == (seed, cases, not digits, keep_going)
+    keeps_going = needle is not None if found.keep_going is None else found.keep_going
+    assert (found.seed, found.cases, found.no_digits, keeps_going) == (seed, cases, not digits, keep_going)
     assert same(found.needle, needle)
     assert same(found.out, folder)
 
