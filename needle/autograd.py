@@ -52,7 +52,9 @@ __all__ = [
 ]
 
 _ndarray = np.ndarray
-_next_number = itertools.count(1).__next__  # creation numbers: an input's is always smaller than its result's
+# Creation numbers: an input's is always smaller than its result's. From where Python makes a new int for each, so that
+# what is kept of them (when data was last changed) takes the same memory in every step.
+_next_number = itertools.count(1_000).__next__
 _by_number = operator.attrgetter("_number")
 _data = operator.attrgetter("cached_data")
 _needs = operator.attrgetter("requires_grad")
@@ -281,6 +283,9 @@ _FREED = _Freed()
 # ----------------------------------------------------------------------------------------------------- values
 
 
+_OF_THE_GRAPH = {"op", "inputs", "grad", "_number", "_chain", "_changed"}
+
+
 class _WhereFolded:
     """What ``op`` and ``inputs`` are on a Value that has none of its own: those of a leaf, unless it is a chain."""
 
@@ -358,6 +363,20 @@ class Value:
     @classmethod
     def _as_data(cls, data: Any) -> Any:
         return np.asarray(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle and a deep copy keep: the numbers, and those of the gradient. The copy is a leaf: no graph."""
+        state = {name: value for name, value in vars(self).items() if name not in _OF_THE_GRAPH}
+        if self.grad is not None:
+            state["grad"] = self.grad.detach()
+        return state
+
+    def __copy__(self) -> Self:
+        if self._chain is not None:
+            self._chain.unfold(cast("Tensor", self))  # its records serve one node alone
+        value = _new(type(self))
+        vars(value).update(vars(self))
+        return value
 
     def retain_grad(self) -> None:
         """Keep ``.grad`` of this tensor in ``backward()`` although it is not a leaf."""
@@ -598,7 +617,8 @@ class Tensor(Value):
         """
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, _apart(self._checked_out_grad(out_grad)))
+                g = self._checked_out_grad(out_grad)
+                _walk_tensors(self, g if out_grad is None else _apart(g))
         elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
             _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
@@ -613,7 +633,7 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.ones(data.shape, data.dtype))
+            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")

@@ -34,6 +34,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "SoftmaxLoss",
+    "Softplus",
     "Tanh",
 ]
 
@@ -170,6 +171,11 @@ class Module:
 
         KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
         """
+        if not hasattr(state, "keys"):
+            raise TypeError(
+                f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
+                "read a file first, for example with np.load(path)"
+            )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
         if missing or unknown:
@@ -305,6 +311,17 @@ class Sigmoid(Module):
         return ((ops._sigmoid, ()),)
 
 
+class Softplus(Module):
+    """Softplus: any shape -> same shape, ln(1 + exp(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ln(1 + exp(x))."""
+        return ops.softplus(x)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops._softplus, ()),)
+
+
 class Sequential(Module):
     """Sequential: each module's output is the next one's input; ``modules`` holds them.
 
@@ -316,6 +333,10 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         super().__init__()
         for module in modules:
+            if isinstance(module, type):
+                raise TypeError(
+                    f"Sequential takes modules, but got the class {module.__name__}: write {module.__name__}(...)"
+                )
             if not callable(module):
                 raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
         self.modules = modules
@@ -327,10 +348,13 @@ class Sequential(Module):
             else:
                 yield name, value
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plan"}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
         plan = self._plan
-        if plan is None or not plan.holds():
+        if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
             return chain.run(plan.steps, x)
@@ -401,12 +425,13 @@ class BatchNorm1d(Module):
         return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
 
     def _follow(self, mean: Array, var: Array) -> None:
+        changed = [autograd._a_change()]
         keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
-            running._changed = [autograd._a_change()]
+            running._changed = changed
 
 
 class LayerNorm1d(Module):
@@ -468,7 +493,7 @@ class Dropout(Module):
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
-        dtype = ops._float(x).dtype
+        dtype = x.dtype if x.dtype.kind == "f" else ops._DEFAULT
         scale = np.asarray(mask, dtype)
         if keep:
             scale /= ops._scalars(dtype, keep)[0]
@@ -491,9 +516,17 @@ class Residual(Module):
 
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _AS_OPS = {
-    layer.forward for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, BatchNorm1d, LayerNorm1d, Dropout)
+    layer.forward
+    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, Softplus, BatchNorm1d, LayerNorm1d, Dropout)
 }
-_FIXED = {Identity.forward, Linear.forward, ReLU.forward, Tanh.forward, Sigmoid.forward}  # whatever the data is
+_FIXED = {
+    Identity.forward,
+    Linear.forward,
+    ReLU.forward,
+    Tanh.forward,
+    Sigmoid.forward,
+    Softplus.forward,
+}  # for any data
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 
@@ -516,18 +549,28 @@ class _Plan:
         # What the steps were made with: where it stands, and what was found there.
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.modules = owner.modules
         self.steps = self._steps(owner)
+        self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change
 
-    def holds(self) -> bool:
+    def holds(self, owner: Sequential) -> bool:
         """Say whether everything is as it was."""
         if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
             return False
-        for own, weight, bias in self.linears:
-            if own.get("weight") is not weight or own.get("bias") is not bias:
-                return False
-        return all(own.get(name) is part for own, name, part in self.containers)
+        if owner.modules is not self.modules:
+            return False
+        try:
+            for own, weight, bias in self.linears:
+                if own["weight"] is not weight or own["bias"] is not bias:
+                    return False
+            for own, name, part in self.containers:
+                if own[name] is not part:
+                    return False
+        except KeyError:
+            return False
+        return True
 
     def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oracle import commands
 from oracle.exits import ExitCode, supervised
 
 CODES = (
@@ -46,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m oracle", description="Differential testing of needle against PyTorch."
     )
-    commands = main.add_subparsers(dest="command", required=True)
+    subcommands = main.add_subparsers(dest="command", required=True)
 
-    diff = commands.add_parser(
+    diff = subcommands.add_parser(
         "diff",
         help="fuzz needle against PyTorch",
         description="Fuzz needle against PyTorch on generated training runs, single operations and real data. " + CODES,
@@ -65,24 +66,25 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours"
     )
-    diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
-    diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument(
-        "--out", type=Path, default=Path("reports/latest"), help="folder for failing cases and summary.json"
+        "--keep-going",
+        action=argparse.BooleanOptionalAction,
+        help="do not stop after the first wave with a failure (the default with --needle)",
     )
+    diff.add_argument("--verbose", action="store_true", help="show what the cases reached, and how near to which limit")
+    diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
+    diff.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and summary.json")
 
-    replay = commands.add_parser(
+    replay = subcommands.add_parser(
         "replay",
         help="replay a case step by step",
         description="Replay a case step by step. " + CODES,
     )
     replay.add_argument("case", help="a digest such as f93132ed (or its beginning), or the path of a case file")
     replay.add_argument("--needle", type=Path, metavar="DIR", help="replay on the package needle in this folder")
-    replay.add_argument(
-        "--from", dest="folder", type=Path, default=Path("reports/latest"), help="where digests are looked up"
-    )
+    replay.add_argument("--from", dest="folder", type=Path, default=commands.LATEST, help="where digests are looked up")
 
-    mutants = commands.add_parser(
+    mutants = subcommands.add_parser(
         "mutants",
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
@@ -101,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument(
         "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"
     )
-    faults = commands.add_parser(
+    faults = subcommands.add_parser(
         "faults",
         help="plant deliberate faults in needle, one at a time: the kill table",
         description="Plant deliberate faults in needle, one at a time, and count the cases of `diff` until one shows it. "
@@ -118,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         "--accept", action="store_true", help="write reports/faults.md and reports/baselines/faults.json"
     )
 
-    calibrate = commands.add_parser(
+    calibrate = subcommands.add_parser(
         "calibrate",
         help="let the rules judge correct variants of needle",
         description="Let the rules judge correct variants of needle: every divergence is a false alarm. "
@@ -130,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     calibrate.add_argument("--accept", action="store_true", help="write reports/calibration.md and its baseline")
 
-    commands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
+    subcommands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
 
-    memory = commands.add_parser(
+    memory = subcommands.add_parser(
         "memory",
         help="prove that nothing accumulates while needle trains",
         description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
@@ -145,9 +147,9 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
     memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
-    memory.add_argument("--out", type=Path, default=Path("reports/latest"), help="folder for the report")
+    memory.add_argument("--out", type=Path, default=commands.LATEST, help="folder for the report")
 
-    kernels = commands.add_parser(
+    kernels = subcommands.add_parser(
         "kernels",
         help="the same verdict under other kernels of BLAS and other vector code",
         description="Run kept cases, a calibration, the memory panel and the tests that compare numbers under every kernel of "
@@ -165,6 +167,16 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def parsed(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; of a flag that does not exist, the usage of its own command is shown."""
+    main = parser()
+    arguments, unknown = main.parse_known_args(given)
+    if unknown:
+        (commands,) = (a for a in main._actions if isinstance(a, argparse._SubParsersAction))
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -172,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle import bench
 
         return bench.main(given[1:])
-    arguments = parser().parse_args(given)
+    commands.started_here()
+    arguments = parsed(given)
     from oracle.systems import foreign
 
     needle = getattr(arguments, "needle", None)
@@ -184,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "replay":
         from oracle.runs.replay import replay
 
-        return replay(arguments.case, [arguments.folder, Path("tests/cases")], foreign=arguments.needle is not None)
+        return replay(arguments.case, commands.Asked(arguments.needle, arguments.folder))
     if arguments.command == "faults":
         from oracle.trust.kill_table import faults
 
@@ -244,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         digits=not arguments.no_digits,
         folder=arguments.out,
         needle=arguments.needle,
+        verbose=arguments.verbose,
     )
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from oracle import files
 from oracle.bench import extras
 from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
@@ -187,11 +188,10 @@ def op_table(ops: Mapping[str, Timing]) -> Table:
 
 def write(results: Results, folder: Path) -> None:
     """bench.json, bench.svg and bench.html."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    files.save(folder / "bench.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
     bars = svg(ratio_plot(results))
-    (folder / "bench.svg").write_text(bars, "utf-8")
-    (folder / "bench.html").write_text(page(results, bars), "utf-8")
+    files.save(folder / "bench.svg", bars)
+    files.save(folder / "bench.html", page(results, bars))
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from oracle import files
 from oracle.bench import extras, measure, report
 from oracle.bench import options as given
 from oracle.bench.peers import DEFAULT, ON_REQUEST
@@ -41,6 +42,9 @@ def run(options: argparse.Namespace) -> int:
 
     results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
     status = ExitCode.AGREE
+    unwritable = files.tried(options.out)
+    if unwritable:
+        print(f"nothing will be written to {options.out}: {unwritable}; `--out` names another folder", file=sys.stderr)
     with terminal.progress(console) as show:
         track = partial(terminal.counted, show)
         try:
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     report.terminal(results, console)
     with saved(f"{options.out}, `--out` names another folder"):
         report.write(results, options.out)
-    console.print(f"[dim]{options.out}/bench.json, bench.html, bench.svg[/dim]")
+        console.print(f"{options.out}/bench.json, bench.html, bench.svg", style="dim", markup=False)
     return status
 
 

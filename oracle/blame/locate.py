@@ -15,9 +15,10 @@ from collections.abc import Mapping
 
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
+from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
-from oracle.systems.trace import UNSEEN
+from oracle.systems.trace import CHANGED, UNSEEN
 
 
 def suspect(case: c.Case, divergence: Divergence) -> str:
@@ -64,6 +65,9 @@ def _exception(divergence: Divergence) -> Suspect:
     assert f is not None
     function = f.where.rpartition(" in ")[2]
     line = f.where.partition(" in ")[0]
+    if f.kind == CHANGED:
+        what = f"state of the process, changed in {f.phase}"
+        return Suspect(what, f.message, key=f"{what}: {f.message.partition('(')[0]}")
     if f.operator:
         what = f"{f.operator} {f.phase}"
         return Suspect(what, f"{f.kind} in {function}", line=line, key=f"{f.kind} in {what}")
@@ -229,7 +233,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
     if quantity in ("graph", "live tensors"):
-        return Suspect("something keeps Tensors of a step alive; `nox -s memory` names the holder", name)
+        return Suspect(f"something keeps Tensors of a step alive; `{session('memory')}` names the holder", name)
     if quantity == "cycles":
         return Suspect("Tensors of a step refer to each other in a circle", name)
     return Suspect(quantity, name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from oracle import commands, files
 from oracle.apart import Broken, Died, apart
 from oracle.blame import script
 from oracle.blame.headline import headline, number
@@ -16,11 +17,11 @@ from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
 
-LATEST = Path("reports/latest")
+LATEST = commands.LATEST
 
 
-def block(case: c.Case, divergence: Divergence) -> str:
-    """What the terminal shows of a failing case."""
+def block(case: c.Case, divergence: Divergence, replay: str) -> str:
+    """What the terminal shows of a failing case; ``replay`` is the command that shows it again."""
     d = divergence
     if d.failure is not None:
         lines = [("needle", d.failure.message or "(no message)")]
@@ -43,41 +44,53 @@ def block(case: c.Case, divergence: Divergence) -> str:
     lines += [
         ("suspect", suspect(case, d)),
         ("case", f"{case.digest}: {c.describe(case)}"),
-        ("replay", f"nox -s replay -- {case.digest}"),
+        ("replay", replay),
     ]
     return "\n".join([headline(d), *(f"  {name:<8} {text}" for name, text in lines)])
 
 
-def write(case: c.Case, divergence: Divergence, folder: Path, count: int = 1) -> Path:
+def write(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1) -> Path:
     """``<digest>.json`` to replay, ``<digest>.md`` to read, ``<digest>.py`` to run without the oracle.
 
     Returns the path of the case.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{case.digest}.json"
-    path.write_bytes(c.encode(case))
+    path = write_case(case, divergence, asked, count)
+    write_script(case, divergence, asked, count)
+    return path
+
+
+def write_case(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1, alone: str = "") -> Path:
+    """The case and its page, which takes no time."""
+    path = asked.folder / f"{case.digest}.json"
+    files.save(path, c.encode(case))
+    files.save(path.with_suffix(".md"), markdown(case, divergence, asked, count, alone))
+    return path
+
+
+def write_script(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1) -> None:
+    """The standalone script, run once, and a word about it on the page."""
+    path = asked.folder / f"{case.digest}.py"
     try:
-        text = apart(script.checked, case, divergence)
-        (folder / f"{case.digest}.py").write_text(text, encoding="utf-8")
-        alone = f"`python {case.digest}.py` shows it with numpy, torch and a needle alone; same exit codes."
+        files.save(path, apart(script.checked, case, divergence))
+        alone = f"`{commands.script(path)}` shows it with numpy, torch and a needle alone; same exit codes."
     except Exception as error:
         # the case and the page are worth more than the script
         what = str(error) if isinstance(error, Broken | Died) else f"{type(error).__name__}: {error}"
         alone = f"There is no standalone script: {what}"
-    (folder / f"{case.digest}.md").write_text(markdown(case, divergence, count, alone), encoding="utf-8")
-    return path
+    write_case(case, divergence, asked, count, alone)
 
 
-def markdown(case: c.Case, divergence: Divergence, count: int = 1, alone: str = "") -> str:
+def markdown(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1, alone: str = "") -> str:
     """The page beside a failing case."""
     seen = f"\nSeen in {count} generated cases of this run; this is the smallest found.\n" if count > 1 else ""
+    replay = asked.replay(case.digest)
     return f"""# {case.digest}: {divergence.place}
 
 ```
-{block(case, divergence)}
+{block(case, divergence, replay)}
 ```
 {seen}
-- Replay it step by step: `nox -s replay -- {case.digest}`. It exits with 1 while it diverges, with 0 once it is fixed.
+- Replay it step by step: `{replay}`. It exits with 1 while it diverges, with 0 once it is fixed.
 {f"- {alone}" + chr(10) if alone else ""}- When it is fixed, keep it: move `{case.digest}.json` to `tests/cases/`; the tests replay every file there.
 
 The case:
@@ -106,5 +119,4 @@ def dump(path: Path, data: Any) -> None:
             return str(value)
         return value
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(data), indent=2) + "\n", encoding="utf-8")
+    files.save(path, json.dumps(plain(data), indent=2) + "\n")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from oracle import files
 from oracle.memory.blas import read_back
 from oracle.memory.probe import Measured, Site
 
@@ -96,7 +97,7 @@ def accept(path: Path, own: dict[str, str], measured: dict[str, tuple[str, Measu
     else:
         new.entries.append(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(new), indent=1) + b"\n")
+    files.save(path, msgspec.json.format(msgspec.json.encode(new), indent=1) + b"\n")
 
 
 def history(path: Path = PATH) -> list[tuple[str, File]]:

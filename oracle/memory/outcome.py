@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oracle.commands import LATEST
 from oracle.exits import ExitCode, decided
 from oracle.memory import baseline
 from oracle.memory.gates import Row
@@ -20,7 +21,7 @@ class Plan:
     panel_only: bool = False
     model: str | None = None  # of the panel: this one alone
     accept: bool = False
-    folder: Path = Path("reports/latest")
+    folder: Path = LATEST
     baseline: Path = baseline.PATH
 
 
@@ -51,5 +52,7 @@ class Run:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
-        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
+        """0 all gates hold, 1 one does not, or needle ends its process; 4 something was not measured, 130 interrupted."""
+        broken = [row for row in self.rows if row.broken]
+        harness = [row for row, _ in self.errors if not row.broken]
+        return decided(part=self.failed or broken, interrupted=self.interrupted, harness=harness)

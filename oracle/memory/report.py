@@ -10,7 +10,9 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from oracle import files
 from oracle.cases import case as c
+from oracle.commands import command
 from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
 from oracle.memory.outcome import Run
@@ -22,7 +24,7 @@ from oracle.pages.terminal import table
 WIDTH = 120
 DESCRIBED = 200  # characters of a model's description
 PLOTTED = 12  # generated models in the page's plots; failing ones always
-ACCEPT = "nox -s memory -- --panel-only --accept"
+ACCEPT = command("memory", panel_only=True, accept=True)
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADINGS = (
     "model", "growth", "blocks", "cycles", "graphs", "peak", "live end", "allocs", "torch", "NumPy", "baseline", "verdict",
@@ -180,19 +182,17 @@ def steps(row: Row, console: Console) -> None:
 
 def write_case(row: Row, folder: Path) -> None:
     """``<digest>.json`` to replay and ``<digest>.md`` to read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{row.case.digest}.json").write_bytes(c.encode(row.case))
+    files.save(folder / f"{row.case.digest}.json", c.encode(row.case))
     text = f"# {row.case.digest}: memory\n\n```\n{block(row)}\n```\n\n```json\n{c.encode(row.case).decode()}```\n"
-    (folder / f"{row.case.digest}.md").write_text(text, encoding="utf-8")
+    files.save(folder / f"{row.case.digest}.md", text)
 
 
 def write(run: Run, folder: Path) -> None:
     """memory.json, memory.md and memory.html."""
-    folder.mkdir(parents=True, exist_ok=True)
     data = msgspec.json.format(msgspec.json.encode(to_json(run)), indent=1)
-    (folder / "memory.json").write_bytes(data + b"\n")
-    (folder / "memory.md").write_text(markdown(run), encoding="utf-8")
-    (folder / "memory.html").write_text(html(run), encoding="utf-8")
+    files.save(folder / "memory.json", data + b"\n")
+    files.save(folder / "memory.md", markdown(run))
+    files.save(folder / "memory.html", html(run))
 
 
 def to_json(run: Run) -> dict[str, Any]:

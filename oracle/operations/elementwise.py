@@ -90,6 +90,18 @@ def sigmoid(t: Tape, x: Var) -> Var:
     return by_output(t, x, logistic, lambda y: y * (1 - y))
 
 
+@operation(
+    needle=lambda n, x: n.softplus(x),
+    torch=lambda t, x: t.nn.functional.softplus(x, threshold=40),  # e^89 overflows; by 40 it is x itself in float64 too
+    drawn=one,
+    node="Softplus",
+    layer="Softplus",
+)
+def softplus(t: Tape, x: Var) -> Var:
+    """ln(1 + eˣ)."""
+    return by_input(t, x, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), logistic)
+
+
 @operation(needle=lambda n, x: n.relu(x), torch=lambda t, x: t.relu(x), drawn=one, node="ReLU", special=("inf", "-inf"))
 def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
     """max(x, 0), gradient 0 at 0. ``kink`` (steps, *shape) dictates the branch; the sign of x by default."""

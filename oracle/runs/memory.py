@@ -16,8 +16,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from oracle import files
 from oracle.cases import case as c
 from oracle.cases import shrink
+from oracle.commands import Asked, command, meant, session, shown
 from oracle.exits import ExitCode, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
@@ -31,7 +33,7 @@ SHRUNK = 3  # failing generated models that are made smaller; the rest is only l
 SHRINK_BUDGET = 80  # measurements for each
 NO_MEMRAY = (
     "memory: SKIPPED, nothing was checked: memray is not installed (it does not exist for Windows). "
-    "The gates without memray run in `nox -s diff`."
+    f"The gates without memray run in `{session('diff')}`."
 )
 
 
@@ -57,13 +59,21 @@ def memory(
         panel_only=panel_only,
         model=model,
         accept=accept,
-        folder=folder,
+        folder=meant(folder),
     )
+    folder = plan.folder
+    unwritable = files.tried(folder)
+    if unwritable:
+        print(
+            f"nothing will be written to {shown(folder)}: {unwritable}; `--out` names another folder", file=sys.stderr
+        )
+    else:
+        files.set_aside(folder, "memory*", cases=False)
     what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
     console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
     with terminal.progress(console) as show:
         outcome = run(plan, lambda run, text: show(text, run.done, run.jobs))
-    with saved(f"{folder}, `--out` names another folder"):
+    with saved(f"{shown(folder)}, `--out` names another folder"):
         report.write(outcome, folder)
     report.terminal(outcome, console)
     return outcome.exit_code
@@ -111,14 +121,19 @@ def as_memory_case(case: c.TrainCase) -> c.TrainCase:
 def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
     plan = outcome.plan
     outcome.rows = [
-        Row(name, case, panel=True, replay=f"nox -s memory -- --model '{name}'")
+        Row(name, case, panel=True, replay=command("memory", model=name, out=plan.folder))
         for name, case in PANEL.items()
         if plan.model in (None, name)
     ]
     if plan.cases:
         tick(outcome, "drawing models")
         outcome.rows += [
-            Row(case.digest, case, panel=False, replay=f"nox -s memory -- --seed {plan.seed} --cases {plan.cases}")
+            Row(
+                case.digest,
+                case,
+                panel=False,
+                replay=command("memory", seed=plan.seed, cases=plan.cases, out=plan.folder),
+            )
             for case in generated(plan.cases, plan.seed)
         ]
     # the longest first
@@ -163,7 +178,7 @@ def _explain(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> N
     for i, row in enumerate([r for r in failed if not r.panel][:SHRUNK]):
         tick(outcome, f"shrinking {i + 1} of {min(SHRUNK, len(failed))}")
         row.case = shrunk(row.case, set(row.failures), lambda job: workers.submit(job).result())
-        row.replay = f"nox -s replay -- {row.case.digest}"
+        row.replay = Asked(folder=outcome.plan.folder).replay(row.case.digest)
         row.runs = {mode: workers.submit(Job(traced(row.case, mode))).result() for mode in ("malloc", "python")}
         judge(row)
         row.name = row.case.digest
@@ -174,7 +189,8 @@ def _explain(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> N
         row.flame = flame_graph(row, worst, workers, outcome.plan.folder)
     for row in failed:
         if not row.panel and row.name == row.case.digest:
-            report.write_case(row, outcome.plan.folder)
+            with saved(shown(outcome.plan.folder / f"{row.name}.json")):
+                report.write_case(row, outcome.plan.folder)
 
 
 def shrunk(
@@ -196,7 +212,8 @@ def shrunk(
 def flame_graph(row: Row, mode: str, workers: Pool, folder: Path) -> str:
     """A page of memray's beside the report, without assets from the web; its file name, or "" if there is none."""
     leaks = [] if set(row.failures) == {"D"} else ["--leaks"]
-    folder.mkdir(parents=True, exist_ok=True)
+    if files.tried(folder):
+        return ""
     page = folder.resolve() / f"memory-{row.name.replace(' ', '-')}-flame.html"
     with tempfile.TemporaryDirectory() as place:  # never in a folder with a file named like a standard module
         kept = Path(place) / "run.bin"
@@ -207,7 +224,7 @@ def flame_graph(row: Row, mode: str, workers: Pool, folder: Path) -> str:
     return page.name if made.returncode == 0 else ""
 
 
-def replay_case(case: c.TrainCase, console: Console) -> int:
+def replay_case(case: c.TrainCase, console: Console, again: str) -> int:
     """Replay of a case with ``memory``: the gates on it; 0 they hold, 1 one does not, 4 it could not be measured."""
     if importlib.util.find_spec("memray") is None:
         print(NO_MEMRAY, file=sys.stderr)
@@ -219,11 +236,11 @@ def replay_case(case: c.TrainCase, console: Console) -> int:
         judge(row)
         if row.failures:
             row.holders = workers.submit(Job(case, "explain")).result().holders
-    row.replay = f"nox -s replay -- {case.digest}"
+    row.replay = again
     report.steps(row, console)
     if row.errors:
         console.print(row.errors[0], markup=False, soft_wrap=True)
-        return ExitCode.HARNESS
+        return ExitCode.PART if row.broken else ExitCode.HARNESS
     if row.failures:
         console.print(report.block(row), markup=False, soft_wrap=True)
         return ExitCode.PART

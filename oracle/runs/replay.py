@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,40 +11,56 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from oracle.apart import CASE_SECONDS, Broken, Died, apart, tell, time_limit
+from oracle import commands, files
+from oracle.apart import CASE_SECONDS, Broken, Died, apart, begin, one_line
 from oracle.blame import report
 from oracle.cases import case as c
 from oracle.exits import ExitCode, held, shown
 from oracle.pages import terminal
 
+KEPT = Path("tests/cases")
+_DIGEST = re.compile("[0-9a-f]{1,8}")
 
-def find(name: str, folders: Sequence[Path]) -> c.Case:
-    """The case of a file, or of a digest (or its beginning) looked up in the folders."""
-    path = Path(name)
+
+def find(name: str, asked: commands.Asked) -> Path:
+    """The file of a path, whatever its name, or of a digest (or its beginning) that is looked up."""
+    path = commands.meant(Path(name))
     if path.suffix == ".json" or path.is_file():
-        return c.read(path)
-    found = {p.stem: p for folder in folders for p in sorted(folder.glob(f"{name}*.json")) if p.stem != "summary"}
-    if not found:
-        looked = " and ".join(str(f) for f in folders)
-        raise c.CaseError(f"no case {name!r} in {looked}; give the path of a case file, or run `nox -s diff` first")
-    if len(found) > 1:
-        raise c.CaseError(f"{name!r} is short for several cases: {', '.join(sorted(found))}; give more of the digest")
-    return c.read(next(iter(found.values())))
+        return path
+    folders = [commands.meant(folder) for folder in (asked.folder, KEPT, asked.folder / files.EARLIER)]
+    for folder in folders if _DIGEST.fullmatch(name) else ():
+        found = sorted(p for p in folder.glob(f"{name}*.json") if _DIGEST.fullmatch(p.stem))
+        if len(found) > 1:
+            several = ", ".join(p.stem for p in found)
+            raise c.CaseError(f"{name!r} is short for several cases: {several}; give more of the digest")
+        if found:
+            return found[0]
+    where = " or ".join(commands.shown(folder) for folder in folders[:2])
+    raise c.CaseError(
+        f"no case {name!r} in {where}; give the path of a case file, or name the folder of the run with `--from`"
+    )
 
 
-def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
+def replay(name: str, asked: commands.Asked) -> int:
     """Show the case step by step; returns the exit code."""
     console = terminal.console()
     try:
-        case = find(name, folders)
+        path = find(name, asked)
+        case = c.read(path)
+        looked_up = path != commands.meant(Path(name))
+        if looked_up and case.digest != path.stem:
+            raise c.CaseError(f"{commands.shown(path)} holds {case.digest}, another case; give its path to replay it")
         about = c.describe(case)
-    except (c.CaseError, UnicodeEncodeError) as error:
-        print(f"replay: {error}", file=sys.stderr)
+    except (c.CaseError, OSError, UnicodeEncodeError) as error:
+        print(f"replay: {one_line(error)}", file=sys.stderr)
         return ExitCode.USAGE
+    again = asked.replay(name if looked_up else path)
+    if path.parent.name == files.EARLIER:
+        console.print(f"of an earlier run: {commands.shown(path)}", soft_wrap=True, markup=False, style="dim")
     if isinstance(case, c.TrainCase) and case.memory is not None:
         from oracle.runs.memory import replay_case
 
-        return replay_case(case, console)
+        return replay_case(case, console, again)
     from oracle.cases import inputs
     from oracle.rules.verdict import Verdict
     from oracle.runs import runner
@@ -54,16 +71,16 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
     try:
         if isinstance(case, c.TrainCase) and isinstance(case.data, c.Digits):
             inputs.digits(train=True)
-        rows, verdict = apart(_judged, case, limit, patience=1.5 * limit)
+        rows, verdict = apart(_judged, case, patience=limit)
     except inputs.NoDigits as error:
         return _no_verdict(console, str(error))
     except Died as death:
+        if death.endless and not death.doing:
+            return _no_verdict(console, f"the case {death.how}, and not inside needle")
         if not death.doing:  # not inside needle
             raise
         verdict = Verdict(case, runner.died(case, death))
     except Broken as error:
-        if error.kind == "TimeoutError":
-            return _no_verdict(console, f"{error.message}, and not inside needle")
         if "MemoryError" in error.kind:
             return _no_verdict(console, f"the case is too large for the memory of this machine: {error.message}")
         raise
@@ -71,7 +88,7 @@ def replay(name: str, folders: Sequence[Path], *, foreign: bool = False) -> int:
         console.print(_table(rows))
     console.print()
     if verdict.divergence is not None:
-        console.print(report.block(case, verdict.divergence), soft_wrap=True, markup=False)
+        console.print(report.block(case, verdict.divergence, again), soft_wrap=True, markup=False)
     for problem in verdict.oracle_errors:
         console.print(f"the oracle contradicts itself: {problem}", soft_wrap=True, markup=False, style="yellow")
     codes = held(contradiction=verdict.oracle_errors, part=verdict.divergence)
@@ -94,21 +111,23 @@ def _no_verdict(console: Console, why: str) -> ExitCode:
     return ExitCode.NO_VERDICT
 
 
-def _judged(case: c.Case, limit: float) -> tuple[list[tuple[str, ...]], Any]:
+def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
     """The rows of the table and the verdict."""
     import needle
-    from oracle.blame import judged
     from oracle.rules.verdict import Evidence
+    from oracle.runs.runner import verdict_on
 
-    with time_limit(limit):
-        verdict = judged(case, needle, validate=True)
-        verdict.evidence = Evidence()  # holds on to needle, which no pickle can
-        tell()
-    failure = verdict.divergence and verdict.divergence.failure
-    if not isinstance(case, c.TrainCase) or (failure and failure.kind == "TimeoutError"):
-        return [], verdict  # once more, it would take as long
-    with time_limit(limit):
+    verdict = verdict_on(case, validate=True)
+    verdict.evidence = Evidence()  # holds on to needle, which no pickle can
+    if not isinstance(case, c.TrainCase):
+        return [], verdict
+    begin()
+    try:
         return _steps(case, needle, verdict), verdict
+    except Exception:
+        if verdict.divergence is None:
+            raise
+        return [], verdict  # a table less, where needle breaks even what is around it
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Table:

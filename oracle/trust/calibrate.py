@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +23,17 @@ import numpy as np
 import needle
 from needle import ops
 from needle.autograd import Tensor, Value
+from oracle import files
+from oracle.apart import Died
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
+from oracle.commands import Asked, meant, session
 from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
 from oracle.runs import runner
+from oracle.runs.workers import Pool
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
@@ -269,7 +272,8 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
             outcome.tally.add(verdict.tally)
             found = verdict.divergence
             if found is not None:
-                report.write(case, found, report.LATEST)
+                with saved(f"{report.LATEST / case.digest}.json"):
+                    report.write(case, found, Asked(folder=meant(report.LATEST)))
                 outcome.alarms.append(
                     Alarm(
                         variant.name,
@@ -289,20 +293,20 @@ def run(
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
     shards = -(-cases // runner.SHARD_SIZE)
-    executor, interrupted = runner.pool(workers), False
+    executor, interrupted = Pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]
         for which, future in futures:
             outcomes[which].add(future.result())
             progress(outcomes[which])
-    except BrokenProcessPool:
+    except Died:
         next(iter(outcomes.values())).errors.append(
             "a worker process died; with too little memory, `--workers 1` takes less"
         )
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.close()
     return list(outcomes.values()), interrupted
 
 
@@ -337,7 +341,7 @@ def calibrate(*, cases: int, variants: Sequence[str], seed: int, workers: int | 
     page, data = (PAGE, DATA) if accept else (report.LATEST / PAGE.name, report.LATEST / DATA.name)
     with nullcontext() if accept else saved(str(page)):
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(markdown(outcomes, seed), encoding="utf-8")
+        files.save(page, markdown(outcomes, seed))
         report.dump(data, to_json(outcomes, seed))
     word = f"{len(alarms)} false alarms in {tensors:,} tensors, {len(outcomes)} variants, seed {seed}"
     console.print(
@@ -367,7 +371,7 @@ def markdown(outcomes: Sequence[Outcome], seed: int) -> str:
     lines = [
         "# Calibration",
         "",
-        "`nox -s calibrate` lets the rules judge correct variants of needle, on cases that nothing was tuned on "
+        f"`{session('calibrate')}` lets the rules judge correct variants of needle, on cases that nothing was tuned on "
         f"(seed {seed}).",
         "",
         f"- false alarms: **{alarms}** in **{tensors:,}** tensors of {sum(o.steps for o in outcomes):,} synchronised "

@@ -29,9 +29,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import needle
+from oracle import files
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.cases import shrink
+from oracle.commands import session
 from oracle.exits import ExitCode, decided, saved
 from oracle.operations import OPERATIONS
 from oracle.pages import terminal
@@ -312,7 +314,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     lines = [
         "# Kill table",
         "",
-        f"`nox -s faults` plants {t['faults']} faults in needle, one at a time, and runs the cases of `nox -s diff` "
+        f"`{session('faults')}` plants {t['faults']} faults in needle, one at a time, and runs the cases of `{session('diff')}` "
         f"(seeds {', '.join(map(str, plan.seeds))}; at most {plan.budget:,} cases each) until one of them shows it. "
         "`oracle/trust/faults/` says what each fault is.",
         "",
@@ -352,7 +354,7 @@ def _percent(share: float | None) -> str:
 def write(rows: Sequence[Row], plan: Plan, page: Path, data: Path) -> None:
     """The page and the data."""
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(markdown(rows, plan), encoding="utf-8")
+    files.save(page, markdown(rows, plan))
     report.dump(data, to_json(rows, plan))
 
 

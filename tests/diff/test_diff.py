@@ -71,5 +71,5 @@ def test_a_case_that_once_failed_agrees(path):
     case = c.read(path)
     assert path.stem == case.digest, f"rename it to {case.digest}.json: a case file is named by its digest"
     verdict = judged(case, needle, validate=True)
-    assert verdict.divergence is None, report.block(case, verdict.divergence)
+    assert verdict.divergence is None, report.block(case, verdict.divergence, "")
     assert verdict.oracle_errors == []

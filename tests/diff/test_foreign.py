@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,7 +54,10 @@ def test_a_faulty_one_parts_and_replays(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     digest = summary["failures"][0]["case"]
     assert summary["failures"][0]["quantity"] == "velocity"
-    assert oracle("replay", digest, "--from", tmp_path / "out", "--needle", folder).returncode == 1
+    line = re.search(r"^  replay   nox -s (replay) -- (.*)$", done.stdout, re.M)
+    again = oracle(line[1], *shlex.split(line[2]))
+    assert again.returncode == 1, "the line that is shown, pasted"
+    assert line[0] in again.stdout
     assert oracle("replay", digest, "--from", tmp_path / "out").returncode == 0, "ours is not at fault"
 
 

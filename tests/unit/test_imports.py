@@ -35,9 +35,9 @@ RULES = [
     Rule("*", never="tests"),
 ]
 
-# The folders of oracle, from the top: a file imports from its own folder and from those above it. What processes and exit
-# codes are stands above all.
-TOP = ("apart", "exits")
+# The folders of oracle, from the top: a file imports from its own folder and from those above it. What processes, exit
+# codes, commands and files are stands above all.
+TOP = ("apart", "commands", "exits", "files")
 FOLDERS = ("operations", "pages", "cases", "systems", "rules", "blame", "check", "memory", "runs", "trust", "bench")
 
 

@@ -29,7 +29,7 @@ def run_op(
     With ``graph``, once more with ``create_graph=True``: the same gradient, computed by operations on Tensors.
     """
     obs = Observation(step=0)
-    phase = functools.partial(Phase, clock=clock or Clock())
+    phase = functools.partial(Phase, clock=clock or Clock(), ndl=ndl)
     try:
         attributes = dict(case.attributes)
         if case.numpy_scalars:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from oracle.apart import is_interrupt, one_line, tell
-from oracle.systems.trace import Clock, Failure
+from oracle.apart import frames_of, home, is_interrupt, one_line, place, plain, tell
+from oracle.systems.surroundings import around_a_call
+from oracle.systems.trace import CHANGED, Clock, Failure
 
 
 class Failed(Exception):
@@ -21,24 +22,29 @@ class Failed(Exception):
 class Phase:
     """Whatever needle raises inside becomes an observed failure of this phase; the time is needle's own."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
-        self.name, self.clock = name, clock
+    def __init__(self, name: str, clock: Clock, ndl: Any) -> None:
+        self.name, self.clock, self.ndl = name, clock, ndl
         self._quiet = np.errstate(all="ignore")
 
     def __enter__(self) -> None:
         self._quiet.__enter__()
+        self._around = around_a_call()
         self.clock.turn("needle")
         tell(f"{self.clock.step} {self.name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.clock.turn("observing")
+        changed = self._around.restore()
         self._quiet.__exit__(kind, error, tb)
-        tell()
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):
-            frame = traceback.extract_tb(tb)[-1]
-            where = f"{'/'.join(frame.filename.replace(chr(92), '/').split('/')[-2:])}:{frame.lineno} in {frame.name}"
-            raise Failed(Failure(self.name, type(error).__name__, one_line(error), where, _operator(tb))) from None
+            where = place(frames_of(tb), home(self.ndl))
+            failure = Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
+            tell()  # not before the message has been asked for: that is needle's code too
+            raise Failed(failure) from None
+        tell()
+        if changed:
+            raise Failed(Failure(self.name, CHANGED, "; ".join(changed)))
 
 
 def _operator(tb: TracebackType | None) -> str:

@@ -79,7 +79,7 @@ class NeedleRun:
 
     def phase(self, name: str) -> Phase:
         """Needle at work: what it raises there is a failure of this phase."""
-        return Phase(name, self.clock)
+        return Phase(name, self.clock, self.ndl)
 
     def window(self, t: int) -> Window:
         """Gates A and B: a close look only once in a case, in its last step and in its last evaluation."""

@@ -33,7 +33,7 @@ def run_second(
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
     obs = Observation(step=0)
-    phase = functools.partial(Phase, clock=clock or Clock())
+    phase = functools.partial(Phase, clock=clock or Clock(), ndl=ndl)
     try:
         with phase("build"):
             run = NeedleRun(_as_train(case), ndl, layers, slots, batches, clock)

@@ -57,55 +57,46 @@ fault(
     "Module.eval",
     replace("nn.Module.eval", mode(False, _direct)),
 )
-
 fault(
     "eval-two-levels", "eval() reaches two levels", "Module.eval", replace("nn.Module.eval", mode(False, _two_levels))
 )
-
 fault(
     "train-not-nested",
     "train() reaches direct children only",
     "Module.train",
     replace("nn.Module.train", mode(True, _direct)),
 )
-
 fault("train-never", "train() does not undo eval()", "Module.train", replace("nn.Module.train", lambda self: self))
-
 fault(
     "residual-no-skip",
     "fn(x) without x",
     "Residual forward",
     replace("nn.Residual.forward", lambda self, x: self.fn(x)),
 )
-
 fault(
     "residual-doubled",
     "fn(x) + 2x",
     "Residual forward",
     replace("nn.Residual.forward", lambda self, x: self.fn(x) + x + x),
 )
-
 fault(
     "residual-subtracts",
     "fn(x) − x",
     "Residual forward",
     replace("nn.Residual.forward", lambda self, x: self.fn(x) - x),
 )
-
 fault(
     "residual-detached",
     "no gradient flows through the skip",
     "Residual backward|accumulation",
     replace("nn.Residual.forward", lambda self, x: self.fn(x) + x.detach()),
 )
-
 fault(
     "residual-in-place",
     "the skip is added into the output of the body",
     "Residual|writes|forward",
     replace("nn.Residual.forward", lambda self, x: _added_in_place(self.fn(x), x)),
 )
-
 fault(
     "flatten-order",
     "square matrices are flattened column by column",
@@ -115,28 +106,24 @@ fault(
         lambda self, x: ops.reshape(x.transpose() if square(x.cached_data) else x, (x.shape[0], -1)),
     ),
 )
-
 fault(
     "flatten-squeezes",
     "a batch of 1 loses its axis",
     "Flatten forward",
     around("nn.Flatten.forward", lambda old, self, x: ops.reshape(x, (x.size,)) if x.shape[0] == 1 else old(self, x)),
 )
-
 fault(
     "flatten-detached",
     "no gradient flows through",
     "Flatten backward|missing",
     around("nn.Flatten.forward", lambda old, self, x: old(self, x.detach())),
 )
-
 fault(
     "linear-no-bias",
     "the bias is not added",
     "Linear forward",
     replace("nn.Linear.forward", lambda self, x: ops.linear(x, self.weight, None)),
 )
-
 fault(
     "linear-transposed",
     "a square weight is used transposed",
@@ -148,14 +135,12 @@ fault(
         ),
     ),
 )
-
 fault(
     "linear-bias-ignored-flag",
     "bias=False makes a bias all the same",
     "Linear|parameters",
     wrap("nn.Linear.__init__", lambda old: lambda self, i, o, bias=True, **kw: old(self, i, o, True, **kw)),
 )
-
 fault(
     "linear-init-fan-out",
     "weights are scaled by the number of outputs",
@@ -166,35 +151,30 @@ fault(
         )
     ),
 )
-
 fault(
     "linear-init-zero-bias",
     "biases start at 0",
     "Linear|constructor",
     _initial(lambda m: None if m.bias is None else setattr(m.bias, "cached_data", 0 * m.bias.cached_data)),
 )
-
 fault(
     "linear-init-gain",
     "weights lack the factor √2",
     "Linear|constructor",
     _initial(lambda m: setattr(m.weight, "cached_data", m.weight.cached_data / np.float32(math.sqrt(2)))),
 )
-
 fault(
     "linear-bias-shape",
     "the bias has shape (n,)",
     "Linear|constructor|shape",
     _initial(lambda m: None if m.bias is None else setattr(m.bias, "cached_data", m.bias.cached_data.reshape(-1))),
 )
-
 fault(
     "linear-float64",
     "weights are float64",
     "Linear|constructor|dtype",
     _initial(lambda m: setattr(m.weight, "cached_data", m.weight.cached_data.astype(np.float64))),
 )
-
 fault(
     "sequential-reversed",
     "two layers of equal width change places",
@@ -204,7 +184,6 @@ fault(
         lambda old, self, x: _in_order(self.modules[::-1], x) if len(self.modules) == 2 else old(self, x),
     ),
 )
-
 fault(
     "sequential-skips-last",
     "the last of more than three layers is skipped",
@@ -214,7 +193,6 @@ fault(
         lambda old, self, x: _in_order(self.modules[:-1], x) if len(self.modules) > 3 else old(self, x),
     ),
 )
-
 fault(
     "sequential-first-twice",
     "the first layer runs twice if it keeps the shape",
@@ -224,37 +202,31 @@ fault(
         lambda old, self, x: old(self, _if_same(self.modules[0](x), x)) if self.modules else old(self, x),
     ),
 )
-
 fault(
     "identity-detached",
     "no gradient flows through Identity",
     "Identity backward|missing",
     replace("nn.Identity.forward", lambda self, x: x.detach()),
 )
-
 fault(
     "identity-halves",
     "Identity halves large values",
     "Identity forward",
     replace("nn.Identity.forward", lambda self, x: x * 0.5 if x.size > 4 else x),
 )
-
 fault("parameters-reversed", "parameters() gives them in reverse", "parameters", _parameters(lambda ps: ps[::-1]))
-
 fault(
     "parameters-repeated",
     "parameters() gives tied parameters twice",
     "parameters",
     wrap("nn.Module._walk", lambda old: lambda self, prefix, seen: old(self, prefix, _forgetful())),
 )
-
 fault(
     "parameters-vectors-lost",
     "parameters() leaves out those of one dimension",
     "parameters",
     _parameters(lambda ps: [p for p in ps if p.ndim > 1] or ps),
 )
-
 fault(
     "loss-labels-shifted",
     "labels count from 1",
@@ -264,7 +236,6 @@ fault(
         lambda old, self, z, y: old(self, z, const((y.cached_data.astype(int) + 1) % z.shape[1])),
     ),
 )
-
 fault(
     "loss-smoothed",
     "labels are smoothed by 0.01",
@@ -274,7 +245,6 @@ fault(
         lambda old, self, z, y: old(self, z, y) * 0.99 + ops.logsoftmax(z).sum() * (-0.01 / z.size),
     ),
 )
-
 fault(
     "relu-layer-twice",
     "the layer negates first",

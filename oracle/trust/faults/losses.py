@@ -15,7 +15,6 @@ fault(
     "SoftmaxCrossEntropy forward",
     compute("SoftmaxCrossEntropy", lambda y, z, labels: y * len(z)),
 )
-
 fault(
     "loss-forward-overflow",
     "logits are not shifted",
@@ -25,7 +24,6 @@ fault(
         lambda y, z, labels: (np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), np.asarray(labels, int)]).mean(),
     ),
 )
-
 fault(
     "loss-forward-shift",
     "logits are shifted by the largest of the whole batch",
@@ -37,21 +35,18 @@ fault(
         ).mean(),
     ),
 )
-
 fault(
     "loss-backward-sum",
     "the gradient is not divided by the batch size",
     "SoftmaxCrossEntropy backward",
     vjp("SoftmaxCrossEntropy", lambda r, g, y, z, labels: (r[0] * len(z), None)),
 )
-
 fault(
     "loss-backward-onehot",
     "the gradient lacks the labels",
     "SoftmaxCrossEntropy backward",
     vjp("SoftmaxCrossEntropy", lambda r, g, y, z, labels: (softmax(z) * (g / len(z)), None)),
 )
-
 fault(
     "loss-backward-out-grad",
     "the gradient does not depend on the incoming one",

@@ -150,85 +150,71 @@ fault(
     f"{BN} forward",
     batch_norm(lambda x: (x.mean(0), x.var(0, ddof=1))),
 )
-
 fault(
     "bn-mean-of-squares",
     "the variance is the mean of squares, not centred",
     f"{BN} forward",
     batch_norm(lambda x: (x.mean(0), (x * x).mean(0))),
 )
-
 fault(
     "bn-one-variance",
     "one variance for all columns",
     f"{BN} forward",
     batch_norm(lambda x: (x.mean(0), np.full_like(x[0], x.var(0).mean()))),
 )
-
 fault(
     "bn-wrong-axis",
     "statistics of rows where the batch is square",
     f"{BN} forward",
     batch_norm(lambda x: (x.mean(1), x.var(1)) if square(x) else (x.mean(0), x.var(0))),
 )
-
 fault(
     "bn-eps-outside", "1 / (√var + ε)", f"{BN} forward", batch_norm(inverse=lambda var, eps: 1 / (np.sqrt(var) + eps))
 )
-
 fault(
     "bn-not-centred",
     "the mean is not subtracted",
     f"{BN} forward",
     around("ops.BatchNorm._statistics", lambda old, self, x: (x, *old(self, x)[1:])),
 )
-
 fault("bn-no-bias", "the bias is left out", f"{BN} forward", compute("BatchNorm", lambda y, x, w, b: y - b))
-
 fault(
     "bn-eval-batch-statistics",
     "evaluation uses the statistics of the batch",
     f"{BN} forward",
     around("nn.BatchNorm1d.forward", _without_update),
 )
-
 fault(
     "bn-train-running-statistics",
     "training normalises with the running statistics",
     f"{BN} forward",
     around("nn.BatchNorm1d.forward", lambda old, self, x: (old(self, x), _in_eval(old, self, x))[1]),
 )
-
 fault(
     "bn-eval-no-eps",
     "evaluation leaves ε out",
     f"{BN} forward",
     _evaluated(lambda x, m, v, w, b, eps: (x - m) * (w / v**0.5) + b),
 )
-
 fault(
     "bn-eval-no-mean",
     "evaluation does not subtract the mean",
     f"{BN} forward",
     _evaluated(lambda x, m, v, w, b, eps: x * (w / (v + eps) ** 0.5) + b),
 )
-
 fault(
     "bn-eval-no-weight",
     "evaluation leaves the weight out",
     f"{BN} forward",
     _evaluated(lambda x, m, v, w, b, eps: (x - m) / (v + eps) ** 0.5 + b),
 )
-
 fault(
     "bn-eval-no-root",
     "evaluation divides by the variance",
     f"{BN} forward",
     _evaluated(lambda x, m, v, w, b, eps: (x - m) * (w / (v + eps)) + b),
 )
-
 fault("bn-running-unbiased", "running_var takes the unbiased variance", RUNNING, running(_unbiased))
-
 fault(
     "bn-momentum-swapped",
     "running = momentum · old + (1 − momentum) · new",
@@ -241,28 +227,24 @@ fault(
         )
     ),
 )
-
 fault(
     "bn-running-replaced",
     "the running statistics are those of the last batch",
     RUNNING,
     running(lambda s, x, m, v: set_running(s, x.mean(0), x.var(0)) if s.training else None),
 )
-
 fault(
     "bn-running-never",
     "the running statistics stay as they are",
     RUNNING,
     running(lambda s, x, m, v: set_running(s, m, v)),
 )
-
 fault(
     "bn-running-mean-only",
     "running_var is not updated",
     RUNNING,
     running(lambda s, x, m, v: set_running(s, s.running_mean.cached_data, v)),
 )
-
 fault(
     "bn-running-std",
     "running_var averages standard deviations",
@@ -275,21 +257,18 @@ fault(
         )
     ),
 )
-
 fault(
     "bn-updates-in-eval",
     "evaluation updates the running statistics",
     f"{RUNNING}|evaluation",
     running(_updates_in_eval),
 )
-
 fault(
     "bn-running-float64",
     "the running statistics become float64",
     RUNNING,
     running(lambda s, x, m, v: setattr(s.running_mean, "cached_data", s.running_mean.cached_data.astype(np.float64))),
 )
-
 fault(
     "bn-running-var-inverse",
     "running_var takes the variance plus ε",
@@ -302,56 +281,48 @@ fault(
         )
     ),
 )
-
 fault(
     "bn-backward-constant-statistics",
     "dx takes mean and variance for constants",
     f"{BN} backward",
     _norm_vjp("BatchNorm", lambda g, w, xh, inv, mean: g * (inv * w)),
 )
-
 fault(
     "bn-backward-constant-variance",
     "dx takes the variance for a constant",
     f"{BN} backward",
     _norm_vjp("BatchNorm", lambda g, w, xh, inv, mean: (g - mean(g)) * (inv * w)),
 )
-
 fault(
     "bn-backward-constant-mean",
     "dx takes the mean for a constant",
     f"{BN} backward",
     _norm_vjp("BatchNorm", lambda g, w, xh, inv, mean: (g - xh * mean(g * xh)) * (inv * w)),
 )
-
 fault(
     "bn-backward-no-weight",
     "dx lacks the weight",
     f"{BN} backward",
     _norm_vjp("BatchNorm", lambda g, w, xh, inv, mean: _last(g - xh * mean(g * xh), mean) * inv),
 )
-
 fault(
     "bn-backward-weight",
     "dγ lacks the normalised input",
     f"{BN} backward",
     vjp("BatchNorm", lambda r, g, y, x, w, b: (r[0], g.sum(0), r[2])),
 )
-
 fault(
     "bn-backward-weight-raw",
     "dγ sums g·x, not normalised",
     f"{BN} backward",
     vjp("BatchNorm", lambda r, g, y, x, w, b: (r[0], (g * x).sum(0), r[2])),
 )
-
 fault(
     "bn-backward-bias",
     "dβ is averaged over the batch",
     f"{BN} backward",
     vjp("BatchNorm", lambda r, g, y, x, w, b: (r[0], r[1], None if r[2] is None else r[2] / np.float32(len(x)))),
 )
-
 fault(
     "bn-default-momentum",
     "the default momentum is 0.9",
@@ -361,7 +332,6 @@ fault(
         lambda old: lambda self, dim, eps=1e-5, momentum=0.9, **kw: old(self, dim, eps, momentum, **kw),
     ),
 )
-
 fault(
     "ln-variance-unbiased",
     "the variance of a row divides by d − 1",
@@ -373,7 +343,6 @@ fault(
         )
     ),
 )
-
 fault(
     "ln-wrong-axis",
     "columns are normalised where the batch is square",
@@ -386,39 +355,33 @@ fault(
         )
     ),
 )
-
 fault(
     "ln-eps-outside", "1 / (√var + ε)", f"{LN} forward", layer_norm(inverse=lambda var, eps: 1 / (np.sqrt(var) + eps))
 )
-
 fault(
     "ln-whole-batch",
     "one mean and variance for the whole batch",
     f"{LN} forward",
     layer_norm(lambda x: (np.full_like(x[..., :1], x.mean()), np.full_like(x[..., :1], x.var()))),
 )
-
 fault(
     "ln-backward-constant-variance",
     "dx takes the variance for a constant",
     f"{LN} backward",
     _norm_vjp("LayerNorm", lambda g, w, xh, inv, mean: (g * w - mean(g * w)) * inv),
 )
-
 fault(
     "ln-backward-constant-mean",
     "dx takes the mean for a constant",
     f"{LN} backward",
     _norm_vjp("LayerNorm", lambda g, w, xh, inv, mean: (g * w - xh * mean(g * w * xh)) * inv),
 )
-
 fault(
     "ln-backward-weight-late",
     "dx multiplies with the weight at the end",
     f"{LN} backward",
     _norm_vjp("LayerNorm", lambda g, w, xh, inv, mean: _last(g - xh * mean(g * xh), mean) * (inv * w)),
 )
-
 fault(
     "ln-backward-weight",
     "dγ lacks the normalised input",
@@ -427,7 +390,6 @@ fault(
         "LayerNorm", lambda r, g, y, x, w, b: (r[0], None if r[1] is None else g.reshape(-1, g.shape[-1]).sum(0), r[2])
     ),
 )
-
 fault(
     "ln-backward-bias",
     "dβ is the gradient of the last row",

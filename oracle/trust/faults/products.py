@@ -16,21 +16,18 @@ fault(
     "MatMul forward",
     compute("MatMul", lambda y, a, b: np.matmul(a, swap(b)) if square(b) else y),
 )
-
 fault(
     "matmul-backward-first",
     "the first gradient multiplies with B and not Bᵀ where B is square",
     "MatMul backward",
     vjp("MatMul", lambda r, g, y, a, b: (ops._reduced(np.matmul(g, b), a.shape) if square(b) else r[0], r[1])),
 )
-
 fault(
     "matmul-backward-second",
     "the second gradient multiplies with A and not Aᵀ where A is square",
     "MatMul backward",
     vjp("MatMul", lambda r, g, y, a, b: (r[0], ops._reduced(np.matmul(a, g), b.shape) if square(a) else r[1])),
 )
-
 fault(
     "matmul-backward-batch",
     "a broadcast batch is averaged and not summed",
@@ -40,7 +37,6 @@ fault(
         lambda r, g, y, a, b: (r[0], r[1] if r[1] is None or b.ndim == g.ndim else r[1] / np.float32(max(len(g), 1))),
     ),
 )
-
 fault(
     "linear-forward-bias",
     "the bias of shape (1, n) is added down the rows where the result is square",
@@ -59,35 +55,30 @@ fault(
         ),
     ),
 )
-
 fault(
     "linear-backward-input",
     "dx multiplies with W and not Wᵀ where W is square",
     "Linear backward",
     vjp("Linear", lambda r, g, y, x, w, *b: (g.dot(w) if square(w) and r[0] is not None else r[0], *r[1:])),
 )
-
 fault(
     "linear-backward-weight",
     "dW is averaged over the batch",
     "Linear backward",
     vjp("Linear", lambda r, g, y, x, w, *b: (r[0], r[1] if r[1] is None else r[1] / np.float32(len(x)), *r[2:])),
 )
-
 fault(
     "linear-backward-bias",
     "db is averaged over the batch",
     "Linear backward",
     vjp("Linear", lambda r, g, y, x, w, *b: (*r[:2], *(None if c is None else c / np.float32(len(x)) for c in r[2:]))),
 )
-
 fault(
     "linear-backward-bias-first",
     "db is the first row",
     "Linear backward",
     vjp("Linear", lambda r, g, y, x, w, *b: (*r[:2], *(None if c is None else g[:1].reshape(c.shape) for c in r[2:]))),
 )
-
 fault(
     "conv-forward",
     "the kernel runs backwards",
@@ -97,21 +88,18 @@ fault(
         lambda old: lambda self, x, k: old(self, x, k[::-1, ::-1]) if x.ndim == k.ndim == 4 else old(self, x, k),
     ),
 )
-
 fault(
     "conv-backward-input",
     "dx is reversed",
     "Conv backward",
     vjp("Conv", lambda r, g, y, x, k: (None if r[0] is None else r[0][:, ::-1, ::-1], r[1])),
 )
-
 fault(
     "conv-backward-kernel",
     "dk has its two spatial axes swapped",
     "Conv backward",
     vjp("Conv", lambda r, g, y, x, k: (r[0], None if r[1] is None else r[1].swapaxes(0, 1))),
 )
-
 fault(
     "conv-backward-stride",
     "dx counts each pixel once for every stride",

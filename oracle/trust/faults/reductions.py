@@ -9,7 +9,7 @@ import numpy as np
 
 from needle import ops
 from oracle.trust.faults.chapter import Chapter, square, swap
-from oracle.trust.patches import compute, replace, vjp, wrap
+from oracle.trust.patches import around, compute, replace, vjp, wrap
 
 fault = Chapter("op")
 
@@ -19,6 +19,16 @@ fault(
     "Summation forward",
     wrap("ops.Summation.compute", lambda old: lambda self, a: _first_sum(old, self, a)),
 )
+fault(
+    "sum-long-loses-rest",
+    "what is left after the last whole block of a long sum is dropped",
+    "Summation forward|unattributed|norm|Linear",
+    replace("ops._LONG", 2)
+    + replace("ops._BLOCK", 2)
+    + around(
+        "ops._add_up", lambda old, a, axes: old(a[: len(a) - len(a) % 2], axes) if _long(a, axes) else old(a, axes)
+    ),
+)
 
 fault(
     "sum-forward-negative",
@@ -26,28 +36,24 @@ fault(
     "Summation forward",
     wrap("ops.Summation.compute", lambda old: lambda self, a: _other_end(old, self, a)),
 )
-
 fault(
     "sum-backward",
     "the gradient is divided by the number of summands",
     "Summation backward",
     vjp("Summation", lambda r, g, y, a: (r[0] * (max(y.size, 1) / max(a.size, 1)),)),
 )
-
 fault(
     "sum-backward-axis",
     "the gradient is spread along the wrong axis where the shape is square",
     "Summation backward",
     vjp("Summation", lambda r, g, y, a: (swap(r[0]) if square(r[0]) else r[0],)),
 )
-
 fault(
     "max-forward",
     "the largest absolute value",
     "Max forward",
     compute("Max", lambda y, a: np.where(np.abs(a.min(initial=0)) > np.abs(y), a.min(initial=0), y)),
 )
-
 fault(
     "max-backward-ties",
     "every tie gets the whole gradient",
@@ -59,14 +65,12 @@ fault(
         ),
     ),
 )
-
 fault(
     "max-backward-spread",
     "the gradient goes to all elements",
     "Max backward",
     vjp("Max", lambda r, g, y, a: (np.full_like(r[0], r[0].mean()),)),
 )
-
 fault(
     "logsumexp-forward",
     "no shift by the maximum",
@@ -76,14 +80,12 @@ fault(
         lambda self, a: np.asarray(np.log(np.exp(a).sum(axis=ops._axes(self.axes, a.ndim, "logsumexp")))),
     ),
 )
-
 fault(
     "logsumexp-backward",
     "the gradient is spread evenly",
     "LogSumExp backward",
     vjp("LogSumExp", lambda r, g, y, a: (np.zeros_like(a) + g.sum() / a.size,)),
 )
-
 fault(
     "logsoftmax-forward",
     "1e-4 inside the logarithm",
@@ -97,14 +99,12 @@ fault(
         ),
     ),
 )
-
 fault(
     "logsoftmax-forward-axis",
     "over axis 0 where the matrix is square",
     "LogSoftmax forward",
     wrap("ops.LogSoftmax.compute", lambda old: lambda self, a: old(self, a.T).T if square(a) else old(self, a)),
 )
-
 fault(
     "logsoftmax-backward",
     "the gradient lacks the softmax term",
@@ -131,3 +131,8 @@ def _other_end(old: Any, self: Any, a: Any) -> Any:
         wrong = a.sum(axis=-self.axes - 1)
         return wrong if wrong.shape == np.shape(y) else y
     return y
+
+
+def _long(a: Any, axes: tuple[int, ...]) -> bool:
+    """Whether the first axis is added up in blocks."""
+    return 0 in axes and len(a) > 2 and bool(a.strides[0] != a.itemsize)

@@ -35,18 +35,15 @@ def sgd(**formulas: Callable[[Any], Any]) -> Patch:
 
 
 def step_written_out(rules: dict[str, Any], formulas: dict[str, Any], states: Sequence[str]) -> Any:
-    assert set(formulas) <= {*rules, "order", "before"}, f"no such formula: {set(formulas) - set(rules)}"
+    assert set(formulas) <= set(rules), f"no such formula: {set(formulas) - set(rules)}"
     rules = {**rules, **formulas}
 
     def step(self: Any) -> None:
         done = vars(self).setdefault("steps_done", 0)
         self.steps_done = done + 1
-        params = formulas["order"](self.params) if "order" in formulas else self.params
-        for i, p in enumerate(params):
-            s = SimpleNamespace(o=self, p=p, i=i, n=done + 1, x=p.cached_data, grad=p.grad)
+        for p in self.params:
+            s = SimpleNamespace(o=self, p=p, n=done + 1, x=p.cached_data, grad=p.grad)
             for name, rule in rules.items():
-                if name == "order":
-                    continue
                 setattr(s, name, rule(s))
                 if name == "skip" and s.skip:
                     break
@@ -116,138 +113,108 @@ fault.controls["SGD.step written out"] = sgd()
 VELOCITY, UPDATE = "SGD velocity", "SGD parameter update"
 
 fault("sgd-undampened", "velocity u = βu + g', without 1 − β", VELOCITY, sgd(v=lambda s: s.beta * s.old + s.d))
-
 fault("sgd-undampened-first-step", "the first velocity is g' itself, as in torch", VELOCITY,
-          sgd(v=lambda s: s.beta * s.old + s.rest * s.d if s.p in s.o.u else s.d))  # fmt: skip
-
+      sgd(v=lambda s: s.beta * s.old + s.rest * s.d if s.p in s.o.u else s.d))  # fmt: skip
 fault("sgd-dampened-twice", "1 − β enters squared", VELOCITY, sgd(rest=lambda s: (1 - s.beta) ** 2))
-
 fault(
     "sgd-beta-squared",
     "the old velocity decays with β²",
     VELOCITY,
     sgd(beta=lambda s: s.o.momentum**2, rest=lambda s: 1 - s.o.momentum),
 )
-
 fault("sgd-decay-outside-momentum", "decay is added to the update and not to the gradient", f"{VELOCITY}|SGD decay",
-          sgd(d=lambda s: s.g, new=lambda s: s.x - s.lr * (s.v + s.decay * s.x)))  # fmt: skip
-
+      sgd(d=lambda s: s.g, new=lambda s: s.x - s.lr * (s.v + s.decay * s.x)))  # fmt: skip
 fault("sgd-decay-decoupled", "decay shrinks the parameter, without the learning rate", f"{VELOCITY}|SGD decay",
-          sgd(d=lambda s: s.g, new=lambda s: (1 - s.decay) * s.x - s.lr * s.v))  # fmt: skip
-
+      sgd(d=lambda s: s.g, new=lambda s: (1 - s.decay) * s.x - s.lr * s.v))  # fmt: skip
 fault("sgd-decay-sign", "decay with the wrong sign", f"{VELOCITY}|SGD decay", sgd(d=lambda s: s.g - s.decay * s.x))
-
 fault("sgd-decay-ignored", "no decay at all", f"{VELOCITY}|SGD decay", sgd(d=lambda s: s.g))
-
 fault(
     "sgd-decay-doubled",
     "decay is the derivative of λθ², not of λθ²/2",
     f"{VELOCITY}|SGD decay",
     sgd(d=lambda s: s.g + 2 * s.decay * s.x),
 )
-
 fault(
     "sgd-decay-only-with-momentum",
     "decay is ignored where β = 0",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.beta else 0.0),
 )
-
 fault(
     "sgd-decay-undampened",
     "decay enters the velocity without 1 − β",
     f"{VELOCITY}|SGD decay",
     sgd(v=lambda s: s.beta * s.old + s.rest * s.g + s.decay * s.x),
 )
-
 fault(
     "sgd-decay-not-for-vectors",
     "parameters of one dimension are exempt from decay",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.p.ndim > 1 else 0.0),
 )
-
 fault(
     "sgd-decay-not-for-rows",
     "biases of shape (1, n) are exempt from decay",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: 0.0 if s.p.ndim > 1 and s.p.shape[0] == 1 else s.o.weight_decay),
 )
-
 fault("sgd-velocity-not-stored", "the velocity is used and thrown away", VELOCITY, sgd(kept=lambda s: None))
-
 fault("sgd-velocity-lags", "the old velocity is stored", VELOCITY, sgd(kept=lambda s: s.old))
-
 fault(
     "sgd-old-velocity-used",
     "the update uses the velocity of the step before",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * s.old),
 )
-
 fault("sgd-velocity-float64", "velocities are float64", f"{VELOCITY}|dtype", sgd(kept=lambda s: s.v.astype(np.float64)))
-
 fault(
     "sgd-parameter-float64",
     "parameters become float64",
     f"{UPDATE}|dtype",
     sgd(new=lambda s: (s.x - s.lr * s.v).astype(np.float64)),
 )
-
 fault(
     "sgd-velocity-by-shape",
     "velocities are kept by shape: equal shapes share one",
     VELOCITY,
     _shared_velocity(lambda s: s.p.shape),
 )
-
 fault(
     "sgd-velocity-by-size", "velocities are kept by number of elements", VELOCITY, _shared_velocity(lambda s: s.p.size)
 )
-
 fault(
     "sgd-velocity-by-gradient",
     "velocities are kept by the gradient, which is new in each step",
     VELOCITY,
     sgd(old=lambda s: np.zeros_like(s.x)),
 )
-
 fault("sgd-velocity-of-neighbour", "velocities are taken in the wrong order where shapes allow it", VELOCITY,
-          sgd(old=lambda s: next((s.o.u[q].cached_data for q in s.o.params[::-1] if q in s.o.u and q.shape == s.p.shape), np.zeros_like(s.x))))  # fmt: skip
-
+      sgd(old=lambda s: next((s.o.u[q].cached_data for q in s.o.params[::-1] if q in s.o.u and q.shape == s.p.shape), np.zeros_like(s.x))))  # fmt: skip
 fault("sgd-lr-captured", "the learning rate of the first step is used for ever", UPDATE, sgd(lr=first_lr))
-
 fault("sgd-lr-late", "a new learning rate takes effect one step late", UPDATE, sgd(lr=_late_lr))
-
 fault(
     "sgd-lr-in-velocity",
     "the learning rate goes into the velocity",
     VELOCITY,
     sgd(v=lambda s: s.beta * s.old + s.lr * s.rest * s.d, new=lambda s: s.x - s.v),
 )
-
 fault("sgd-ascent", "steps go uphill", UPDATE, sgd(new=lambda s: s.x + s.lr * s.v))
-
 fault(
     "sgd-nesterov",
     "the update looks ahead, as Nesterov's does",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * (s.rest * s.d + s.beta * s.v)),
 )
-
 fault(
     "sgd-gradient-used",
     "the update uses the gradient and not the velocity",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * s.d),
 )
-
 fault("sgd-none-stepped", "a parameter without gradient is stepped as if it were 0", "SGD skip|SGD parameter update|SGD velocity",
-          sgd(skip=lambda s: False, g=lambda s: np.zeros_like(s.x) if s.grad is None else s.grad.cached_data))  # fmt: skip
-
+      sgd(skip=lambda s: False, g=lambda s: np.zeros_like(s.x) if s.grad is None else s.grad.cached_data))  # fmt: skip
 fault("sgd-none-gets-velocity", "a parameter without gradient is left alone but gets a velocity", "velocity should not exist|SGD velocity",
-          around("optim.SGD.step", lambda step, self: (self.u.update({p: const(np.zeros_like(p.cached_data)) for p in self.params if p.grad is None}), step(self))[1]))  # fmt: skip
-
+      around("optim.SGD.step", lambda step, self: (self.u.update({p: const(np.zeros_like(p.cached_data)) for p in self.params if p.grad is None}), step(self))[1]))  # fmt: skip
 fault("sgd-none-crash", "a parameter without gradient is an error", "step", sgd(skip=lambda s: False))
 
 
@@ -266,7 +233,6 @@ fault(
         new=lambda s: s.x if s.grad is None else s.x - s.lr * s.v,
     ),
 )
-
 fault(
     "sgd-skipped-coasts",
     "a parameter that has no gradient in this step moves on with its velocity",
@@ -277,45 +243,38 @@ fault(
         v=lambda s: s.old if s.grad is None else s.beta * s.old + s.rest * s.d,
     ),
 )
-
 fault("sgd-repeated-parameter", "a parameter that is given twice is stepped twice", "Optimizer|SGD parameter update|SGD velocity|repeated",
-          wrap("optim.Optimizer.__init__", lambda old: lambda self, params: _with_repetitions(old, self, list(params))))  # fmt: skip
-
+      wrap("optim.Optimizer.__init__", lambda old: lambda self, params: _with_repetitions(old, self, list(params))))  # fmt: skip
 fault(
     "sgd-last-parameter-skipped",
     "the last parameter is never stepped",
     "SGD",
     sgd(skip=lambda s: s.grad is None or s.p is s.o.params[-1]),
 )
-
 fault(
     "run-blind",
     "small parameters side by side: one whose array was replaced is not noticed",
     "SGD",
     replace("optim.Optimizer._in_place", lambda self, params: params == self._params),
 )
-
 fault(
     "run-alone",
     "small parameters side by side: whoever holds one of their arrays is not noticed",
     "writes into|alias",
     replace("optim.Optimizer._count_holders", lambda self: []),
 )
-
 fault(
     "run-swapped",
     "small parameters side by side: two of equal shape get each other's gradient",
     "SGD",
     around("optim._Run.blocks", lambda old, self, gs: old(self, _swapped(list(gs)))),
 )
-
 fault(
     "sgd-decay-in-gradient",
     "decay is added to the gradient in place",
     "writes into gradient",
     _mutated(lambda s, g: g + s.decay * s.x),
 )
-
 fault(
     "sgd-gradient-scaled",
     "1 − β is multiplied into the gradient in place",
@@ -325,28 +284,24 @@ fault(
         v=lambda s: s.beta * s.old + s.g + s.rest * s.decay * s.x,
     ),
 )
-
 fault(
     "sgd-velocity-is-gradient",
     "without momentum the velocity is the gradient's own array",
     "SGD alias|writes into",
     sgd(kept=lambda s: s.grad if not s.beta and not s.decay else s.v),
 )
-
 fault(
     "sgd-parameter-in-place",
     "a step writes into an array that the user holds",
     "writes into|alias",
     sgd(new=lambda s: np.subtract(s.x, s.lr * s.v, s.x)),
 )
-
 fault(
     "sgd-default-lr",
     "the default learning rate is 0.1",
     "SGD",
     wrap("optim.SGD.__init__", lambda old: lambda self, params, lr=0.1, **kw: old(self, params, lr, **kw)),
 )
-
 fault(
     "sgd-default-momentum",
     "the default momentum is 0.9",
@@ -356,7 +311,6 @@ fault(
         lambda old: lambda self, params, lr=0.01, momentum=0.9, **kw: old(self, params, lr, momentum, **kw),
     ),
 )
-
 fault(
     "sgd-default-decay",
     "the default weight decay is 1e-4",

@@ -114,134 +114,109 @@ ACCUMULATION = "accumulation"
 CHAIN = "chain"
 
 fault("add-overwrites", "at a fan-out the last contribution wins", ACCUMULATION, walk(add=lambda before, c: c))
-
 fault("add-keeps-first", "at a fan-out the first contribution wins", ACCUMULATION, walk(add=lambda before, c: before))
-
 fault(
     "add-doubles-first",
     "at a fan-out the first contribution counts twice",
     ACCUMULATION,
     walk(add=lambda before, c: 2 * before + c),
 )
-
 fault(
     "add-averages",
     "at a fan-out contributions are averaged",
     ACCUMULATION,
     walk(add=lambda before, c: (before + c) / 2),
 )
-
 fault(
     "add-subtracts", "at a fan-out contributions are subtracted", ACCUMULATION, walk(add=lambda before, c: before - c)
 )
-
 fault("add-largest", "at a fan-out the larger contribution wins", ACCUMULATION, walk(add=np.maximum))
-
 fault("add-float16", "contributions are added in float16", ACCUMULATION, walk(add=lambda before, c: f16(before + c)))
-
 fault("add-in-place", "contributions are added into arrays that others hold", ACCUMULATION, walk(add=_in_place))
-
 fault(
     "same-operand-once",
     "a tensor that is both operands of one op gets one contribution",
     ACCUMULATION,
     walk(seen=_once_per_op),
 )
-
 fault(
     "cancelled-dropped",
     "a sum of contributions that is small is set to 0",
     ACCUMULATION,
     walk(add=lambda before, c: np.where(np.abs(before + c) < 1e-3, np.float32(0), before + c)),
 )
-
 fault(
     "tiny-flushed",
     "contributions below 1e-6 are dropped",
     f"{ACCUMULATION}|backward",
     walk(seen=lambda c, x, i, node: np.where(np.abs(c) < 1e-6, c.dtype.type(0), c)),
 )
-
 fault(
     "order-reversed",
     "among nodes, the oldest comes first",
     f"{ACCUMULATION}|backward",
     walk(order=lambda nodes: nodes[:1] + nodes[:0:-1] if len(nodes) > 9 else nodes),
 )
-
 fault(
     "order-last-two",
     "the two newest inner nodes are visited in the wrong order",
     f"{ACCUMULATION}|backward|missing",
     walk(order=lambda nodes: [*nodes[:-3], nodes[-2], nodes[-3], nodes[-1]] if len(nodes) > 2 else nodes),
 )
-
 fault("out-grad-ignored", "backward starts from ones", "seed|out_grad|Cotangent", walk(seed=np.ones_like))
-
 fault(
     "out-grad-summed",
     "backward starts from the mean of out_grad",
     "seed|out_grad|Cotangent",
     walk(seed=lambda g: np.full_like(g, g.mean())),
 )
-
 fault(
     "grad-accumulates",
     "a second backward adds to .grad",
     "second backward|accumulat|gradient",
     walk(leaf=lambda g, x: g.copy() if x.grad is None else g + x.grad.cached_data),
 )
-
 fault("grad-kept-over-steps", "gradients of earlier steps stay in the sum", "reset_grad|accumulat|gradient",
-          walk(leaf=lambda g, x: g.copy() if x.grad is None else g + x.grad.cached_data) + replace("optim.Optimizer.reset_grad", lambda self: None))  # fmt: skip
-
+      walk(leaf=lambda g, x: g.copy() if x.grad is None else g + x.grad.cached_data) + replace("optim.Optimizer.reset_grad", lambda self: None))  # fmt: skip
 fault(
     "retain-graph-ignored",
     "retain_graph=True frees the graph",
     "backward",
     around("autograd._walk_arrays", lambda old, root, g, free: old(root, g, True)),
 )
-
 fault("grad-float64", "gradients of leaves are float64", "gradient|dtype", walk(leaf=lambda g, x: g.astype(np.float64)))
-
 fault("frozen-gets-gradient", "requires_grad=False does not stop the gradient", "gradient|requires_grad|frozen",
-          around("autograd._contributions", lambda old, op, inputs, needs, node, g: old(op, inputs, [True] * len(inputs), node, g)) + walk(flows=lambda x: True))  # fmt: skip
-
+      around("autograd._contributions", lambda old, op, inputs, needs, node, g: old(op, inputs, [True] * len(inputs), node, g)) + walk(flows=lambda x: True))  # fmt: skip
 fault(
     "chain-forgets-result",
     "a chain of layers lets go of the result that the rule of ReLU reads",
     CHAIN,
     replace("ops.ReLU.reads_result", False),
 )
-
 fault(
     "chain-forgets-input",
     "a chain of layers lets go of the input that the rule of Linear reads, where it has the shape of the result",
     CHAIN,
     around("chain._backward", lambda old, records, *rest: old(_without_inputs(records), *rest)),
 )
-
 fault(
     "chain-loses-skip",
     "the gradient past a Residual in the middle of a chain is dropped",
     CHAIN,
     replace("chain._sum", lambda parts: parts[-1]),
 )
-
 fault(
     "chain-flat-order",
     "a chain of layers adds up to a tensor that is used three times in another order",
     CHAIN,
     around("chain.Chain.backward", lambda old, self, g: tuple(part[::-1] for part in old(self, g))),
 )
-
 fault(
     "chain-unfolds-without-base",
     "a chain of layers that is unfolded passes nothing on to what it was computed from",
     CHAIN,
     around("chain._nodes", lambda old, records, x, numbers: old(records, x.detach(), numbers)),
 )
-
 fault(
     "input-gets-none",
     "only Parameters get a gradient",
@@ -249,25 +224,21 @@ fault(
     walk(leaf=lambda g, x: g.copy())
     + around("autograd._walk_arrays", lambda old, root, g, free: _parameters_only(old, root, g, free)),
 )
-
 fault(
     "retained-halved",
     "the kept gradient of an inner tensor is not what flows on",
     "retain_grad|backward",
     walk(keep=lambda g, node: g / 2 if node.ndim == 2 and node.shape[0] > 4 else g.copy()),
 )
-
 fault(
     "leaf-transposed",
     "the gradient of a square leaf is transposed",
     "gradient|backward",
     walk(leaf=lambda g, x: g.T.copy() if g.ndim == 2 and g.shape[0] == g.shape[1] else g.copy()),
 )
-
 fault(
     "broadcast-mean", "broadcasting is undone by a mean", "backward", _reduced(lambda g, axes, shape: g.mean(axis=axes))
 )
-
 fault(
     "broadcast-first",
     "broadcasting is undone by taking the first",
@@ -278,7 +249,6 @@ fault(
         )
     ),
 )
-
 fault(
     "broadcast-lead-only",
     "only the leading axes of a broadcast are summed",
@@ -293,12 +263,17 @@ fault(
         )
     ),
 )
-
 fault(
     "tuple-first-only",
     "of the elements of a tuple only the first contribution counts",
     ACCUMULATION + "|stack|split|TupleGetItem",
     around("autograd._sum_of_tuples", lambda old, a, b: a),
+)
+fault(
+    "no-grad-stays",
+    "recording stays off after no_grad",
+    "missing|backward|gradient|constant",
+    replace("autograd._GradMode.__exit__", lambda self, *exception: None),
 )
 
 fault(
@@ -307,14 +282,12 @@ fault(
     "second",
     around("autograd._walk_tensors", _no_graph),
 )
-
 fault(
     "second-order-add",
     "the differentiable walk drops contributions",
     "second|accumulation|gradient",
     around("autograd.sum_node_list", lambda old, nodes: nodes[0]),
 )
-
 fault(
     "leaf-requires-no-grad",
     "the gradient of a one-element leaf is lost",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oracle import files
 from oracle.cases import case as c
 from oracle.exits import ExitCode, decided
 from oracle.runs import runner
@@ -253,11 +254,10 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """One mutant a line, so that a diff of two runs can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     head = {k: v for k, v in content.items() if k != "mutants"}
     lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(content["mutants"].items())]
     text = json.dumps(head, ensure_ascii=False)[:-1] + ', "mutants": {\n' + ",\n".join(lines) + "\n}}\n"
-    path.write_text(text, "utf-8")
+    files.save(path, text)
 
 
 def read(path: Path) -> dict[str, Any]:

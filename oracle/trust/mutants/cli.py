@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oracle import files
+from oracle.commands import command
 from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
@@ -71,7 +73,7 @@ def accept_latest(root: Path) -> int:
     """Accept what the last whole run found, with the excuses that have been written since."""
     content, excused = cp.read(root / cp.LATEST), cp.excuses(root / cp.EXCUSED)
     if not content.get("complete"):
-        print(f"mutants: {cp.LATEST} is not that of a whole run: run `python -m oracle mutants` first", file=sys.stderr)
+        print(f"mutants: {cp.LATEST} is not that of a whole run: run `{command('mutants')}` first", file=sys.stderr)
         return ExitCode.USAGE
     for key, row in content["mutants"].items():
         row.pop("excused", None)
@@ -90,7 +92,7 @@ def accept_latest(root: Path) -> int:
 
 def _accept(root: Path, content: dict[str, Any], excused: dict[str, cp.Excuse]) -> None:
     cp.write(root / cp.BASELINE, content)
-    (root / cp.TABLE).write_text(report.markdown(content, excused), "utf-8")
+    files.save(root / cp.TABLE, report.markdown(content, excused))
     print(f"accepted: {cp.TABLE} and {cp.BASELINE}")
 
 

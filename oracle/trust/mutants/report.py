@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from oracle.commands import command, session
 from oracle.pages import terminal
 from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
@@ -88,15 +89,15 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
     out = [
         "# Source mutants of needle",
         "",
-        "Written by `nox -s mutants -- --accept`. One place of needle's source is changed in memory, and the engine of",
-        f"`nox -s diff` alone judges the result on cases of a diff run of {content['cases']:,} (seed {content['seed']}):",
+        f"Written by `{command('mutants', accept=True)}`. One place of needle's source is changed in memory, and the engine of",
+        f"`{session('diff')}` alone judges the result on cases of a diff run of {content['cases']:,} (seed {content['seed']}):",
         f"the first {FIRST} that run the changed line, then, while it lives, all single operations and {REACHING} models that",
         f"do.{share}",
         "",
         *([content["note"], ""] if content.get("note") else []),
         "A kill by a crash (an exception, an endless loop) needs no rule about numbers and is counted apart. A case in which",
         "correct code already uses more than a quarter of rule G's tolerance is no evidence for a kill. Excused are mutants",
-        "that change nothing which `nox -s diff` claims to notice; each has its reason below, and the run fails if one of",
+        f"that change nothing which `{session('diff')}` claims to notice; each has its reason below, and the run fails if one of",
         f"them is ever killed. Half of the kills need no more than the first {median} cases of the run.",
         "",
         "## Score per file",

@@ -168,6 +168,7 @@ def test_simple_layers():
     np.testing.assert_array_equal(nn.ReLU()(x).numpy(), np.maximum(x.numpy(), 0))
     np.testing.assert_array_equal(nn.Tanh()(x).numpy(), np.tanh(x.numpy()))
     within(nn.Sigmoid()(x), 1 / (1 + Rounded(-x.numpy()).exp()))
+    np.testing.assert_allclose(nn.Softplus()(x).numpy(), np.log1p(np.exp(x.numpy().astype(float))), rtol=4e-7)
     np.testing.assert_array_equal(nn.Residual(nn.Identity())(x).numpy(), 2 * x.numpy())
 
 
@@ -296,6 +297,7 @@ def mean_subtracted_first(self, g, y, needs, x, weight, bias):
         (lambda: test_dropout(0.3), times(ops.EWiseMul, "compute")),
         (test_softmax_loss, times(ops.SoftmaxCrossEntropy, "compute")),
         (test_simple_layers, times(ops.Sigmoid, "compute")),
+        (test_simple_layers, times(ops.Softplus, "compute")),
     ],
 )
 def test_a_small_error_is_not_taken_for_rounding(test, plant, monkeypatch):

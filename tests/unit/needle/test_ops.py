@@ -81,6 +81,8 @@ CASES = {
     "Tanh": (ops.tanh, torch.tanh, [normal(3, 4)]),
     "Sigmoid": (ops.sigmoid, torch.sigmoid, [normal(3, 4, scale=3)]),
     "Sigmoid tails": (ops.sigmoid, torch.sigmoid, [np.array([-700.0, -40.0, 0.0, 40.0, 700.0])]),
+    "Softplus": (ops.softplus, torch.nn.functional.softplus, [normal(3, 4, scale=3)]),
+    "Softplus tails": (ops.softplus, torch.nn.functional.softplus, [np.array([-700.0, -40.0, 0.0, 40.0, 700.0])]),
     "Cast": (lambda a: ops.cast(a * a, "float64"), lambda a: a * a, [normal(3, 4)]),
     "Transpose": (lambda a: ops.transpose(a), lambda a: a.transpose(-1, -2), [normal(2, 3, 4)]),
     "Transpose pair": (lambda a: ops.transpose(a, (-1, 0)), lambda a: a.transpose(-1, 0), [normal(2, 3, 4)]),

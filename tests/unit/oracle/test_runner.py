@@ -29,7 +29,7 @@ def oracle(*args, cwd, **env):
 
 
 def test_verdicts_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "WAVE", 1)  # what the first shard has reached steers the second
+    monkeypatch.setattr(runner, "WAVES", (1,))  # what the first shard has reached steers the second
 
     def run(workers):
         return runner.run(runner.Plan(seed=11, cases=150, workers=workers, digits=False, folder=tmp_path))
@@ -70,7 +70,7 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
         f"NUMBERS = {[0.1 + i / 7 for i in range(200)]} + {list(range(101, 65000, 331))}"
     )
     draw = (
-        "from oracle import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
+        "from oracle.runs import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
         "print(*(case.digest for case in cases))"
     )
 
@@ -104,11 +104,13 @@ def test_a_fault_is_found_folded_shrunk_and_written(tmp_path, monkeypatch, capsy
     for failed in outcome.failures:
         path = tmp_path / f"{failed.case.digest}.json"
         assert c.read(path) == failed.case
-        assert report.block(failed.case, failed.divergence) in path.with_suffix(".md").read_text("utf-8")
-        assert "needle and torch part at step" in report.block(failed.case, failed.divergence)
+        assert report.block(failed.case, failed.divergence, outcome.replay(failed)) in path.with_suffix(
+            ".md"
+        ).read_text("utf-8")
+        assert "needle and torch part at step" in report.block(failed.case, failed.divergence, outcome.replay(failed))
     digest = outcome.failures[0].case.digest
     assert main(["replay", digest, "--from", str(tmp_path)]) == 1
-    assert f"nox -s replay -- {digest}" in capsys.readouterr().out
+    assert f"nox -s replay -- {digest} --from {tmp_path}" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["replay", digest, "--from", str(tmp_path)]) == 0
     assert "needle and torch agree" in capsys.readouterr().out
@@ -208,11 +210,12 @@ def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    monkeypatch.setattr(apart, "CASE_SECONDS", 0.5)
-    result = runner.Result()
-    result.judge(case)
+    monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
+    result = runner.judge_apart([case])
     assert result.oracle_errors == result.harness_errors == []
-    assert result.failed[0].divergence.failure.kind == "TimeoutError"
+    failure = result.failed[0].divergence.failure
+    assert "does not come back within 1 s" in failure.message
+    assert f"test_runner.py:{hang.__code__.co_firstlineno + 2} in hang" in failure.where
     assert result.failed[0].divergence.quantity == "exception in backward"
 
 

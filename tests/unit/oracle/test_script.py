@@ -13,6 +13,7 @@ from msgspec import structs
 import needle
 from oracle.blame import judged, report, script
 from oracle.cases import case as c
+from oracle.commands import Asked
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
 from oracle.systems.ours import again_unwatched
@@ -56,7 +57,7 @@ def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_
     with fault.applied():
         found = judged(case, needle).divergence
         assert found is not None
-        report.write(case, found, tmp_path)
+        report.write(case, found, Asked(folder=tmp_path))
     text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
     broken, fixed = tmp_path / "broken", tmp_path / "fixed"
     for folder in (broken, fixed):
@@ -190,6 +191,6 @@ def test_a_script_that_cannot_be_written_does_not_lose_the_case(tmp_path, monkey
     monkeypatch.setattr(script, "checked", refuse)
     with PLANTED["velocity"][0].applied():
         found = judged(PLAIN, needle).divergence
-    path = report.write(PLAIN, found, tmp_path)
+    path = report.write(PLAIN, found, Asked(folder=tmp_path))
     assert path.exists()
     assert "no standalone script: RuntimeError: planted" in path.with_suffix(".md").read_text(encoding="utf-8")

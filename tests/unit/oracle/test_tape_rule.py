@@ -139,6 +139,20 @@ def test_a_wrong_gradient_is_found_with_its_operand():
     assert (found.kind, found.direction, found.operand) == ("EWiseMul", "backward", 1)
 
 
+def test_an_op_is_judged_by_what_its_block_says_alone():
+    """Softplus is named in its block, and nowhere else in the oracle: rule G, rule OP and the suspect know it by that."""
+    model = (c.Linear(3), c.ACTIVATIONS["Softplus"](), c.Linear(2))
+    case = c.TrainCase(
+        model=model, data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(), optimizer=c.SGD(), seed=1, steps=2
+    )
+    verdict = judged(case, needle, validate=True)
+    assert (verdict.divergence, verdict.oracle_errors) == (None, [])
+    with contribution("Softplus", lambda g: g * np.float32(1 + 2e-6)).applied():
+        found = judged(case, needle).divergence
+    assert found is not None
+    assert culprit(case, found) == "Softplus backward"
+
+
 def test_a_wrong_shape_and_a_wrong_dtype_are_found():
     with replace("ops.Exp.compute", lambda self, a: np.exp(a).astype(np.float64)).applied():
         assert first(needle.exp, (2,)).fault == "dtype"
