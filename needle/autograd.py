@@ -908,8 +908,11 @@ def _operand(other: Any) -> Any:
     if isinstance(other, _numpy):
         if other.dtype.kind not in "fiub":
             return NotImplemented
+        if not other.ndim:
+            return other.item()
         # A copy, because a gradient rule may read it when its owner has long put something else there.
-        return other.item() if not other.ndim else Tensor.make_const(other.copy())
+        nobody_writes = not other.flags.writeable and other.base is None
+        return Tensor.make_const(other if nobody_writes else other.copy())
     return other if isinstance(other, _numbers) else NotImplemented
 
 

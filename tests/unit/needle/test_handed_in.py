@@ -88,6 +88,14 @@ def test_one_may_still_differentiate_with_respect_to_out_grad():
     assert x.grad.item() == 4
 
 
+def test_a_view_that_cannot_be_written_may_still_change():
+    x, base = leaf(1.0, 2.0), np.array([2.0])
+    y = (x * np.broadcast_to(base, (2,))).sum()
+    base[0] = 5
+    y.backward()
+    assert x.grad.numpy().tolist() == [2, 2]
+
+
 def test_state_is_copied_both_ways():
     layer = nn.Linear(2, 1)
     state = layer.state_dict()
