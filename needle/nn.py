@@ -171,6 +171,11 @@ class Module:
 
         KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
         """
+        if not hasattr(state, "keys"):
+            raise TypeError(
+                f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
+                "read a file first, for example with np.load(path)"
+            )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
         if missing or unknown:
@@ -328,6 +333,10 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         super().__init__()
         for module in modules:
+            if isinstance(module, type):
+                raise TypeError(
+                    f"Sequential takes modules, but got the class {module.__name__}: write {module.__name__}(...)"
+                )
             if not callable(module):
                 raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
         self.modules = modules

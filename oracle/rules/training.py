@@ -17,11 +17,11 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import Noise
 from oracle.rules import same_bits
+from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, raised
-from oracle.rules.noise import against_truth, torch_against_truth
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
