@@ -145,7 +145,8 @@ def importing() -> Iterator[None]:
 
 def _tell(data: bytes) -> None:
     if _told is not None:
-        os.write(_told, data)
+        with contextlib.suppress(OSError):  # who would hear it has gone
+            os.write(_told, data)
 
 
 def supervised(work: Callable[[], int]) -> int:

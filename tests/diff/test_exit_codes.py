@@ -257,7 +257,9 @@ def test_without_scikit_learn_the_failures_are_kept(few, monkeypatch, tmp_path, 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     inputs.digits.cache_clear()
     monkeypatch.setattr(needle.ops.Tanh, "compute", wrong)
-    code, out, err = command(capfd, "diff", "--cases", 1, "--seed", 0, "--workers", 1, "--out", tmp_path)
+    code, out, err = command(
+        capfd, "diff", "--keep-going", "--cases", 1, "--seed", 0, "--workers", 1, "--out", tmp_path
+    )
     assert code == ExitCode.PART, out + err
     assert "real data left out: scikit-learn" in out
     code, out, err = command(capfd, "replay", kept(tmp_path, runner.digits_case()))
