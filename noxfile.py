@@ -148,6 +148,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def hostile(session: nox.Session) -> None:
+    """A run against each needle that does by accident what no harness expects: verdict, exit code, seconds."""
+    session.run(PYTHON, "tests/needles/hostile.py", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+
+
+@nox.session(python=False, requires=["env"])
 def lint(session: nox.Session) -> None:
     """Run ruff (check and format) and mypy."""
     for command in ("ruff check .", "ruff format --check .", "mypy"):

@@ -12,6 +12,8 @@
 >>> optimizer.step()
 """
 
+__version__ = "0.1.0"
+
 from needle import autograd as autograd  # first: the other modules build on it
 from needle import data, init, nn, ops, optim
 from needle.autograd import Op, Tensor, TensorOp, TensorTuple, TensorTupleOp, all_devices, cpu, no_grad

@@ -52,7 +52,9 @@ __all__ = [
 ]
 
 _ndarray = np.ndarray
-_next_number = itertools.count(1).__next__  # creation numbers: an input's is always smaller than its result's
+# Creation numbers: an input's is always smaller than its result's. From where Python makes a new int for each, so that
+# what is kept of them (when data was last changed) takes the same memory in every step.
+_next_number = itertools.count(1_000).__next__
 _by_number = operator.attrgetter("_number")
 _data = operator.attrgetter("cached_data")
 _needs = operator.attrgetter("requires_grad")
@@ -615,7 +617,8 @@ class Tensor(Value):
         """
         if create_graph:
             with _with_grad():
-                _walk_tensors(self, _apart(self._checked_out_grad(out_grad)))
+                g = self._checked_out_grad(out_grad)
+                _walk_tensors(self, g if out_grad is None else _apart(g))
         elif out_grad is None and self.requires_grad and not self.cached_data.ndim:  # the usual case
             _walk_arrays(self, np.array(1, self.cached_data.dtype), free=not retain_graph)
         else:
@@ -630,7 +633,7 @@ class Tensor(Value):
             )
         data = self.cached_data
         if out_grad is None:
-            return Tensor.make_const(np.ones(data.shape, data.dtype))
+            return Tensor.make_const(np.array(1, data.dtype) if not data.ndim else np.ones(data.shape, data.dtype))
         if not isinstance(out_grad, Tensor):
             if not isinstance(out_grad, np.ndarray | np.generic | int | float):
                 raise TypeError(f"backward: out_grad must be a Tensor, but got {type(out_grad).__name__}")
@@ -905,8 +908,11 @@ def _operand(other: Any) -> Any:
     if isinstance(other, _numpy):
         if other.dtype.kind not in "fiub":
             return NotImplemented
+        if not other.ndim:
+            return other.item()
         # A copy, because a gradient rule may read it when its owner has long put something else there.
-        return other.item() if not other.ndim else Tensor.make_const(other.copy())
+        nobody_writes = not other.flags.writeable and other.base is None
+        return Tensor.make_const(other if nobody_writes else other.copy())
     return other if isinstance(other, _numbers) else NotImplemented
 
 

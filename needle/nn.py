@@ -171,6 +171,11 @@ class Module:
 
         KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
         """
+        if not hasattr(state, "keys"):
+            raise TypeError(
+                f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
+                "read a file first, for example with np.load(path)"
+            )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
         if missing or unknown:
@@ -328,6 +333,10 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         super().__init__()
         for module in modules:
+            if isinstance(module, type):
+                raise TypeError(
+                    f"Sequential takes modules, but got the class {module.__name__}: write {module.__name__}(...)"
+                )
             if not callable(module):
                 raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
         self.modules = modules
@@ -345,7 +354,7 @@ class Sequential(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last module."""
         plan = self._plan
-        if plan is None or not plan.holds():
+        if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
             return chain.run(plan.steps, x)
@@ -416,12 +425,13 @@ class BatchNorm1d(Module):
         return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
 
     def _follow(self, mean: Array, var: Array) -> None:
+        changed = [autograd._a_change()]
         keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
             running.cached_data = moved
-            running._changed = [autograd._a_change()]
+            running._changed = changed
 
 
 class LayerNorm1d(Module):
@@ -483,7 +493,7 @@ class Dropout(Module):
         mask = np.random.rand(*x.shape) <= keep
         if not keep:
             mask = np.zeros(x.shape, bool)  # rand may draw exactly 0, and 0 <= 0
-        dtype = ops._float(x).dtype
+        dtype = x.dtype if x.dtype.kind == "f" else ops._DEFAULT
         scale = np.asarray(mask, dtype)
         if keep:
             scale /= ops._scalars(dtype, keep)[0]
@@ -539,13 +549,17 @@ class _Plan:
         # What the steps were made with: where it stands, and what was found there.
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.modules = owner.modules
         self.steps = self._steps(owner)
+        self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change
 
-    def holds(self) -> bool:
+    def holds(self, owner: Sequential) -> bool:
         """Say whether everything is as it was."""
         if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
+            return False
+        if owner.modules is not self.modules:
             return False
         try:
             for own, weight, bias in self.linears:

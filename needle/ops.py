@@ -1226,13 +1226,11 @@ class _KeepsNormalised:
         return (tensors or self.saved is None, needs[0], False), False
 
 
-def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
-    """x as something to normalise, and the dtype of the result where it does not follow from the operands by itself."""
-    if x.dtype is weight.dtype is bias.dtype is not _HALF and x.dtype.kind == "f":
-        return x, None
+def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+    """x as something to normalise, the weight as a factor, and the dtype of the result."""
     x, _ = _alike(x, weight)
     floats = [a.dtype for a in (x, weight, bias) if a.dtype.kind == "f"]
-    return _wide(x), np.result_type(*floats) if floats else _DEFAULT
+    return _wide(x), _float(weight), np.result_type(*floats) if floats else _DEFAULT
 
 
 class BatchNorm(_KeepsNormalised, TensorOp):
@@ -1266,9 +1264,11 @@ class BatchNorm(_KeepsNormalised, TensorOp):
                 f"batch_norm needs (batch, d) with batch >= 1, weight (d,) and bias (d,), "
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"
             )
-        x, dtype = _normalisable(x, weight, bias)
+        dtype = None
+        if not x.dtype is weight.dtype is bias.dtype is _DEFAULT:
+            x, weight, dtype = _normalisable(x, weight, bias)
         centred, inv, self.mean, self.var = self._statistics(x)
-        scale = inv * _float(weight)
+        scale = inv * weight
         self._keep(centred, inv, scale)
         if self._follow is not None and self._calls == 1:  # not when data is computed once more
             self._follow(self.mean, self.var)
@@ -1284,7 +1284,7 @@ class BatchNorm(_KeepsNormalised, TensorOp):
             g = _wide(g)
         if self.saved is None or isinstance(x, Tensor):
             centred, inv = self._statistics(_normalisable(x, weight, bias)[0])[:2]
-            scale = inv * _float(weight)
+            scale = inv * weight
         else:
             centred, inv, scale = self.saved
         column_sums = _column_sums_like(g)
@@ -1330,10 +1330,12 @@ class LayerNorm(_KeepsNormalised, TensorOp):
                 f"layer_norm needs (..., d) with d >= 1, weight (d,) and bias (d,), "
                 f"but got {x.shape}, {weight.shape}, {bias.shape}"
             )
-        x, dtype = _normalisable(x, weight, bias)
+        dtype = None
+        if not x.dtype is weight.dtype is bias.dtype is _DEFAULT:
+            x, weight, dtype = _normalisable(x, weight, bias)
         xh, inv = self._normalised(x)
         self._keep(xh, inv)
-        y = xh * _float(weight)
+        y = xh * weight
         y += bias
         return y if dtype is None else y.astype(dtype, copy=False)
 
@@ -1348,7 +1350,7 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         dx = None
         if needs[0]:
             n, minus_n = _scalars(g.dtype, g.shape[-1], -g.shape[-1])
-            gx = g * _float(weight)
+            gx = g * weight
             dx = xh * (_row_sums(gx * xh) / minus_n)
             dx += gx
             dx -= _row_sums(dx) / n

@@ -55,12 +55,22 @@ class Optimizer:
         name = type(self).__name__
         if isinstance(params, Tensor):
             raise TypeError(f"{name}: params must be an iterable of Parameters, but got one Tensor: use [tensor]")
-        unique = list(dict.fromkeys(params))
+        if hasattr(params, "parameters"):
+            raise TypeError(
+                f"{name}: params must be Parameters, but got a {type(params).__name__}: pass its .parameters()"
+            )
+        if callable(params):
+            raise TypeError(f"{name}: params must be Parameters, but got a function: call it, as in model.parameters()")
+        given = list(params)
+        for p in given:
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"{name}: params must be Parameters, but got {type(p).__name__}: wrap an array in nn.Parameter(...)"
+                )
+        unique = list(dict.fromkeys(given))
         if not unique:
             raise ValueError(f"{name}: the list of parameters is empty; pass model.parameters()")
         for p in unique:
-            if not isinstance(p, Tensor):
-                raise TypeError(f"{name}: params must be Parameters, but got {type(p).__name__}")
             if not p.is_leaf() or not (p.requires_grad or isinstance(p, Parameter)):
                 raise TypeError(
                     f"{name}: params must be Parameters, but got a Tensor that "
@@ -357,7 +367,7 @@ class SGD(Optimizer):
     ``weight_decay``. Parameters without a gradient are skipped, velocity and all; gradients are only read;
     dtypes never change.
 
-    ValueError if lr is not positive and finite, momentum not in [0, 1), weight_decay negative or not finite,
+    ValueError if lr is negative or not finite, momentum not in [0, 1), weight_decay negative or not finite,
     or there are no parameters; TypeError for what is not a Parameter. On an error nothing has been updated.
 
     >>> from needle import nn
@@ -388,8 +398,8 @@ class SGD(Optimizer):
         settings = self.lr, self.momentum, self.weight_decay
         if settings == self._settings:
             return
-        if not _within(0, self.lr, math.inf, open_low=True):
-            raise ValueError(f"SGD: lr must be a positive finite number, got lr={self.lr!r}")
+        if not _within(0, self.lr, math.inf):
+            raise ValueError(f"SGD: lr must be finite and not negative, got lr={self.lr!r}")
         if not _within(0, self.momentum, 1):
             why = "; with 1 the velocity would stay 0 for ever" if self.momentum == 1 else ""
             raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={self.momentum!r}{why}")
@@ -459,10 +469,10 @@ class Adam(Optimizer):
         settings = self.lr, self.beta1, self.beta2, self.eps, self.weight_decay
         if settings == self._settings:
             return
-        for name in ("lr", "eps"):
-            value = getattr(self, name)
-            if not _within(0, value, math.inf, open_low=True):
-                raise ValueError(f"Adam: {name} must be a positive finite number, got {name}={value!r}")
+        if not _within(0, self.lr, math.inf):
+            raise ValueError(f"Adam: lr must be finite and not negative, got lr={self.lr!r}")
+        if not _within(0, self.eps, math.inf, open_low=True):
+            raise ValueError(f"Adam: eps must be a positive finite number, got eps={self.eps!r}")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             if not _within(0, value, 1):
@@ -475,7 +485,8 @@ class Adam(Optimizer):
         # (1 - β2) g'² may be in range where g'² is not. With a power of 2 in between nothing is rounded otherwise.
         rest2 = 1 - beta2
         shrink = 2.0 ** (math.frexp(rest2)[1] // 2)
-        self._set_numbers(beta1, 1 - beta1, beta2, rest2, shrink, rest2 / shrink**2, eps, decay)
+        of_decay = (shrink, rest2 / shrink**2) if decay else ()
+        self._set_numbers(beta1, 1 - beta1, beta2, rest2, eps, decay, *of_decay)
 
     def _alike(self, params: list[Tensor]) -> Sequence[Any]:
         return [(p.dtype, self.t.get(p)) for p in params]
@@ -491,7 +502,7 @@ class Adam(Optimizer):
         lr, b1, b2, *_ = self._settings
         for place, run in self._runs:
             t = steps[place.start]
-            beta1, rest1, beta2, rest2, shrink, rest2_grown, eps, decay = self._scalars_in(run.dtype)
+            beta1, rest1, beta2, rest2, eps, decay, *of_decay = self._scalars_in(run.dtype)
             rate, root = (np.array(number, run.dtype) for number in (lr / (1 - b1**t), math.sqrt(1 - b2**t)))
             for theta, m, v, g, d in run.blocks(gradients[place]):
                 decayed = g  # g' takes the place of what comes in between, and is computed twice
@@ -506,6 +517,7 @@ class Adam(Optimizer):
                     _add(g, d, d)
                 _multiply(v, beta2, v)
                 if decay:
+                    shrink, rest2_grown = of_decay
                     _multiply(d, shrink, d)
                     _multiply(d, d, d)
                     _multiply(d, rest2_grown, d)

@@ -66,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours"
     )
-    diff.add_argument("--keep-going", action="store_true", help="do not stop after the first wave with a failure")
+    diff.add_argument(
+        "--keep-going",
+        action=argparse.BooleanOptionalAction,
+        help="do not stop after the first wave with a failure (the default with --needle)",
+    )
+    diff.add_argument("--verbose", action="store_true", help="show what the cases reached, and how near to which limit")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and summary.json")
 
@@ -162,6 +167,16 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def parsed(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; of a flag that does not exist, the usage of its own command is shown."""
+    main = parser()
+    arguments, unknown = main.parse_known_args(given)
+    if unknown:
+        (commands,) = (a for a in main._actions if isinstance(a, argparse._SubParsersAction))
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -170,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench.main(given[1:])
     commands.started_here()
-    arguments = parser().parse_args(given)
+    arguments = parsed(given)
     from oracle.systems import foreign
 
     needle = getattr(arguments, "needle", None)
@@ -242,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         digits=not arguments.no_digits,
         folder=arguments.out,
         needle=arguments.needle,
+        verbose=arguments.verbose,
     )
 
 

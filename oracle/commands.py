@@ -64,6 +64,11 @@ def shown(path: Path) -> str:
     return str(whole.relative_to(_started_in)) if whole.is_relative_to(_started_in) else str(whole)
 
 
+def keep(path: Path) -> str:
+    """Makes a case file one that the tests replay."""
+    return f"mv {_word(path)} {_word(ROOT / 'tests' / 'cases')}{os.sep}"
+
+
 def script(path: Path) -> str:
     """Runs a standalone script with the Python that runs this: it has the numpy and the torch that it needs."""
     return f"{_word(Path(sys.executable))} {_word(path)}"
@@ -91,6 +96,7 @@ class Asked:
             minutes=None if minutes is None else f"{minutes:g}",
             needle=self.needle,
             no_digits=not digits,
-            keep_going=keep_going,
+            keep_going=keep_going and self.needle is None,
+            no_keep_going=not keep_going and self.needle is not None,  # on another needle, a run keeps going by default
             out=self.folder,
         )

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import os
 import platform
+import select
 import signal
 import sys
 import tempfile
@@ -36,7 +38,7 @@ class ExitCode(IntEnum):
     CONTRADICTION = 3  # the oracle contradicts itself: no verdict on needle
     HARNESS = 4  # the harness itself failed
     NO_VERDICT = 5  # nothing could be judged
-    INTERRUPTED = 130  # by Ctrl-C or SIGTERM
+    INTERRUPTED = 130  # by Ctrl-C, SIGTERM or SIGHUP
 
     @property
     def meaning(self) -> str:
@@ -81,6 +83,10 @@ def saved(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         print(f"not written: {what}: {error.strerror or error}", file=sys.stderr)
+
+
+IMPORT_SECONDS = 60.0  # for the import of needle
+CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 # -- one command ------------------------------------------------------------------------------------------------------
@@ -139,13 +145,15 @@ def importing() -> Iterator[None]:
 
 def _tell(data: bytes) -> None:
     if _told is not None:
-        os.write(_told, data)
+        with contextlib.suppress(OSError):  # who would hear it has gone
+            os.write(_told, data)
 
 
 def supervised(work: Callable[[], int]) -> int:
     """The code that ``work()`` comes to in a process of its own; never 0 unless it says so.
 
-    SIGINT and SIGTERM are passed on to it: it shows what is known so far, and 130 comes back.
+    SIGINT, SIGTERM and SIGHUP are passed on to it: it shows what is known so far, and 130 comes back. The second one ends
+    everything at once.
     """
     global _told
     for number in (0, 1, 2):  # one that is closed would be given to the next file or pipe
@@ -157,7 +165,7 @@ def supervised(work: Callable[[], int]) -> int:
         _prepare()
         return guarded(work)
     reading, writing = os.pipe()
-    caught = [signal.SIGINT, signal.SIGTERM]
+    caught = [number for number in CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
     signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     parent = os.getpid()
     child = os.fork()
@@ -165,7 +173,7 @@ def supervised(work: Callable[[], int]) -> int:
         os.close(reading)
         _told = writing
         die_with_parent(parent, signal.SIGTERM)
-        _prepare()
+        _prepare(alone=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         code = guarded(work)
         _tell(b"=" + bytes([code]))
@@ -175,25 +183,26 @@ def supervised(work: Callable[[], int]) -> int:
         os._exit(code)  # neither exit handlers nor threads of needle keep it
     os.close(writing)
     before = {number: signal.getsignal(number) for number in caught}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: _pass_on(child, number))
+    told = _Told(child)
+    for number in caught:
+        signal.signal(number, told)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
-    _, status = os.waitpid(child, 0)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    os.set_blocking(reading, False)  # a process that outlives the child may still hold the other end
     try:
-        report = os.read(reading, 1 << 16)
-    except BlockingIOError:
-        report = b""
+        report, status, endless = _watched(child, reading)
+    except Ended:
+        _end(child)
+        print("interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.close(reading)
     doing, found, code_told = report.partition(b"=")
     if found:
         return code_told[0]
     if doing.endswith(b"<"):
-        print(f"needle cannot be imported: its import {ended(status)}", file=sys.stderr)
+        how = f"does not come back within {IMPORT_SECONDS:g} s" if endless else ended(status)
+        print(f"needle cannot be imported: its import {how}", file=sys.stderr)
         return ExitCode.USAGE
     print(
         f"the harness itself failed: its process {ended(status)}, without a verdict; with too little memory, "
@@ -203,16 +212,71 @@ def supervised(work: Callable[[], int]) -> int:
     return ExitCode.HARNESS
 
 
-def _pass_on(child: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, number)
+class Ended(Exception):
+    """Somebody wants an end at once."""
 
 
-def _prepare() -> None:
+class _Told:
+    """Hands on to the child that somebody wants an end; raises Ended for the second time.
+
+    A terminal sends Ctrl-C to all processes: the child leaves it to this one, or it would hear of it twice.
+    """
+
+    def __init__(self, child: int) -> None:
+        self.child, self.at = child, -1.0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.at < 0:
+            self.at = now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.child, signal.SIGTERM)
+        # `timeout` sends its signal to the process, and then to its group
+        elif now - self.at > (0.1 if number == signal.SIGINT else 1.0):
+            raise Ended
+
+
+def _watched(child: int, reading: int) -> tuple[bytes, int, bool]:
+    """What the child reports, its status, and whether it was ended because importing needle took for ever."""
+    data, endless, until = b"", False, math.inf
+    # the end of the child, even if something that outlives it holds the pipe
+    watched = [reading, *([os.pidfd_open(child)] if hasattr(os, "pidfd_open") else [])]
+    try:
+        while watched:
+            left = None if until == math.inf else max(until - time.monotonic(), 0)
+            ready = select.select(watched, [], [], left)[0]
+            if not ready:
+                endless = True
+                _end(child, wait=False)
+                break
+            if reading not in ready:
+                break
+            part = os.read(reading, 1 << 16)
+            if not part:
+                break
+            data += part
+            until = time.monotonic() + IMPORT_SECONDS if data.endswith(b"<") else math.inf
+        return data, os.waitpid(child, 0)[1], endless
+    finally:
+        for handle in watched[1:]:
+            os.close(handle)
+
+
+def _end(child: int, wait: bool = True) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        if wait:
+            os.waitpid(child, 0)
+
+
+def _prepare(alone: bool = True) -> None:
     """Signals and streams of the process of a command."""
-    for caught in (signal.SIGINT, signal.SIGTERM):
+    for caught in CAUGHT:
         if signal.getsignal(caught) is not signal.SIG_IGN:
-            signal.signal(caught, _interrupt)
+            # if there is a parent, it hears of all of them, and hands on SIGTERM alone
+            signal.signal(caught, _interrupt if alone or caught == signal.SIGTERM else signal.SIG_IGN)
+    if not alone:
+        signal.signal(signal.SIGTERM, _interrupt)
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is not None:
             setattr(sys, name, _stream(number, getattr(sys, name)))
@@ -222,7 +286,7 @@ _interrupted_at = -1.0
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """Ctrl-C comes twice, from the terminal and from the parent: the second one is not to interrupt the summary."""
+    """SIGTERM may come twice, from whoever sends it and from the parent: the second one is not to interrupt the summary."""
     global _interrupted_at
     now = time.monotonic()
     if 0 <= now - _interrupted_at < 1:

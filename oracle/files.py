@@ -43,7 +43,7 @@ def set_aside(folder: Path, *reports: str, cases: bool = True) -> None:
     old = [path for pattern in reports for path in sorted(folder.glob(pattern))]
     for page in sorted(folder.glob("*.md")) if cases else ():
         if _CASE.fullmatch(page.stem) and _is_page(page):
-            old += [page.with_suffix(suffix) for suffix in (".json", ".py", ".md")]
+            old += [page.with_suffix(suffix) for suffix in (".json", ".py", ".txt", ".md")]
     for path in old:
         if path.is_file():
             (folder / EARLIER).mkdir(exist_ok=True)

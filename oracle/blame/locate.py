@@ -18,7 +18,7 @@ from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
-from oracle.systems.trace import UNSEEN
+from oracle.systems.trace import CHANGED, UNSEEN
 
 
 def suspect(case: c.Case, divergence: Divergence) -> str:
@@ -65,6 +65,9 @@ def _exception(divergence: Divergence) -> Suspect:
     assert f is not None
     function = f.where.rpartition(" in ")[2]
     line = f.where.partition(" in ")[0]
+    if f.kind == CHANGED:
+        what = f"state of the process, changed in {f.phase}"
+        return Suspect(what, f.message, key=f"{what}: {f.message.partition('(')[0]}")
     if f.operator:
         what = f"{f.operator} {f.phase}"
         return Suspect(what, f"{f.kind} in {function}", line=line, key=f"{f.kind} in {what}")

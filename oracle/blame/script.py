@@ -29,7 +29,7 @@ from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
-from oracle.systems.trace import ENDED, UNSEEN, State
+from oracle.systems.trace import CHANGED, ENDED, UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +53,8 @@ def checked(case: c.Case, divergence: Divergence) -> str:
     import needle
 
     text = script(case, divergence, needle)
+    if divergence.name == CHANGED:
+        raise ValueError("a script with needle and torch alone does not look at the state of the process")
     if divergence.name == ENDED or _endless(divergence):
         return text
     if isinstance(case, c.TrainCase) and divergence.step and not fails(text):

@@ -20,6 +20,17 @@ _FLOATS = st.floats(0.25, 4, width=32)
 BOOLEANS = st.booleans()
 
 
+def choice(*weighted: tuple[int, Any]) -> st.SearchStrategy[Any]:
+    """One of the values, drawn with integer weights."""
+    return st.sampled_from([value for weight, value in weighted for _ in range(weight)])
+
+
+@functools.cache
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    """True once in n times."""
+    return choice((n - 1, False), (1, True))
+
+
 @functools.cache
 def integers(low: int, high: int) -> st.SearchStrategy[int]:
     """Whole numbers from low to high."""

@@ -21,7 +21,18 @@ from contextlib import contextmanager
 
 import msgspec
 
-from oracle.apart import leave_signals_to_parent
+from oracle.apart import (
+    Broken,
+    Died,
+    apart,
+    die_with_parent,
+    frames_of,
+    home,
+    leave_signals_to_parent,
+    one_line,
+    place,
+    plain,
+)
 from oracle.memory.probe import Job, Measured
 
 FORKS = sys.platform == "linux"
@@ -44,10 +55,22 @@ def perform(job: Job) -> Measured:
             from oracle.memory.yardstick import measure_other
 
             found = measure_other(job)
-    except Exception:
-        found = Measured(error=traceback.format_exc(limit=-3).strip())
+    except BaseException as error:
+        frames = frames_of(error.__traceback__)
+        ours = [f for f in frames if os.path.abspath(f[0]).startswith(os.path.join(_home(), ""))]
+        if ours:
+            message = f"needle raises {plain(type(error).__name__)}: {one_line(error)} (at {place(frames, _home())})"
+        else:
+            message = traceback.format_exc(limit=-3).strip()
+        found = Measured(error=message, of_needle=bool(ours))
     found.seconds = time.perf_counter() - started
     return found
+
+
+def _home() -> str:
+    import needle
+
+    return home(needle)
 
 
 # -- the nursery ------------------------------------------------------------------------------------------------------
@@ -56,6 +79,8 @@ def perform(job: Job) -> Measured:
 def nursery() -> None:
     """Read jobs from stdin, a line each; answer each with a line."""
     leave_signals_to_parent()
+    if len(sys.argv) > 1:
+        die_with_parent(int(sys.argv[1]), signal.SIGKILL)
     import needle  # noqa: F401 - imported once, for all children
     import oracle.systems.layers  # noqa: F401
 
@@ -68,24 +93,20 @@ def nursery() -> None:
         if not FORKS:
             os.write(out, msgspec.json.encode(perform(job)) + b"\n")
             return
-        os.write(out, _forked(job) + b"\n")
+        os.write(out, msgspec.json.encode(_forked(job)) + b"\n")
 
 
-def _forked(job: Job) -> bytes:
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(ours)
-        with os.fdopen(theirs, "wb") as pipe:
-            pipe.write(msgspec.json.encode(perform(job)))
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    if not answer:
-        answer = msgspec.json.encode(Measured(error=f"the process of this case ended with status {status}"))
-    return answer
+def _forked(job: Job) -> Measured:
+    """The answer of a child of its own; if it gives none, what became of it."""
+    try:
+        return apart(perform, job, patience=LIMIT, heard=bytearray())
+    except Died as death:
+        of_needle = job.task in ("measure", "explain") and death.number != signal.SIGKILL
+        where = place(death.frames, _home()) if death.frames else ""
+        what = f"needle {death.how}" if of_needle else f"the process of this case {death.how}"
+        return Measured(error=f"{what} (at {where})" if where else what, of_needle=of_needle)
+    except Broken as error:
+        return Measured(error=str(error))
 
 
 # -- the parent -------------------------------------------------------------------------------------------------------
@@ -101,7 +122,7 @@ class Worker:
         """Have a job done."""
         if self.process is None or self.process.poll() is not None:
             settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "oracle.memory.child"]
+            command = [sys.executable, "-m", "oracle.memory.child", str(os.getpid())]
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, env={**os.environ, **settings}, start_new_session=True
@@ -109,7 +130,7 @@ class Worker:
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(LIMIT, _kill, [process])
+        timer = threading.Timer(LIMIT + 30, _kill, [process])
         timer.start()
         try:
             process.stdin.write(msgspec.json.encode(job) + b"\n")

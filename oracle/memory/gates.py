@@ -83,6 +83,11 @@ class Row:
         return found
 
     @property
+    def broken(self) -> bool:
+        """Whether needle itself kept it from being measured."""
+        return any(m.error and m.of_needle for m in self.runs.values())
+
+    @property
     def errors(self) -> list[str]:
         """Runs that came to nothing."""
         return [m.error for m in self.runs.values() if m.error]

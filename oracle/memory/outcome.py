@@ -52,5 +52,7 @@ class Run:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 all gates hold, 1 one does not, 4 something was not measured, 130 interrupted."""
-        return decided(part=self.failed, interrupted=self.interrupted, harness=self.errors)
+        """0 all gates hold, 1 one does not, or needle ends its process; 4 something was not measured, 130 interrupted."""
+        broken = [row for row in self.rows if row.broken]
+        harness = [row for row, _ in self.errors if not row.broken]
+        return decided(part=self.failed or broken, interrupted=self.interrupted, harness=harness)

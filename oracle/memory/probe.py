@@ -66,6 +66,7 @@ class Measured(msgspec.Struct):
     at_peak: list[Site] = []
     holders: list[str] = []  # who holds what survives, in words
     error: str = ""
+    of_needle: bool = False  # the error is needle's own doing: it raised, crashed or did not come back
     seconds: float = 0.0
 
     @property

@@ -3,8 +3,8 @@
 A ``Bounded`` is computed with like an ndarray. Every operation passes on the errors of its operands and adds its own
 rounding: one unit for + − · / √, up to four ulp for exp, log, tanh and powers, and for sums and products of matrices all
 summands at their worst, so that any order of summation is right. Whatever can underflow may be off by the smallest
-normal number, for it may be scaled up later. `BoundTape` runs a function of the families on such arrays; no
-definition knows about it. What a Bounded does not know is a TypeError, never a bound that is silently wrong.
+normal number, for it may be scaled up later. `BoundTape` runs a definition on such arrays; no definition knows about
+it. What a Bounded does not know is an error, never a bound that is silently wrong.
 """
 
 from __future__ import annotations

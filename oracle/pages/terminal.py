@@ -35,7 +35,7 @@ def progress(console: Console, every: int = 0) -> Iterator[Show]:
     """
     started, last = time.perf_counter(), 0
     silent = not watched(console)
-    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("starting", total=None)
 

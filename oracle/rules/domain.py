@@ -1,4 +1,8 @@
-"""Where no verdict is given: numbers that are too large, and steps that rounding alone decides. NumPy alone."""
+"""Where no verdict is given: numbers that are too large, and steps that rounding alone decides. NumPy alone.
+
+Second-order cases have the limit 1e15 alone (`second_order.judge`); a run whose state is no longer finite ends by itself
+(`oracle.systems.lockstep`).
+"""
 
 from __future__ import annotations
 

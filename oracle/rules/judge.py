@@ -10,11 +10,36 @@ import numpy as np
 
 from oracle.cases import case as c
 from oracle.rules import second_order, single_op, training
-from oracle.rules.verdict import Verdict
+from oracle.rules.verdict import Divergence, Verdict
+from oracle.systems.surroundings import around_a_case
+from oracle.systems.trace import CHANGED, Failure
 
 
 def judge(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = False) -> Verdict:
-    """The verdict on a case. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64."""
+    """The verdict on a case. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64.
+
+    If needle leaves the process otherwise than it was, that is the verdict: what has been compared was compared in a process
+    in which torch may round otherwise, or not work at all. The state is put back.
+    """
+    before = around_a_case()
+    try:
+        verdict = _judge(case, ndl, peer_too=peer_too, validate=validate)
+    except Exception:
+        if changed := before.restore():
+            return left_changed(case, changed)
+        raise
+    changed = before.restore()
+    return left_changed(case, changed) if changed else verdict
+
+
+def left_changed(case: c.Case, changed: list[str]) -> Verdict:
+    """The verdict on a needle that has changed the state of the process."""
+    failure = Failure("the case", CHANGED, "; ".join(changed))
+    message = f"needle leaves the process otherwise than it was: {failure.message}"
+    return Verdict(case, Divergence(0, "exception in the case", CHANGED, "exception", message, failure=failure))
+
+
+def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict:
     with np.errstate(all="ignore"):
         if isinstance(case, c.TrainCase):
             return training.judge(case, ndl, peer_too=peer_too, validate=validate)

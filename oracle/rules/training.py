@@ -17,16 +17,17 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import Noise
 from oracle.rules import same_bits
+from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, raised
-from oracle.rules.noise import against_truth, torch_against_truth
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
 from oracle.rules.validation import truth_against_torch
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
+from oracle.systems import ours as ours_side
 from oracle.systems import truth
 from oracle.systems.lockstep import Lockstep, Step
 
@@ -178,7 +179,7 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
     evidence = Evidence()
     step = next((s for s in part if s.ours.step == divergence.step), None)
     if divergence.failure is None and step is not None:
-        evidence.modes = h.lockstep.ours.modes(evaluation=divergence.quantity in ("evaluation", "untouched"))
+        evidence.modes = ours_side.modes(h.lockstep.ours, evaluation=divergence.quantity in ("evaluation", "untouched"))
         evidence.findings = _again(h, divergence, step)
         evidence.update = _update(h, divergence, step)
         evidence.clipping = _clipped(divergence, step)
@@ -193,7 +194,8 @@ def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
     if t == 0 and not evaluation and h.findings.bad:
         return h.findings
     found = Findings()
-    h.lockstep.ours.again(step.after or step.before if evaluation else step.before, t, found, evaluation=evaluation)
+    start = step.after or step.before if evaluation else step.before
+    ours_side.again(h.lockstep.ours, start, t, found, evaluation=evaluation)
     return found
 
 
@@ -248,5 +250,5 @@ def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
     if verdict.divergence is not None:
         return verdict, float("nan")
     images, labels = inputs.digits(train=False)
-    logits = lockstep.ours.outputs(images)
+    logits = ours_side.outputs(lockstep.ours, images)
     return verdict, float((logits.argmax(axis=1) == labels).mean())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rich.table import Table
 
 from oracle import commands, files
 from oracle.blame import report
+from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
 
@@ -26,13 +29,17 @@ def diff(
     cases: int,
     minutes: float | None,
     workers: int | None,
-    keep_going: bool,
+    keep_going: bool | None,
     digits: bool,
     folder: Path,
     needle: Path | None = None,
+    verbose: bool = False,
 ) -> int:
-    """Run, show progress, print the summary, write ``summary.json``; returns the exit code."""
-    console = terminal.console()
+    """Run, show progress and the first failure at once, print the summary, write ``summary.json``; returns the exit code.
+
+    ``keep_going`` None is whether another needle is under test: whoever brings one wants to know all that is wrong with it.
+    """
+    console = terminal.console(80)
     folder = commands.meant(folder)
     unwritable = files.tried(folder)
     if unwritable:
@@ -53,7 +60,7 @@ def diff(
             workers=workers or os.cpu_count() or 1,
             minutes=minutes,
             digits=digits,
-            keep_going=keep_going,
+            keep_going=needle is not None if keep_going is None else keep_going,
             folder=folder,
             needle=needle,
             lacking=lacking,
@@ -63,8 +70,17 @@ def diff(
             console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
         with terminal.progress(console) as show:
+            first = True
 
             def progress(run: runner.Run, text: str) -> None:
+                nonlocal first
+                if first and run.result.failed:
+                    first = False
+                    console.print(
+                        "\nthe first failure, as it was found; a smaller one is looked for:", style="bold red"
+                    )
+                    show_failure(console, run, run.result.failed[0])
+                    sys.stdout.flush()
                 tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
                 total = None if minutes else _rounded(cases, runner.SHARD_SIZE)
                 show(tensors, run.shards * runner.SHARD_SIZE, total)
@@ -75,7 +91,7 @@ def diff(
         return ExitCode.INTERRUPTED
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
-    summary(console, outcome)
+    summary(console, outcome, verbose)
     return outcome.exit_code
 
 
@@ -93,59 +109,29 @@ def _rounded(cases: int, size: int) -> int:
 
 def _failures(run: Any) -> str:
     count = sum(f.count for f in run.result.failed)
-    return "no divergence" if not count else f"{count} failing cases"
+    return "none fails" if not count else f"{count} cases fail"
 
 
 # -- summary ----------------------------------------------------------------------------------------------------------
 
 
-def summary(console: Console, run: Any) -> None:
-    """What a run has done and found; the verdict comes last."""
+SHOWN = 3  # failures that are shown in full; of the others a line
+
+
+def summary(console: Console, run: Any, verbose: bool = False) -> None:
+    """What a run has done and found. A failure is what comes last: what it is, and what to do with it."""
     result = run.result
     total = sum(result.cases.values())
-    kinds = {"train": "training runs", "op": "single operations", "second": "second order"}
-    console.print()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items()))
-    facts.add_row("steps", f"{result.steps:,} training steps, synchronised")
-    facts.add_row(
-        "compared", f"{result.tally.tensors:,} tensors, {result.tally.elements:,} elements; shape and dtype first"
-    )
-    share = f"{result.out_of_domain / total:.1%}" if total else "-"
-    facts.add_row(
-        "out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it"
-    )
-    if result.common:
-        facts.add_row(
-            "rounded alike",
-            f"{result.common:,} tensors: needle and torch make the same error, beyond the measured noise",
-        )
-    if run.plan.lacking:
-        facts.add_row("not offered", ", ".join(sorted(run.plan.lacking)))
-        facts.add_row("left out", f"{result.left_out:,} cases that need it")
-    if result.unjudged:
-        facts.add_row(
-            "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
-        )
-    if run.digits is not None:
-        d = run.digits
-        facts.add_row(
-            "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors, test accuracy {d.accuracy:.1%}"
-        )
-    console.print(facts)
-    console.print()
-    _coverage(console, run)
-    _tolerances(console, result)
-    if result.seconds:
-        console.print(_time(run, total), style="dim")
-    console.print(f"verdicts: digest {result.digest} (the same for every number of workers)", style="dim")
-    console.print()
-    for failed in run.failures:
-        console.print(report.block(failed.case, failed.divergence, run.replay(failed)), soft_wrap=True, markup=False)
-        if failed.count > 1:
-            also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
-            console.print(f"  seen     in {failed.count} generated cases{also}", markup=False)
+    if verbose:
         console.print()
+        _coverage(console, run)
+        _tolerances(console, result)
+        if result.seconds:
+            _say(console, _time(run, total), style="dim")
+    console.print()
+    for name, text in _facts(run, total, verbose):
+        _say(console, f"{name:<13} {text}", indent=14)
+    console.print()
     for what, errors in (
         ("the oracle contradicts itself", result.oracle_errors),
         ("the harness itself failed", result.harness_errors),
@@ -155,23 +141,18 @@ def summary(console: Console, run: Any) -> None:
         if len(errors) > 5:
             console.print(f"… and {len(errors) - 5} more like it", style="yellow")
     for note in run.notes:
-        console.print(note, soft_wrap=True, markup=False, style="yellow")
+        _say(console, note, style="yellow")
     if run.interrupted:
         console.print(
             f"[bold yellow]interrupted[/] after {total:,} cases; {escape(run.again)} runs the same ones again",
             soft_wrap=True,
         )
-    if run.failures:
-        places = len(run.failures)
-        count = sum(f.count for f in run.failures)
-        console.print(
-            f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases"
-            + (f"; pages in {escape(commands.shown(run.plan.folder))}" if run.written else "")
-        )
     if result.oracle_errors:
-        console.print(
-            f"[bold yellow]no verdict[/]: the oracle contradicts itself, {len(result.oracle_errors):,} times; what it says of "
-            "needle counts for nothing until that is mended"
+        _say(
+            console,
+            f"no verdict: the oracle contradicts itself, {len(result.oracle_errors):,} times; what it says of "
+            "needle counts for nothing until that is mended",
+            style="bold yellow",
         )
     if result.harness_errors:
         console.print(
@@ -185,6 +166,97 @@ def summary(console: Console, run: Any) -> None:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
     else:
         console.print(shown(run.codes), style="dim")
+    _failed(console, run, total)
+
+
+def _failed(console: Console, run: Any, total: int) -> None:
+    """The failures, the worst of them last: it stays on the screen."""
+    if not run.failures:
+        return
+    places, count = len(run.failures), sum(f.count for f in run.failures)
+    pages = f"; pages in {escape(commands.shown(run.plan.folder))}" if run.written else ""
+    console.print(
+        f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases{pages}", soft_wrap=True
+    )
+    for failed in reversed(run.failures[SHOWN:]):
+        _say(console, f"  {failed.case.digest} {headline(failed.divergence)}: {failed.culprit}", indent=11)
+    for failed in reversed(run.failures[:SHOWN]):
+        console.print()
+        show_failure(console, run, failed)
+        if failed.count > 1:
+            also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
+            _say(console, f"  seen     in {failed.count} generated cases{also}", indent=11)
+        if failed.case.digest in run.written:
+            path = run.plan.folder / failed.case.digest
+            for name, suffix in (("page", ".md"), ("script", ".py"), ("printed", ".txt")):
+                if path.with_suffix(suffix).exists():
+                    console.print(
+                        f"  {name:<8} {commands.shown(path.with_suffix(suffix))}", soft_wrap=True, markup=False
+                    )
+            console.print(f"  keep     {commands.keep(path.with_suffix('.json'))}", soft_wrap=True, markup=False)
+
+
+def show_failure(console: Console, run: Any, failed: Any) -> None:
+    """What a failing case shows, in lines as wide as the screen; commands are not broken."""
+    for line in report.block(failed.case, failed.divergence, run.replay(failed)).split("\n"):
+        if line.startswith("  replay "):
+            console.print(line, soft_wrap=True, markup=False)
+        else:
+            _say(console, line, indent=11)
+
+
+def _say(console: Console, text: str, indent: int = 0, style: str | None = None) -> None:
+    """A text, folded where the screen ends."""
+    width = max(console.width, 40)
+    for line in textwrap.wrap(
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    ):
+        console.print(line, soft_wrap=True, markup=False, style=style)
+
+
+def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
+    """What was done, in a few lines."""
+    from oracle.cases import coverage
+
+    result = run.result
+    kinds = {"train": "training runs", "op": "single operations", "second": "second order"}
+    yield "cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items())
+    yield "compared", f"{result.tally.tensors:,} tensors of {result.steps:,} training steps, synchronised"
+    if verbose:
+        yield "elements", f"{result.tally.elements:,}; shape and dtype first"
+    if verbose or (total and result.out_of_domain > 0.2 * total):
+        share = f"{result.out_of_domain / total:.1%}" if total else "-"
+        yield "out of domain", f"{result.out_of_domain:,} cases ({share}), judged up to the step where they leave it"
+    if result.common:
+        alike = "needle and torch make the same error, beyond the measured noise"
+        yield "rounded alike", f"{result.common:,} tensors: {alike}"
+    if run.plan.lacking:
+        yield "not offered", ", ".join(sorted(run.plan.lacking))
+        yield "left out", f"{result.left_out:,} cases that need it"
+    if result.unjudged:
+        yield "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
+    if run.digits is not None:
+        d = run.digits
+        learned = f", test accuracy {d.accuracy:.1%}" if math.isfinite(d.accuracy) else ""
+        yield "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors{learned}"
+    if not verbose and not run.failures:
+        lacking = run.plan.lacking
+        missed = coverage.missed(result.coverage, lacking)
+        reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
+        few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
+        yield "reached", f"{reached} that a case may have{few} (--verbose)"
+        shares = {k: v for k, v in result.tally.largest.items() if not k.startswith(("P ", "validation"))}
+        if shares:
+            key = max(shares, key=lambda k: shares[k])
+            yield "nearest", f"{percent(shares[key])} of a tolerance, rule {key.partition(' ')[0]}"
+    speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
+    yield "time", f"{run.wall:.0f} s, {speed}{total / max(result.cpu_seconds, 1e-9):.0f} per second of a core"
+    yield "digest", f"{result.digest} of the verdicts, the same for every number of workers"
+
+
+def percent(share: float) -> str:
+    """A share of a limit that can be read: "18.8%", and "3.9e+19 times" where a number has gone astray."""
+    return f"{share:.1%}" if share < 100 else f"{share:.1e} times" if math.isfinite(share) else "not finite"
 
 
 def _time(run: Any, total: int) -> str:
@@ -251,9 +323,9 @@ def _tolerances(console: Console, result: Any) -> None:
         keys = [k for k in result.tally.largest if k.partition(" ")[0] == rule]
         if keys:
             key = max(keys, key=lambda k: result.tally.largest[k])
-            table.add_row(rule, f"{result.tally.largest[key]:.1%}", result.tally.where[key], meaning)
+            table.add_row(rule, percent(result.tally.largest[key]), result.tally.where[key], meaning)
     table.add_row(
-        "", f"{result.largest_difference:.1%}", "", "largest |needle - torch|, in units of rule G's tolerance"
+        "", percent(result.largest_difference), "", "largest |needle - torch|, in units of rule G's tolerance"
     )
     console.print("largest share of the tolerance used", style="bold")
     console.print(table)

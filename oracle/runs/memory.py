@@ -240,7 +240,7 @@ def replay_case(case: c.TrainCase, console: Console, again: str) -> int:
     report.steps(row, console)
     if row.errors:
         console.print(row.errors[0], markup=False, soft_wrap=True)
-        return ExitCode.HARNESS
+        return ExitCode.PART if row.broken else ExitCode.HARNESS
     if row.failures:
         console.print(report.block(row), markup=False, soft_wrap=True)
         return ExitCode.PART

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from oracle.apart import Died, apart, tell, time_limit
+from oracle.apart import Died, apart, begin
 from oracle.cases import case as c
 from oracle.cases import strategies
 from oracle.operations import OPERATIONS
@@ -13,31 +13,34 @@ from oracle.rules.judge import judge
 from oracle.runs.runner import draw_from
 
 TRY_SECONDS = 10.0  # for one operation, or a model of one layer
+ENDLESS = 2  # tries that do not come back, after which no more is tried: it is offered, and for the run to find
 
 
 def missing(ndl: Any) -> dict[str, str]:
     """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
     cases = apart(_to_try)
-    try:
-        return apart(_tried, ndl, cases)
-    except Died:
-        pass
     found: dict[str, str] = {}
-    for one in cases:
+    endless = 0
+    while cases and endless < ENDLESS:
         try:
-            found |= apart(_tried, ndl, [one])
-        except Died:  # it is offered; what comes of it is for the run to find
-            continue
+            return found | apart(_tried, ndl, cases, patience=TRY_SECONDS, heard=bytearray())
+        except Died as death:  # what ends the process is offered; what comes of it is for the run to find
+            endless += death.endless
+            before, cases = cases[: death.at], cases[death.at + 1 :]
+            for one in before:  # what they came to is lost; none of them ended it
+                try:
+                    found |= apart(_tried, ndl, [one], patience=TRY_SECONDS, heard=bytearray())
+                except Died:
+                    continue
     return found
 
 
 def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, case in cases:
-        tell()
+        begin()
         try:
-            with time_limit(TRY_SECONDS):
-                divergence = judge(case, ndl).divergence
+            divergence = judge(case, ndl).divergence
         except Exception:  # the run will count it
             continue
         failure = divergence.failure if divergence is not None else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from oracle import commands, files
-from oracle.apart import CASE_SECONDS, Broken, Died, apart, one_line, tell, time_limit
+from oracle.apart import CASE_SECONDS, Broken, Died, apart, begin, one_line
 from oracle.blame import report
 from oracle.cases import case as c
 from oracle.exits import ExitCode, held, shown
@@ -72,16 +72,16 @@ def replay(name: str, asked: commands.Asked) -> int:
     try:
         if isinstance(case, c.TrainCase) and isinstance(case.data, c.Digits):
             inputs.digits(train=True)
-        rows, verdict = apart(_judged, case, limit, patience=1.5 * limit)
+        rows, verdict = apart(_judged, case, patience=limit)
     except inputs.NoDigits as error:
         return _no_verdict(console, str(error))
     except Died as death:
+        if death.endless and not death.doing:
+            return _no_verdict(console, f"the case {death.how}, and not inside needle")
         if not death.doing:  # not inside needle
             raise
         verdict = Verdict(case, runner.died(case, death))
     except Broken as error:
-        if error.kind == "TimeoutError":
-            return _no_verdict(console, f"{error.message}, and not inside needle")
         if "MemoryError" in error.kind:
             return _no_verdict(console, f"the case is too large for the memory of this machine: {error.message}")
         raise
@@ -112,21 +112,23 @@ def _no_verdict(console: Console, why: str) -> ExitCode:
     return ExitCode.NO_VERDICT
 
 
-def _judged(case: c.Case, limit: float) -> tuple[list[tuple[str, ...]], Any]:
+def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
     """The rows of the table and the verdict."""
     import needle
-    from oracle.blame import judged
     from oracle.rules.verdict import Evidence
+    from oracle.runs.runner import verdict_on
 
-    with time_limit(limit):
-        verdict = judged(case, needle, validate=True)
-        verdict.evidence = Evidence()  # holds on to needle, which no pickle can
-        tell()
-    failure = verdict.divergence and verdict.divergence.failure
-    if not isinstance(case, c.TrainCase) or (failure and failure.kind == "TimeoutError"):
-        return [], verdict  # once more, it would take as long
-    with time_limit(limit):
+    verdict = verdict_on(case, validate=True)
+    verdict.evidence = Evidence()  # holds on to needle, which no pickle can
+    if not isinstance(case, c.TrainCase):
+        return [], verdict
+    begin()
+    try:
         return _steps(case, needle, verdict), verdict
+    except Exception:
+        if verdict.divergence is None:
+            raise
+        return [], verdict  # a table less, where needle breaks even what is around it
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Table:

@@ -1,25 +1,24 @@
 """A whole run of ``nox -s diff``: shards of generated cases on a pool of processes, merged in a fixed order.
 
-A shard is a fixed number of cases drawn from its own seed. Shards run in waves: what the waves before have reached steers
-the next one, and the run ends after the first wave with a failure. So what is found depends on the seed and on the
-number of cases, never on the number of workers.
+A shard is a fixed number of cases drawn from its own seed. Shards run in waves, small ones first, and the run ends after the
+first wave with a failure; what a round of waves has reached steers the next round. So what is found depends on the seed
+and on the number of cases, never on the number of workers, nor on whether one of them was ended.
 
-No process of the pool runs needle: each forks a child for a shard, and if needle ends that, another one for every case.
+No worker of the pool runs needle: each forks a child for a shard, and if needle ends that, another one for the case that
+was at work, and for those around it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import random
+import signal
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +30,8 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 import needle
-from oracle import commands
-from oracle.apart import Broken, Died, apart, is_interrupt, leave_signals_to_parent, tell, time_limit
+from oracle import commands, files
+from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_interrupt, one_line, place, plain
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
 from oracle.cases import coverage, inputs, shrink, strategies
@@ -40,6 +39,7 @@ from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
+from oracle.runs.workers import Pool, Task
 from oracle.systems import layers, peer
 from oracle.systems.trace import ENDED, Failure
 
@@ -54,12 +54,16 @@ OP_NAMES = sorted(OPERATIONS)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}
-WAVE = 8  # shards between two looks at the failures
+ROUND = 8  # shards that are steered alike, by what the rounds before have reached
+WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
+ENOUGH = 12  # failing cases, after which a shard ends
 # Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
 PEER_SHARE = 4  # rule P
 VALIDATION_SHARE = 8  # the truth against torch float64
 DIGITS_SECONDS = 600.0  # the run on real data takes 10 s
 DEADLY_TRIES = 40  # of smaller cases, each in a process of its own
+ENDLESS_TRIES = 12  # of smaller cases that may not come back
+ENDLESS_SECONDS = 2.0  # for one of those
 SHRINK_SECONDS = 10.0  # for one try of a smaller case
 SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
@@ -72,6 +76,7 @@ class Failed:
     divergence: Divergence
     count: int = 1
     also: Counter[str] = field(default_factory=Counter)  # of these, cases in which only this consequence showed
+    printed: bytes = b""  # by needle while the case was judged, cut at a size
 
     @property
     def culprit(self) -> str:
@@ -149,6 +154,11 @@ class Result:
                 self.failed.remove(failed)
 
     @property
+    def failing(self) -> int:
+        """How many cases have failed."""
+        return sum(failed.count for failed in self.failed)
+
+    @property
     def digest(self) -> str:
         """The same seed and number of cases give the same digest, whatever the number of workers."""
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()[:16]
@@ -157,18 +167,16 @@ class Result:
         """Judge one case and count it."""
         try:
             number = int(case.digest, 16)
-            with time_limit():
-                verdict = judged(
-                    case,
-                    needle,
-                    peer_too=number % PEER_SHARE == 0,
-                    validate=number % VALIDATION_SHARE == 0 if validate is None else validate,
-                )
+            verdict = verdict_on(
+                case,
+                peer_too=number % PEER_SHARE == 0,
+                validate=number % VALIDATION_SHARE == 0 if validate is None else validate,
+            )
         except BaseException as error:
             if is_interrupt(error):
                 raise
             # a failure of the harness is a finding about the harness, and must not end the run
-            last = traceback.format_exc(limit=-2).strip()
+            last = plain(traceback.format_exc(limit=-2).strip(), 2000)
             self.harness_errors.append(f"{case.digest}: {c.describe(case)}: {last}")
             return
         self.count(verdict)
@@ -260,18 +268,42 @@ def shard_cases(
     return [case for _, case in sorted(placed, key=lambda p: p[0])]
 
 
+def verdict_on(case: c.Case, *, peer_too: bool = True, validate: bool = False) -> Verdict:
+    """`oracle.blame.judged`, where code of needle may raise while the harness looks at what needle has made, too."""
+    try:
+        return judged(case, needle, peer_too=peer_too, validate=validate)
+    except BaseException as error:
+        frames = frames_of(error.__traceback__)
+        if is_interrupt(error) or not any(file.startswith(home(needle) + os.sep) for file, _, _ in frames):
+            raise
+        return _looked_at(case, error, frames)
+
+
+def _looked_at(case: c.Case, error: BaseException, frames: tuple[Frame, ...]) -> Verdict:
+    phase = "being looked at"
+    kind = plain(type(error).__name__)
+    failure = Failure(phase, kind, one_line(error), place(frames, home(needle)))
+    message = f"needle raised {kind} while {phase}: {failure.message}"
+    found = Divergence(0, f"exception in {phase}", kind, "exception", message, failure=failure)
+    return named(Verdict(case, found), needle)
+
+
 def run_shard(
-    seed: int, index: int, lacking: frozenset[str] = frozenset(), reached: Mapping[str, int] | None = None
+    seed: int,
+    index: int,
+    lacking: frozenset[str] = frozenset(),
+    reached: Mapping[str, int] | None = None,
+    enough: int | None = None,
 ) -> Result:
     """All cases of one shard; those that need what the needle under test lacks are left out, and counted.
 
-    ``reached`` counts what the waves before have covered.
+    ``reached`` counts what the rounds before have covered. The shard ends with its ``enough``-th failing case.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     drawn = shard_cases(seed, index, reached, lacking)
     cases = [case for case in drawn if lacking.isdisjoint(coverage.covered(case))]
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
-    result = _judge_apart(cases)
+    result = judge_apart(cases, enough)
     result.left_out = len(drawn) - len(cases)
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
@@ -279,56 +311,103 @@ def run_shard(
     return result
 
 
-def judge_all(cases: Sequence[c.Case]) -> Result:
-    """The verdicts on some cases; ends with the first endless loop."""
+def judge_all(cases: Sequence[c.Case], enough: int | None = None) -> Result:
+    """The verdicts on some cases; ends with the ``enough``-th failing one."""
     result = Result()
     started, cpu_started = time.perf_counter(), time.process_time()
-    for i, case in enumerate(cases):
-        tell()
-        before = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
+    for case in cases:
+        begin()
+        before = (result.tally.tensors, result.steps, result.failing)
         result.judge(case)
-        after = (result.tally.tensors, result.steps, sum(f.count for f in result.failed))
+        after = (result.tally.tensors, result.steps, result.failing)
         changes = [b - a for a, b in zip(before, after, strict=True)]
         result.digests.append(f"{case.digest} {changes};")
-        if result.failed and _endless(result.failed[-1]):
-            result.unjudged = len(cases) - i - 1
+        if enough is not None and result.failing >= enough:
             break
     result.spend({"counting": time.perf_counter() - started - sum(result.seconds.values())})
     result.cpu_seconds = time.process_time() - cpu_started
     return result
 
 
-def _judge_apart(cases: Sequence[c.Case]) -> Result:
-    """The verdicts on some cases, in a child; where needle ends it, each case in a child of its own."""
-    try:
-        return apart(judge_all, cases)
-    except Died as death:
-        whole = death
+def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
+    """The verdicts on some cases, in a child. Where needle ends it, the case that was at work is judged alone.
+
+    Ends with the ``enough``-th failing case, and with the first endless loop: each one behind it could take as long.
+    """
     result = Result()
-    for i, case in enumerate(cases):
-        try:
-            one = apart(judge_all, [case])
-        except Died as death:
-            one = Result(digests=[f"{case.digest} {death.how};"])
-            if death.doing:
-                one.count(Verdict(case, died(case, death)))
-            else:  # not inside needle
-                one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
-        result.add(one)
-        if result.failed and _endless(result.failed[-1]):
-            result.unjudged = len(cases) - i - 1
+    while cases:
+        left = None if enough is None else enough - result.failing
+        if left is not None and left <= 0:
             break
-    if not result.failed and not result.harness_errors:
-        result.harness_errors.append(
-            f"{whole}, which no case does to it alone; with too little memory, `--workers 1` takes less"
-        )
+        try:
+            result.add(apart(judge_all, cases, left, heard=bytearray()))
+            break
+        except Died as death:
+            first = death
+        at = first.at if first.doing or first.at else 0
+        before, case, cases = cases[:at], cases[at], cases[at + 1 :]
+        alone = _ended(case, first) if first.endless else _alone(case)  # as long once more would tell nothing new
+        if not alone.failed and not alone.harness_errors:
+            # not by itself: with those before it once more, or was it ended from outside?
+            try:
+                result.add(apart(judge_all, [*before, case], left, heard=bytearray()))
+                continue
+            except Died as death:
+                alone = _not_alone(cases=[*before, case], first=first, death=death)
+                cases = [*before, case, *cases][death.at + 1 :] if death.at < at else cases
+                before = before[: death.at]
+        if before:
+            # none of these ended it; should one do so now, that is its own finding
+            result.add(judge_apart(before, left))
+        result.add(alone)
+        if any(_endless(failed) for failed in result.failed):
+            result.unjudged += len(cases)
+            break
     return result
+
+
+def _alone(case: c.Case) -> Result:
+    """The verdict on a case in a child of its own."""
+    heard = bytearray()
+    try:
+        one = apart(judge_all, [case], heard=heard)
+    except Died as death:
+        one = _ended(case, death)
+    for failed in one.failed:
+        failed.printed = bytes(heard)
+    return one
+
+
+def _ended(case: c.Case, death: Died) -> Result:
+    """What to say of a case whose process has ended."""
+    one = Result(digests=[f"{case.digest} {death.how};"])
+    if death.doing:
+        one.count(Verdict(case, died(case, death)))
+    else:  # not inside needle
+        one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
+    return one
+
+
+def _not_alone(cases: Sequence[c.Case], first: Died, death: Died) -> Result:
+    """What to say of a process that ends twice among some cases, and with none of them alone."""
+    case = cases[min(death.at, len(cases) - 1)]
+    one = Result(digests=[f"{case.digest} {death.how};"])
+    if signal.SIGKILL in (first.number, death.number) or not death.doing:
+        one.harness_errors.append(
+            f"{case.digest}: {death}, twice, which no case does to it alone; with too little memory, `--workers 1` takes less"
+        )
+    else:
+        how = f"{death.how}, not by this case alone: after {death.at} others in one process"
+        again = Died(how, death.doing, death.endless, death.at, death.frames, death.number)
+        one.count(Verdict(case, died(case, again)))
+    return one
 
 
 def died(case: c.Case, death: Died) -> Divergence:
     """The end of a process inside needle as a divergence."""
     step, _, phase = death.doing.partition(" ")
-    failure = Failure(phase, ENDED, str(death))
+    where = place(death.frames, home(needle)) if death.frames else ""
+    failure = Failure(phase, ENDED, death.how + (f" in {where}" if where and not death.endless else ""), where)
     message = f"needle does not return from {phase}: {death}"
     found = Divergence(int(step), f"exception in {phase}", ENDED, "exception", message, failure=failure)
     verdict = named(Verdict(case, found), needle)
@@ -338,7 +417,7 @@ def died(case: c.Case, death: Died) -> Divergence:
 
 def _endless(failed: Failed) -> bool:
     failure = failed.divergence.failure
-    return failure is not None and (failure.kind == "TimeoutError" or "does not come back" in failure.message)
+    return failure is not None and failure.kind == ENDED and "does not come back" in failure.message
 
 
 # -- real data --------------------------------------------------------------------------------------------------------
@@ -375,8 +454,9 @@ def run_digits(seed: int) -> Digits:
     case = digits_case(seed)
     inputs.digits(train=True)
     result = Result()
+    heard = bytearray()
     try:
-        verdict, accuracy = apart(_judge_digits, case, patience=1.5 * DIGITS_SECONDS)
+        verdict, accuracy = apart(_judge_digits, case, patience=DIGITS_SECONDS, heard=heard)
     except Died as death:
         if not death.doing:
             raise
@@ -389,8 +469,7 @@ def run_digits(seed: int) -> Digits:
 
 
 def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
-    with time_limit(DIGITS_SECONDS):
-        verdict, accuracy = judge_digits(case, needle)
+    verdict, accuracy = judge_digits(case, needle)
     return named(verdict, needle), accuracy
 
 
@@ -399,31 +478,50 @@ def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
 
 def shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     """The smallest case that fails in the same quantity, and what the oracle has to say against itself."""
-    if _endless(failed):  # every try would take as long
-        return failed, []
     if failed.divergence.name == ENDED:
-        smallest = shrink.shrink(failed.case, lambda case: _dies(case, failed), DEADLY_TRIES)
-        return Failed(smallest, failed.divergence, failed.count), []
+        return _shrink_deadly(failed), []
+    heard = bytearray()
     try:
-        return apart(_shrink_failure, failed)
+        smaller, errors = apart(_shrink_failure, failed, patience=SHRINK_SECONDS, heard=heard)
     except Died:  # a smaller case does worse; what is known is kept
         return failed, []
-
-
-def _dies(case: c.Case, failed: Failed) -> bool:
+    heard.clear()
     try:
-        apart(judge_all, [case])
-    except Died as death:
-        return bool(death.doing) and culprit(case, died(case, death)) == failed.culprit
-    return False
+        smaller.divergence, errors = apart(_once_more, smaller, heard=heard)
+    except Died:
+        return failed, []
+    smaller.printed = bytes(heard)
+    return smaller, errors
+
+
+def _shrink_deadly(failed: Failed) -> Failed:
+    """The smallest case that ends its process, or does not come back, in the same place: a child for each try."""
+    known = {failed.case.digest: (failed.divergence, failed.printed)}
+    patience = ENDLESS_SECONDS if _endless(failed) else None
+
+    def fails(case: c.Case) -> bool:
+        heard = bytearray()
+        try:
+            apart(judge_all, [case], patience=patience, heard=heard)
+        except Died as death:
+            if not death.doing or death.endless != _endless(failed):
+                return False
+            found = died(case, death)
+            known[case.digest] = found, bytes(heard)
+            # an endless loop is somewhere else each time that it is looked at
+            return death.endless or culprit(case, found) == failed.culprit
+        return False
+
+    smallest = shrink.shrink(failed.case, fails, ENDLESS_TRIES if _endless(failed) else DEADLY_TRIES)
+    divergence, printed = known[smallest.digest]
+    return Failed(smallest, divergence, failed.count, failed.also, printed)
 
 
 def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     def fails(case: c.Case) -> bool:
-        tell()
+        begin()
         try:
-            with time_limit(SHRINK_SECONDS):
-                found = judged(case, needle).divergence
+            found = verdict_on(case).divergence
         except Exception:
             return False
         # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
@@ -432,12 +530,14 @@ def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
             return False
         return culprit(case, found) == failed.culprit
 
-    smallest = shrink.shrink(failed.case, fails)
-    tell()
-    with time_limit():
-        verdict = judged(smallest, needle, validate=True)
-    divergence = verdict.divergence or failed.divergence
-    return Failed(smallest, divergence, failed.count), verdict.oracle_errors
+    return Failed(shrink.shrink(failed.case, fails), failed.divergence, failed.count, failed.also), []
+
+
+def _once_more(failed: Failed) -> tuple[Divergence, list[str]]:
+    """The last judgement of a case that is reported, with all that the oracle has to say against itself."""
+    begin()
+    verdict = verdict_on(failed.case, validate=True)
+    return verdict.divergence or failed.divergence, verdict.oracle_errors
 
 
 # -- the pool ---------------------------------------------------------------------------------------------------------
@@ -452,13 +552,6 @@ def warm_up() -> None:
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
         peer.TorchRun(case, layers.TORCH_LAYERS, *about).step(0, {})
-
-
-def pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of processes that start with everything imported."""
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=leave_signals_to_parent)
 
 
 @dataclass
@@ -535,42 +628,26 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
     started = time.perf_counter()
     outcome = Run(plan)
     warm_up()
-    executor = pool(plan.workers)
+    pool = Pool(plan.workers)
     try:
-        with_digits = executor.submit(run_digits, plan.seed) if plan.digits else None
-        for wave in _waves(plan, started):
-            reached = dict(outcome.result.coverage)
-            lacking = frozenset(plan.lacking)
-            futures = [executor.submit(run_shard, plan.seed, index, lacking, reached) for index in wave]
-            for future in futures:
-                outcome.result.add(_outcome(future))
-                outcome.shards += 1
-                outcome.wall = time.perf_counter() - started
-                progress(outcome, "comparing")
-            if outcome.result.failed and not plan.keep_going:
-                break
-        if with_digits is not None:
+        real = _generated(plan, pool, outcome, progress, started)
+        if real is not None:
             progress(outcome, "real data")
             try:
-                outcome.digits = with_digits.result()
+                outcome.digits = real.result()
                 outcome.result.add(outcome.digits.result)
             except inputs.NoDigits as error:
                 outcome.notes.append(f"real data left out: {error}")
             except (Broken, Died) as error:
                 outcome.result.harness_errors.append(f"on real data: {error}")
-        _shrink_all(executor, outcome, progress)
+        _shrink_all(pool, outcome, progress)
     except KeyboardInterrupt:
         outcome.interrupted = True
         outcome.failures = outcome.failures or outcome.result.failed
-    except BrokenProcessPool:
-        # no needle runs in it: most likely the system's memory killer
-        outcome.result.harness_errors.append("a worker process died; with too little memory, `--workers 1` takes less")
-        outcome.failures = outcome.failures or outcome.result.failed
     finally:
-        if outcome.interrupted:
-            for process in list((executor._processes or {}).values()):
-                process.terminate()
-        executor.shutdown(wait=not outcome.interrupted, cancel_futures=True)
+        pool.close()
+    if pool.lost:
+        outcome.notes.append(f"{pool.lost} times a worker process ended; what it was at was done again")
     outcome.failures.sort(key=worst_first)
     _write(outcome)
     outcome.wall = time.perf_counter() - started
@@ -591,6 +668,8 @@ def _write(outcome: Run) -> None:
         for failed in outcome.failures:
             report.write_case(failed.case, failed.divergence, plan.asked, failed.count)
             outcome.written.append(failed.case.digest)
+            if failed.printed:
+                files.save(plan.folder / f"{failed.case.digest}.txt", failed.printed)
         for failed in outcome.failures:
             report.write_script(failed.case, failed.divergence, plan.asked, failed.count)
     except OSError as error:
@@ -601,31 +680,69 @@ def _write(outcome: Run) -> None:
         outcome.interrupted = True
 
 
-def _waves(plan: Plan, started: float) -> Iterator[Sequence[int]]:
-    """Indices of the shards, wave by wave, until the cases are used up or the time is."""
+def _generated(
+    plan: Plan, pool: Pool, outcome: Run, progress: Callable[[Run, str], None], started: float
+) -> Task | None:
+    """The generated cases, and the task of the run on real data, if it was begun: behind a first wave without a failure."""
+    real: Task | None = None
+    lacking = frozenset(plan.lacking)
+    for waves in _rounds(plan, started):
+        reached = dict(outcome.result.coverage)
+        enough = None if plan.keep_going else ENOUGH
+        # all waves at once, so that nobody waits for the last shard of one; what is done in vain is dropped
+        tasks = [[pool.submit(run_shard, plan.seed, i, lacking, reached, enough) for i in wave] for wave in waves]
+        while tasks:
+            for index, task in zip(waves.pop(0), tasks.pop(0), strict=True):
+                try:
+                    outcome.result.add(_outcome(task))
+                except (Broken, Died) as error:
+                    what = "a worker process died" if isinstance(error, Died) else str(error)
+                    hint = "with too little memory, `--workers 1` takes less"
+                    outcome.result.harness_errors.append(f"shard {index}: {what}; {hint}")
+                outcome.shards += 1
+                outcome.wall = time.perf_counter() - started
+                progress(outcome, "comparing")
+            if outcome.result.failed and not plan.keep_going:
+                pool.drop(task for wave in tasks for task in wave)
+                return real
+            if plan.digits and real is None:
+                real = pool.submit(run_digits, plan.seed, first=True)
+    return real
+
+
+def _rounds(plan: Plan, started: float) -> Iterator[list[range]]:
+    """Indices of the shards, round by round and in waves, until the cases are used up or the time is."""
     index = 0
     total = -(-plan.cases // SHARD_SIZE)
     while plan.minutes is not None or index < total:
-        if plan.minutes is not None and time.perf_counter() - started > 60 * plan.minutes:
+        waves = []
+        for size in WAVES if index == 0 else (ROUND,):
+            if plan.minutes is None:
+                size = min(size, total - index)
+            elif time.perf_counter() - started > 60 * plan.minutes:
+                size = 0
+            if size:
+                waves.append(range(index, index + size))
+            index += size
+        if not waves:
             return
-        size = WAVE if plan.minutes is not None else min(WAVE, total - index)
-        yield range(index, index + size)
-        index += size
+        yield waves
 
 
-def _outcome(future: Future[Result]) -> Result:
-    return future.result()
+def _outcome(task: Task) -> Result:
+    result: Result = task.result()
+    return result
 
 
-def _shrink_all(executor: ProcessPoolExecutor, outcome: Run, progress: Callable[[Run, str], None]) -> None:
+def _shrink_all(pool: Pool, outcome: Run, progress: Callable[[Run, str], None]) -> None:
     found = outcome.result.failed
-    shrunk = [executor.submit(shrink_failure, failed) for failed in found[:SHOWN]]
+    shrunk = [pool.submit(shrink_failure, failed) for failed in found[:SHOWN]]
     folded = Result()
-    for i, future in enumerate(shrunk):
+    for i, task in enumerate(shrunk):
         progress(outcome, f"shrinking failure {i + 1} of {len(shrunk)}")
         try:
-            smaller, errors = future.result()
-        except Broken as error:
+            smaller, errors = task.result()
+        except (Broken, Died) as error:
             outcome.result.harness_errors.append(f"{found[i].case.digest}: while it was made smaller: {error}")
             smaller, errors = found[i], []
         outcome.result.oracle_errors.extend(f"{smaller.case.digest}: {e}" for e in errors)

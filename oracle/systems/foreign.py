@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from oracle.apart import is_interrupt, one_line, time_limit
+from oracle.apart import is_interrupt, one_line
 from oracle.exits import importing
+from oracle.systems.surroundings import around_an_import
 
 
 class ForeignError(ValueError):
@@ -42,8 +43,12 @@ def load(folder: Path) -> Any:
 def imported(what: str) -> Any:
     """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
     try:
-        with importing(), time_limit():
-            import needle
+        with importing():
+            before = around_an_import()
+            try:
+                import needle
+            finally:
+                before.restore()  # what an import changes is no finding, and must not change what is judged
     except BaseException as error:
         if is_interrupt(error):
             raise

@@ -62,7 +62,7 @@ class Lockstep:
             if ours.failed is None:
                 ours.load(state)
             peer.load(state)
-            seen = ours.step(t, tapes if t == 0 and readable else None)
+            seen = ours_side.step(ours, t, tapes if t == 0 and readable else None)
             if seen.failure is not None:
                 yield Step(state, seen, Observation(step=t))
                 return
@@ -71,7 +71,7 @@ class Lockstep:
             if inputs.evaluated_after(t, case.steps):
                 ours.load(state)
                 step.after = state
-                step.ours_eval = ours.evaluate(t)
+                step.ours_eval = ours_side.evaluate(ours, t)
                 peer.load(state)
                 if step.ours_eval.failure is None:
                     step.peer_eval = peer.evaluate(t, self.kinks(step.ours_eval))

@@ -43,7 +43,9 @@ QUANTITIES = (
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}
 
 
-ENDED = "EndOfProcess"  # the kind of a failure that is no exception: the process ended, or did not come back
+# Kinds of a failure that is no exception:
+ENDED = "EndOfProcess"  # the process ended, or did not come back
+CHANGED = "ChangedState"  # the process is left otherwise than it was found, see `oracle.systems.surroundings`
 
 
 @dataclass

@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import needle
 from needle import ops
 from needle.autograd import Tensor, Value
 from oracle import files
+from oracle.apart import Died
 from oracle.blame import judged, report, suspect
 from oracle.cases import case as c
 from oracle.commands import Asked, meant, session
@@ -33,6 +33,7 @@ from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
 from oracle.runs import runner
+from oracle.runs.workers import Pool
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
 
@@ -292,20 +293,20 @@ def run(
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
     shards = -(-cases // runner.SHARD_SIZE)
-    executor, interrupted = runner.pool(workers), False
+    executor, interrupted = Pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]
         for which, future in futures:
             outcomes[which].add(future.result())
             progress(outcomes[which])
-    except BrokenProcessPool:
+    except Died:
         next(iter(outcomes.values())).errors.append(
             "a worker process died; with too little memory, `--workers 1` takes less"
         )
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.close()
     return list(outcomes.values()), interrupted
 
 

@@ -43,7 +43,7 @@ NUMBERS = (
     "tests/unit/test_rounding.py",
 )
 MORE_NUMBERS = (  # in the full form: what is in float64 and far from its bounds, and two loops that train side by side
-    *(f"tests/unit/oracle/test_{name}.py" for name in ("locate", "pairs", "truth")),
+    *(f"tests/unit/oracle/test_{name}.py" for name in ("locate", "operations", "truth")),
     "tests/unit/oracle/test_bench.py::test_limit_needle_and_torch_train_alike",
     "tests/unit/oracle/test_bench.py::test_with_dropout_limit_and_needle_draw_the_same_masks",
     "tests/unit/oracle/test_bench.py::test_the_running_statistics_of_the_limit_follow_needles",

@@ -21,7 +21,7 @@ CASES = sorted((ROOT / "tests" / "cases").glob("*.json"))
 @pytest.fixture(scope="module")
 def ci_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diff")
-    command = [sys.executable, "-m", "oracle", "diff", "--profile", "ci", "--out", str(folder)]
+    command = [sys.executable, "-m", "oracle", "diff", "--profile", "ci", "--verbose", "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True)
     return done, json.loads((folder / "summary.json").read_text())
 

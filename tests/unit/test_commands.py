@@ -17,6 +17,7 @@ import needle
 from oracle import commands, files
 from oracle.__main__ import main, parser
 from oracle.cases import case as c
+from oracle.runs import diff as diff_screen
 from oracle.runs import runner
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,8 @@ def test_a_pasted_command_has_the_options_in_force(needle, folder, digits, keep_
     assert same(Path(by_path.case), folder / "case.json")
     line = asked.diff(seed, cases=cases, digits=digits, keep_going=keep_going)
     found = parser().parse_args(pasted(line))
-    assert (found.seed, found.cases, found.no_digits, found.keep_going) == (seed, cases, not digits, keep_going)
+    keeps_going = needle is not None if found.keep_going is None else found.keep_going
+    assert (found.seed, found.cases, found.no_digits, keeps_going) == (seed, cases, not digits, keep_going)
     assert same(found.needle, needle)
     assert same(found.out, folder)
 
@@ -139,9 +141,12 @@ def test_every_entry_is_written_worst_first_and_its_line_can_be_pasted(faulty, m
     assert run_diff("--out", out) == 1
     summary = json.loads((out / "summary.json").read_text("utf-8"))
     shown = capsys.readouterr().out
-    lines = re.findall(r"^  replay   (.*)$", shown, re.M)
-    assert lines == [f["replay"] for f in summary["failures"]]
+    lines = [f["replay"] for f in summary["failures"]]
     assert len(lines) == 4 > runner.SHOWN
+    first, *others = re.findall(r"^  replay   (.*)$", shown, re.M)
+    assert pasted(first)[0] == "diff", "what is shown at once has no file yet"
+    assert others == lines[: diff_screen.SHOWN][::-1], "the worst comes last"
+    assert all(re.search(f"^  {f['case']} needle ", shown, re.M) for f in summary["failures"][diff_screen.SHOWN :])
     assert "needle raises" in (out / f"{summary['failures'][0]['case']}.md").read_text("utf-8").splitlines()[3]
     assert all(f["written"] for f in summary["failures"])
     for line in lines:
@@ -187,16 +192,18 @@ def test_a_folder_that_is_full_costs_files_and_the_line_runs_the_cases_again(fau
     assert run_diff("--out", tmp_path / "out") == 1
     shown = capsys.readouterr()
     assert "failing cases not written to" in shown.out
-    assert "No space left on device" in shown.out
+    assert "No space left on device" in " ".join(shown.out.split())
     assert "not written: " in shown.err
     lines = re.findall(r"^  replay   (.*)$", shown.out, re.M)
-    assert [pasted(line)[0] for line in lines] == ["replay", "replay", "diff", "diff"]
+    assert [pasted(line)[0] for line in lines] == ["diff", "diff", "replay", "replay"]
     count = 0
-    assert main(pasted(lines[2])) == 1
+    assert main(pasted(lines[1])) == 1
 
 
 def test_an_early_ctrl_c_proposes_what_was_asked(monkeypatch, tmp_path):
-    plan = runner.Plan(seed=7, cases=300, workers=1, digits=False, folder=tmp_path, needle=Path("theirs"))
+    plan = runner.Plan(
+        seed=7, cases=300, workers=1, digits=False, folder=tmp_path, needle=Path("theirs"), keep_going=True
+    )
     run = runner.Run(plan, interrupted=True)
     again = f"nox -s diff -- --seed 7 --cases {{}} --needle theirs --no-digits --out {tmp_path}"
     assert run.again == again.format(300)

@@ -194,3 +194,15 @@ fault(
     "Sigmoid backward",
     vjp("Sigmoid", lambda r, g, y, a: (g * y * (1 + y),)),
 )
+fault(
+    "softplus-forward",
+    "ln(1 + eˣ) as it stands, which overflows",
+    "Softplus forward",
+    compute("Softplus", lambda y, a: np.log(1 + np.exp(a))),
+)
+fault(
+    "softplus-backward",
+    "the slope at −x",
+    "Softplus backward",
+    vjp("Softplus", lambda r, g, y, a: (g * ops.Sigmoid().on(-a),)),
+)

@@ -9,7 +9,7 @@ import numpy as np
 
 from needle import ops
 from oracle.trust.faults.chapter import Chapter, square, swap
-from oracle.trust.patches import compute, replace, vjp, wrap
+from oracle.trust.patches import around, compute, replace, vjp, wrap
 
 fault = Chapter("op")
 
@@ -19,6 +19,17 @@ fault(
     "Summation forward",
     wrap("ops.Summation.compute", lambda old: lambda self, a: _first_sum(old, self, a)),
 )
+fault(
+    "sum-long-loses-rest",
+    "what is left after the last whole block of a long sum is dropped",
+    "Summation forward|unattributed|norm|Linear",
+    replace("ops._LONG", 2)
+    + replace("ops._BLOCK", 2)
+    + around(
+        "ops._add_up", lambda old, a, axes: old(a[: len(a) - len(a) % 2], axes) if _long(a, axes) else old(a, axes)
+    ),
+)
+
 fault(
     "sum-forward-negative",
     "a negative axis is taken from the other end",
@@ -120,3 +131,8 @@ def _other_end(old: Any, self: Any, a: Any) -> Any:
         wrong = a.sum(axis=-self.axes - 1)
         return wrong if wrong.shape == np.shape(y) else y
     return y
+
+
+def _long(a: Any, axes: tuple[int, ...]) -> bool:
+    """Whether the first axis is added up in blocks."""
+    return 0 in axes and len(a) > 2 and bool(a.strides[0] != a.itemsize)

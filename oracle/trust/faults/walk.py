@@ -270,6 +270,13 @@ fault(
     around("autograd._sum_of_tuples", lambda old, a, b: a),
 )
 fault(
+    "no-grad-stays",
+    "recording stays off after no_grad",
+    "missing|backward|gradient|constant",
+    replace("autograd._GradMode.__exit__", lambda self, *exception: None),
+)
+
+fault(
     "second-order-constant",
     "create_graph=True makes gradients that are constants",
     "second",

@@ -17,7 +17,8 @@ from oracle.exits import ExitCode, decided
 from oracle.runs import runner
 from oracle.trust.mutants import trial
 from oracle.trust.mutants.claims import FILES
-from oracle.trust.mutants.operators import OPERATORS, Mutant, mutants_of
+from oracle.trust.mutants.mutant import Mutant, mutants_of
+from oracle.trust.mutants.operators import OPERATORS
 from oracle.trust.mutants.trial import Judged, Outcome
 
 BASELINE = Path("reports/baselines/mutants.json")

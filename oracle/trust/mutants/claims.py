@@ -18,6 +18,10 @@ _COURSE = "gradient rules in the course's style: no op of needle has one; test_a
 _CONVERTS = "conversion to Python and NumPy, which computes nothing; test_autograd.py"
 _STATE = "saving and loading; test_nn.py"
 _TESTED = "a name of the course for something that is claimed; test_autograd.py, test_ops.py"
+_COPIES = "pickle and copy; test_copies.py"
+_HANDED_IN = "what is handed in; test_handed_in.py"
+_DTYPES = "dtypes other than float32, which diff does not draw; test_dtypes.py"
+_CHANGES = "data that changes between forward and backward; test_changes.py"
 _REFUSES = "refuses what is not allowed; test_optim.py, test_ops.py"
 
 UNCLAIMED: tuple[tuple[str, str, str], ...] = (
@@ -33,6 +37,24 @@ UNCLAIMED: tuple[tuple[str, str, str], ...] = (
     ("nn", "_Plan.*", "whether layers are computed together, which changes no number; test_chain.py"),
     *(("autograd", f"TensorTuple.{name}", _CONVERTS) for name in ("__len__", "__iter__", "tuple", "__add__", "detach")),
     *(("autograd", f"Tensor.{name}", _TESTED) for name in ("mean", "matmul", "astype", "__rmatmul__")),
+    ("autograd", "_GradMode.__call__", "no_grad as a decorator; test_modes.py"),
+    ("autograd", "Value.__getstate__", _COPIES),
+    ("autograd", "Value.__copy__", _COPIES),
+    *(("autograd", f"Tensor.{name}", "comparisons; test_compare.py") for name in (
+        "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "_compared")),
+    ("autograd", "Parameter._update", _HANDED_IN),
+    ("autograd", "Parameter.__i*__", _HANDED_IN),
+    ("autograd", "_apart", _HANDED_IN),
+    ("autograd", "Tensor._subtrahend", _DTYPES),
+    ("autograd", "_integer", _REFUSES),
+    ("autograd", "_refuse_changes", _CHANGES),
+    ("autograd", "_a_change", _CHANGES),
+    *((file, "*.looks_at", _CHANGES) for file in ("autograd", "chain", "ops")),
+    *(("ops", name, _DTYPES) for name in ("_float", "_wide", "_beside", "_alike", "_fractions", "_normalisable")),
+    ("ops", "_own", _HANDED_IN),
+    ("nn", "_stands_in", "whether a plan may be made; test_chain.py"),
+    ("nn", "Sequential.__getstate__", _COPIES),
+    ("optim", "Optimizer.__*state__", _COPIES),
     ("ops", "_index_of", "lists and Tensors as an index; test_ops.py"),
     ("ops", "put_item", "how other ops are written"),
     ("nn", "Module._settings", _LOOKS),

@@ -12,7 +12,8 @@ from oracle.pages import terminal
 from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
 from oracle.trust.mutants.claims import FILES, UNCLAIMED
-from oracle.trust.mutants.operators import GENERIC, OPERATORS, RUNGS
+from oracle.trust.mutants.mutant import RUNGS
+from oracle.trust.mutants.operators import GENERIC, OPERATORS
 from oracle.trust.mutants.trial import FIRST
 
 Row = Mapping[str, Any]

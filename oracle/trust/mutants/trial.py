@@ -29,7 +29,7 @@ from oracle.runs.forked import forked
 from oracle.systems.ours import BESIDE
 from oracle.trust.mutants import damage
 from oracle.trust.mutants.claims import FILES
-from oracle.trust.mutants.operators import RUNGS, Mutant
+from oracle.trust.mutants.mutant import RUNGS, Mutant
 
 FIRST = 20  # cases after which most mutants are dead
 EVIDENCE = 0.25  # share of rule G's tolerance beyond which correct code makes a case no evidence

@@ -1,7 +1,9 @@
 """A Sequential of needle's own layers computes a chain on arrays: nobody may notice, but by the clock."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -655,3 +657,16 @@ def test_third_derivatives_go_through(norm):
         for a, b in zip(chained, plain, strict=True):
             np.testing.assert_array_equal(a, b)
     assert found[0][2][0].any()
+
+
+def test_a_model_that_has_run_dies_without_the_collector():
+    """The plan that a Sequential keeps holds on to its modules, and not to the Sequential: no circle."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Residual(nn.Linear(2, 2))), nn.BatchNorm1d(2))
+    model(ndl.Tensor(np.ones((3, 2), dtype="float32"))).sum().backward()
+    parts = [weakref.ref(m) for m in (model, model.modules[1], model.modules[0].weight)]
+    gc.disable()
+    try:
+        del model
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.enable()

@@ -1,5 +1,7 @@
 """What is handed in: nothing is kept by reference and read later, nothing does nothing without a word."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,14 @@ def test_one_may_still_differentiate_with_respect_to_out_grad():
     x.grad.backward()
     assert out_grad.grad.item() == 6
     assert x.grad.item() == 4
+
+
+def test_a_view_that_cannot_be_written_may_still_change():
+    x, base = leaf(1.0, 2.0), np.array([2.0])
+    y = (x * np.broadcast_to(base, (2,))).sum()
+    base[0] = 5
+    y.backward()
+    assert x.grad.numpy().tolist() == [2, 2]
 
 
 def test_state_is_copied_both_ways():
@@ -260,3 +270,51 @@ def test_data_that_does_not_broadcast_is_refused(shape):
     layer = nn.Linear(2, 3)
     with pytest.raises(ValueError, match=r"data must keep its shape \(1, 3\), but got .* which does not broadcast"):
         layer.bias.data = ndl.ones(*shape)
+
+
+# ----------------------------------------------------------------------------------- messages that say what to write
+
+
+@pytest.mark.parametrize(
+    ("action", "match"),
+    [
+        (
+            lambda: ndl.optim.SGD(nn.Linear(1, 1)),
+            r"SGD: params must be Parameters, but got a Linear: pass its .parameters\(\)",
+        ),
+        (lambda: ndl.optim.Adam(nn.Linear(1, 1).parameters), r"got a function: call it, as in model.parameters\(\)"),
+        (lambda: ndl.optim.SGD([np.ones(1)]), r"got ndarray: wrap an array in nn.Parameter\(...\)"),
+        (lambda: nn.Sequential(nn.Linear(1, 1), nn.ReLU), r"got the class ReLU: write ReLU\(...\)"),
+        (lambda: nn.Linear(1, 1).load_state_dict("m.npz"), r"got str: read a file first, .* np.load\(path\)"),
+    ],
+    ids=range(5),
+)
+def test_what_to_write_instead(action, match):
+    with pytest.raises(TypeError, match=match):
+        action()
+
+
+@pytest.mark.parametrize("make", [ndl.optim.SGD, ndl.optim.Adam])
+def test_a_learning_rate_of_0_changes_the_state_alone(make):
+    p = nn.Parameter([1.0])
+    optimizer = make([p], lr=0)
+    p.grad = ndl.Tensor([2.0])
+    optimizer.step()
+    assert p.item() == 1
+    assert (optimizer.u if make is ndl.optim.SGD else optimizer.m)[p].item() > 0
+    optimizer.lr = 0.5
+    optimizer.step()
+    assert p.item() < 1
+
+
+def test_a_state_may_come_from_a_file(tmp_path):
+    layer, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    np.savez(tmp_path / "m.npz", **layer.state_dict())
+    with np.load(tmp_path / "m.npz") as state:
+        other.load_state_dict(state)
+    np.testing.assert_array_equal(other.weight.numpy(), layer.weight.numpy())
+
+
+def test_the_version_is_that_of_the_project():
+    root = Path(__file__).parents[3]
+    assert f'version = "{ndl.__version__}"' in (root / "pyproject.toml").read_text("utf-8")

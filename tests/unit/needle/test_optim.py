@@ -213,8 +213,7 @@ def test_one_minus_momentum_is_computed_in_double():
 
 
 BAD = {
-    "lr 0": ({"lr": 0}, "lr must be a positive finite number, got lr=0"),
-    "lr negative": ({"lr": -0.1}, "lr must be a positive finite number, got lr=-0.1"),
+    "lr negative": ({"lr": -0.1}, "lr must be finite and not negative, got lr=-0.1"),
     "lr nan": ({"lr": float("nan")}, "got lr=nan"),
     "lr inf": ({"lr": float("inf")}, "got lr=inf"),
     "lr text": ({"lr": "0.1"}, "got lr='0.1'"),
@@ -249,7 +248,7 @@ def test_hyperparameters_are_checked_at_construction_and_at_the_step(name):
         ({"beta1": 1.0}, r"Adam: beta1 must be in \[0, 1\), got beta1=1.0"),
         ({"beta2": -1.0}, r"Adam: beta2 must be in"),
         ({"eps": 0.0}, "Adam: eps must be a positive finite number"),
-        ({"lr": 0.0}, "Adam: lr must be a positive"),
+        ({"lr": -1.0}, "Adam: lr must be finite and not negative, got lr=-1.0"),
         ({"weight_decay": -1.0}, "Adam: weight_decay must be"),
     ],
     ids=["beta1", "beta2", "eps", "lr", "decay"],

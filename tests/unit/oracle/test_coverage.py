@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from oracle.cases import case as c
-from oracle.cases import coverage
+from oracle.cases import coverage, features
 from oracle.runs import runner
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
 PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
-EDITS = [(label, kind) for kind in KINDS for label in coverage._EDITS[kind]]
+EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
 def test_cases_reach_nothing_but_what_the_table_has():
@@ -29,7 +29,7 @@ def test_all_labels_without_an_edit_are_drawn_anyway():
 
 @pytest.mark.parametrize(("label", "kind"), EDITS)
 def test_an_edit_leads_to_its_label(label, kind):
-    edit = coverage._EDITS[kind][label]
+    edit = features.EDITS[kind][label]
     edited = [case for case in (coverage._edited(case, edit) for case in PLAIN[kind]) if case is not None]
     reaching = [case for case in edited if label in coverage.covered(case)]
     assert len(reaching) >= 3, "an edit that is hardly ever possible steers nothing"

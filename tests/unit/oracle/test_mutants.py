@@ -9,7 +9,7 @@ import pytest
 
 from oracle.cases import case as c
 from oracle.trust.mutants import campaign, claims, cli, report, trial
-from oracle.trust.mutants.operators import Mutant, mutants_of
+from oracle.trust.mutants.mutant import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[3]
 

@@ -29,7 +29,7 @@ def oracle(*args, cwd, **env):
 
 
 def test_verdicts_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "WAVE", 1)  # what the first shard has reached steers the second
+    monkeypatch.setattr(runner, "WAVES", (1,))  # what the first shard has reached steers the second
 
     def run(workers):
         return runner.run(runner.Plan(seed=11, cases=150, workers=workers, digits=False, folder=tmp_path))
@@ -70,7 +70,7 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
         f"NUMBERS = {[0.1 + i / 7 for i in range(200)]} + {list(range(101, 65000, 331))}"
     )
     draw = (
-        "from oracle import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
+        "from oracle.runs import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
         "print(*(case.digest for case in cases))"
     )
 
@@ -210,11 +210,12 @@ def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
         optimizer=c.SGD(),
         seed=0,
     )
-    monkeypatch.setattr(apart, "CASE_SECONDS", 0.5)
-    result = runner.Result()
-    result.judge(case)
+    monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
+    result = runner.judge_apart([case])
     assert result.oracle_errors == result.harness_errors == []
-    assert result.failed[0].divergence.failure.kind == "TimeoutError"
+    failure = result.failed[0].divergence.failure
+    assert "does not come back within 1 s" in failure.message
+    assert failure.where.startswith("needle/"), "the innermost line inside needle"
     assert result.failed[0].divergence.quantity == "exception in backward"
 
 

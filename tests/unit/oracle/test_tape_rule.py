@@ -260,13 +260,13 @@ def test_judging_leaves_no_trace():
         optimizer=c.SGD(lr=0.1, momentum=0.9), seed=3, steps=2,
     )  # fmt: skip
     from oracle.cases import inputs
-    from oracle.systems.ours import NeedleRun
+    from oracle.systems.ours import NeedleRun, step
     from oracle.systems.trace import State
 
     def run(watched):
         ours = NeedleRun(case, needle, layers.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
         ours.load(State(inputs.initial_state(case)))
-        return [ours.step(0, Findings() if watched else None), ours.step(1)]
+        return [step(ours, 0, Findings() if watched else None), step(ours, 1)]
 
     for plain, watched in zip(run(False), run(True), strict=True):
         assert plain.values.keys() == watched.values.keys()

@@ -1,0 +1,160 @@
+"""How any case is changed so that it has a feature that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from oracle.cases import case as c
+from oracle.cases.blocks import block_with
+from oracle.operations import OPERATIONS
+
+Edit = Callable[[Any], c.Case]  # a case in, one that has the feature out; CaseError where that cannot be
+_replace = msgspec.structs.replace
+
+
+def having(**fields: Any) -> Edit:
+    """Fields of the case."""
+    return lambda case: _replace(case, **fields)
+
+
+def data(**fields: Any) -> Edit:
+    """Fields of its data."""
+    return lambda case: _replace(case, data=_replace(case.data, **fields))
+
+
+def optimizer(kind: type[c.SGD | c.Adam], **fields: Any) -> Edit:
+    """The kind of optimizer, and its fields."""
+
+    def edit(case: c.TrainCase) -> c.Case:
+        given = case.optimizer if isinstance(case.optimizer, kind) else kind(lr=case.optimizer.lr)
+        return _replace(case, optimizer=_replace(given, **fields))
+
+    return edit
+
+
+def steps(steps: int) -> Edit:
+    """As many steps, and no change of the learning rate and no gap after the last of them."""
+    return lambda case: _replace(
+        case,
+        steps=steps,
+        lr_changes=tuple(change for change in case.lr_changes if change.step < steps),
+        gap=case.gap if case.gap is not None and case.gap.step < steps else None,
+    )
+
+
+def gap(kind: type[c.SGD | c.Adam]) -> Edit:
+    """A parameter that has no gradient in one step, with this optimizer."""
+    return lambda case: optimizer(kind)(_replace(case, steps=max(case.steps, 3), clip=None, gap=c.Gap(1)))
+
+
+def lr(value: float | None) -> Edit:
+    """The learning rate."""
+    return lambda case: _replace(case, optimizer=_replace(case.optimizer, lr=value))
+
+
+def lr_changed(case: c.TrainCase) -> c.Case:
+    """Another learning rate after the first step."""
+    return _replace(case, steps=max(case.steps, 2), lr_changes=(c.LrChange(1, 0.05),))
+
+
+def atom(value: float) -> Edit:
+    """One element of the data."""
+
+    def edit(case: c.TrainCase) -> c.Case:
+        assert isinstance(case.data, c.Data)
+        at = case.seed % (case.data.rows * case.data.features)
+        return _replace(case, data=_replace(case.data, atoms=(*case.data.atoms, c.Atom(at, value))))
+
+    return edit
+
+
+def within(layer: c.Layer) -> Edit:
+    """A layer that keeps the width, at a place that the seed decides; never last, where second order has its head."""
+
+    def edit(case: c.TrainCase | c.SecondOrderCase) -> c.Case:
+        at = case.seed % max(1, len(case.model))
+        return _replace(case, model=(*case.model[:at], layer, *case.model[at:]))
+
+    return edit
+
+
+def trains_again(layer: c.Layer) -> Edit:
+    """A layer as in `within`, that trains for at least two steps."""
+    return lambda case: within(layer)(_replace(case, steps=max(case.steps, 2)))
+
+
+def nested_residual(case: c.TrainCase) -> c.Case:
+    """A Residual that begins with a Residual."""
+    inner = c.Residual((c.Tanh(),) if case.seed % 2 else ())
+    return within(c.Residual((inner, c.ReLU())))(case)
+
+
+def first(layer: c.Layer, offset: float | None = None) -> Edit:
+    """A layer at the beginning, where the data may be moved away from zero."""
+
+    def edit(case: c.TrainCase) -> c.Case:
+        moved = case.data if offset is None else _replace(case.data, offset=offset)
+        return _replace(case, data=moved, model=(layer, *case.model))
+
+    return edit
+
+
+def last(make: Callable[[int, int], tuple[c.Layer, ...]]) -> Edit:
+    """Layers at the end, made from the width there and from the number of Linears before them."""
+
+    def edit(case: c.TrainCase | c.SecondOrderCase) -> c.Case:
+        linears = sum(isinstance(layer, c.Linear) for _, layer in c.walk(case.model))
+        width = c.output_width(case.model, case.data.rows, case.data.features)
+        return _replace(case, model=(*case.model, *make(width, linears)))
+
+    return edit
+
+
+def tied(width: int, linears: int) -> tuple[c.Layer, ...]:
+    """Two Linears with one weight: what `last` takes."""
+    return c.Linear(width), c.Linear(width, tie=linears)
+
+
+def block(op: str) -> Edit:
+    """A block of operations that has this one, first or last."""
+
+    def edit(case: c.TrainCase) -> c.Case:
+        rows, features = case.data.rows, case.data.features
+        if case.seed % 2:
+            return _replace(case, model=(block_with(op, rows, features), *case.model))
+        return last(lambda width, _: (block_with(op, rows, width),))(case)
+
+    return edit
+
+
+def to_one_feature(layer: c.Layer) -> Edit:
+    """A layer on one feature, at the end."""
+    return last(lambda width, linears: (c.Linear(1), layer))
+
+
+def layout(layout: Any) -> Edit:
+    """The memory layout of all operands."""
+    return lambda case: _replace(case, operands=tuple(_replace(o, layout=layout) for o in case.operands))
+
+
+def value(value: float | str) -> Edit:
+    """The value among the elements of the first operand, where the operation is defined on it."""
+
+    def edit(case: c.OpCase) -> c.Case:
+        op, first = OPERATIONS[case.op], case.operands[0]
+        allowed = value in op.special if isinstance(value, str) else op.values == "real"
+        if not (allowed and first.values):
+            raise c.CaseError(f"{case.op} is not compared on {value}")
+        at = case.seed_for("value") % len(first.values)
+        changed: Any = (*first.values[:at], value, *first.values[at + 1 :])
+        return _replace(case, operands=(_replace(first, values=changed), *case.operands[1:]))
+
+    return edit
+
+
+def numpy_scalars(case: c.OpCase) -> c.Case:
+    """A NumPy scalar as attribute, where the operation has one."""
+    return _replace(case, numpy_scalars="c" in case.attributes)

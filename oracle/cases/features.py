@@ -1,0 +1,280 @@
+"""Everything that the cases of a run can reach, label by label; most labels come with an edit that gives a case the feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from oracle.cases import case as c
+from oracle.cases import edits as e
+from oracle.cases.blocks import BLOCK_OPS
+from oracle.cases.edits import Edit
+from oracle.operations import OPERATIONS
+
+
+@dataclass(frozen=True)
+class Group:
+    """Labels that belong together: what the kind of case can reach; None where there is no edit."""
+
+    kind: type
+    labels: Mapping[str, Edit | None]
+
+
+_LAYERS: dict[str, Edit] = {
+    "Linear": e.last(lambda width, _: (c.Linear(width),)),
+    "ReLU": e.within(c.ReLU()),
+    **{name: e.within(kind()) for name, kind in c.ACTIVATIONS.items()},
+    "Identity": e.within(c.Identity()),
+    "Flatten": e.within(c.Flatten()),
+    "BatchNorm": e.within(c.BatchNorm()),
+    "LayerNorm": e.within(c.LayerNorm()),
+    "Dropout": e.within(c.Dropout()),
+    "Unused": e.within(c.Unused(3)),
+    "Sequential": e.within(c.Sequential((c.Tanh(), c.LayerNorm()))),
+    "Residual": e.within(c.Residual((c.LayerNorm(), c.ReLU()))),
+    "Branch": e.within(c.Branch((c.Tanh(),), (c.Sigmoid(),), "multiply")),
+    "Eval": e.within(c.Eval((c.BatchNorm(),))),
+    "Ops": e.last(lambda width, _: (c.Ops((c.OpStep("tanh", (0,)), c.OpStep("multiply", (0, 1)))),)),
+}
+_TIED = e.last(e.tied)
+_FROZEN = e.last(lambda width, _: (c.Linear(3, frozen=True),))
+_FROZEN_NORMS: dict[str, Edit] = {
+    "BatchNorm, frozen": e.within(c.BatchNorm(frozen=True)),
+    "LayerNorm, frozen": e.within(c.LayerNorm(frozen=True)),
+}
+_NO_BIAS = e.last(lambda width, _: (c.Linear(3, bias=False),))
+
+# "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
+TABLE: dict[str, Group] = {
+    "layer": Group(
+        c.TrainCase,
+        {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
+    ),
+    "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
+    "loss": Group(
+        c.TrainCase,
+        {
+            "SoftmaxLoss": e.having(loss=c.SoftmaxLoss()),
+            "SoftmaxLoss, int32": e.having(loss=c.SoftmaxLoss("int32")),
+            "SoftmaxLoss, uint8": e.having(loss=c.SoftmaxLoss("uint8")),
+            "MeanSquare": e.having(loss=c.MeanSquare()),
+            "WeightedSum": e.having(loss=c.WeightedSum()),
+            "Cotangent": e.having(loss=c.Cotangent()),
+        },
+    ),
+    "optimizer": Group(
+        c.TrainCase,
+        {
+            "SGD": e.optimizer(c.SGD),
+            "Adam": e.optimizer(c.Adam),
+            "clipping": e.having(clip=c.Clip(), gap=None),
+            "SGD, gap": e.gap(c.SGD),
+            "Adam, gap": e.gap(c.Adam),
+        },
+    ),
+    "lr": Group(
+        c.TrainCase,
+        {
+            "default": e.lr(None),
+            "to 0.001": e.lr(1e-4),
+            "to 0.1": e.lr(0.0123456789),
+            "above 0.1": e.lr(0.70710678),
+            "changed": e.lr_changed,
+        },
+    ),
+    "momentum": Group(
+        c.TrainCase,
+        {
+            "default": e.optimizer(c.SGD, momentum=None),
+            "0": e.optimizer(c.SGD, momentum=0.0),
+            "to 0.9": e.optimizer(c.SGD, momentum=0.9),
+            "above 0.9": e.optimizer(c.SGD, momentum=0.99),
+            "with decay": e.optimizer(c.SGD, momentum=0.9, weight_decay=0.1),
+        },
+    ),
+    "decay": Group(
+        c.TrainCase,
+        {
+            "default": e.optimizer(c.SGD, weight_decay=None),
+            "0": e.optimizer(c.SGD, weight_decay=0.0),
+            "to 0.01": e.optimizer(c.SGD, weight_decay=1e-4),
+            "above 0.01": e.optimizer(c.SGD, weight_decay=0.5),
+            "without momentum": e.optimizer(c.SGD, momentum=0.0, weight_decay=0.1),
+        },
+    ),
+    "adam": Group(
+        c.TrainCase,
+        {
+            "beta1 default": e.optimizer(c.Adam, beta1=None),
+            "beta1 0": e.optimizer(c.Adam, beta1=0.0),
+            "beta1 given": e.optimizer(c.Adam, beta1=0.5),
+            "beta2 default": e.optimizer(c.Adam, beta2=None),
+            "beta2 to 0.9": e.optimizer(c.Adam, beta2=0.5),
+            "beta2 above 0.9": e.optimizer(c.Adam, beta2=0.999),
+            "eps default": e.optimizer(c.Adam, eps=None),
+            "eps to 1e-8": e.optimizer(c.Adam, eps=1e-8),
+            "eps above 1e-8": e.optimizer(c.Adam, eps=1e-3),
+            "decay default": e.optimizer(c.Adam, weight_decay=None),
+            "decay 0": e.optimizer(c.Adam, weight_decay=0.0),
+            "decay given": e.optimizer(c.Adam, weight_decay=0.5),
+        },
+    ),
+    "clip": Group(
+        c.TrainCase,
+        {
+            "none": e.having(clip=None),
+            "default": e.having(clip=c.Clip(), gap=None),
+            "below 0.25": e.having(clip=c.Clip(0.01), gap=None),
+            "above 0.25": e.having(clip=c.Clip(5.0), gap=None),
+        },
+    ),
+    "norm": Group(
+        c.TrainCase,
+        {
+            "eps default": e.within(c.LayerNorm()),
+            "eps given": e.within(c.LayerNorm(1e-2)),
+            "momentum default": e.within(c.BatchNorm()),
+            "momentum 0": e.within(c.BatchNorm(momentum=0.0)),
+            "momentum between": e.within(c.BatchNorm(momentum=0.5)),
+            "momentum 1": e.within(c.BatchNorm(momentum=1.0)),
+            "first": e.first(c.LayerNorm()),
+            "BatchNorm first, offset 100": e.first(c.BatchNorm(), 100.0),
+            "LayerNorm first, offset 100": e.first(c.LayerNorm(), 100.0),
+            "BatchNorm on 1 feature": e.to_one_feature(c.BatchNorm()),
+            "LayerNorm on 1 feature": e.to_one_feature(c.LayerNorm()),
+        },
+    ),
+    "dropout": Group(
+        c.TrainCase,
+        {
+            "default": e.within(c.Dropout()),
+            "0": e.within(c.Dropout(0.0)),
+            "between": e.within(c.Dropout(0.9)),
+            "1": e.within(c.Dropout(1.0)),
+        },
+    ),
+    "mode": Group(
+        c.TrainCase,
+        {
+            "nested eval": e.within(c.Eval((c.BatchNorm(),))),
+            "BatchNorm in nested eval": e.within(c.Eval((c.BatchNorm(),))),
+            "Dropout in nested eval": e.within(c.Eval((c.Dropout(),))),
+            "eval between steps": e.steps(2),
+            "BatchNorm trains again": e.trains_again(c.BatchNorm()),
+            "Dropout trains again": e.trains_again(c.Dropout()),
+        },
+    ),
+    "steps": Group(
+        c.TrainCase, {"1": e.steps(1), "2": e.steps(2), "3 to 6": e.steps(4), "above 6": None}
+    ),  # long runs cost most
+    "backward": Group(
+        c.TrainCase,
+        {
+            "once": e.having(backward="once"),
+            "twice": e.having(backward="twice"),
+            "accumulate": e.having(backward="accumulate"),
+            "to the input": e.having(input_grad=True),
+            "fan-out": _LAYERS["Residual"],
+            "Residual first in a Residual": e.nested_residual,
+            "second order": None,
+        },
+    ),
+    "start": Group(
+        c.TrainCase,
+        {
+            "norms as built": e.having(keep_init=True),
+            "norms drawn": e.having(keep_init=False),
+            "weights 0": e.having(weight_scale=0.0),
+            "small weights": e.having(weight_scale=0.1),
+            "large weights": e.having(weight_scale=4.0),
+            "saturated": e.last(lambda width, _: (c.Ops((c.OpStep("mul_scalar", (0,), {"c": 1000.0}),)),)),
+        },
+    ),
+    "batch": Group(
+        c.TrainCase,
+        {
+            "1 row": None,
+            "1 feature": None,
+            "1 class": e.last(lambda width, _: (c.Linear(1),)),
+            "rows = features": None,
+            "above 32 rows": None,
+            "above 32 features": None,
+        },
+    ),
+    "data": Group(
+        c.TrainCase,
+        {
+            "scale 0": e.data(scale=0.0),
+            "scale below 1": e.data(scale=0.01),
+            "scale above 1": e.data(scale=30.0),
+            "offset to 1": e.data(offset=1.0),
+            "offset to 100": e.data(offset=100.0),
+            "offset above 100": e.data(offset=-1000.0),
+            "repeated rows": e.data(repeated_rows=True),
+            "constant column": e.data(constant_column=True),
+            "whole numbers": e.data(rounded=True),
+            "same batch": e.data(same_batch=True),
+            "atom 0": e.atom(0.0),
+            "atom below 1": e.atom(1e-3),
+            "atom 1": e.atom(-1.0),
+            "atom to 100": e.atom(-100.0),
+            "atom above 100": e.atom(1e4),
+        },
+    ),
+    "shape": Group(c.OpCase, dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32"))),
+    "memory": Group(
+        c.OpCase,
+        {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
+    ),
+    "value": Group(
+        c.OpCase,
+        {
+            "nan": e.value("nan"),
+            "inf": e.value("inf"),
+            "-inf": e.value("-inf"),
+            "0": e.value(0.0),
+            "-0": e.value(-0.0),
+            "1e-20": e.value(1e-20),
+            "above 64": None,
+            "of g above 64": e.having(cotangent=(300.0, -1.0)),
+        },
+    ),
+    "argument": Group(
+        c.OpCase,
+        {
+            "numpy scalar": e.numpy_scalars,
+            "constant": e.having(constants=(0,)),
+            "no axes": None,
+            "one axis": None,
+            "several axes": None,
+            "negative axis": None,
+        },
+    ),
+    "second": Group(
+        c.SecondOrderCase,
+        {
+            **_LAYERS,
+            "Linear, tied": _TIED,
+            "Linear, frozen": _FROZEN,
+            "Linear, no bias": _NO_BIAS,
+            **_FROZEN_NORMS,
+            "SoftmaxLoss": e.having(loss=c.SoftmaxLoss()),
+            "MeanSquare": e.having(loss=c.MeanSquare()),
+            "WeightedSum": e.having(loss=c.WeightedSum()),
+            "Cotangent": e.having(loss=c.Cotangent()),
+        },
+    ),
+}
+LABELS = tuple(f"{group} {name}" for group, part in TABLE.items() for name in part.labels)
+# of a kind of case: what can be given to it
+EDITS: dict[type, dict[str, Edit]] = {
+    kind: {
+        f"{group} {name}": edit
+        for group, part in TABLE.items()
+        if part.kind is kind
+        for name, edit in part.labels.items()
+        if edit is not None
+    }
+    for kind in (c.TrainCase, c.SecondOrderCase, c.OpCase)
+}

@@ -1,0 +1,20 @@
+"""How is needle driven? Through the public course API alone, as a user calls it; layers are observed by wrapping their
+``forward``. Never imports torch.
+
+The package under test is handed in (``ndl``), so that any other needle can be driven the same way. A `NeedleRun` is a
+model with its optimizer (`run`); a `step` and an evaluation are functions on it, and what they show is an Observation.
+"""
+
+from oracle.systems.ours.evaluation import evaluate
+from oracle.systems.ours.evidence import again, modes, outputs
+from oracle.systems.ours.model import BESIDE, Build, build, is_ours
+from oracle.systems.ours.operation import run_op
+from oracle.systems.ours.run import NeedleRun
+from oracle.systems.ours.second_order import run_second
+from oracle.systems.ours.step import step
+from oracle.systems.ours.unwatched import again_unwatched
+
+__all__ = [
+    "BESIDE", "Build", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "modes", "outputs",
+    "run_op", "run_second", "step",
+]  # fmt: skip

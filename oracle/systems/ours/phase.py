@@ -1,0 +1,59 @@
+"""Needle at work: what it raises becomes an observed failure, and the time is its own."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from oracle.apart import frames_of, home, is_interrupt, one_line, place, plain, tell
+from oracle.systems.surroundings import around_a_call
+from oracle.systems.trace import CHANGED, Clock, Failure
+
+
+class Failed(Exception):
+    """An exception of needle, on its way to the Observation."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+class Phase:
+    """Whatever needle raises inside becomes an observed failure of this phase; the time is needle's own."""
+
+    def __init__(self, name: str, clock: Clock, ndl: Any) -> None:
+        self.name, self.clock, self.ndl = name, clock, ndl
+        self._quiet = np.errstate(all="ignore")
+
+    def __enter__(self) -> None:
+        self._quiet.__enter__()
+        self._around = around_a_call()
+        self.clock.turn("needle")
+        tell(f"{self.clock.step} {self.name}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.clock.turn("observing")
+        changed = self._around.restore()
+        self._quiet.__exit__(kind, error, tb)
+        # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
+        if error is not None and not is_interrupt(error):
+            where = place(frames_of(tb), home(self.ndl))
+            failure = Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
+            tell()  # not before the message has been asked for: that is needle's code too
+            raise Failed(failure) from None
+        tell()
+        if changed:
+            raise Failed(Failure(self.name, CHANGED, "; ".join(changed)))
+
+
+def _operator(tb: TracebackType | None) -> str:
+    """Class of the innermost op on the way to an exception; empty if there was none."""
+    found = ""
+    while tb is not None:
+        for name in ("op", "self"):
+            thing = tb.tb_frame.f_locals.get(name)
+            if hasattr(type(thing), "compute") and hasattr(type(thing), "gradient_as_tuple"):
+                found = type(thing).__name__
+        tb = tb.tb_next
+    return found

@@ -1,0 +1,164 @@
+"""A training run in needle: how it is built, the state that it takes over, its loss and its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oracle.cases import case as c
+from oracle.cases.inputs import Batches, Slot, gap
+from oracle.systems.ours.model import Build, array_of, build
+from oracle.systems.ours.phase import Failed, Phase
+from oracle.systems.ours.watch import Watch
+from oracle.systems.trace import STATE, Clock, Failure, Observation, State
+from oracle.systems.window import Window
+
+Array = npt.NDArray[Any]
+Held = tuple[str, Any, Array]  # what a user may hold: its name, the Tensor, and a copy of what was in it
+
+
+class NeedleRun:
+    """A model with its optimizer, for ``step(run, t)`` and ``evaluate(run, t)``, after ``run.load(state)``."""
+
+    def __init__(
+        self,
+        case: c.TrainCase,
+        ndl: Any,
+        layers: Mapping[type, Build],
+        slots: tuple[list[Slot], list[Slot]],
+        batches: Batches,
+        clock: Clock | None = None,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.case, self.ndl, self.batches = case, ndl, batches
+        self.parameter_slots, self.buffer_slots = slots
+        self.kept: list[Held] = []
+        self.failed: Failure | None = None
+        self.relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+        self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
+        self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
+        try:
+            with self.phase("build"):
+                self._build(layers)
+        except Failed as failed:
+            self.failed = failed.failure
+
+    def _build(self, layers: Mapping[type, Build]) -> None:
+        np.random.seed(self.case.seed_for("build"))
+        model = build(self.case, self.ndl, layers)
+        self.model = model.module
+        self.modules = model.modules
+        self.eval_modules = model.eval_modules
+        self.tensors: dict[str, tuple[Any, str]] = {}  # name -> (owner, attribute)
+        for slot in (*self.parameter_slots, *self.buffer_slots):
+            path, attribute = slot.name.rsplit(".", 1)
+            self.tensors[slot.name] = (model.modules[path], attribute)
+        self.parameters = {s.name: self.tensor(s.name) for s in self.parameter_slots}
+        self.gap, self.late = gap(self.case)
+        names = {id(p): name for name, p in self.parameters.items()}
+        listed = [names.get(id(p), f"unknown {p.shape}") for p in self.model.parameters()]
+        # compared as text: order is part of the contract, it is the order of the optimizer
+        self.listed = np.array(listed, dtype=object)
+        self.optimizer = self._optimizer()
+        self.watch = Watch(model.modules, self.clock)
+        self.initial = {name: np.array(self.array(name)) for name in self.tensors}
+        self.softmax_loss = self.ndl.nn.SoftmaxLoss()
+        self.train()
+
+    def _optimizer(self) -> Any:
+        spec = self.case.optimizer
+        given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
+        kind = self.ndl.optim.SGD if isinstance(spec, c.SGD) else self.ndl.optim.Adam
+        tied = [layer for _, layer in c.walk(self.case.model) if isinstance(layer, c.Linear) and layer.tie is not None]
+        # a generator, as a user may pass one; with tied weights, as if they had been listed layer by layer
+        repeated = [p for p in self.model.parameters() for _ in range(2 if tied else 1)]
+        return kind((p for p in repeated), **given)
+
+    def phase(self, name: str) -> Phase:
+        """Needle at work: what it raises there is a failure of this phase."""
+        return Phase(name, self.clock, self.ndl)
+
+    def window(self, t: int) -> Window:
+        """Gates A and B: a close look only once in a case, in its last step and in its last evaluation."""
+        return Window(self.ndl, closely=t == self.case.steps - 1)
+
+    def tensor(self, name: str) -> Any:
+        """A parameter or a buffer, as it is now."""
+        owner, attribute = self.tensors[name]
+        return getattr(owner, attribute)
+
+    def array(self, name: str) -> Array:
+        """What it holds."""
+        return array_of(self.tensor(name))
+
+    def train(self) -> None:
+        """Training mode, but for the layers that the case keeps in evaluation mode."""
+        self.model.train()
+        for module in self.eval_modules:
+            module.eval()
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def load(self, state: State) -> None:
+        """Take over the common state before a step. A needle that cannot take it over, because it has changed a shape or
+        a dtype, has failed: the run ends with the steps so far.
+        """
+        if self.failed is not None:
+            return
+        try:
+            with self.phase("taking over the state"):
+                self._load(state)
+        except Failed as failed:
+            self.failed = failed.failure
+
+    def _load(self, state: State) -> None:
+        self._loads += 1
+        for name, value in state.tensors.items():
+            held = self.array(name)
+            if self._loads % 2 and held.shape == value.shape and held.dtype == value.dtype and held.flags.writeable:
+                held[...] = value  # into the array itself, which then stays the one that the optimizer knows
+                continue
+            # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
+            wide = value.astype(np.float64)
+            source = self.ndl.Tensor(wide, requires_grad=False) if name.endswith("bias") else wide
+            self.tensor(name).data = self.ndl.Tensor(source, dtype="float32", requires_grad=False)
+        for quantity, values in state.slots.items():
+            state_of = getattr(self.optimizer, STATE[quantity])
+            for name, value in values.items():
+                parameter = self.parameters[name]
+                if parameter in state_of:
+                    array_of(state_of[parameter])[...] = value
+
+    # -- what is differentiated ---------------------------------------------------------------------------------------
+
+    def loss(self, out: Any, t: int, m: int) -> tuple[Any, Any]:
+        """The loss of micro-batch m of step t, and the cotangent that its backward pass starts from, or None."""
+        ndl, loss = self.ndl, self.case.loss
+        if isinstance(loss, c.SoftmaxLoss):
+            assert self.batches.labels is not None
+            # a Tensor asks for a gradient unless told otherwise; labels have none in any case
+            default = (self.case.seed_for("labels") + t) % 2
+            return self.softmax_loss(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=bool(default))), None
+        assert self.batches.drawn is not None
+        drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=self.taped)
+        if isinstance(loss, c.Cotangent):
+            return out, drawn
+        if isinstance(loss, c.WeightedSum):
+            return (out * drawn).sum(), None
+        return ((out - drawn) ** 2).sum() / self.case.data.rows, None
+
+    def backward(self, loss: Any, cotangent: Any, obs: Observation) -> None:
+        """The backward pass, or as many as the case has."""
+        given = () if cotangent is None else (cotangent,)
+        if self.case.backward == "twice":
+            loss.backward(*given, retain_graph=True)  # the second one overwrites
+        loss.backward(*given)
+        if self.case.backward == "twice":
+            try:
+                loss.backward(*given)
+            except RuntimeError:
+                return
+            obs.hold("kept", "the freed graph, through which a third backward went", False)
