@@ -13,7 +13,7 @@ from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, move
 
 def transposed(d: Draw) -> Drawn:
     """A shape of rank 2 or more, and two axes or none."""
-    shape = d.shape(min_rank=2)
+    shape = d.shape(min_rank=3 if d.maybe() else 2)
     if d.maybe():
         shape = (shape[0],) * len(shape)  # a wrong pair of axes then has the right shape
     if d.maybe():
