@@ -1,4 +1,4 @@
-"""What happened and where, in one line."""
+"""What happened and where: a line, and the numbers."""
 
 from __future__ import annotations
 
@@ -22,3 +22,27 @@ def headline(divergence: Divergence) -> str:
     if d.failure is not None:
         return f"needle raises {d.failure.kind} at step {d.step}, in {d.failure.phase}"
     return f"needle and torch part at step {d.step}: {d.place}"
+
+
+def shown(divergence: Divergence) -> list[tuple[str, str]]:
+    """What needle, torch and the truth show, each with its name."""
+    d = divergence
+    if d.failure is not None:
+        lines = [("needle", d.failure.message or "(no message)")]
+        if d.failure.where:
+            lines.append(("at", d.failure.where))
+    else:
+        if d.rule in ("missing", "unexpected", "exact"):
+            lines = [("finding", d.message)]
+        else:
+            dtype = f"   ({d.dtype})" if d.dtype else ""
+            lines = [("needle", number(d.ours) + dtype)]
+            if d.peer is not None:
+                lines.append(("torch", number(d.peer) + "   (float32)"))
+            if d.truth is not None:
+                lines.append(
+                    ("truth" if d.dtype else "expected", number(d.truth) + ("   (float64)" if d.dtype else ""))
+                )
+        if d.error is not None and d.allowed is not None:
+            lines.append(("error", f"{d.error:.2g}, allowed {d.allowed:.2g} (rule {d.rule})"))
+    return lines

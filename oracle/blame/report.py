@@ -12,7 +12,7 @@ import numpy as np
 from oracle import commands, files
 from oracle.apart import Broken, Died, apart
 from oracle.blame import script
-from oracle.blame.headline import headline, number
+from oracle.blame.headline import headline, shown
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence
@@ -23,25 +23,8 @@ LATEST = commands.LATEST
 def block(case: c.Case, divergence: Divergence, replay: str) -> str:
     """What the terminal shows of a failing case; ``replay`` is the command that shows it again."""
     d = divergence
-    if d.failure is not None:
-        lines = [("needle", d.failure.message or "(no message)")]
-        if d.failure.where:
-            lines.append(("at", d.failure.where))
-    else:
-        if d.rule in ("missing", "unexpected", "exact"):
-            lines = [("finding", d.message)]
-        else:
-            dtype = f"   ({d.dtype})" if d.dtype else ""
-            lines = [("needle", number(d.ours) + dtype)]
-            if d.peer is not None:
-                lines.append(("torch", number(d.peer) + "   (float32)"))
-            if d.truth is not None:
-                lines.append(
-                    ("truth" if d.dtype else "expected", number(d.truth) + ("   (float64)" if d.dtype else ""))
-                )
-        if d.error is not None and d.allowed is not None:
-            lines.append(("error", f"{d.error:.2g}, allowed {d.allowed:.2g} (rule {d.rule})"))
-    lines += [
+    lines = [
+        *shown(d),
         ("suspect", suspect(case, d)),
         ("case", f"{case.digest}: {c.describe(case)}"),
         ("replay", replay),

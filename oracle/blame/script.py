@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from oracle import operations
 from oracle.apart import CASE_SECONDS
-from oracle.blame.headline import headline
+from oracle.blame.headline import headline, shown
 from oracle.blame.locate import suspect
 from oracle.cases import case as c
 from oracle.cases import inputs
@@ -98,6 +98,9 @@ def _render(template: str, **values: Any) -> str:
 
 def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     """What every script says at its top and its end."""
+    import needle
+
+    folder = str(Path(str(needle.__file__)).resolve().parents[1])
     d = divergence
     expected, kind = None, "number"
     if d.rule == "unexpected":
@@ -117,6 +120,9 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "head": repr(head),
         "description": "\n    ".join(textwrap.wrap(_safe(c.describe(case)), 110)),
         "suspect": "\n".join(textwrap.wrap(_safe(suspect(case, d)), 110)),
+        "numbers": [_safe(f"{name:<8} {text}"[:110]) for name, text in shown(d)],
+        "needle": repr(folder),
+        "folder": _safe(folder),
         "digest": case.digest,
         "quantity": repr(d.quantity),
         "name": repr(d.name),
@@ -518,7 +524,8 @@ def _train(case: c.TrainCase, divergence: Divergence, ndl: Any, replayed: bool) 
         is_shape = isinstance(divergence.truth, str) and divergence.truth.startswith("(")
         values["expected"] = f"np.zeros({divergence.truth})" if is_shape else "ours"
     tied = any(isinstance(layer, c.Linear) and layer.tie is not None for _, layer in c.walk(case.model))
-    listed = f"(p for p in model.parameters(){' for _ in range(2)' if tied else ''})"
+    listed = f"p for p in model.parameters(){' for _ in range(2)' if tied else ''}"
+    listed = f"[{listed}] if not hasattr(ndl.Tensor, 'retain_grad') else ({listed})"  # the course wants a list
     clip = None if case.clip is None else 0.25 if case.clip.max_norm is None else case.clip.max_norm
     return _render(
         "script.py.j2",

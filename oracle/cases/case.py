@@ -26,49 +26,39 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct, defstruct
 
-from oracle.operations import OPERATIONS, result_shape
+from oracle.cases.bounds import (
+    LARGEST_FILE,
+    MOST_PARTS,
+    Argument,
+    Fraction,
+    NonNegative,
+    Number,
+    Place,
+    Positive,
+    Rows,
+    Seed,
+    Step,
+    Width,
+    affordable,
+    attributes,
+    require,
+    shallow,
+    too_deep,
+)
+from oracle.cases.bounds import (
+    CaseError as CaseError,
+)
+from oracle.operations import MOST_AXES, OPERATIONS, extent, largest, result_shape
 
 FORMAT = 1
-DEEPEST = 100  # levels of JSON: 49 containers in one another
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-Width = Annotated[int, Meta(ge=1, le=4096)]
-Rows = Annotated[int, Meta(ge=1, le=4096)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Special = Literal["nan", "inf", "-inf"]
-
-
-class CaseError(ValueError):
-    """A case, or a case file, that cannot be: the message names the field, the value and the rule."""
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
     """A part of a case."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise CaseError(message)
-
-
-def _tupled(value: Any) -> Any:
-    """Lists, as JSON gives them, become tuples: a case is hashable and equal to its decoded self."""
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an op, tuples for lists. What NumPy's shapes let pass, and torch or the truth do not, is refused."""
-    attributes = {k: _tupled(v) for k, v in given.items()}
-    for name, value in attributes.items():
-        for v in value if isinstance(value, tuple) else (value,):
-            _require(name == "keepdims" or not isinstance(v, bool), f"attributes: {name} must not be {v}")
-            _require(name != "labels" or isinstance(v, int), f"attributes: labels must be whole numbers, got {v!r}")
-            _require(not isinstance(v, int) or abs(v) < 2**31, f"attributes: {name}={v} must be below 2**31")
-    return attributes
 
 
 # -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
@@ -80,7 +70,7 @@ class Linear(_Part, frozen=True, tag="Linear"):
     out: Width
     bias: bool = True
     frozen: bool = False
-    tie: int | None = None
+    tie: Argument | None = None
 
 
 class ReLU(_Part, frozen=True, tag="ReLU"):
@@ -171,11 +161,11 @@ class OpStep(_Part, frozen=True, tag="OpStep"):
     """One operation inside `Ops`. ``args`` index the values so far: 0 is the input of the block."""
 
     op: str
-    args: tuple[int, ...]
+    args: tuple[Argument, ...]
     attributes: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
+        msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
 
 
 class Ops(_Part, frozen=True, tag="Ops"):
@@ -212,8 +202,8 @@ else:
 class Atom(_Part, frozen=True, tag="Atom"):
     """One special value in the data; ``at`` counts elements row by row, modulo the size."""
 
-    at: Annotated[int, Meta(ge=0)]
-    value: float
+    at: Place
+    value: Number
 
 
 class Data(_Part, frozen=True, tag="Data"):
@@ -222,7 +212,7 @@ class Data(_Part, frozen=True, tag="Data"):
     rows: Rows
     features: Width
     scale: NonNegative = 1.0
-    offset: float = 0.0
+    offset: Number = 0.0
     atoms: tuple[Atom, ...] = ()
     repeated_rows: bool = False
     constant_column: bool = False
@@ -292,7 +282,7 @@ class Clip(_Part, frozen=True, tag="Clip"):
 class LrChange(_Part, frozen=True, tag="LrChange"):
     """``optimizer.lr = lr`` before step ``step``."""
 
-    step: Annotated[int, Meta(ge=1)]
+    step: Step
     lr: Positive
 
 
@@ -302,8 +292,8 @@ class Gap(_Part, frozen=True, tag="Gap"):
     ``parameter`` counts those that get gradients, and starts again behind the last of them.
     """
 
-    step: Annotated[int, Meta(ge=1)]
-    parameter: Annotated[int, Meta(ge=0)] = 0
+    step: Step
+    parameter: Place = 0
 
 
 class Memory(_Part, frozen=True, tag="Memory"):
@@ -396,7 +386,7 @@ class TrainCase(_Case, frozen=True, tag="train"):
     loss: Loss
     optimizer: Optimizer
     seed: Seed
-    steps: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    steps: Step = 1
     clip: Clip | None = None
     lr_changes: tuple[LrChange, ...] = ()
     gap: Gap | None = None
@@ -440,15 +430,13 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 class Operand(_Part, frozen=True, tag="Operand"):
     """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
 
-    shape: tuple[Annotated[int, Meta(ge=0, le=4096)], ...]
-    values: tuple[float | Special, ...]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(max_length=MOST_AXES)]
+    values: tuple[Number | Special, ...]
     layout: Literal["C", "F", "strided", "reversed"] = "C"
 
     def __post_init__(self) -> None:
         size = math.prod(self.shape)
-        _require(
-            len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}"
-        )
+        require(len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}")
 
     @property
     def array(self) -> Array:
@@ -471,15 +459,16 @@ class OpCase(_Case, frozen=True, tag="op"):
     op: str
     operands: tuple[Operand, ...]
     attributes: dict[str, Any] = {}
-    cotangent: tuple[float, ...] = (1.0,)
+    cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
-    constants: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # numbers of the operands that ask for no gradient
+    constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "attributes", _attributes(self.attributes))
-        _require(len(self.cotangent) > 0, "cotangent must have at least one value")
+        msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
+        require(len(self.operands) <= MOST_PARTS, f"operands: {len(self.operands)} are more than {MOST_PARTS}")
+        require(len(self.cotangent) > 0, "cotangent must have at least one value")
         free = set(range(len(self.operands))) - set(self.constants)
-        _require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
+        require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
         try:
             self.result_shape  # noqa: B018 - asked for its errors
         except ValueError as error:
@@ -529,7 +518,7 @@ def op_shapes(layer: Ops, rows: int, width: int) -> list[Shape]:
     shapes: list[Shape] = [(rows, width)]
     for i, step in enumerate(layer.steps):
         for arg in step.args:
-            _require(0 <= arg < len(shapes), f"steps[{i}]: args {step.args} must index the {len(shapes)} values so far")
+            require(0 <= arg < len(shapes), f"steps[{i}]: args {step.args} must index the {len(shapes)} values so far")
         shapes.append(result_shape(step.op, [shapes[a] for a in step.args], step.attributes))
     return shapes
 
@@ -540,6 +529,9 @@ class _Checker:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.linears: list[Shape] = []
+        self.parts = 0  # layers and operations; with what follows, what a pass costs
+        self.numbers = 0.0  # values of all layers, and parameters
+        self.products = 0.0  # multiplications in products
         self.widths: dict[str, int] = {}  # path -> width of the layer's input
 
     def body(self, layers: Sequence[Layer], width: int, prefix: str, training: bool) -> int:
@@ -555,37 +547,47 @@ class _Checker:
 
     def layer(self, layer: Layer, width: int, path: str, training: bool) -> int:
         where = f"model[{path}]"
+        self.parts += 1
+        self.numbers += self.rows * width
         if isinstance(layer, Linear):
             shape = (width, layer.out)
+            self.numbers += width * layer.out
+            self.products += self.rows * width * layer.out
             if layer.tie is not None:
                 known = self.linears[layer.tie] if 0 <= layer.tie < len(self.linears) else None
-                _require(
+                require(
                     not layer.frozen, f"{where}: a Linear with a tie cannot be frozen; freeze the one it is tied to"
                 )
-                _require(known == shape, f"{where}: tie={layer.tie} names a Linear of shape {known}, but needs {shape}")
+                require(known == shape, f"{where}: tie={layer.tie} names a Linear of shape {known}, but needs {shape}")
             self.linears.append(shape)
             return layer.out
         if isinstance(layer, BatchNorm):
-            _require(
+            require(
                 self.rows > 1 or not training, f"{where}: BatchNorm needs at least 2 rows in training, got {self.rows}"
             )
             return width
         if isinstance(layer, Residual):
             out = self.body(layer.body, width, f"{path}.", training)
-            _require(out == width, f"{where}: Residual body must keep the width {width}, but gives {out}")
+            require(out == width, f"{where}: Residual body must keep the width {width}, but gives {out}")
             return width
         if isinstance(layer, Branch):
             left = self.body(layer.left, width, f"{path}.left.", training)
             right = self.body(layer.right, width, f"{path}.right.", training)
-            _require(left == right, f"{where}: both branches must give the same width, got {left} and {right}")
+            require(left == right, f"{where}: both branches must give the same width, got {left} and {right}")
             return left
         if isinstance(layer, Sequential):
             return self.body(layer.body, width, f"{path}.", training)
         if isinstance(layer, Eval):
             return self.body(layer.body, width, f"{path}.", False)
         if isinstance(layer, Ops):
-            out_shape = op_shapes(layer, self.rows, width)[-1]
-            _require(
+            self.parts += len(layer.steps)
+            shapes = op_shapes(layer, self.rows, width)
+            for step, made in zip(layer.steps, shapes[1:], strict=True):
+                self.numbers += 4 * extent(made)
+                if step.op == "matmul":  # of (n, k) and (k, m): n * k * m
+                    self.products += math.sqrt(math.prod(extent(shapes[a]) for a in step.args) * extent(made))
+            out_shape = shapes[-1]
+            require(
                 len(out_shape) == 2 and out_shape[0] == self.rows and out_shape[1] >= 1,
                 f"{where}: Ops must end with shape ({self.rows}, width), but gives {out_shape}",
             )
@@ -621,20 +623,38 @@ def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
     return checker.widths
 
 
+def cost(case: Case) -> tuple[float, float]:
+    """What judging a case takes, roughly: bytes, and seconds of a core. Measured: 350 B, 4 us a number, 1 ms a layer."""
+    if isinstance(case, OpCase):
+        shapes = [o.shape for o in case.operands]
+        numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
+        return 350.0 * numbers, 4e-5 * numbers
+    checker = _Checker(case.data.rows)
+    width = checker.body(case.model, case.data.features, "", True)
+    train = isinstance(case, TrainCase)
+    steps, passes = (case.steps, 1 if case.backward == "once" else 2) if isinstance(case, TrainCase) else (1, 2)
+    held = checker.numbers + case.data.rows * width
+    drawn = 5.0 * steps * passes * case.data.rows * (case.data.features + width) if train else 0.0
+    seconds = steps * passes * (1e-3 * checker.parts + 4e-6 * held + 2e-9 * checker.products)
+    return 350.0 * held + drawn, seconds
+
+
 def _check_model(case: TrainCase | SecondOrderCase) -> None:
+    parts = sum(1 + (len(layer.steps) if isinstance(layer, Ops) else 0) for _, layer in walk(case.model))
+    require(parts <= MOST_PARTS, f"model: {parts:,} layers and operations are more than {MOST_PARTS:,}")
     width = output_width(case.model, case.data.rows, case.data.features)
     if isinstance(case.data, Digits):
-        _require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
-        _require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
-    _require(trains(case.model), "model: at least one layer must have a parameter to train")
+        require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
+        require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
+    require(trains(case.model), "model: at least one layer must have a parameter to train")
     if isinstance(case.loss, SoftmaxLoss) and case.loss.labels == "uint8":
-        _require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
+        require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
     if isinstance(case, TrainCase):
         for change in case.lr_changes:
-            _require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
+            require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
         if case.gap is not None:
-            _require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
-            _require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")
+            require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
+            require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -651,17 +671,19 @@ def encode(case: Case) -> bytes:
 
 
 def decode(text: bytes | str) -> Case:
-    """The case of a JSON text; CaseError names what is wrong with it, and where."""
+    """The case of a JSON text; CaseError names what is wrong with it, and where. What it asks for can be had."""
+    require(len(text) <= LARGEST_FILE, f"{len(text):,} bytes are more than the {LARGEST_FILE:,} of the largest case")
     try:
         raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise CaseError(f"not JSON: {error}") from None
     except RecursionError:
-        raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case") from None
-    _check_depth(raw)
+        raise too_deep() from None
+    shallow(raw)
     if not isinstance(raw, dict) or "format" not in raw:
         raise CaseError('not a case: an object with "format" and "kind" is needed')
-    if raw.pop("format") != FORMAT:
+    number = raw.pop("format")
+    if type(number) is not int or number != FORMAT:
         raise CaseError(f"a case of another format: this version reads format {FORMAT}; take the oracle that wrote it")
     try:
         case: Case = msgspec.convert(raw, Case)
@@ -669,22 +691,18 @@ def decode(text: bytes | str) -> Case:
         raise CaseError(str(error)) from None
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:  # out of a definition of an op
         raise CaseError(f"not a case: {type(error).__name__}: {error}") from None
+    affordable(*cost(case))
     return case
 
 
-def _check_depth(raw: Any) -> None:
-    level = [raw]
-    for _ in range(DEEPEST):
-        level = [v for x in level if isinstance(x, dict | list) for v in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return
-    raise CaseError(f"nested too deeply: {DEEPEST} levels are enough for every case")
-
-
 def read(path: Path) -> Case:
-    """The case of a file; CaseError names the file."""
+    """The case of a file; CaseError names the file. What is no file, as a pipe or a device, is not opened."""
     try:
-        return decode(path.read_bytes())
+        require(path.is_file() or not path.exists(), "not a file")
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        require(len(text) <= LARGEST_FILE, f"more than the {LARGEST_FILE:,} bytes of the largest case")
+        return decode(text)
     except OSError as error:
         raise CaseError(f"{path}: {error.strerror}") from None
     except CaseError as error:

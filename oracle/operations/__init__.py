@@ -9,14 +9,27 @@ arrays that carry error bounds (`bounds`).
 """
 
 from oracle.operations import elementwise, indexing, losses, norms, products, reductions, shapes, tuples
-from oracle.operations.operation import MEANINGS, OPERATIONS, Operation, result_shape
+from oracle.operations.operation import (
+    MEANINGS,
+    MOST,
+    MOST_AXES,
+    OPERATIONS,
+    Operation,
+    extent,
+    largest,
+    result_shape,
+)
 
 __all__ = [
     "MEANINGS",
+    "MOST",
+    "MOST_AXES",
     "OPERATIONS",
     "Operation",
     "elementwise",
+    "extent",
     "indexing",
+    "largest",
     "losses",
     "norms",
     "products",

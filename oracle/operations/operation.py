@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -82,16 +83,59 @@ def meaning(node: str) -> Callable[[Meaning], Meaning]:
     return enter
 
 
+MOST = 1 << 20  # numbers of an operand, or of what an operation makes
+MOST_AXES = 8
+
+
 def result_shape(op: str, shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    """Shape of ``op`` on operands of these shapes; ValueError that says why where it has none."""
+    """Shape of ``op`` on operands of these shapes; ValueError that says why where it has none, or a huge one."""
     if op not in OPERATIONS:
         raise ValueError(f"unknown op {op!r}; known are {', '.join(sorted(OPERATIONS))}")
+    listed = ", ".join(map(str, shapes[:MOST_AXES]))
+    numbers = largest(shapes, attributes)
+    if numbers > MOST or any(len(shape) > MOST_AXES for shape in shapes):
+        raise ValueError(
+            f"{op} on operands of shape {listed} with {attributes!s:.200} may take {numbers:,} numbers: {MOST:,} are the "
+            f"most, and {MOST_AXES} axes"
+        )
     operands = [Var(np.ones((1, 1, *shape)), needs=False) for shape in shapes]
     try:
         return OPERATIONS[op].definition(Tape(None), *operands, **attributes).shape
     except (TypeError, ValueError, IndexError) as error:
-        listed = ", ".join(map(str, shapes))
-        raise ValueError(f"{op} does not apply to operands of shape {listed} with {attributes}: {error}") from None
+        given = f"{attributes!s:.200}"
+        raise ValueError(f"{op} does not apply to operands of shape {listed} with {given}: {error}") from None
+
+
+def extent(shape: Shape) -> int:
+    """How many numbers a shape stands for; an empty axis counts as 1, for what is summed over it is there again."""
+    return math.prod([n or 1 for n in shape])
+
+
+def largest(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> int:
+    """No operation makes more numbers of such operands: it broadcasts them, or takes products over the last axes."""
+    each = [extent(shape) for shape in shapes]
+    found = max(sum(each), extent(attributes.get("shape", ())))
+    if len(shapes) > 1 and math.prod(each) > MOST:
+        found = max(found, _together(shapes))
+        first, second = shapes[:2]
+        if len(first) > 1 < len(second):
+            found = max(found, _together([first[:-2], second[:-2]]) * extent(first[-2:-1]) * extent(second[-1:]))
+    if "padding" in attributes or "stride" in attributes:  # conv: (n, h, w, c) and (k, k, c, out), as columns
+        image, kernel = (shapes[i] if i < len(shapes) and len(shapes[i]) == 4 else (1, 1, 1, 1) for i in (0, 1))
+        n, h, w, _ = image
+        around = 2 * attributes.get("padding", 0)
+        found = max(found, extent((n, h + around, w + around)) * max(extent(kernel[:3]), extent(kernel[3:])))
+    if "dilation" in attributes:
+        found *= (1 + attributes["dilation"]) ** len(attributes.get("axes", ()))
+    return found
+
+
+def _together(shapes: Sequence[Shape]) -> int:
+    """Numbers of operands that are broadcast; 0 where they cannot be."""
+    try:
+        return extent(np.broadcast_shapes(*shapes))
+    except ValueError:
+        return 0
 
 
 # -- what blocks say in the same words --------------------------------------------------------------------------------

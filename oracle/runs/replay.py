@@ -52,7 +52,8 @@ def replay(name: str, asked: commands.Asked) -> int:
             raise c.CaseError(f"{commands.shown(path)} holds {case.digest}, another case; give its path to replay it")
         about = c.describe(case)
     except (c.CaseError, OSError, UnicodeEncodeError) as error:
-        print(f"replay: {one_line(error)}", file=sys.stderr)
+        why = f"no case {name[:80]}: {error.strerror}" if isinstance(error, OSError) else one_line(error)
+        print(f"replay: {why if len(why) < 500 else why[:500] + ' …'}", file=sys.stderr)
         return ExitCode.USAGE
     again = asked.replay(name if looked_up else path)
     if path.parent.name == files.EARLIER:

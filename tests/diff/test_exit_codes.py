@@ -353,7 +353,14 @@ def alone(folder, text, line="", needle_too=True, **more):
         other(folder, line)
     (folder / "failing.py").write_text(text, encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    program = [sys.executable, "-I" if not needle_too else "-W", *(() if not needle_too else ("error",)), "failing.py"]
+    program = [
+        sys.executable,
+        "-I" if not needle_too else "-W",
+        *(() if not needle_too else ("error",)),
+        "failing.py",
+        "--needle",
+        ".",
+    ]
     return subprocess.Popen(
         program, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
     )
@@ -392,6 +399,7 @@ def test_a_script_has_the_same_codes(text, tmp_path):
 def test_a_script_is_interrupted(text, tmp_path):
     process = alone(tmp_path / "a", text, TANH.format("(print('now', flush=True), __import__('time').sleep(99))"))
     assert process.stdout.readline().startswith("needle and torch part")
+    assert process.stdout.readline() == f"  of       {tmp_path / 'a'}\n"
     assert process.stdout.readline() == "now\n"
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)

@@ -2,8 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,8 +225,6 @@ def test_a_folder_is_tried_before_the_run_and_costs_no_verdict(faulty, tmp_path,
 
 def test_a_needle_that_changes_the_working_directory_loses_no_file(faulty, monkeypatch, tmp_path):
     def elsewhere(self, a):
-        import os
-
         os.chdir("/")
         return 1.25 * a
 
@@ -252,3 +253,41 @@ def test_half_a_file_is_never_seen(tmp_path, monkeypatch):
         files.save(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_digest_is_looked_up_and_a_path_may_have_any_name(tmp_path, capsys):
+    case, other = CASES[:2]
+    odd = tmp_path / "not a digest [1].txt"
+    odd.write_bytes(c.encode(case))
+    assert main(["replay", str(odd)]) == 0
+    (tmp_path / f"{case.digest}.json").write_bytes(c.encode(case))
+    (tmp_path / "summary.json").write_text("{}")
+    assert main(["replay", case.digest[:5], "--from", str(tmp_path)]) == 0
+    (tmp_path / f"{case.digest}.json").write_bytes(c.encode(other))
+    assert main(["replay", str(tmp_path / f"{case.digest}.json")]) == 0, "by its path it is what it is"
+    capsys.readouterr()
+    for name, message in (
+        (case.digest, f"{case.digest}.json holds {other.digest}, another case"),
+        ("summary", "no case 'summary' in"),
+        ("*", "no case '*' in"),
+        ("x" * 5000, "no case"),
+        ("absent.json", "No such file"),
+        (str(tmp_path), "no case"),
+    ):
+        assert main(["replay", name, "--from", str(tmp_path)]) == 2, name
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
+def test_any_encoding_of_the_output_works(encoding, tmp_path):
+    out = tmp_path / "é"
+    env = os.environ | {"PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "PYTHONUTF8": "0"}
+    path = tmp_path / "é.json"
+    path.write_bytes(c.encode(CASES[0]))
+    line = [sys.executable, "-m", "oracle", "replay", path, "--from", out]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needle and torch agree" in done.stdout.decode(encoding)
+    assert done.stderr == b""

@@ -63,7 +63,6 @@ def both(y, x, cotangent=None):
         "tanh",
         "sigmoid",
         "softplus",
-        "softplus",
         "x/3",
         "3/x",
         "x/x",

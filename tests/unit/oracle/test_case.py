@@ -1,6 +1,7 @@
 """A Case validates itself, and survives the way through JSON."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -114,3 +115,67 @@ def test_memory_layouts_hold_the_same_numbers(layout):
     assert operand.array.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert operand.array.flags.c_contiguous == (layout == "C")
     assert c.Operand((), (7.0,), layout).array.shape == ()
+
+
+def op(name, *shapes, **attributes):
+    operands = tuple(c.Operand(s, (0.0,) * int(np.prod(s))) for s in shapes)
+    return c.OpCase(name, operands, attributes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: op("summation", (0, 4096, 4096), axes=0), "may take 16,777,216 numbers: 1,048,576 are the most"),
+        (lambda: op("add", (4096, 1), (1, 4096)), r"add on .* may take 16,777,216 numbers"),
+        (lambda: op("matmul", (4096, 1), (1, 4096)), r"matmul on .* may take 16,777,216 numbers"),
+        (lambda: op("dilate", (64, 64), axes=(0, 1), dilation=64), "may take 17,305,600 numbers"),
+        (lambda: op("conv", (1, 64, 64, 8), (8, 8, 8, 1), stride=1, padding=64), "may take 18,874,368 numbers"),
+        (lambda: op("broadcast_to", (1,), shape=(2**20, 2)), "may take 2,097,152 numbers"),
+        (lambda: op("broadcast_to", (1,), shape=(2**20 + 1,)), "shape of broadcast_to: Expected `int` <= 1048576"),
+        (lambda: op("conv", (1, 8, 8, 1), (2, 2, 1, 1), stride=1, padding=10**6), "Expected `int` <= 64"),
+        (lambda: op("conv", (1, 8, 8, 1), (2, 2, 1, 1), stride=1), "conv needs 'padding'"),
+        (lambda: op("add_scalar", (1,), c=True), "Expected `float`, got `bool`"),
+        (lambda: op("add_scalar", (1,), c="1"), "Expected `float`, got `str`"),
+        (lambda: op("add_scalar", (1,), c=1e39), r"Expected `float` <= 3.4028"),
+        (lambda: op("exp", (1,), c=1.0), "exp has no 'c', but none at all"),
+        (lambda: op("cast", (1,), dtype="float64"), "cast has no 'dtype'"),
+        (lambda: op("transpose", (2, 2), axes=(0, 1, 0)), "Expected `array` of length 2"),
+        (lambda: op("softmax_loss", (2, 2), labels=(0, -1)), "Expected `int` >= 0"),
+        (lambda: op("getitem", (2,), index=((0, 2, 0),)), "Expected `int` >= 1"),
+        (lambda: train(*[c.ReLU()] * 1000, c.Linear(2)), "1,001 layers and operations are more than 1,000"),
+        (lambda: c.decode(" " * (5 << 20)), "5,242,880 bytes are more than the 4,194,304 of the largest case"),
+    ],
+)
+def test_what_no_machine_has_is_refused_with_the_figure(make, message):
+    with pytest.raises(c.CaseError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "figure"),
+    [
+        ({"data": c.Data(rows=4096, features=4096)}, "asks for about 6.0 GB and 67 s: at most 2 GB and 300 s"),
+        ({"steps": 100_000, "data": c.Data(rows=64, features=64)}, "asks for about 2.1 GB and 1,842 s"),
+        ({"steps": 100_000, "model": (c.Linear(2),) * 20}, "asks for about 0.0 GB and 2,"),
+    ],
+)
+def test_what_a_file_asks_for_is_refused_beforehand(changes, figure):
+    case = train(*changes.pop("model", ()), **changes)
+    with pytest.raises(c.CaseError, match=figure):
+        c.decode(c.encode(case))
+
+
+def test_a_whole_number_is_a_float_where_that_is_meant():
+    assert op("add_scalar", (1,), c=2) == op("add_scalar", (1,), c=2.0)
+    assert isinstance(op("add_scalar", (1,), c=2).attributes["c"], float)
+    assert op("add_scalar", (1,), c=2).digest == op("add_scalar", (1,), c=2.0).digest
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "large.json").write_bytes(b" " * (5 << 20))
+    for path, message in ((tmp_path / "pipe.json", "not a file"), (tmp_path / "folder.json", "not a file"),
+                          ("/dev/zero", "not a file"), (tmp_path / "large.json", "more than the 4,194,304 bytes")):  # fmt: skip
+        with pytest.raises(c.CaseError, match=message):
+            c.read(type(tmp_path)(path))

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 import needle
-from oracle.blame import judged, report, script
+from oracle.blame import headline, judged, report, script
 from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.rules.verdict import Divergence
@@ -37,7 +37,7 @@ def alone(folder, text):
     for name in ("oracle", "hypothesis", "msgspec", "jinja2", "rich"):
         (folder / f"{name}.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-W", "error", "failing.py"]
+    command = [sys.executable, "-W", "error", "failing.py", "--needle", "."]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -67,8 +67,8 @@ def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_
     (broken / "needle" / "ops.py").write_text(source.replace("1 - y * y", "1 - y"), encoding="utf-8")
     run = alone(broken, text)
     assert run.returncode == 1, run.stderr
-    assert f"needle   {report.number(found.ours)}   (float32)" in run.stdout
-    assert f"torch    {report.number(found.peer)}   (float32)" in run.stdout
+    assert f"needle   {headline.number(found.ours)}   (float32)" in run.stdout
+    assert f"torch    {headline.number(found.peer)}   (float32)" in run.stdout
     assert f"error    {found.error:.2g}" in run.stdout
     if kind == "train":  # the other kinds are shown to agree without the fault below, in this process
         run = alone(fixed, text)
@@ -194,3 +194,47 @@ def test_a_script_that_cannot_be_written_does_not_lose_the_case(tmp_path, monkey
     path = report.write(PLAIN, found, Asked(folder=tmp_path))
     assert path.exists()
     assert "no standalone script: RuntimeError: planted" in path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def planted_scripts():
+    """Texts of a script of each kind."""
+    fault = compute("Tanh", lambda y, a: y * np.float32(1.25))
+    cases = {**CASES, "twice": train(c.Linear(3), c.Tanh(), c.Linear(2), backward="twice", loss=c.MeanSquare())}
+    with fault.applied():
+        return {kind: script.checked(case, judged(case, needle).divergence) for kind, case in cases.items()}
+
+
+def run_at(path, *words, **env):
+    command = [sys.executable, "-W", "error", path.name, *map(str, words)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
+    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_script_never_falls_back_on_another_needle(planted_scripts, tmp_path):
+    text = planted_scripts["op"]
+    assert f"FOLDER = {str(ROOT)!r}" in text
+    path = tmp_path / "failing.py"
+    path.write_text(text, encoding="utf-8")
+    done = run_at(path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"  of       {ROOT}\n" in done.stdout, "the one that it was written for, wherever it is run"
+    path.write_text(text.replace(f"FOLDER = {str(ROOT)!r}", "FOLDER = '/nowhere'"), encoding="utf-8")
+    for words, message in (
+        ((), "no package needle in /nowhere"),
+        (("--needle", tmp_path / "absent"), f"no package needle in {tmp_path / 'absent'}"),
+        (("--nedle", "x"), "usage: "),
+    ):
+        done = run_at(path, *words, PYTHONPATH=str(ROOT))
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert message in done.stdout
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_lines_that_matter_come_first(kind, planted_scripts):
+    lines = planted_scripts[kind].splitlines()
+    code = lines.index("from __future__ import annotations")
+    assert any(line.startswith("    needle   ") for line in lines[:code]), "the numbers"
+    first = "def in_needle(operands):" if kind == "op" else "def needle_model():"
+    assert lines.index(first) < code + 8
