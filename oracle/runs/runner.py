@@ -518,6 +518,8 @@ def _shrink_deadly(failed: Failed) -> Failed:
             known[case.digest] = found, bytes(heard)
             # an endless loop is somewhere else each time that it is looked at
             return death.endless or culprit(case, found) == failed.culprit
+        except Broken:
+            pass  # a case that the harness cannot count
         return False
 
     smallest = shrink.shrink(failed.case, fails, ENDLESS_TRIES if _endless(failed) else DEADLY_TRIES)
