@@ -76,9 +76,9 @@ def replay(name: str, asked: commands.Asked) -> int:
     except inputs.NoDigits as error:
         return _no_verdict(console, str(error))
     except Died as death:
-        if death.endless and not death.doing:
+        if death.endless and not runner.of_needle(death):
             return _no_verdict(console, f"the case {death.how}, and not inside needle")
-        if not death.doing:  # not inside needle
+        if not runner.of_needle(death):
             raise
         verdict = Verdict(case, runner.died(case, death))
     except Broken as error:

@@ -344,7 +344,7 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
             break
         except Died as death:
             first = death
-        at = first.at if first.doing or first.at else 0
+        at = first.at
         before, case, cases = cases[:at], cases[at], cases[at + 1 :]
         alone = _ended(case, first) if first.endless else _alone(case)  # as long once more would tell nothing new
         if not alone.failed and not alone.harness_errors:
@@ -381,7 +381,7 @@ def _alone(case: c.Case) -> Result:
 def _ended(case: c.Case, death: Died) -> Result:
     """What to say of a case whose process has ended."""
     one = Result(digests=[f"{case.digest} {death.how};"])
-    if death.doing:
+    if of_needle(death):
         one.count(Verdict(case, died(case, death)))
     else:  # not inside needle
         one.harness_errors.append(f"{case.digest}: {c.describe(case)}: {death}")
@@ -392,7 +392,7 @@ def _not_alone(cases: Sequence[c.Case], first: Died, death: Died) -> Result:
     """What to say of a process that ends twice among some cases, and with none of them alone."""
     case = cases[min(death.at, len(cases) - 1)]
     one = Result(digests=[f"{case.digest} {death.how};"])
-    if signal.SIGKILL in (first.number, death.number) or not death.doing:
+    if signal.SIGKILL in (first.number, death.number) or not of_needle(death):
         one.harness_errors.append(
             f"{case.digest}: {death}, twice, which no case does to it alone; with too little memory, `--workers 1` takes less"
         )
@@ -403,9 +403,17 @@ def _not_alone(cases: Sequence[c.Case], first: Died, death: Died) -> Result:
     return one
 
 
+def of_needle(death: Died) -> bool:
+    """Whether the end of a process is needle's doing: in a phase of its own, in a line of its own, or by an exit, which no code
+    of the harness has.
+    """
+    inside = any(os.path.abspath(file).startswith(home(needle) + os.sep) for file, _, _ in death.frames)
+    return bool(death.doing) or inside or not (death.number or death.endless)
+
+
 def died(case: c.Case, death: Died) -> Divergence:
     """The end of a process inside needle as a divergence."""
-    step, _, phase = death.doing.partition(" ")
+    step, _, phase = (death.doing or "0 being looked at").partition(" ")
     where = place(death.frames, home(needle)) if death.frames else ""
     failure = Failure(phase, ENDED, death.how + (f" in {where}" if where and not death.endless else ""), where)
     message = f"needle does not return from {phase}: {death}"
@@ -458,7 +466,7 @@ def run_digits(seed: int) -> Digits:
     try:
         verdict, accuracy = apart(_judge_digits, case, patience=DIGITS_SECONDS, heard=heard)
     except Died as death:
-        if not death.doing:
+        if not of_needle(death):
             raise
         verdict, accuracy = Verdict(case, died(case, death)), float("nan")
     result.count(verdict)
@@ -504,12 +512,14 @@ def _shrink_deadly(failed: Failed) -> Failed:
         try:
             apart(judge_all, [case], patience=patience, heard=heard)
         except Died as death:
-            if not death.doing or death.endless != _endless(failed):
+            if not of_needle(death) or death.endless != _endless(failed):
                 return False
             found = died(case, death)
             known[case.digest] = found, bytes(heard)
             # an endless loop is somewhere else each time that it is looked at
             return death.endless or culprit(case, found) == failed.culprit
+        except Broken:
+            pass  # a case that the harness cannot count
         return False
 
     smallest = shrink.shrink(failed.case, fails, ENDLESS_TRIES if _endless(failed) else DEADLY_TRIES)

@@ -87,12 +87,14 @@ class Surroundings:
     def __init__(self, ways: Mapping[str, Way], free: Mapping[str, Way] | None = None) -> None:
         self._ways, self._free = ways, free or {}
         self._modules = len(sys.modules)
-        self._before = [look() for look, _ in ways.values()]
+        self._before = [way[0]() for way in ways.values()]
         self._before_free = [look() for look, _ in self._free.values()]
 
     def restore(self) -> list[str]:
         """Put back what has changed; what should not have, with what it was and is, in words."""
-        changed = []
+        changed: list[str] = []
+        if not self._free and [way[0]() for way in self._ways.values()] == self._before:
+            return changed  # in short: this is asked around every call of needle
         for (name, (look, put_back)), before in zip(self._ways.items(), self._before, strict=True):
             now = look()
             if now != before:
