@@ -164,4 +164,4 @@ def test_memory_check_other_errors_are_reported_not_swallowed(workers, tmp_path)
 
 def test_memory_check_a_process_that_dies_is_reported(workers, tmp_path):
     (tmp_path / "dies.py").write_text("import os\ndef leak(program):\n    os._exit(9)\n")
-    assert "ended with status" in workers.submit(Job(CASE, plant=f"{tmp_path / 'dies.py'}:leak")).result().error
+    assert "ended with exit status" in workers.submit(Job(CASE, plant=f"{tmp_path / 'dies.py'}:leak")).result().error
