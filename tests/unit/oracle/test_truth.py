@@ -1,5 +1,7 @@
 """The definitions are right: against central differences, and whole models against torch float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -130,11 +132,19 @@ def test_the_truth_is_torch_in_float64(layers, loss):
     assert max(verdict.tally.largest[k] for k in validated) < 0.1
 
 
+def tanh_with_a_slope_of(factor):
+    """The block of tanh, with a definition whose derivative is off by a factor."""
+
+    def tanh(t, x):
+        return elementwise.by_output(t, x, np.tanh, lambda y: (1 - y * y) * factor)
+
+    return dataclasses.replace(OPERATIONS["tanh"], definition=tanh)
+
+
 def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
-    right = elementwise.tanh
-    monkeypatch.setattr(
-        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * (1 + 1e-9))
-    )
+    right = OPERATIONS["tanh"]
+    wrong = tanh_with_a_slope_of(1 + 1e-9)
+    monkeypatch.setitem(OPERATIONS, "tanh", wrong)
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
@@ -145,14 +155,12 @@ def test_a_wrong_definition_is_found_by_torch_float64(monkeypatch):
     errors = judged(case, needle, validate=True).oracle_errors
     assert errors
     assert "the truth is wrong: adjoint 0" in errors[0]
-    monkeypatch.setattr(elementwise, "tanh", right)
+    monkeypatch.setitem(OPERATIONS, "tanh", right)
     assert judged(case, needle, validate=True).oracle_errors == []
 
 
 def test_rule_p_says_when_the_oracle_is_wrong(monkeypatch):
-    monkeypatch.setattr(
-        elementwise, "tanh", lambda t, x: elementwise.by_both(t, x, np.tanh, lambda x, y: (1 - y * y) * 1.001)
-    )
+    monkeypatch.setitem(OPERATIONS, "tanh", tanh_with_a_slope_of(1.001))
     case = c.TrainCase(
         model=(c.Linear(3), c.Tanh(), c.Linear(2)),
         data=c.Data(rows=4, features=3),
