@@ -215,6 +215,9 @@ def _no_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+LULL = 0.005  # seconds: a child tells something hundreds of times a second, and to wake up for each costs both of them
+
+
 # -- in the parent ----------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +322,8 @@ class _Talk:
                 until = time.monotonic() + patience
             elif time.monotonic() > until and self.answers not in ready:
                 return False  # it prints, and that is all
+            if self.answer is None:
+                time.sleep(LULL)
         return True
 
     def drain(self) -> None:
