@@ -1,6 +1,7 @@
 """Hypothesis profiles: `dev` at the desk, `ci` where CI is set, `nightly` by --hypothesis-profile=nightly."""
 
 import os
+import signal
 
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
@@ -16,3 +17,6 @@ settings.register_profile(
     "nightly", derandomize=False, database=_FOUND, deadline=None, max_examples=2000, print_blob=True
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and so would whatever the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
