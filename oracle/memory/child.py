@@ -82,7 +82,7 @@ def nursery() -> None:
     if len(sys.argv) > 1:
         die_with_parent(int(sys.argv[1]), signal.SIGKILL)
     import needle  # noqa: F401 - imported once, for all children
-    import oracle.systems.layers  # noqa: F401
+    import oracle.systems.ours  # noqa: F401
 
     gc.collect()
     gc.freeze()
