@@ -15,7 +15,7 @@
 __version__ = "0.1.0"
 
 from needle import autograd as autograd  # first: the other modules build on it
-from needle import data, init, nn, ops, optim
+from needle import data, init, nn, ops, optim, schedules
 from needle.autograd import Op, Tensor, TensorOp, TensorTuple, TensorTupleOp, all_devices, cpu, no_grad
 from needle.init import ones, ones_like, zeros, zeros_like
 from needle.ops import (
@@ -58,6 +58,7 @@ from needle.ops import (
     transpose,
     tuple_get_item,
 )
+from needle.saving import load, save
 
 __all__ = [
     "Op",
@@ -86,6 +87,7 @@ __all__ = [
     "init",
     "layer_norm",
     "linear",
+    "load",
     "log",
     "logsoftmax",
     "logsumexp",
@@ -105,6 +107,8 @@ __all__ = [
     "put_item",
     "relu",
     "reshape",
+    "save",
+    "schedules",
     "sigmoid",
     "softmax_cross_entropy",
     "softplus",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from needle import autograd, chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -28,6 +29,7 @@ __all__ = [
     "LayerNorm1d",
     "Linear",
     "Module",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Residual",
@@ -139,17 +141,27 @@ class Module:
 
     # -- modes and state
 
-    def train(self) -> Module:
-        """Switch this module and all in it to training; return it."""
+    def train(self, mode: bool = True) -> Self:
+        """Switch this module and all in it to training, or to evaluation if ``mode`` is False; return it.
+
+        TypeError if ``mode`` is no bool.
+        """
+        if not isinstance(mode, bool | np.bool):
+            raise TypeError(f"{type(self).__name__}.train: mode must be True or False, got mode={mode!r}")
         for module in self.modules_in():
-            module.training = True
+            module.training = bool(mode)
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch this module and all in it to evaluation; return it."""
         for module in self.modules_in():
             module.training = False
         return self
+
+    def zero_grad(self) -> None:
+        """Set ``.grad`` of every parameter to None, as ``reset_grad`` of an optimizer does."""
+        for p in self.parameters():
+            p.grad = None
 
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -164,17 +176,27 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers by dotted name."""
-        return {name: tensor.cached_data.copy() for name, tensor in self._state().items()}
+        return {name: np.array(tensor.cached_data) for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all parameters and buffers to the values of ``state``, in their own dtype.
 
-        KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
+        KeyError if names are missing or unknown, ValueError if a shape differs, TypeError for what is no dict or no
+        array of numbers; then nothing has been loaded.
         """
+        self._loading(state)()
+
+    def _loading(self, state: Mapping[str, Any], exact: bool = False) -> Callable[[], None]:
+        """Check a state; what this returns puts it in place, and cannot fail. ``exact`` refuses other dtypes."""
+        if isinstance(state, Module):
+            raise TypeError(
+                f"load_state_dict takes a dict of arrays by name, but got a {type(state).__name__}: "
+                "pass its .state_dict()"
+            )
         if not hasattr(state, "keys"):
             raise TypeError(
                 f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
-                "read a file first, for example with np.load(path)"
+                "read a file first, with np.load(path), or with ndl.load(path, model) if ndl.save has written it"
             )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -182,13 +204,27 @@ class Module:
             raise KeyError(
                 f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"
             )
-        values = {name: Tensor(np.array(state[name]), dtype=tensor.dtype).cached_data for name, tensor in own.items()}
-        for name, value in values.items():
-            if value.shape != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
-        for name, value in values.items():
-            own[name].cached_data = value
-            own[name]._changed = [autograd._a_change()]
+        values = {}
+        for name, tensor in own.items():
+            given = getattr(state[name], "cached_data", state[name])
+            try:
+                found = np.asarray(given)
+            except ValueError:  # lists of several lengths
+                found = np.array(None)
+            if found.dtype.kind not in "fiub":
+                raise TypeError(f"load_state_dict: {name} must be an array of numbers, but got dtype {found.dtype}")
+            if found.shape != tensor.shape:
+                raise ValueError(f"load_state_dict: {name} has the shape {tensor.shape}, but got {found.shape}")
+            if exact and found.dtype != tensor.dtype:
+                raise ValueError(f"load_state_dict: {name} has the dtype {tensor.dtype}, but got {found.dtype}")
+            values[name] = np.array(found, tensor.dtype)
+
+        def put() -> None:
+            for name, value in values.items():
+                own[name].cached_data = value
+                own[name]._changed = [autograd._a_change()]
+
+        return put
 
     # -- how it looks
 
@@ -333,20 +369,31 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         super().__init__()
         for module in modules:
-            if isinstance(module, type):
-                raise TypeError(
-                    f"Sequential takes modules, but got the class {module.__name__}: write {module.__name__}(...)"
-                )
-            if not callable(module):
-                raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
+            _refuse_other_than_modules("Sequential", module)
         self.modules = modules
 
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return Sequential(*self.modules[index])
+        return self.modules[_place(index, len(self), "Sequential")]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        _refuse_other_than_modules("Sequential", module)
+        place = _place(index, len(self), "Sequential")
+        self.modules = (*self.modules[:place], module, *self.modules[place + 1 :])
+
     def _members(self) -> Iterator[tuple[str, Any]]:
-        for name, value in vars(self).items():
-            if name == "modules":
-                yield from ((str(i), module) for i, module in enumerate(value))
-            else:
-                yield name, value
+        return _by_place(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_plan"}
@@ -361,6 +408,93 @@ class Sequential(Module):
         for module in self.modules:
             x = module(x)
         return x
+
+
+class ModuleList(Module):
+    """ModuleList: a list of modules for a ``forward`` of one's own; what is in it is found by its place.
+
+    A plain list does as well; this one refuses what is no module.
+
+    >>> layers = ModuleList([Linear(2, 3)])
+    >>> layers.append(ReLU())
+    >>> layers
+    ModuleList(
+      (0): Linear(2, 3)
+      (1): ReLU()
+    )
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        try:
+            given = list(modules)
+        except TypeError:
+            what = f"the class {modules.__name__}" if isinstance(modules, type) else f"a {type(modules).__name__}"
+            raise TypeError(f"ModuleList takes a list of modules, but got {what}: write ModuleList([...])") from None
+        for module in given:
+            _refuse_other_than_modules("ModuleList", module)
+        self.modules = given
+
+    def append(self, module: Module) -> None:
+        """Put a module at the end."""
+        _refuse_other_than_modules("ModuleList", module)
+        self.modules = [*self.modules, module]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> ModuleList: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return ModuleList(self.modules[index])
+        return self.modules[_place(index, len(self), "ModuleList")]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        _refuse_other_than_modules("ModuleList", module)
+        place = _place(index, len(self), "ModuleList")
+        self.modules = [*self.modules[:place], module, *self.modules[place + 1 :]]
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        return _by_place(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a list does not say what to do with a tensor."""
+        raise TypeError("a ModuleList cannot be called: call the modules in it, or use a Sequential")
+
+
+def _by_place(module: Module) -> Iterator[tuple[str, Any]]:
+    """The members of a module, those in ``modules`` by their place."""
+    for name, value in vars(module).items():
+        if name == "modules":
+            yield from ((str(i), part) for i, part in enumerate(value))
+        else:
+            yield name, value
+
+
+def _place(index: Any, n: int, name: str) -> int:
+    """The place of an index of a list of n, from the front; IndexError beyond it."""
+    try:
+        place = operator.index(index)
+    except TypeError:
+        raise TypeError(f"{name}: a place must be an integer or a slice, but got {index!r}") from None
+    if not -n <= place < n:
+        raise IndexError(f"{name}: there is no module {place} among {n}")
+    return place % n
+
+
+def _refuse_other_than_modules(name: str, module: Any) -> None:
+    if isinstance(module, type):
+        raise TypeError(f"{name} takes modules, but got the class {module.__name__}: write {module.__name__}(...)")
+    if isinstance(module, list | tuple):
+        raise TypeError(f"{name} takes modules, but got a {type(module).__name__}: write {name}(*modules)")
+    if not callable(module) or isinstance(module, Tensor):
+        raise TypeError(f"{name} takes modules, but got {type(module).__name__}")
 
 
 class SoftmaxLoss(Module):
@@ -393,8 +527,7 @@ class BatchNorm1d(Module):
     ) -> None:
         super().__init__()
         _check_norm("BatchNorm1d", dim, eps)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"BatchNorm1d: momentum must be in [0, 1], got momentum={momentum}")
+        _check_share("BatchNorm1d: momentum", momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -461,8 +594,16 @@ class LayerNorm1d(Module):
 
 def _check_norm(name: str, dim: int, eps: float) -> None:
     autograd._integer(dim, f"{name}: dim", 1)
-    if not 0 < eps < math.inf:
-        raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps}")
+    if not isinstance(eps, _real) or not 0 < eps < math.inf:
+        raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps!r}")
+
+
+_real = int, float, np.integer, np.floating
+
+
+def _check_share(what: str, value: float) -> None:
+    if not isinstance(value, _real) or not 0 <= value <= 1:
+        raise ValueError(f"{what} must be in [0, 1], got {what.split()[-1]}={value!r}")
 
 
 class Dropout(Module):
@@ -475,8 +616,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p must be in [0, 1], got p={p}")
+        _check_share("Dropout: p", p)
         self.p = p
 
     def _settings(self) -> str:
@@ -505,6 +645,7 @@ class Residual(Module):
 
     def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        _refuse_other_than_modules("Residual", fn)
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
