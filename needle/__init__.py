@@ -19,6 +19,7 @@ from needle import data, init, nn, ops, optim, schedules
 from needle.autograd import Op, Tensor, TensorOp, TensorTuple, TensorTupleOp, all_devices, cpu, no_grad
 from needle.init import ones, ones_like, zeros, zeros_like
 from needle.ops import (
+    PrecisionWarning,
     add,
     add_scalar,
     amax,
@@ -49,6 +50,7 @@ from needle.ops import (
     relu,
     reshape,
     sigmoid,
+    softmax,
     softmax_cross_entropy,
     softplus,
     split,
@@ -62,6 +64,7 @@ from needle.saving import load, save
 
 __all__ = [
     "Op",
+    "PrecisionWarning",
     "Tensor",
     "TensorOp",
     "TensorTuple",
@@ -110,6 +113,7 @@ __all__ = [
     "save",
     "schedules",
     "sigmoid",
+    "softmax",
     "softmax_cross_entropy",
     "softplus",
     "split",

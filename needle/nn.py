@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchNorm1d",
+    "Conv",
     "Dropout",
     "Flatten",
     "Identity",
     "LayerNorm1d",
     "Linear",
+    "MSELoss",
     "Module",
     "ModuleList",
     "Parameter",
@@ -35,6 +37,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "Sigmoid",
+    "Softmax",
     "SoftmaxLoss",
     "Softplus",
     "Tanh",
@@ -358,6 +361,107 @@ class Softplus(Module):
         return ((ops._softplus, ()),)
 
 
+class Softmax(Module):
+    """Softmax: any shape -> same shape, e^x / (sum of e^x) along ``axis``: probabilities, which add up to 1.
+
+    For training use SoftmaxLoss on the logits, which needs no Softmax before it and is right for large ones.
+
+    >>> Softmax()(Tensor([[0.0, 0.0], [1000.0, 0.0]], requires_grad=False))
+    needle.Tensor([[0.5, 0.5],
+                   [1. , 0. ]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = ops._index(axis, "Softmax: axis")
+
+    def _settings(self) -> str:
+        return "" if self.axis == -1 else f"axis={self.axis}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return e^x / (sum of e^x)."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops.Softmax(self.axis), ()),)
+
+
+class Conv(Module):
+    """Conv: images (n, in_channels, h, w) -> (n, out_channels, h', w'), convolved with a square kernel.
+
+    h' = (h + 2 padding - kernel_size) // stride + 1, and w' likewise. ``padding`` is (kernel_size - 1) // 2 if nothing
+    else is given, as in the course: with an odd kernel and stride 1 the size stays. ``weight`` (kernel_size, kernel_size,
+    in_channels, out_channels), Kaiming-uniform for in_channels kernel_size² inputs; ``bias`` (out_channels,), uniform
+    in ±1 / √(in_channels kernel_size²), or None with ``bias=False``. Both are drawn by one ``np.random.rand`` each.
+
+    The images of ``needle.data`` are (h, w, channels): ``x.transpose((2, 3)).transpose((1, 2))`` makes (n, c, h, w).
+
+    ValueError for images of another shape, or smaller than the kernel.
+
+    >>> Conv(3, 8, 3, stride=2)(init.ones(5, 3, 28, 28)).shape
+    (5, 8, 14, 14)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: DTypeLike = "float32",
+        *,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = autograd._integer(in_channels, "Conv: in_channels", 1)
+        self.out_channels = autograd._integer(out_channels, "Conv: out_channels", 1)
+        self.kernel_size = k = autograd._integer(_square(kernel_size, "kernel_size"), "Conv: kernel_size", 1)
+        self.stride = autograd._integer(_square(stride, "stride"), "Conv: stride", 1)
+        self.padding = (k - 1) // 2 if padding is None else autograd._integer(padding, "Conv: padding", 0)
+        inputs = self.in_channels * k * k
+        bound = math.sqrt(2) * math.sqrt(3 / inputs)
+        shape = (k, k, self.in_channels, self.out_channels)
+        self.weight = Parameter(init.rand(*shape, low=-bound, high=bound, dtype=dtype))
+        self.bias = None
+        if bias:
+            bound = 1 / math.sqrt(inputs)
+            self.bias = Parameter(init.rand(self.out_channels, low=-bound, high=bound, dtype=dtype))
+
+    def _settings(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        text += f", stride={self.stride}" if self.stride != 1 else ""
+        text += f", padding={self.padding}" if self.padding != (self.kernel_size - 1) // 2 else ""
+        return text + ("" if self.bias is not None else ", bias=False")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x with the weight, and the bias added to each channel."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
+        k = self.kernel_size
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) + 2 * self.padding < k:
+            least = max(k - 2 * self.padding, 1)
+            raise ValueError(
+                f"Conv({self._settings()}) needs images (n, {self.in_channels}, h, w) with h and w at least {least}, "
+                f"but got {x.shape}"
+            )
+        swap, other = ops.Transpose((1, 2)), ops.Transpose((2, 3))
+        bias = () if self.bias is None else ((ops._ewise_add, (self.bias,)),)
+        convolve = ops.Conv(self.stride, self.padding)
+        return (swap, ()), (other, ()), (convolve, (self.weight,)), *bias, (other, ()), (swap, ())
+
+
+def _square(size: Any, name: str) -> Any:
+    """A size, also as a pair of two equal ones."""
+    if isinstance(size, tuple | list) and len(size) == 2:
+        if size[0] != size[1]:
+            raise ValueError(f"Conv: {name} must be the same for both directions, got {name}={size!r}")
+        return size[0]
+    return size
+
+
 class Sequential(Module):
     """Sequential: each module's output is the next one's input; ``modules`` holds them.
 
@@ -404,10 +508,44 @@ class Sequential(Module):
         if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
-            return chain.run(plan.steps, x)
-        for module in self.modules:
-            x = module(x)
+            try:
+                return chain.run(plan.steps, x)
+            except (TypeError, ValueError) as error:
+                _name(error, self, *[*_by_step(self, "")][chain.number_of(plan.steps, error)])
+                raise
+        for i, module in enumerate(self.modules):
+            try:
+                x = module(x)
+            except (TypeError, ValueError) as error:
+                _name(error, self, str(i), module)
+                raise
         return x
+
+
+def _name(error: Exception, owner: Sequential, path: str, module: Module) -> None:
+    """Say in the message of an error in which layer of ``owner`` it came up; within another Sequential, in which of both."""
+    if len(error.args) != 1 or not isinstance(error.args[0], str):
+        return
+    shown = repr(module)
+    inner, rest, shown, message = vars(error).get(
+        "_layer", (0, "", type(module).__name__ if "\n" in shown else shown, error.args[0])
+    )
+    if inner and isinstance(module, Module):  # where in the module the Sequential is that has named it already
+        path += "".join(f".{name}" for name, part in module._walk("", set()) if id(part) == inner and name)
+    path += f".{rest}" if rest else ""
+    vars(error)["_layer"] = id(owner), path, shown, message  # numbers and texts: an error must not hold a model
+    error.args = (f"layer {path}, {shown}: {message}",)
+
+
+def _by_step(owner: Any, prefix: str) -> Iterator[tuple[str, Module]]:
+    """The modules of a chain by name, in the order of ``chain.every``."""
+    residual = _functions(type(owner))[0] is _RESIDUAL
+    for name, module in (("fn", owner.fn),) if residual else ((str(i), m) for i, m in enumerate(owner.modules)):
+        forward = _functions(type(module))[0]
+        if forward is not _SEQUENTIAL:
+            yield prefix + name, module
+        if forward in (_SEQUENTIAL, _RESIDUAL):
+            yield from _by_step(module, f"{prefix}{name}.")
 
 
 class ModuleList(Module):
@@ -489,12 +627,15 @@ def _place(index: Any, n: int, name: str) -> int:
 
 
 def _refuse_other_than_modules(name: str, module: Any) -> None:
+    needed = f"{name} takes {'a module' if name == 'Residual' else 'modules'}"
     if isinstance(module, type):
-        raise TypeError(f"{name} takes modules, but got the class {module.__name__}: write {module.__name__}(...)")
+        raise TypeError(f"{needed}, but got the class {module.__name__}: write {module.__name__}(...)")
     if isinstance(module, list | tuple):
-        raise TypeError(f"{name} takes modules, but got a {type(module).__name__}: write {name}(*modules)")
+        raise TypeError(
+            f"{needed}, but got a {type(module).__name__}: write {name if several else 'nn.Sequential'}(*modules)"
+        )
     if not callable(module) or isinstance(module, Tensor):
-        raise TypeError(f"{name} takes modules, but got {type(module).__name__}")
+        raise TypeError(f"{needed}, but got {type(module).__name__}")
 
 
 class SoftmaxLoss(Module):
@@ -506,6 +647,27 @@ class SoftmaxLoss(Module):
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of the batch."""
         return ops.softmax_cross_entropy(logits, y)
+
+
+class MSELoss(Module):
+    """MSELoss: prediction and target, both of one shape -> (), the mean of (prediction - target)².
+
+    ValueError if the shapes differ, or there is nothing to take the mean of: (n, 1) beside (n,) would be n² differences.
+
+    >>> MSELoss()(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
+    2.0
+    """
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the mean squared difference."""
+        shapes = getattr(prediction, "shape", None), getattr(target, "shape", None)
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"MSELoss needs a prediction and a target of one shape, but got {shapes[0]} and {shapes[1]}: "
+                "give one of them the shape of the other with reshape"
+            )
+        difference = prediction - target
+        return (difference * difference).mean()
 
 
 class BatchNorm1d(Module):
@@ -658,7 +820,20 @@ class Residual(Module):
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _AS_OPS = {
     layer.forward
-    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, Softplus, BatchNorm1d, LayerNorm1d, Dropout)
+    for layer in (
+        Identity,
+        Linear,
+        Flatten,
+        ReLU,
+        Tanh,
+        Sigmoid,
+        Softplus,
+        Softmax,
+        Conv,
+        BatchNorm1d,
+        LayerNorm1d,
+        Dropout,
+    )
 }
 _FIXED = {
     Identity.forward,
