@@ -631,9 +631,7 @@ def _refuse_other_than_modules(name: str, module: Any) -> None:
     if isinstance(module, type):
         raise TypeError(f"{needed}, but got the class {module.__name__}: write {module.__name__}(...)")
     if isinstance(module, list | tuple):
-        raise TypeError(
-            f"{needed}, but got a {type(module).__name__}: write {name if several else 'nn.Sequential'}(*modules)"
-        )
+        raise TypeError(f"{needed}, but got a {type(module).__name__}: write nn.Sequential(*modules)")
     if not callable(module) or isinstance(module, Tensor):
         raise TypeError(f"{needed}, but got {type(module).__name__}")
 
