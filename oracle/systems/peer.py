@@ -18,11 +18,13 @@ from oracle.cases import case as c
 from oracle.cases.built import build_layers
 from oracle.cases.inputs import Batches, Slot, gap
 from oracle.operations import OPERATIONS
+from oracle.systems import eager
 from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
 
 torch.set_num_threads(1)
+eager.without_compiler()
 
 
 class ReLU(nn.Module):
