@@ -79,7 +79,7 @@ def nursery() -> None:
     leave_signals_to_parent()
     if len(sys.argv) > 1:
         die_with_parent(int(sys.argv[1]), signal.SIGKILL)
-    import oracle.systems.layers  # noqa: F401 - imported once, for all children; needle in each of them
+    import oracle.systems.ours  # noqa: F401 - imported once, for all children; needle in each of them
 
     wrong = ""
     try:

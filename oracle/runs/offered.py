@@ -70,11 +70,10 @@ def _to_try() -> list[tuple[str, c.Case]]:
         given: dict[str, Any] = {"data": data, "loss": c.WeightedSum(), "optimizer": c.SGD(), "seed": 0}
         return c.TrainCase(model=model, **(given | changes))
 
-    tried("layer Linear", train(linear))
-    activations: tuple[c.Layer, ...] = tuple(kind() for kind in c.ACTIVATIONS.values())
-    for layer in (c.ReLU(), *activations, c.Identity(), c.Flatten(), c.BatchNorm(), c.LayerNorm(), c.Dropout()):
-        tried(f"layer {type(layer).__name__}", train(linear, layer))
-    tried("layer Residual", train(c.Residual((linear,))))
+    for name, kind in c.LAYERS.items():
+        if kind.offered:
+            layer = kind((linear,)) if kind.bodies else kind.example(2)
+            tried(f"layer {name}", train(layer) if isinstance(layer, c.Linear) or kind.bodies else train(linear, layer))
     tried("layer Linear, no bias", train(c.Linear(2, bias=False)))
     for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.Cotangent()):
         tried(f"loss {type(loss).__name__}", train(linear, loss=loss))
