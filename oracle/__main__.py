@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oracle import commands
-from oracle.exits import ExitCode, supervised
+from oracle.exits import ExitCode, importing, supervised
 
 CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
@@ -195,12 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     commands.started_here()
     arguments = parsed(given)
-    from oracle.systems import foreign
+    from oracle.systems import candidate
+    from oracle.systems.foreign import ForeignError
 
-    needle = getattr(arguments, "needle", None)
     try:
-        foreign.imported("needle") if needle is None else foreign.load(needle)
-    except foreign.ForeignError as error:
+        if arguments.command in ("diff", "replay", "memory"):  # this process decides and writes: it runs no needle
+            candidate.choose(getattr(arguments, "needle", None))
+        else:  # these plant something in it
+            with importing():
+                candidate.candidate()
+    except ForeignError as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return ExitCode.USAGE
     if arguments.command == "replay":

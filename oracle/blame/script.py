@@ -28,6 +28,7 @@ from oracle.blame.written import model_values
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
+from oracle.systems.candidate import candidate, home
 from oracle.systems.trace import CHANGED, ENDED, UNSEEN, State
 
 Array = npt.NDArray[Any]
@@ -48,8 +49,7 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
 
 def checked(case: c.Case, divergence: Divergence) -> str:
     """The script, run once. Where one step from its state does not show the fault, it takes all steps from the first."""
-    import needle
-
+    needle = candidate()
     text = script(case, divergence, needle)
     if divergence.name == CHANGED:
         raise ValueError("a script with needle and torch alone does not look at the state of the process")
@@ -96,9 +96,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     """What every script says at its top and its end."""
-    import needle
-
-    folder = str(Path(str(needle.__file__)).resolve().parents[1])
+    folder = str(Path(home()).parent)
     d = divergence
     expected, kind = None, "number"
     if d.rule == "unexpected":

@@ -56,7 +56,7 @@ def diff(
             from oracle.runs import runner
             from oracle.runs.draws import SHARD_SIZE
 
-        lacking = _foreign(needle) if needle is not None else {}
+        lacking = _lacking() if needle is not None else {}
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -100,12 +100,11 @@ def diff(
     return outcome.exit_code
 
 
-def _foreign(folder: Path) -> dict[str, str]:
-    """Another needle takes the place of ours; returns what it does not offer."""
-    import needle
+def _lacking() -> dict[str, str]:
+    """What another needle does not offer."""
     from oracle.runs import offered
 
-    return offered.missing(needle)
+    return offered.missing()
 
 
 def _rounded(cases: int, size: int) -> int:
