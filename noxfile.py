@@ -58,7 +58,7 @@ def env(session: nox.Session) -> None:
     )
     install_torch(session)
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test", "lint")
-    session.install("--editable", ".[oracle]", *groups)
+    session.install("--editable", ".", *groups)
     stamp.write_text(wanted)
 
 
