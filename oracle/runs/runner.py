@@ -10,6 +10,7 @@ was at work, and for those around it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -39,8 +40,10 @@ from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
+from oracle.runs import surface
 from oracle.runs.workers import Pool, Task
 from oracle.systems import layers, peer
+from oracle.systems.ours import is_ours
 from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
@@ -101,6 +104,7 @@ class Result:
     failed: list[Failed] = field(default_factory=list)
     oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself
     harness_errors: list[str] = field(default_factory=list)  # the harness itself failed
+    surface: set[str] = field(default_factory=set)  # what of needle the cases of the first shard call
     unjudged: int = 0  # cases behind an endless loop in their shard: each of them could take as long
     digests: list[str] = field(default_factory=list)  # one per shard: cases and verdicts
 
@@ -118,6 +122,7 @@ class Result:
         self.common += other.common
         self.oracle_errors.extend(other.oracle_errors)
         self.harness_errors.extend(other.harness_errors)
+        self.surface |= other.surface
         self.unjudged += other.unjudged
         self.digests.extend(other.digests)
         for failed in other.failed:
@@ -305,6 +310,9 @@ def run_shard(
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
     result = judge_apart(cases, enough)
     result.left_out = len(drawn) - len(cases)
+    if index == 0 and not result.failed and is_ours(needle):
+        with contextlib.suppress(Died):
+            result.surface = apart(surface.reached_by, cases, needle, judged)
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
