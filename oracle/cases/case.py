@@ -48,7 +48,7 @@ from oracle.cases.bounds import (
 from oracle.cases.bounds import (
     CaseError as CaseError,
 )
-from oracle.operations import MOST_AXES, OPERATIONS, extent, largest, result_shape
+from oracle.operations import MOST, MOST_AXES, OPERATIONS, extent, largest, result_shape
 
 FORMAT = 1
 
@@ -428,20 +428,29 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 
 
 class Operand(_Part, frozen=True, tag="Operand"):
-    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
 
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(max_length=MOST_AXES)]
+    The values of a long one are ``cycled``: given once, and taken from the beginning again until it is full.
+    """
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MOST)], ...], Meta(max_length=MOST_AXES)]
     values: tuple[Number | Special, ...]
     layout: Literal["C", "F", "strided", "reversed"] = "C"
+    cycled: bool = False
 
     def __post_init__(self) -> None:
-        size = math.prod(self.shape)
-        require(len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}")
+        size, given = math.prod(self.shape), len(self.values)
+        require(size <= MOST, f"an operand of shape {self.shape} has {size:,} values: {MOST:,} are the most")
+        if self.cycled:
+            require(0 < given <= size, f"an operand of shape {self.shape} cannot be filled from {given} values")
+        else:
+            require(given == size, f"an operand of shape {self.shape} has {size} values, not {given}")
 
     @property
     def array(self) -> Array:
         """The operand as a float32 array with the memory layout asked for."""
-        flat = np.array([float(v) for v in self.values], dtype=np.float32).reshape(self.shape)
+        flat = np.array([float(v) for v in self.values], dtype=np.float32)
+        flat = (np.resize(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
         if self.layout == "F" and self.shape:
             return np.asfortranarray(flat)
         if self.layout == "strided" and self.shape:

@@ -159,7 +159,8 @@ _WHICH_BETA = choice((2, "none"), (1, "zero"), (7, "some"))
 _WHICH_DECAY = choice((2, "none"), (1, "zero"), (5, "some"))
 
 
-def _sgd(draw: Draw) -> c.SGD:
+def sgd(draw: Draw) -> c.SGD:
+    """SGD, most often with momentum and decay together."""
     beta, decay = draw(_WHICH_BETA), draw(_WHICH_DECAY)
     return c.SGD(
         lr=draw(_LRS),
@@ -174,7 +175,8 @@ _ADAM_EPS = st.sampled_from([None, 1e-8, 1e-3])
 _ADAM_DECAYS = st.sampled_from([None, 0.0, 0.01, 0.5])
 
 
-def _adam(draw: Draw) -> c.Adam:
+def adam(draw: Draw) -> c.Adam:
+    """Adam."""
     return c.Adam(
         lr=draw(_LRS),
         beta1=draw(_BETA1),
@@ -236,7 +238,7 @@ def train_cases(draw: Draw) -> c.TrainCase:
         model=tuple(layers),
         data=_data(draw, rows, features),
         loss=draw(_LOSSES),
-        optimizer=_adam(draw) if draw(one_in(8)) else _sgd(draw),
+        optimizer=adam(draw) if draw(one_in(8)) else sgd(draw),
         seed=draw(SEEDS),
         steps=steps,
         clip=None if clip == "none" else c.Clip(None if clip == "default" else draw(_MAX_NORMS)),
@@ -281,7 +283,8 @@ _REAL = [0.0, 1.0, -1.0, 2.0, 0.5, -0.5, -2.0, 3.0, 0.1, -0.0, 10.0, -10.0, 100.
 _LARGEST = 256  # elements of an explicit operand
 
 
-def _legal(value: float, domain: str) -> float:
+def legal(value: float, domain: str) -> float:
+    """The value, moved into the domain of an operation."""
     if domain == "positive":
         return abs(value) + 0.01 if value == value else value
     if domain == "nonzero" and abs(value) < 1e-3:
@@ -310,13 +313,13 @@ def _operand(
     layout = draw(_LAYOUTS)
     if size <= 4:
         plain = _EXTREME_VALUES if extreme else _TAME_VALUES
-        values = [_legal(float(draw(plain)), domain) for _ in range(size)]
+        values = [legal(float(draw(plain)), domain) for _ in range(size)]
     else:
         rng = np.random.RandomState(draw(SEEDS))
         values = np.round(rng.standard_normal(size) * (draw(_SPREADS) if extreme else 1.0), draw(_DECIMALS)).tolist()
-        values = [_legal(v, domain) for v in values] if domain != "real" else values
+        values = [legal(v, domain) for v in values] if domain != "real" else values
         for _ in range(draw(integers(0, 2)) if extreme else 0):
-            values[draw(integers(0, size - 1))] = _legal(float(draw(_ANY_REAL)), domain)
+            values[draw(integers(0, size - 1))] = legal(float(draw(_ANY_REAL)), domain)
     if extreme and hard is not None and size:
         values[draw(integers(0, size - 1))] = float(draw(hard))
     out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()

@@ -11,6 +11,7 @@ was at work, and for those around it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -35,7 +36,7 @@ from oracle import commands, files
 from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_interrupt, one_line, place, plain
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
-from oracle.cases import coverage, inputs, shrink, strategies
+from oracle.cases import coverage, inputs, large, shrink, strategies
 from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
@@ -56,7 +57,9 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
 OP_NAMES = sorted(OPERATIONS)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}
+# Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
+SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 9, "op": len(OP_NAMES), "second": 3, "long": 4, "large": 2}
+SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
 WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
 ENOUGH = 12  # failing cases, after which a shard ends
@@ -202,8 +205,14 @@ class Result:
             self.fold(Failed(case, verdict.divergence))
 
 
-def draw(kind: str, count: int, seed: int) -> list[c.Case]:
-    """``count`` cases of a kind; the same seed gives the same cases."""
+def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
+    """``count`` cases of a kind, for the shard of that index; the same seed gives the same cases."""
+    if kind == "large":
+        return independent(large.large_train_cases(), count, seed, at_once=1)
+    if kind == "long":
+        turns = [(OP_NAMES, index * (count - 1) + i) for i in range(count - 1)] + [(SWITCHING, index)]
+        names = [known[turn % len(known)] for known, turn in turns]
+        return [independent(long_of(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
@@ -212,6 +221,9 @@ def draw(kind: str, count: int, seed: int) -> list[c.Case]:
     cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)
     return cases[:count]
+
+
+long_of = functools.cache(large.long_op_cases)
 
 
 def independent(source: SearchStrategy[_T], count: int, seed: int, at_once: int = 8) -> list[_T]:
@@ -267,8 +279,11 @@ def shard_cases(
     so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
-        cases = draw(kind, count, seed_of(seed, index, kind))
-        cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+        cases = draw(kind, count, seed_of(seed, index, kind), index)
+        if kind in ("long", "large"):  # what they are for would be lost
+            so_far.update(label for case in cases for label in coverage.covered(case))
+        else:
+            cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
         placed.extend(((i + 0.5) / count, case) for i, case in enumerate(cases))
     return [case for _, case in sorted(placed, key=lambda p: p[0])]
 

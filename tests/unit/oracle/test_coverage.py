@@ -11,18 +11,20 @@ from oracle.runs import runner
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
 PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
+LARGE = [*runner.draw("long", 181, 5), *(case for i in range(32) for case in runner.draw("long", 4, 6, i))]
+LARGE += runner.draw("large", 60, 5)
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
 def test_cases_reach_nothing_but_what_the_table_has():
-    reached = {label for cases in PLAIN.values() for case in cases for label in coverage.covered(case)}
+    reached = {label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case)}
     assert reached <= set(coverage.LABELS)
     assert coverage.covered(runner.digits_case()) <= set(coverage.LABELS)
     assert len(set(coverage.LABELS)) == len(coverage.LABELS)
 
 
 def test_all_labels_without_an_edit_are_drawn_anyway():
-    reached = Counter(label for cases in PLAIN.values() for case in cases for label in coverage.covered(case))
+    reached = Counter(label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case))
     edited = {label for label, _ in EDITS}
     assert min(reached[label] for label in coverage.LABELS if label not in edited) >= 2
 
