@@ -471,6 +471,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
     constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
+    order: Literal[1, 2, 3] = 1  # how often it is differentiated, by the operands and the cotangent
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
@@ -497,6 +498,10 @@ class OpCase(_Case, frozen=True, tag="op"):
         """The cotangent, float32, in the shape of the result."""
         shape = self.result_shape
         return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
+
+    def direction(self, order: int, name: str, shape: Shape) -> Array:
+        """What the gradient of that order by ``name`` is multiplied with before it is differentiated again, float32."""
+        return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)
 
 
 Case = TrainCase | SecondOrderCase | OpCase
@@ -741,7 +746,8 @@ def describe(case: Case) -> str:
     if isinstance(case, OpCase):
         operands = ", ".join(f"{o.shape}" + (f" {o.layout}" if o.layout != "C" else "") for o in case.operands)
         named = "".join(f", {k}={v}" for k, v in case.attributes.items())
-        return f"{case.op}({operands}{named})"
+        times = {1: "", 2: ", differentiated twice", 3: ", differentiated three times"}[case.order]
+        return f"{case.op}({operands}{named}){times}"
     text = f"{many(case.model)}, {one(case.data)}, {one(case.loss)}"
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"

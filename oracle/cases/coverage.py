@@ -34,6 +34,8 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
+    if case.order > 1:
+        yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
     shapes = [o.shape for o in case.operands]
     for shape in shapes:
         if not shape:

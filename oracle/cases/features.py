@@ -63,6 +63,8 @@ TABLE: dict[str, Group] = {
         {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "twice": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "three times": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,

@@ -210,6 +210,8 @@ def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
             yield {"cotangent": cotangent}
     yield {"numpy_scalars": False}
     yield {"constants": ()}
+    for order in range(1, case.order):
+        yield {"order": order}
 
 
 def _swapped(name: str, value: Any, old: int, new: int) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -130,8 +129,8 @@ def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var
 def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Normalisation over the feature axis: (…, d), (d,), (d,) -> (…, d)."""
     if len(x.shape) != 2:  # the rows of a matrix
-        y = layer_norm(t, reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), weight, bias, eps=eps)
-        return reshape(t, y, shape=x.shape)
+        rows = reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(t, layer_norm(t, rows, weight, bias, eps=eps), shape=x.shape)
     mean, _, inv, xh = _normalised(t, x, LEAD + 1, eps)
     w, b = (expand_rows(v.value[:, :, None], x.shape) for v in (weight, bias))
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)

@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
-OP_NAMES = sorted(OPERATIONS)
+OP_NAMES = tuple(sorted(OPERATIONS))
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 # Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
@@ -217,7 +217,10 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
-    rounds = independent(strategies.every_op(OP_NAMES), -(-count // len(OP_NAMES)), seed, at_once=1)
+    rounds = [
+        independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
+        for i in range(-(-count // len(OP_NAMES)))
+    ]
     cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)
     return cases[:count]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oracle.operations.tape import ANY_ORDER, U
+from oracle.operations.tape import ANY_ORDER, Noise
 
 
 class Rounding(TorchDispatchMode):
@@ -16,12 +16,16 @@ class Rounding(TorchDispatchMode):
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.noise = Noise(seed, replicas=2)
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        """Uniform in ±2u."""
+        return torch.from_numpy(self.noise.draw(shape)[0, ...])
 
     def _perturbed(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            noise = torch.rand(value.shape, generator=self.generator, dtype=value.dtype)
-            return value * (1 + (4 * U) * (noise - 0.5))
+        if isinstance(value, Tensor):
+            known = value.is_floating_point() and value.numel()
+            return value.addcmul(value, self._drawn(value.shape)) if known else value
         if isinstance(value, list | tuple):
             return type(value)(self._perturbed(v) for v in value)
         return value
@@ -39,9 +43,8 @@ class Rounding(TorchDispatchMode):
         else:
             return out
         if k > 1:
-            terms = func(*(a.abs() if isinstance(a, Tensor) else a for a in args), **kwargs)
-            noise = torch.rand(out.shape, generator=self.generator, dtype=out.dtype)
-            out = out + (4 * U) * (noise - 0.5) * (ANY_ORDER * k) * terms
+            terms = func(*(a.abs() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args), **kwargs)
+            out = out + self._drawn(out.shape) * (ANY_ORDER * k) * terms
         return out
 
 

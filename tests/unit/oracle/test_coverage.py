@@ -13,6 +13,7 @@ KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
 PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
 LARGE = [*runner.draw("long", 181, 5), *(case for i in range(32) for case in runner.draw("long", 4, 6, i))]
 LARGE += runner.draw("large", 60, 5)
+LARGE += [case for i in range(8) for case in runner.draw("op", len(runner.OP_NAMES), 7, i)]
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
@@ -36,6 +37,13 @@ def test_an_edit_leads_to_its_label(label, kind):
     reaching = [case for case in edited if label in coverage.covered(case)]
     assert len(reaching) >= 3, "an edit that is hardly ever possible steers nothing"
     assert all(c.decode(c.encode(case)) == case for case in reaching[:5])
+
+
+def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_three_times():
+    for first in (0, 3):
+        cases = [case for i in range(4) for case in runner.draw("op", runner.SHARD["op"], first, first + i)]
+        found = Counter((case.op, case.order) for case in cases)
+        assert all(found[name, order] == (2, 1, 1)[order - 1] for name in runner.OP_NAMES for order in (1, 2, 3))
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():
