@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oracle import commands
-from oracle.exits import ExitCode, supervised
+from oracle.exits import ExitCode, importing, supervised
 
 CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
@@ -74,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("--verbose", action="store_true", help="show what the cases reached, and how near to which limit")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and summary.json")
+    diff.add_argument("--junitxml", type=Path, metavar="FILE", help="also write the run as JUnit's XML")
+    diff.add_argument(
+        "--json", metavar="FILE", help="also write the summary there; - is standard output, without anything else"
+    )
+    diff.add_argument(
+        "--github",
+        action=argparse.BooleanOptionalAction,
+        help="annotations at the suspects' lines and the summary of the step (on by itself where GITHUB_ACTIONS is true)",
+    )
 
     replay = subcommands.add_parser(
         "replay",
@@ -186,12 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     commands.started_here()
     arguments = parsed(given)
-    from oracle.systems import foreign
+    from oracle.systems import candidate
+    from oracle.systems.foreign import ForeignError
 
-    needle = getattr(arguments, "needle", None)
     try:
-        foreign.imported("needle") if needle is None else foreign.load(needle)
-    except foreign.ForeignError as error:
+        if arguments.command in ("diff", "replay", "memory"):  # this process decides and writes: it runs no needle
+            candidate.choose(getattr(arguments, "needle", None))
+        else:  # these plant something in it
+            with importing():
+                candidate.candidate()
+    except ForeignError as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return ExitCode.USAGE
     if arguments.command == "replay":
@@ -244,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             accept_memory=arguments.accept_memory,
         )
+    from oracle.runs import formats
     from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
@@ -258,6 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder=arguments.out,
         needle=arguments.needle,
         verbose=arguments.verbose,
+        formats=formats.Asked(
+            arguments.junitxml,
+            arguments.json,
+            formats.under_github() if arguments.github is None else arguments.github,
+        ),
     )
 
 

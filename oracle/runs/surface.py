@@ -25,7 +25,6 @@ from oracle.cases import case as c
 from oracle.cases import coverage
 
 UNREACHED = Path(__file__).with_name("unreached.toml")
-MODULES = ("", "autograd", "data", "init", "nn", "ops", "optim")
 _MISSING = inspect.Parameter.empty
 
 
@@ -72,12 +71,14 @@ def _items(door: _Door) -> Iterator[str]:
 def _public(ndl: ModuleType) -> Iterator[tuple[str, Any]]:
     """Every function and class, once, under its shortest name."""
     seen: set[int] = set()
-    for module in MODULES:
-        place = getattr(ndl, module) if module else ndl
+    offered = {name: getattr(ndl, name) for name in sorted(ndl.__all__)}
+    modules = {name: thing for name, thing in offered.items() if isinstance(thing, ModuleType)}
+    for module, place in {"": ndl, **modules}.items():
         for name in getattr(place, "__all__", None) or [n for n in vars(place) if not n.startswith("_")]:
             thing = getattr(place, name)
-            own = getattr(thing, "__module__", "").partition(".")[0] == ndl.__name__
-            if own and id(thing) not in seen and (inspect.isclass(thing) or inspect.isfunction(thing)):
+            if getattr(thing, "__module__", "").partition(".")[0] != ndl.__name__:
+                continue
+            if id(thing) not in seen and (inspect.isclass(thing) or inspect.isfunction(thing)):
                 seen.add(id(thing))
                 yield f"{module}.{name}" if module else name, thing
 
@@ -170,12 +171,11 @@ def problems(items: Sequence[str], reached: set[str], listed: Sequence[Excuse], 
     """What is wrong: a name that nothing reaches and nobody lists, an excuse for nothing, or one that no test bears out."""
     unreached = [item for item in items if item not in reached]
     excused = {item for excuse in listed for item in excuse.of(unreached)}
+    new = [item for item in unreached if item not in excused]
     found = [
-        f"no case reaches {item}: let one call it (a block in oracle/operations, a layer, or a field of a case with its "
-        "edit in oracle/cases/features.py), or name it in oracle/runs/unreached.toml with the test that checks it"
-        for item in unreached
-        if item not in excused
-    ]
+        f"no case reaches {', '.join(new)}: let one call it (a block in oracle/operations, a layer, or a field of a case with "
+        "its edit in oracle/cases/features.py), or name it in oracle/runs/unreached.toml with the test that checks it"
+    ] * bool(new)
     spoken_of: set[str] = set()
     for excuse in listed:
         found += [f"unreached.toml names {file}, which is no file" for file in excuse.by if not (root / file).is_file()]
@@ -208,7 +208,7 @@ _SIGNS = {
     "__ge__": (" >= ",), "__pos__": ("+x", "+t"), "__matmul__": (" @ ",), "__rmatmul__": (" @ ",),
     "__iadd__": (" += ",), "__isub__": (" -= ",), "__imul__": (" *= ",), "__itruediv__": (" /= ",),
     "__ipow__": (" **= ",), "__imatmul__": (" @= ",), "__call__": ("(",), "__getitem__": ("[",), "__iter__": (" in ", "*"),
-    "__getstate__": ("pickle", "deepcopy"), "__setstate__": ("pickle", "deepcopy"), "__delattr__": ("del ",),
+    "__setitem__": ("] = ",), "__getstate__": ("pickle", "deepcopy"), "__setstate__": ("pickle", "deepcopy"), "__delattr__": ("del ",),
     "__init_subclass__": ("class ",), "__add__": (" + ",),
     "__enter__": ("with ",), "__exit__": ("with ",), "__array__": ("np.asarray", "np.array"),
 }  # fmt: skip

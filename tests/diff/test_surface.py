@@ -5,15 +5,16 @@ from types import ModuleType
 
 import needle
 from oracle.blame import judged
-from oracle.runs import runner, surface
+from oracle.runs import surface
+from oracle.runs.draws import OP_NAMES, draw, shard_cases
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 3  # of seed 0, of which those cases are run that have something new, and eight more of each operation
 
 
 def test_what_needle_offers_is_what_the_cases_call():
-    cases = [case for i in range(SHARDS) for case in runner.shard_cases(0, i)]
-    cases += runner.draw("op", 8 * len(runner.OP_NAMES), 0)
+    cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
+    cases += draw("op", 8 * len(OP_NAMES), 0)
     reached = surface.reached_by(cases, needle, judged)
     items = surface.Surface(needle).items
     assert reached <= set(items)
@@ -24,8 +25,7 @@ def test_what_needle_offers_is_what_the_cases_call():
 def offered(**things):
     """A package that offers these, and nothing else."""
     module = ModuleType("fake")
-    for name in surface.MODULES[1:]:
-        setattr(module, name, ModuleType(f"fake.{name}"))
+    module.__all__ = list(things)
     for name, thing in things.items():
         thing.__module__ = "fake"
         setattr(module, name, thing)

@@ -7,20 +7,21 @@ import pytest
 
 from oracle.cases import case as c
 from oracle.cases import coverage, features
-from oracle.runs import runner
+from oracle.runs.draws import OP_NAMES, SHARD, draw
+from oracle.runs.real_data import digits_case
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
-PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
-LARGE = [*runner.draw("long", 181, 5), *(case for i in range(32) for case in runner.draw("long", 4, 6, i))]
-LARGE += runner.draw("large", 60, 5)
-LARGE += [case for i in range(8) for case in runner.draw("op", len(runner.OP_NAMES), 7, i)]
+PLAIN = {kind: draw(name, 240, 5) for kind, name in KINDS.items()}
+LARGE = [*draw("long", 181, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
+LARGE += draw("large", 60, 5)
+LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
 def test_cases_reach_nothing_but_what_the_table_has():
     reached = {label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case)}
     assert reached <= set(coverage.LABELS)
-    assert coverage.covered(runner.digits_case()) <= set(coverage.LABELS)
+    assert coverage.covered(digits_case()) <= set(coverage.LABELS)
     assert len(set(coverage.LABELS)) == len(coverage.LABELS)
 
 
@@ -41,9 +42,9 @@ def test_an_edit_leads_to_its_label(label, kind):
 
 def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_three_times():
     for first in (0, 3):
-        cases = [case for i in range(4) for case in runner.draw("op", runner.SHARD["op"], first, first + i)]
+        cases = [case for i in range(4) for case in draw("op", SHARD["op"], first, first + i)]
         found = Counter((case.op, case.order) for case in cases)
-        assert all(found[name, order] == (2, 1, 1)[order - 1] for name in runner.OP_NAMES for order in (1, 2, 3))
+        assert all(found[name, order] == (2, 1, 1)[order - 1] for name in OP_NAMES for order in (1, 2, 3))
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():
@@ -51,7 +52,7 @@ def test_what_is_rarely_drawn_is_drawn_more_often():
     plain: Counter[str] = Counter()
     steered: Counter[str] = Counter()
     for seed in range(8, 12):
-        cases = runner.draw("train", 240, seed)
+        cases = draw("train", 240, seed)
         reached: Counter[str] = Counter()
         for case in cases:
             plain.update(coverage.covered(case))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from oracle.cases import case as c
 from oracle.cases import coverage, features
-from oracle.runs import runner
+from oracle.runs.draws import draw
 
 NEEDLE = Path(__file__).parents[3] / "needle"
 FILES = ("autograd.py", "chain.py", "nn.py", "ops.py", "optim.py")
@@ -55,13 +55,13 @@ def test_a_bare_number_and_a_new_name_would_be_seen():
 
 
 def test_both_sides_of_every_switch_are_drawn_by_a_short_run():
-    cases = [case for i in range(16) for kind in ("long", "large") for case in runner.draw(kind, 4, i, i)]
+    cases = [case for i in range(16) for kind in ("long", "large") for case in draw(kind, 4, i, i)]
     reached = {label for case in cases for label in coverage.covered(case)}
     assert {label for sides in features.SWITCHES.values() for label in sides} <= reached
 
 
 def test_long_cases_are_files_like_any_other():
-    cases = [case for i in range(6) for kind in ("long", "large") for case in runner.draw(kind, 4, i, i)]
+    cases = [case for i in range(6) for kind in ("long", "large") for case in draw(kind, 4, i, i)]
     assert all(c.decode(c.encode(case)) == case for case in cases)
     assert max(len(c.encode(case)) for case in cases) < 200_000
     assert any(o.cycled for case in cases if isinstance(case, c.OpCase) for o in case.operands)
