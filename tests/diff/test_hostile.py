@@ -16,10 +16,14 @@ import pytest
 import needle
 from oracle import exits
 from oracle.__main__ import main
-from oracle.apart import Died, apart, begin, tell
+from oracle.apart import Broken, Died, apart, begin, tell
 from oracle.cases import case as c
 from oracle.exits import ExitCode
 from oracle.runs import runner
+from oracle.runs.draws import shard_cases
+from oracle.runs.judgement import verdict_on
+from oracle.runs.result import Result
+from oracle.runs.shard import judge_apart
 from oracle.runs.workers import Pool
 from oracle.systems import surroundings
 
@@ -30,6 +34,9 @@ hostile = importlib.util.module_from_spec(SPEC)
 sys.modules["hostile"] = hostile
 SPEC.loader.exec_module(hostile)
 
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the system does neither end a process with its parent nor limit it"
+)
 OP = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, -1.0)),))
 PLAIN = c.OpCase(op="exp", operands=(c.Operand((2,), (0.5, -1.0)),))
 TRAIN = c.TrainCase(
@@ -44,7 +51,7 @@ def warm():
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN])
 
 
 def test_there_are_at_least_60():
@@ -88,7 +95,7 @@ def test_a_crash_is_placed_and_made_smaller(monkeypatch, tmp_path):
     numpy_tanh = numpy.tanh
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
     big = c.OpCase(op="tanh", operands=(c.Operand((3, 4), (0.5,) * 12),), cotangent=(1.0,) * 12)
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, big, PLAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, big, PLAIN])
     run = runner.run(runner.Plan(seed=0, cases=3, workers=1, digits=False, folder=tmp_path))
     assert sum(run.result.cases.values()) == 3, "the others are judged"
     (failed,) = run.failures
@@ -107,7 +114,7 @@ def test_a_crash_that_no_case_makes_alone_is_a_finding(monkeypatch):
         return right(self, a)
 
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
-    result = runner.judge_apart([OP] * 6)
+    result = judge_apart([OP] * 6)
     assert result.harness_errors == []
     (failed,) = result.failed
     assert "not by this case alone" in failed.divergence.failure.message
@@ -116,15 +123,15 @@ def test_a_crash_that_no_case_makes_alone_is_a_finding(monkeypatch):
 @pytest.mark.parametrize("who", ["worker", "child"])
 def test_the_digest_is_the_same_if_one_is_killed(who, monkeypatch, tmp_path):
     """SIGKILL from outside, in the middle of the first shard."""
-    shard = runner.shard_cases(3, 0)[:12]
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: shard)
+    shard = shard_cases(3, 0)[:12]
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: shard)
 
     def run():
         return runner.run(runner.Plan(seed=3, cases=200, workers=2, digits=False, folder=tmp_path))
 
     right = run().result
     mark = tmp_path / "killed"
-    judge = runner.Result.judge
+    judge = Result.judge
 
     def once(self, case, **options):
         if case == shard[5] and not mark.exists():
@@ -133,7 +140,7 @@ def test_the_digest_is_the_same_if_one_is_killed(who, monkeypatch, tmp_path):
             time.sleep(10)
         return judge(self, case, **options)
 
-    monkeypatch.setattr(runner.Result, "judge", once)
+    monkeypatch.setattr(Result, "judge", once)
     again = run()
     assert mark.exists()
     assert (again.exit_code, again.result.digest) == (0, right.digest)
@@ -165,6 +172,36 @@ def test_time_begins_anew_with_each_piece_of_work():
     assert caught.value.endless
     assert caught.value.doing == "0 forward"
     assert caught.value.frames[0][2] == "work"
+
+
+@linux
+def test_a_child_has_its_share_of_the_memory(monkeypatch):
+    monkeypatch.setattr("oracle.apart.MEMORY", 1 << 28)
+    assert apart(lambda: len(bytearray(1 << 26))) == 1 << 26
+    with pytest.raises(Broken, match=r"MemoryError: out of memory \(a case is given 0\.3 GB\)"):
+        apart(lambda: len(bytearray(1 << 29)))
+    program = (
+        f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', 'bytearray({1 << 29})']).returncode)"
+    )
+    assert apart(lambda: subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)).returncode == 1
+
+
+@linux
+def test_a_needle_that_wants_all_memory_is_at_fault(monkeypatch):
+    def tanh(self, a):
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 24))
+
+    monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
+    monkeypatch.setattr("oracle.apart.MEMORY", 1 << 28)
+    result = judge_apart([PLAIN, OP, TRAIN])
+    assert result.harness_errors == []
+    assert sum(result.cases.values()) == 3
+    (failed,) = result.failed
+    assert failed.count == 2
+    assert failed.divergence.failure.kind == "MemoryError"
+    assert "(a case is given 0.3 GB)" in failed.divergence.failure.message
 
 
 def test_nothing_that_a_child_starts_outlives_it():
@@ -208,14 +245,14 @@ def test_a_pool_hands_on_what_is_raised_and_gives_up_in_the_end():
 @pytest.fixture
 def slow(monkeypatch):
     """Each case takes half a second."""
-    judge = runner.Result.judge
+    judge = Result.judge
 
     def slowly(self, case, **options):
         time.sleep(0.5)
         return judge(self, case, **options)
 
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN] * 20)
-    monkeypatch.setattr(runner.Result, "judge", slowly)
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN] * 20)
+    monkeypatch.setattr(Result, "judge", slowly)
 
 
 def started(folder, capfd):
@@ -260,9 +297,6 @@ def left(family):
     while not all(map(gone, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return [pid for pid in family if not gone(pid)]
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the system does not end a process with its parent")
 
 
 @linux
@@ -333,7 +367,7 @@ def test_every_entry_of_the_list_is_looked_at_and_put_back(name, monkeypatch, tm
 
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
     before = surroundings.around_an_import()
-    verdict = runner.verdict_on(OP)
+    verdict = verdict_on(OP)
     assert verdict.divergence.name == "ChangedState"
     assert verdict.divergence.failure.message.startswith(f"{name} (")
     assert verdict.oracle_errors == []
