@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from oracle.cases import case as c
 from oracle.cases.blocks import block_with
@@ -71,12 +72,12 @@ def atom(value: float) -> Edit:
     return edit
 
 
-def within(layer: c.Layer) -> Edit:
-    """A layer that keeps the width, at a place that the seed decides; never last, where second order has its head."""
+def within(*layers: c.Layer) -> Edit:
+    """Layers that keep the width, at a place that the seed decides; never last, where second order has its head."""
 
     def edit(case: c.TrainCase | c.SecondOrderCase) -> c.Case:
         at = case.seed % max(1, len(case.model))
-        return _replace(case, model=(*case.model[:at], layer, *case.model[at:]))
+        return _replace(case, model=(*case.model[:at], *layers, *case.model[at:]))
 
     return edit
 
@@ -111,11 +112,6 @@ def last(make: Callable[[int, int], tuple[c.Layer, ...]]) -> Edit:
         return _replace(case, model=(*case.model, *make(width, linears)))
 
     return edit
-
-
-def tied(width: int, linears: int) -> tuple[c.Layer, ...]:
-    """Two Linears with one weight: what `last` takes."""
-    return c.Linear(width), c.Linear(width, tie=linears)
 
 
 def block(op: str) -> Edit:
@@ -192,14 +188,16 @@ def place(of_length: Callable[[int], Any]) -> Edit:
 def power_of_number(base: float, exponent: float) -> Edit:
     """Such a base among the elements, and such an exponent."""
     op = "power_scalar" if exponent % 1 else "whole_power_scalar"
-    return turned(op, lambda x: ((_replace(x, values=(base, *map(abs, x.values[1:]))),), {"c": exponent}))
+    return turned(
+        op, lambda x: ((_replace(x, values=(base, *np.abs(x.array.reshape(-1)[1:]).tolist())),), {"c": exponent})
+    )
 
 
 def power_of_tensors(base: float, exponent: float) -> Edit:
     """Such a base and such an exponent beside it."""
 
     def made(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
-        bases = _replace(x, values=(base, *(min(abs(v), 4.0) for v in x.values[1:])))
+        bases = _replace(x, values=(base, *np.abs(x.array.reshape(-1)[1:]).clip(max=4).tolist()))
         return (bases, c.Operand((x.shape[-1],), (exponent,) * x.shape[-1])), {}
 
     return turned("power" if exponent % 1 else "whole_power", made)

@@ -21,6 +21,7 @@ from oracle.blame import report
 from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
+from oracle.runs.formats import Asked as Formats
 
 
 def diff(
@@ -34,12 +35,13 @@ def diff(
     folder: Path,
     needle: Path | None = None,
     verbose: bool = False,
+    formats: Formats | None = None,
 ) -> int:
     """Run, show progress and the first failure at once, print the summary, write ``summary.json``; returns the exit code.
 
     ``keep_going`` None is whether another needle is under test: whoever brings one wants to know all that is wrong with it.
     """
-    console = terminal.console(80)
+    console = terminal.console(80, aside=formats is not None and formats.talks_aside)
     folder = commands.meant(folder)
     unwritable = files.tried(folder)
     if unwritable:
@@ -52,8 +54,9 @@ def diff(
     try:
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
+            from oracle.runs.draws import SHARD_SIZE
 
-        lacking = _foreign(needle) if needle is not None else {}
+        lacking = _lacking() if needle is not None else {}
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -65,7 +68,7 @@ def diff(
             needle=needle,
             lacking=lacking,
         )
-        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
+        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
@@ -82,8 +85,8 @@ def diff(
                     show_failure(console, run, run.result.failed[0])
                     sys.stdout.flush()
                 tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
-                total = None if minutes else _rounded(cases, runner.SHARD_SIZE)
-                show(tensors, run.shards * runner.SHARD_SIZE, total)
+                total = None if minutes else _rounded(cases, SHARD_SIZE)
+                show(tensors, run.shards * SHARD_SIZE, total)
 
             outcome = runner.run(plan, progress)
     except KeyboardInterrupt:
@@ -92,15 +95,16 @@ def diff(
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome, verbose)
+    if formats is not None:
+        formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
     return outcome.exit_code
 
 
-def _foreign(folder: Path) -> dict[str, str]:
-    """Another needle takes the place of ours; returns what it does not offer."""
-    import needle
+def _lacking() -> dict[str, str]:
+    """What another needle does not offer."""
     from oracle.runs import offered
 
-    return offered.missing(needle)
+    return offered.missing()
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -374,6 +378,8 @@ def to_json(run: Any) -> dict[str, Any]:
                 "also": dict(f.also),
                 "written": f.case.digest in run.written,
                 "replay": run.replay(f),
+                "headline": headline(f.divergence),
+                "block": report.block(f.case, f.divergence, run.replay(f)),
                 **report.to_json(f.divergence),
             }
             for f in run.failures

@@ -149,6 +149,16 @@ IMPORTED = {
         "os.chdir('/'); signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.setrecursionlimit(300)",
         0,
     ),
+    "import: segmentation fault": ("import ctypes; ctypes.string_at(0)", 2),
+    "import: asks the user": ("input('go on? ')", 2),
+    "import: prints": ("print('\\ud800 \\x00' * 1_000_000, flush=True)", 0),
+    "import: closes sys.stdout": ("import sys; sys.stdout.close(); sys.stderr = None", 0),
+    "import: exit handler that ends with 3": ("import atexit, os; atexit.register(os._exit, 3)", 0),
+    "import: fork, the copy goes on": ("import os; os.fork()", 0),
+    "import: fork, the copy sleeps": ("import os, time; os.fork() or time.sleep(999)", 0),
+    "import: child process left behind": ("import subprocess; subprocess.Popen(['sleep', '999'])", 0),
+    "import: excepthook, tracing": ("import sys; sys.excepthook = lambda *a: 1 / 0; sys.settrace(lambda *a: None)", 0),
+    "import: another print": ("import builtins; builtins.print = lambda *a, **k: 1 / 0", 0),
     "import: thread that never ends": (
         "import threading, time; threading.Thread(target=time.sleep, args=(999,)).start()",
         0,
@@ -196,7 +206,7 @@ def _planted(name: str, folder: Path) -> Outcome:
     """In a fork of this process, where everything is imported already."""
     from oracle import apart, exits
     from oracle.__main__ import main
-    from oracle.runs import offered, runner
+    from oracle.runs import offered, shrinking
 
     screen = folder / "screen.txt"
 
@@ -204,7 +214,11 @@ def _planted(name: str, folder: Path) -> Outcome:
         number = os.open(screen, os.O_WRONLY | os.O_CREAT)
         os.dup2(number, 1)
         os.dup2(number, 2)
-        apart.CASE_SECONDS, runner.ENDLESS_SECONDS, offered.TRY_SECONDS = CASE_SECONDS, CASE_SECONDS / 4, CASE_SECONDS
+        apart.CASE_SECONDS, shrinking.ENDLESS_SECONDS, offered.TRY_SECONDS = (
+            CASE_SECONDS,
+            CASE_SECONDS / 4,
+            CASE_SECONDS,
+        )
         plant(name)
         return main(["diff", *ARGS, "--out", str(folder / "out")])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -269,8 +270,7 @@ def _with(old: Any, self: Any, change: Any) -> Any:
     """The method with every part of the index changed, where an index is left that can be."""
 
     def method(a: Any) -> Any:
-        changed = type(self).__new__(type(self))
-        vars(changed).update(vars(self))
+        changed = copy.copy(self)
         size = a.shape if isinstance(self, ops.GetItem) else self.shape
         changed.index = tuple(p for part in _tuple(self.index) for p in change(part, size))
         try:

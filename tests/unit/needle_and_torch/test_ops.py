@@ -235,6 +235,9 @@ CASES = {
     "BatchNorm offset": (ops.batch_norm, twin_batch_norm, [normal(6, 3, offset=1e3), normal(3), normal(3)]),
     "LayerNorm": (ops.layer_norm, twin_layer_norm, [normal(6, 3), normal(3), normal(3, seed=1)]),
     "LayerNorm batched": (ops.layer_norm, twin_layer_norm, [normal(2, 4, 3), normal(3), normal(3, seed=1)]),
+    "Softmax": (ops.softmax, lambda a: a.softmax(-1), [normal(5, 3)]),
+    "Softmax axis": (lambda a: ops.softmax(a, 1), lambda a: a.softmax(1), [normal(2, 3, 4, scale=4)]),
+    "Softmax large": (ops.softmax, lambda a: a.softmax(-1), [normal(5, 3, scale=1e3)]),
     "SoftmaxCrossEntropy": (
         lambda z: ops.softmax_cross_entropy(z, ndl.Tensor(LABELS)),
         lambda z: F.cross_entropy(z, torch.as_tensor(LABELS)),
@@ -421,6 +424,23 @@ def test_power_at_zero_has_the_limits_of_torch():
     (tx**te).sum().backward()
     close(x.grad, tx.grad, "base")
     close(e.grad, te.grad, "exponent")
+
+
+def test_gradients_at_nan_and_infinity_are_those_of_torch():
+    values, other = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0]), np.array([1.0, 1.0, 1.0, np.nan, np.inf])
+    for name, mine, theirs in [
+        ("abs", ndl.absolute, torch.abs),
+        ("clip", lambda x: x.clip(0, 2), lambda x: x.clamp(0, 2)),
+        ("maximum", lambda x: ndl.maximum(x, other), lambda x: torch.maximum(x, torch.tensor(other))),
+        ("minimum", lambda x: ndl.minimum(other, x), lambda x: torch.minimum(torch.tensor(other), x)),
+        ("where", lambda x: ndl.where(x > 0, x, 0.0), lambda x: torch.where(x > 0, x, 0.0)),
+    ]:
+        x, t = ndl.Tensor(values), torch.tensor(values, requires_grad=True)
+        y, z = mine(x), theirs(t)
+        np.testing.assert_array_equal(y.numpy(), z.detach().numpy(), err_msg=name)
+        y.backward()
+        z.sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), t.grad.numpy(), err_msg=name)
 
 
 def test_logsumexp_of_infinities():
