@@ -10,6 +10,7 @@ of needle.ops stands for the names of its operations (`oracle.operations`).
 
 from oracle.trust.faults import (
     adam,
+    arguments,
     clipping,
     conditional,
     dropout,
@@ -35,7 +36,7 @@ _CHAPTERS = [
     chapter.fault
     for chapter in (
         *(sgd, adam, clipping, walk),
-        *(elementwise, shapes, reductions, products, tuples, losses),
+        *(elementwise, shapes, reductions, products, tuples, losses, arguments),
         *(norms, dropout, layers, conditional, small, large),
     )
 ]
