@@ -211,8 +211,9 @@ def alone(version: str, python: str, args: list[str]) -> tuple[int, str]:
 
 @nox.session(python=False, requires=["env"])
 def tests(session: nox.Session) -> None:
-    """Run pytest; `-- -k NAME` selects."""
-    session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+    """Run pytest, in a process per core; `-- -k NAME` selects, and stays in one process."""
+    spread = [] if session.posargs else ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    session.run(PYTHON, "-m", "pytest", *spread, *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
 
 
 @nox.session(python=False, requires=["env"])

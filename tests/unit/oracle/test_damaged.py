@@ -97,7 +97,7 @@ RANGES = {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
     },
     "Operand": {
-        "shape": each(whole(0, 4096), 8), "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
+        "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
         "layout": of("C", "F", "strided", "reversed"),
     },
     "OpStep": OP | {"args": each(ARGUMENT)},
