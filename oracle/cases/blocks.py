@@ -138,6 +138,8 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
     lambda b, x: b("divide", x, b.positive(x)),
     lambda b, x: b("power", b.positive(b.small(x)), b.small(x)),
     lambda b, x: b("logsoftmax", x),
+    lambda b, x: b("multiply", x, b("softmax", x)),
+    lambda b, x: b("softmax", x, axis=0),
     lambda b, x: b("subtract", x, b.spread(b("logsumexp", x, axes=(1,)), 1, x)),
     lambda b, x: b("multiply", x, b("logsumexp", b.small(x))),
     lambda b, x: b("transpose", b("multiply", b("transpose", x), b("transpose", x, axes=(0, 1)))),
