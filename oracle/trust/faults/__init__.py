@@ -15,6 +15,7 @@ from oracle.trust.faults import (
     conditional,
     dropout,
     elementwise,
+    higher,
     large,
     layers,
     losses,
@@ -37,7 +38,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large),
+        *(norms, dropout, layers, conditional, small, large, higher),
     )
 ]
 FAULTS: dict[str, Fault] = {}
