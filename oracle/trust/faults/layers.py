@@ -260,7 +260,7 @@ fault(
 fault(
     "conv-layer-padding",
     "nn.Conv pads by half its kernel, whatever it is told",
-    "Conv forward",
+    "Conv forward|Reshape forward",  # the rows that a case makes of the images do not fit then
     wrap("nn.Conv.__init__", lambda old: lambda self, *args, padding=None, **named: old(self, *args, **named)),
 )
 fault(
@@ -272,7 +272,7 @@ fault(
 fault(
     "conv-layer-initial",
     "the weight of nn.Conv starts as if a number had kernel_size inputs of each channel, and not their square",
-    "Conv.__init__|initial|built",
+    "Conv constructor",
     wrap("nn.Conv.__init__", lambda old: lambda self, *args, **named: _too_large(self, old(self, *args, **named))),
 )
 fault(
