@@ -122,10 +122,10 @@ def _of_arguments(case: c.OpCase) -> Iterator[str]:
         if kind == "array" and min(part["array"], default=0) < 0:
             yield f"index negative places of {case.op}"
     if "power" in case.op and all(isinstance(v, float) for operand in case.operands for v in operand.values):
-        bases, exponents = np.array(case.operands[0].values), np.array(given.get("c", 1.0))
+        bases, exponents = case.operands[0].array, np.array(given.get("c", 1.0))
         if "c" not in given:
             shapes = [operand.shape for operand in case.operands]
-            values = (np.reshape(operand.values, operand.shape) for operand in case.operands)
+            values = (operand.array for operand in case.operands)
             bases, exponents = (np.broadcast_to(v, np.broadcast_shapes(*shapes)) for v in values)
         whole = exponents % 1 == 0
         for name, found in (
