@@ -307,6 +307,7 @@ TABLE: dict[str, Group] = {
             "negative axis of split": e.from_the_end("split", axis=-1, pick=0),
             "negative axis of concatenate": e.from_the_end("concatenate", 2, axis=-1),
             "negative axis of dilate": e.from_the_end("dilate", axes=(-1,), dilation=1),
+            "negative axis of softmax": e.from_the_end("softmax", axis=-1),
             "negative axis of flip": e.from_the_end("flip", axes=(-1,)),
             "-1 in a shape": e.turned("reshape", e.flat),
             "a new axis as long as another": e.turned("broadcast_to", e.wider),

@@ -125,7 +125,7 @@ class Conv(Layer, frozen=True):
     variants: ClassVar[Mapping[str, Variant]] = {
         "strided": Variant(lambda layer: layer.stride > 1, lambda width, linears: (Linear(6), Conv(2, 1, 2, 1, 2))),
         "padded": Variant(lambda layer: layer.around > 0, lambda width, linears: (Linear(6), Conv(2, 1, 2, 3))),
-        "channels": Variant(lambda layer: layer.channels > 1, lambda width, linears: (Linear(6), Conv(2, 3, 2, 2))),
+        "channels": Variant(lambda layer: layer.channels > 1, lambda width, linears: (Linear(6), Conv(2, 3, 2))),
         "no bias": Variant(lambda layer: not layer.bias, lambda width, linears: (Conv(2, bias=False),)),
     }
 

@@ -118,7 +118,8 @@ def ordinary(name, count=30):
     found = []
     for case in draw_from(op_cases([name]), 3 * count, 1):
         numbers = [v for o in case.operands for v in o.values]
-        if numbers and all(isinstance(v, float) and abs(v) < 50 for v in numbers):
+        far = 150 if OPERATIONS[name].values == "far" else 50
+        if numbers and all(isinstance(v, float) and abs(v) < far for v in numbers):
             found.append(case)
     return found[:count]
 
