@@ -29,14 +29,11 @@ def part_of(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     ((kind, values),) = part.items()
-    if kind not in KINDS or (kind == "number" and len(values) != 1):
-        raise ValueError(f"{part} is no part of an index: {', '.join(KINDS)} are")
+    if kind not in ("array", "mask", "number", "ellipsis") or (kind == "number" and len(values) != 1):
+        raise ValueError(f"{part} is no part of an index: an array, a mask, a number and an ellipsis are")
     if kind in ("array", "mask"):
         return np.array(values, bool if kind == "mask" else np.intp)
     return values[0] if kind == "number" else Ellipsis
-
-
-KINDS = ("array", "mask", "number", "ellipsis")
 
 
 def index_of(op: Any) -> tuple[Any, ...]:
@@ -79,13 +76,17 @@ def positions(shape: Shape, index: Sequence[Any]) -> Array:
 
 def indexed(d: Draw) -> Drawn:
     """A shape, and an index of its first axes: slices, or whatever else NumPy takes."""
-    shape = d.shape(min_rank=1, max_rank=4)
+    shape = d.shape(min_rank=1)
+    if d.maybe() and shape[0] < 5:
+        shape = (shape[0],) * len(shape)  # what is taken along a wrong axis then has the right shape
     plain = d.maybe()
+    # Beside an array, NumPy takes a number for one, and puts the axes elsewhere; torch does not. Both together are not drawn.
+    others = d.of((("array", "array", "mask"), ("number",)))
     arrays = d.whole(1, 4)  # as long as one another, or they would not broadcast
     index: list[Any] = []
     axes = list(shape[: d.whole(1, len(shape))])
     for n in axes:
-        kind = "slice" if plain else d.of(("slice", "array", "array", "mask", "number", "new axis"))
+        kind = "slice" if plain else d.of(("slice", *others, *others, "new axis"))
         if kind == "array" and n:
             index.append({"array": tuple(d.whole(-n, n - 1) for _ in range(arrays))})
             continue

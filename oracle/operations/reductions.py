@@ -97,7 +97,14 @@ def torch_picked(t: Any, x: Any, axes: int | None, largest: bool) -> Any:
     return x.reshape(-1)[find(x)] if axes is None else x.gather(axes, find(x, axes, keepdim=True)).squeeze(axes)
 
 
-@operation(needle=needle_picked, torch=torch_picked, drawn=along, covers=("GetItem", "Reshape"), special=())
+@operation(
+    needle=needle_picked,
+    torch=torch_picked,
+    drawn=along,
+    covers=("GetItem", "Reshape"),
+    values="whole",  # for the sake of ties
+    special=(),
+)
 def picked(t: Tape, x: Var, *, axes: int | None, largest: bool) -> Var:
     """The element at the place that argmax or argmin names: of several, the first gets the whole gradient."""
     find = np.argmax if largest else np.argmin

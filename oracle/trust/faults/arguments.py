@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from needle import ops
-from needle.autograd import Value
 from oracle.trust.faults.chapter import Chapter
 from oracle.trust.patches import around, compute, vjp, wrap
 
@@ -97,19 +96,19 @@ fault(
 fault(
     "index-repeats-forward",
     "an array of places is sorted",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _with(old, self, _sorted)(a)),
 )
 fault(
     "index-negative-places",
     "negative places in an array count from the beginning",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _with(old, self, _positive)(a)),
 )
 fault(
     "index-mask",
     "a mask is taken for an array of the places 0 and 1",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _with(old, self, _as_places)(a)),
 )
 fault(
@@ -121,19 +120,19 @@ fault(
 fault(
     "index-number",
     "a number takes its neighbour",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _with(old, self, _neighbour)(a)),
 )
 fault(
     "index-ellipsis",
     "what follows an ellipsis is taken from the first axes where that fits",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _fitting(old, self, a, ...)),
 )
 fault(
     "index-new-axis",
     "a new axis is forgotten",
-    "GetItem forward",
+    "GetItem forward|PutItem backward",
     wrap("ops.GetItem.compute", lambda old: lambda self, a: _with(old, self, _forgotten)(a)),
 )
 fault(
@@ -151,13 +150,13 @@ fault(
 fault(
     "stack-negative-axis",
     "a negative axis is counted without the new one, where that gives the same shape",
-    "Stack forward",
+    "Stack forward|Split backward",
     wrap("ops.Stack.compute", lambda old: lambda self, args: _elsewhere(old, self, args, len(np.shape(args[0])))),
 )
 fault(
     "split-negative-axis",
     "a negative axis is taken from the other end, where that gives as many parts",
-    "Split forward",
+    "Split forward|Stack backward",
     wrap("ops.Split.compute", lambda old: lambda self, a: _other_end(old, self, a)),
 )
 fault(
@@ -168,12 +167,6 @@ fault(
         "ops.Concatenate.compute",
         lambda old: lambda self, *args: old(ops.Concatenate(-1 - self.axis) if self.axis < 0 else self, *args),
     ),
-)
-fault(
-    "concatenate-negative-axis-backward",
-    "on the way back a negative axis is one too far to the left, where there is one",
-    "Concatenate backward",
-    wrap("ops.Concatenate.vjp", lambda old: lambda self, *args: _back_along_another(old, self, *args)),
 )
 fault(
     "dilate-negative-axis",
@@ -330,16 +323,6 @@ def _other_end(old: Any, self: Any, a: Any) -> Any:
 
 def _same_shape(a: Any, b: Any) -> bool:
     return bool(np.shape(a) == np.shape(b))
-
-
-def _back_along_another(old: Any, self: Any, g: Any, y: Any, needs: Any, *xs: Any) -> Any:
-    right = old(self, g, y, needs, *xs)
-    if isinstance(g, Value) or self.axis >= 0 or -self.axis == g.ndim:
-        return right
-    parts = np.split(
-        np.swapaxes(g, self.axis, self.axis - 1), np.cumsum([x.shape[self.axis] for x in xs[:-1]]), self.axis
-    )
-    return tuple(p if r is not None and p.shape == r.shape else r for p, r in zip(parts, right, strict=True))
 
 
 def _mirrored(axes: Any) -> tuple[int, ...]:
