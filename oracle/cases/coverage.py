@@ -111,11 +111,7 @@ def _of_arguments(case: c.OpCase) -> Iterator[str]:
         yield f"argument negative axis of {case.op}"
     if -1 in given.get("shape", ()):
         yield "argument -1 in a shape"
-<<<<<<< HEAD
-    new_axis = case.op == "broadcast_to" and given["shape"] and given["shape"][1:] == first
-=======
     new_axis = case.op == "broadcast_to" and first and given["shape"][1:] == first
->>>>>>> h-values
     if new_axis and given["shape"][0] > 1 and given["shape"][0] in (first[:1] + first[-1:]):
         yield "argument a new axis as long as another"
     for part in given.get("index", ()):
