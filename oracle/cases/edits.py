@@ -141,7 +141,7 @@ def value(value: float | str) -> Edit:
     def edit(case: c.OpCase) -> c.Case:
         op, first = OPERATIONS[case.op], case.operands[0]
         allowed = value in op.special if isinstance(value, str) else op.values == "real"
-        if not (allowed and first.values):
+        if not (allowed and first.values) or (case.order > 1 and isinstance(value, str)):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
         changed: Any = (*first.values[:at], value, *first.values[at + 1 :])
