@@ -73,7 +73,7 @@ class NeedleItem(pytest.Item):
             # one thread: a process per core, and sums then have one order
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
         if done.stdout:
