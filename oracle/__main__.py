@@ -6,8 +6,12 @@ Exit codes are those of `oracle.exits.ExitCode`, for every command.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from oracle import commands
@@ -17,6 +21,8 @@ CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
     "5 nothing could be judged, 130 interrupted; if several hold: 4, 3, 1, 130, 5."
 )
+NEEDED = ("numpy", "torch", "hypothesis", "msgspec", "rich")
+IN_A_CLONE = ("mutants", "faults", "calibrate", "bench", "kernels")  # they read and write what only a clone has
 PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
 
 
@@ -42,11 +48,36 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def version() -> str:
+    """oracle and what its verdicts depend on; nothing is imported for it."""
+
+    def of(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return (
+        f"oracle {of('needle-oracle')} (torch {of('torch')}, NumPy {of('numpy')}, Python {platform.python_version()})"
+    )
+
+
+def cuda_build() -> str | None:
+    """The version of CUDA that torch was built for, or None; read from its files, because importing it takes a second."""
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    if file is None or not file.is_file():
+        return None
+    found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", file.read_text("utf-8", "replace"), re.MULTILINE)
+    return found[1] if found else None
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     main = argparse.ArgumentParser(
-        prog="python -m oracle", description="Differential testing of needle against PyTorch."
+        prog=commands.called(), description="Differential testing of needle against PyTorch."
     )
+    main.add_argument("--version", action="version", version=version())
     subcommands = main.add_subparsers(dest="command", required=True)
 
     diff = subcommands.add_parser(
@@ -189,6 +220,13 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing and given[:1] != ["--version"]:
+        print(f"oracle needs {', '.join(missing)}: pip install {' '.join(missing)} (docs/ci.md)", file=sys.stderr)
+        return ExitCode.USAGE
+    if given and given[0] in IN_A_CLONE and not commands.in_a_clone():
+        print(f"{given[0]}: it measures our needle and oracle itself, in a clone of their repository", file=sys.stderr)
+        return ExitCode.USAGE
     if given[:1] == ["bench"]:  # sets the number of threads, which must come before NumPy
         from oracle import bench
 
@@ -207,6 +245,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ForeignError as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    cuda = cuda_build()
+    if cuda:
+        print(
+            f"torch is a build for CUDA {cuda}: the verdicts are those of its CPU code, but it takes gigabytes; the CPU build: "
+            "pip install torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu",
+            file=sys.stderr,
+        )
     if arguments.command == "replay":
         from oracle.runs.replay import replay
 
@@ -278,6 +323,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             formats.under_github() if arguments.github is None else arguments.github,
         ),
     )
+
+
+def console() -> None:
+    """The command ``oracle``."""
+    sys.exit(supervised(main))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from oracle.systems.foreign import ForeignError, adapt
 from oracle.systems.surroundings import around_an_import
 
 _folder: Path | None = None  # that holds the package, where it is not ours
+# A wheel of oracle has our needle in here: whoever installs it may have another package of that name, and keeps it.
+_CARRIED = Path(__file__).resolve().parents[1] / "_carried"
 _compiled: dict[str, tuple[str, bytes]] = {}  # module -> its file, and what that was compiled to
 
 
@@ -75,8 +77,9 @@ def candidate() -> Any:
     if "needle" in sys.modules:
         return sys.modules["needle"]
     sys.meta_path.insert(0, _Remembering())
-    if _folder is not None:
-        sys.path.insert(0, str(_folder))
+    folder = _where()
+    if folder is not None:
+        sys.path.insert(0, str(folder))
     before = around_an_import()
     try:
         import needle
@@ -94,12 +97,18 @@ def candidate() -> Any:
     return needle
 
 
+def _where() -> Path | None:
+    """The folder of the needle under test, or None where it is ours, in a clone, and Python finds it by itself."""
+    return _folder if _folder is not None else _CARRIED if _CARRIED.is_dir() else None
+
+
 def home() -> str:
     """The folder of the package under test; nothing is imported for it."""
     if "needle" in sys.modules:
         return apart.home(sys.modules["needle"])
-    if _folder is not None:
-        return str((_folder / "needle").resolve())
+    folder = _where()
+    if folder is not None:
+        return str((folder / "needle").resolve())
     spec = importlib.util.find_spec("needle")
     return str(Path((spec and spec.origin) or "nowhere/x").resolve().parent)
 
