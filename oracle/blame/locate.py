@@ -163,7 +163,7 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
         mode = "in evaluation mode" if quiet else "in training mode"
         return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
-        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        line = (f"nn.{type(case.loss).__name__}", "forward") if isinstance(case.loss, c.SoftmaxLoss | c.MSELoss) else ()
         return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
     if quantity == "adjoint":
         path = _consumer(layers, name)

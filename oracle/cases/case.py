@@ -130,6 +130,10 @@ class MeanSquare(Part, frozen=True, tag="MeanSquare"):
     """((out − target) ** 2).sum() / rows, with a drawn target."""
 
 
+class MSELoss(Part, frozen=True, tag="MSELoss"):
+    """``nn.MSELoss`` against a drawn target."""
+
+
 class WeightedSum(Part, frozen=True, tag="WeightedSum"):
     """(out · c).sum() with a drawn c: a scalar loss with a random cotangent."""
 
@@ -138,7 +142,7 @@ class Cotangent(Part, frozen=True, tag="Cotangent"):
     """``out.backward(c)`` with a drawn c: no scalar loss at all."""
 
 
-Loss = SoftmaxLoss | MeanSquare | WeightedSum | Cotangent
+Loss = SoftmaxLoss | MeanSquare | MSELoss | WeightedSum | Cotangent
 
 
 class SGD(Part, frozen=True, tag="SGD"):

@@ -63,6 +63,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
     "optimizer": Group(
@@ -278,6 +279,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
 }

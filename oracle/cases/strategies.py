@@ -170,6 +170,7 @@ _LOSSES = choice(
     (2, c.WeightedSum()),
     (2, c.MeanSquare()),
     (1, c.Cotangent()),
+    (1, c.MSELoss()),
 )
 _STEPS = choice((4, 1), (5, 2), (8, 3), (3, 4), (2, 6), (1, 13))
 _LATER_LRS = st.sampled_from([0.05, 1e-3, 0.5])
@@ -228,7 +229,9 @@ def train_cases(draw: Draw) -> c.TrainCase:
 
 _FEW_ROWS = st.sampled_from([1, 2, 3, 4, 6])
 _FEW_FEATURES = st.sampled_from([1, 2, 3, 4])
-_SECOND_LOSSES = choice((2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()))
+_SECOND_LOSSES = choice(
+    (2, c.SoftmaxLoss()), (1, c.MeanSquare()), (1, c.WeightedSum()), (1, c.Cotangent()), (1, c.MSELoss())
+)
 _SECOND_SCALES = st.sampled_from([1.0, 0.5])
 _SECOND_OFFSETS = choice((5, 0.0), (1, 100.0))
 

@@ -89,6 +89,10 @@ def in_torch(
         if written_out and isinstance(case.loss, c.SoftmaxLoss):
             assert batches.labels is not None
             return _cross_entropy(out, torch.from_numpy(batches.labels[0, 0].astype(np.int64))), None
+        if written_out and isinstance(case.loss, c.MSELoss):
+            assert batches.drawn is not None
+            off = out - torch.from_numpy(batches.drawn[0, 0]).to(dtype)
+            return (off * off).sum() / off.numel(), None
         return peer_side.torch_loss(case, out, batches, 0, 0)
 
     def work() -> None:
