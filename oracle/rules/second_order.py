@@ -97,7 +97,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = Findings()
+        evidence.findings = Findings(again=True)
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
         ours_side.run_second(case, ndl, *about, evidence.findings)
     return evidence
