@@ -95,6 +95,7 @@ RANGES = {
     "second": CASE | MODEL,
     "op": CASE | OP | {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
+        "order": whole(1, 3),
     },
     "Operand": {
         "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
