@@ -17,7 +17,7 @@ from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
-from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
+from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Suspect
 from oracle.systems.trace import CHANGED, UNSEEN
 
 
@@ -150,6 +150,10 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
             return Suspect(f"{case.op} writes into its operand")
         if quantity == "activation":
             return Suspect(f"{case.op} forward")
+        if quantity in HIGHER:
+            return Suspect(
+                f"{case.op} {quantity.partition(' ')[0]} backward", f"by the {name}", "first gradients agree"
+            )
         graph = " with create_graph" if quantity == "gradient with graph" else ""
         return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
     layers = dict(c.walk(case.model))
@@ -159,7 +163,7 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
         mode = "in evaluation mode" if quiet else "in training mode"
         return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
-        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        line = (f"nn.{type(case.loss).__name__}", "forward") if isinstance(case.loss, c.SoftmaxLoss | c.MSELoss) else ()
         return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
     if quantity == "adjoint":
         path = _consumer(layers, name)

@@ -29,7 +29,7 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate, home
-from oracle.systems.trace import CHANGED, ENDED, UNSEEN, State
+from oracle.systems.trace import CHANGED, ENDED, HIGHER, UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -293,6 +293,11 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         ("COTANGENT", literal(case.cotangent_array)),
         ("CONSTANTS", repr(case.constants)),
     ]
+    if case.order > 1:
+        shapes = {f"operand {i}": o.shape for i, o in enumerate(case.operands)} | {"cotangent": case.result_shape}
+        drawn = {(n + 1, name): case.direction(n, name, shapes[name]) for n in range(1, case.order) for name in shapes}
+        data.append(("DIRECTIONS", mapping({place: literal(value) for place, value in drawn.items()})))
+        data.append(("QUANTITIES", repr(HIGHER)))
     given = {k: f"np.float64({v!r})" if isinstance(v, float) else repr(v) for k, v in case.attributes.items()}
     ours = (
         "{" + ", ".join(f"{k!r}: {v}" for k, v in given.items()) + "}" if case.numpy_scalars else repr(case.attributes)
@@ -304,6 +309,7 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         ops=operations_text([case.op]),
         graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),
         op_name=repr(case.op),
+        order=case.order,
         needle_attributes=ours,
         attributes=repr(case.attributes),
         packed=any("unpack(" in v for _, v in data),

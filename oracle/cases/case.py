@@ -69,7 +69,7 @@ from oracle.cases.model import Checked
 from oracle.cases.model import output_width as output_width
 from oracle.cases.model import trains as trains
 from oracle.cases.model import walk as walk
-from oracle.operations import MOST_AXES, extent, largest, result_shape
+from oracle.operations import MOST, MOST_AXES, extent, largest, result_shape
 
 FORMAT = 1
 
@@ -130,6 +130,10 @@ class MeanSquare(Part, frozen=True, tag="MeanSquare"):
     """((out − target) ** 2).sum() / rows, with a drawn target."""
 
 
+class MSELoss(Part, frozen=True, tag="MSELoss"):
+    """``nn.MSELoss`` against a drawn target."""
+
+
 class WeightedSum(Part, frozen=True, tag="WeightedSum"):
     """(out · c).sum() with a drawn c: a scalar loss with a random cotangent."""
 
@@ -138,7 +142,7 @@ class Cotangent(Part, frozen=True, tag="Cotangent"):
     """``out.backward(c)`` with a drawn c: no scalar loss at all."""
 
 
-Loss = SoftmaxLoss | MeanSquare | WeightedSum | Cotangent
+Loss = SoftmaxLoss | MeanSquare | MSELoss | WeightedSum | Cotangent
 
 
 class SGD(Part, frozen=True, tag="SGD"):
@@ -317,20 +321,29 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 
 
 class Operand(Part, frozen=True, tag="Operand"):
-    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
 
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(max_length=MOST_AXES)]
+    The values of a long one are ``cycled``: given once, and taken from the beginning again until it is full.
+    """
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MOST)], ...], Meta(max_length=MOST_AXES)]
     values: tuple[Number | Special, ...]
     layout: Literal["C", "F", "strided", "reversed"] = "C"
+    cycled: bool = False
 
     def __post_init__(self) -> None:
-        size = math.prod(self.shape)
-        require(len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}")
+        size, given = math.prod(self.shape), len(self.values)
+        require(size <= MOST, f"an operand of shape {self.shape} has {size:,} values: {MOST:,} are the most")
+        if self.cycled:
+            require(0 < given <= size, f"an operand of shape {self.shape} cannot be filled from {given} values")
+        else:
+            require(given == size, f"an operand of shape {self.shape} has {size} values, not {given}")
 
     @property
     def array(self) -> Array:
         """The operand as a float32 array with the memory layout asked for."""
-        flat = np.array([float(v) for v in self.values], dtype=np.float32).reshape(self.shape)
+        flat = np.array([float(v) for v in self.values], dtype=np.float32)
+        flat = (np.resize(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
         if self.layout == "F" and self.shape:
             return np.asfortranarray(flat)
         if self.layout == "strided" and self.shape:
@@ -351,6 +364,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
     constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
+    order: Literal[1, 2, 3] = 1  # how often it is differentiated, by the operands and the cotangent
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
@@ -377,6 +391,10 @@ class OpCase(_Case, frozen=True, tag="op"):
         """The cotangent, float32, in the shape of the result."""
         shape = self.result_shape
         return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
+
+    def direction(self, order: int, name: str, shape: Shape) -> Array:
+        """What the gradient of that order by ``name`` is multiplied with before it is differentiated again, float32."""
+        return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)
 
 
 Case = TrainCase | SecondOrderCase | OpCase
@@ -496,7 +514,8 @@ def describe(case: Case) -> str:
     if isinstance(case, OpCase):
         operands = ", ".join(f"{o.shape}" + (f" {o.layout}" if o.layout != "C" else "") for o in case.operands)
         named = "".join(f", {k}={v}" for k, v in case.attributes.items())
-        return f"{case.op}({operands}{named})"
+        times = {1: "", 2: ", differentiated twice", 3: ", differentiated three times"}[case.order]
+        return f"{case.op}({operands}{named}){times}"
     text = f"{many(case.model)}, {one(case.data)}, {one(case.loss)}"
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"

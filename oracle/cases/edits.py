@@ -142,7 +142,7 @@ def value(value: float | str) -> Edit:
     def edit(case: c.OpCase) -> c.Case:
         op, first = OPERATIONS[case.op], case.operands[0]
         allowed = value in op.special if isinstance(value, str) else op.domain(0) == "real"
-        if not (allowed and first.values):
+        if not (allowed and first.values) or (case.order > 1 and isinstance(value, str)):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
         changed: Any = (*first.values[:at], value, *first.values[at + 1 :])
@@ -164,7 +164,7 @@ def turned(op: str, make: Callable[[c.Operand], tuple[tuple[c.Operand, ...], dic
 
     def edit(case: c.OpCase) -> c.Case:
         first = case.operands[0]
-        if not first.shape or not first.values or not all(isinstance(v, float) for v in first.values):
+        if not first.shape or first.cycled or not first.values or not all(isinstance(v, float) for v in first.values):
             raise c.CaseError(f"{op}: an operand with an axis and numbers is needed")
         operands, attributes = make(first)
         return c.OpCase(op=op, operands=operands, attributes=attributes, cotangent=case.cotangent)

@@ -39,6 +39,17 @@ _POWERS = {
     "a negative power of 0": (0.0, -1.0),
     "0 to the power of 0": (0.0, 0.0),
 }
+# elements of a parameter at which the optimizers do something else
+PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
+# The numbers at which needle does something else, and the labels of the two sides.
+SWITCHES = {
+    1024: ("size axis 65 to 1,024", "size axis above 1,024"),
+    128: ("size axis above 1,024, of whole blocks", "size axis above 1,024, a rest beside its blocks"),
+    64: ("size to 64 classes", "size above 64 classes"),
+    32_768: ("size relu to 32,768", "size relu above 32,768"),
+    **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
+}
+NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
@@ -47,6 +58,8 @@ TABLE: dict[str, Group] = {
         {**_LAYERS, **_VARIANTS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "twice": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "three times": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,
@@ -57,6 +70,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
     "optimizer": Group(
@@ -196,8 +210,13 @@ TABLE: dict[str, Group] = {
             "rows = features": None,
             "above 32 rows": None,
             "above 32 features": None,
+            "above 64 rows": None,
+            "above 1,024 rows": None,
+            "above 64 features": None,
+            "labels above 63": None,
         },
     ),
+    "parameter": Group(c.TrainCase, {f"{side} {name}": None for _, name in PARAMETERS for side in ("to", "above")}),
     "data": Group(
         c.TrainCase,
         {
@@ -246,6 +265,17 @@ TABLE: dict[str, Group] = {
             **{f"{name}, of two tensors": e.power_of_tensors(*numbers) for name, numbers in _POWERS.items()},
         },
     ),
+    "size": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
+                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
+                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
+            )
+        ),
+    ),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
     "memory": Group(
         c.OpCase,
         {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
@@ -290,6 +320,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
 }

@@ -172,6 +172,8 @@ def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
             yield {"cotangent": cotangent}
     yield {"numpy_scalars": False}
     yield {"constants": ()}
+    for order in range(1, case.order):
+        yield {"order": order}
 
 
 def _swapped(name: str, value: Any, old: int, new: int) -> Any:
@@ -184,8 +186,9 @@ def _swapped(name: str, value: Any, old: int, new: int) -> Any:
 
 def _cropped(operand: c.Operand, old: int, new: int) -> c.Operand:
     shape = tuple(new if n == old else n for n in operand.shape)
-    values = tuple(operand.values[: math.prod(shape)])
-    return c.Operand(shape, values, operand.layout)
+    size = math.prod(shape)
+    values = tuple(operand.values[:size])
+    return c.Operand(shape, values, operand.layout, operand.cycled and len(values) < size)
 
 
 def _simpler_operand(operand: c.Operand) -> Iterator[c.Operand]:

@@ -346,6 +346,8 @@ def torch_loss(
         return out, drawn
     if isinstance(case.loss, c.WeightedSum):
         return (out * drawn).sum(), None
+    if isinstance(case.loss, c.MSELoss):
+        return nn.functional.mse_loss(out, drawn), None
     return ((out - drawn) ** 2).sum() / case.data.rows, None
 
 

@@ -64,6 +64,10 @@ def in_torch(
         if written_out and isinstance(case.loss, c.SoftmaxLoss):
             assert batches.labels is not None
             loss = _cross_entropy(out, torch.from_numpy(batches.labels[0, 0].astype(np.int64)))
+        elif written_out and isinstance(case.loss, c.MSELoss):
+            assert batches.drawn is not None
+            off = out - torch.from_numpy(batches.drawn[0, 0]).to(dtype)
+            loss = (off * off).sum() / off.numel()
         else:
             loss, cotangent = peer_side.torch_loss(case, out, batches, 0, 0)
         wanted = {n: p for n, p in parameters.items() if p.requires_grad}

@@ -5,6 +5,7 @@ Every step starts from a synchronised state, so the steps are independent of eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +141,11 @@ def _loss(
         return out, drawn
     if isinstance(case.loss, c.WeightedSum):
         return reductions.summation(tape, elementwise.multiply(tape, out, _constant(drawn))), one
-    squares = elementwise.power_scalar(tape, elementwise.subtract(tape, out, _constant(drawn)), c=2.0)
+    off = elementwise.subtract(tape, out, _constant(drawn))
+    if isinstance(case.loss, c.MSELoss):
+        total = reductions.summation(tape, elementwise.multiply(tape, off, off))
+        return elementwise.divide_scalar(tape, total, c=float(math.prod(out.shape))), one
+    squares = elementwise.power_scalar(tape, off, c=2.0)
     return elementwise.divide_scalar(tape, reductions.summation(tape, squares), c=float(case.data.rows)), one
 
 

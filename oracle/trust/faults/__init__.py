@@ -15,6 +15,7 @@ from oracle.trust.faults import (
     conditional,
     dropout,
     elementwise,
+    large,
     layers,
     losses,
     norms,
@@ -36,7 +37,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small),
+        *(norms, dropout, layers, conditional, small, large),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -52,6 +52,32 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_alone_it_differentiates_an_operation_again(order, tmp_path):
+    case = c.OpCase(op="tanh", operands=(c.Operand((3,), (0.5, 1.0, -1.0)),), cotangent=(2.0, -1.0), order=order)
+    right, cut = "(g * (1 - y * y),)", "(g * (1 - y * _fixed(g, _value(y))),)"  # half of its own derivative
+    source = (ROOT / "needle" / "ops.py").read_text(encoding="utf-8")
+    assert source.count(right) == 1
+
+    def constant(self, g, y, needs, a):
+        return (g * (1 - y * needle.ops._fixed(g, needle.ops._value(y))),)
+
+    with wrap("ops.Tanh.vjp", lambda old: constant).applied():
+        found = judged(case, needle).divergence
+        assert found is not None
+        assert found.quantity == "second gradient"
+        assert found.suspect.what == "tanh second backward"
+        report.write(case, found, Asked(folder=tmp_path))
+    text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "needle", tmp_path / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+    run = alone(tmp_path, text)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (tmp_path / "needle" / "ops.py").write_text(source.replace(right, cut), encoding="utf-8")
+    run = alone(tmp_path, text)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert f"truth    {headline.number(found.truth)}   (float64)" in run.stdout
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_alone_it_shows_the_numbers_of_the_block_and_its_exit_code_says_whether_they_part(kind, tmp_path):
     case = CASES[kind]
