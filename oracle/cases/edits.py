@@ -164,7 +164,7 @@ def turned(op: str, make: Callable[[c.Operand], tuple[tuple[c.Operand, ...], dic
 
     def edit(case: c.OpCase) -> c.Case:
         first = case.operands[0]
-        if not first.shape or not first.values or not all(isinstance(v, float) for v in first.values):
+        if not first.shape or first.cycled or not first.values or not all(isinstance(v, float) for v in first.values):
             raise c.CaseError(f"{op}: an operand with an axis and numbers is needed")
         operands, attributes = make(first)
         return c.OpCase(op=op, operands=operands, attributes=attributes, cotangent=case.cotangent)
