@@ -1,9 +1,10 @@
 """Case: one complete experiment as data. Frozen, validated when it is made, strict JSON both ways.
 
-A case knows neither needle nor torch. Three kinds exist:
+A case knows neither needle nor torch. Four kinds exist:
 
 - `TrainCase`: a model, data, a loss, an optimizer and a number of steps;
 - `SecondOrderCase`: the gradient of a function of the gradients of a model;
+- `ProgramCase`: what a user does with a model and its optimizers, action by action;
 - `OpCase`: one operation on explicit operands.
 
 >>> case = TrainCase(model=(Linear(2),), data=Data(rows=1, features=1), loss=SoftmaxLoss(), optimizer=SGD(), seed=0)
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct, defstruct
 
+from oracle.cases.actions import Action, AnyAction, Pass
 from oracle.cases.bounds import (
     LARGEST_FILE,
     MOST_PARTS,
@@ -427,6 +429,70 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
         _check_model(self)
 
 
+class ProgramCase(_Case, frozen=True, tag="program"):
+    """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
+
+    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
+    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
+    """
+
+    model: tuple[Layer, ...]
+    data: Data
+    loss: Loss
+    optimizer: Optimizer
+    seed: Seed
+    actions: Annotated[tuple[AnyAction, ...], Meta(max_length=100)]
+    held: Literal["sequential", "list", "dict"] = "sequential"
+    again: Place | None = None
+    functions: bool = False
+    weight_scale: NonNegative = 1.0
+    keep_init: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.model) > 0, "model: a program needs a layer")
+        for path, layer in walk(self.model):
+            kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
+            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+        run = self.training
+        if self.again is not None:
+            at, widths = self.again % len(self.model), input_widths(run)
+            same = widths[str(at)] == widths[str(len(self.model))]
+            require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
+            modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+
+    @property
+    def training(self) -> TrainCase:
+        """A training run with a step for each pass, and one more; the layer that is applied twice stands in it twice."""
+        return training_of(self)
+
+    def alias(self, name: str) -> str:
+        """The tensor of the program behind a tensor of ``training``."""
+        last = f"{len(self.model)}."
+        return (
+            f"{self.again % len(self.model)}.{name[len(last) :]}"
+            if self.again is not None and name.startswith(last)
+            else name
+        )
+
+
+@remembered
+def training_of(case: ProgramCase) -> TrainCase:
+    """See `ProgramCase.training`."""
+    twice = () if case.again is None else (case.model[case.again % len(case.model)],)
+    return TrainCase(
+        model=(*case.model, *twice),
+        data=case.data,
+        loss=case.loss,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        steps=1 + sum(isinstance(action, Pass) for action in case.actions),
+        keep_init=case.keep_init,
+        weight_scale=case.weight_scale,
+    )
+
+
 class Operand(_Part, frozen=True, tag="Operand"):
     """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
 
@@ -490,7 +556,8 @@ class OpCase(_Case, frozen=True, tag="op"):
         return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
 
 
-Case = TrainCase | SecondOrderCase | OpCase
+Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
+_IN_PROGRAMS = (Linear, Activation, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
 
 # -- walking a model --------------------------------------------------------------------------------------------------
 
@@ -629,6 +696,8 @@ def cost(case: Case) -> tuple[float, float]:
         shapes = [o.shape for o in case.operands]
         numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
         return 350.0 * numbers, 4e-5 * numbers
+    if isinstance(case, ProgramCase):
+        case = case.training
     checker = _Checker(case.data.rows)
     width = checker.body(case.model, case.data.features, "", True)
     train = isinstance(case, TrainCase)
@@ -659,8 +728,8 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_ALL = {"train": TrainCase, "second": SecondOrderCase, "op": OpCase}
-_C = TypeVar("_C", TrainCase, SecondOrderCase, OpCase)
+_ALL = {"train": TrainCase, "second": SecondOrderCase, "program": ProgramCase, "op": OpCase}
+_C = TypeVar("_C", TrainCase, SecondOrderCase, ProgramCase, OpCase)
 
 
 def encode(case: Case) -> bytes:
@@ -713,6 +782,8 @@ def describe(case: Case) -> str:
     """One line: what the case trains."""
 
     def one(part: Any) -> str:
+        if isinstance(part, Action):
+            return part.text
         if isinstance(part, OpStep):
             return part.op
         if isinstance(part, Ops):
@@ -737,6 +808,9 @@ def describe(case: Case) -> str:
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"
     extras = [one(case.optimizer)]
+    if isinstance(case, ProgramCase):
+        built = [f"held={case.held}"] * (case.held != "sequential") + [f"again={case.again}"] * (case.again is not None)
+        return f"{text}, {', '.join(extras + built)}: {many(case.actions)}"
     if case.clip is not None:
         extras.append(one(case.clip))
     if case.gap is not None:

@@ -35,6 +35,7 @@ from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
 from oracle.cases import coverage, inputs, shrink, strategies
+from oracle.cases.draw_programs import program_cases
 from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
@@ -53,7 +54,7 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
 OP_NAMES = sorted(OPERATIONS)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 3, "op": len(OP_NAMES), "second": 3}
+SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 11, "op": len(OP_NAMES), "second": 3, "program": 8}
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
 WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
 ENOUGH = 12  # failing cases, after which a shard ends
@@ -203,6 +204,8 @@ def draw(kind: str, count: int, seed: int) -> list[c.Case]:
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
+    if kind == "program":
+        return independent(program_cases(), count, seed)
     rounds = independent(strategies.every_op(OP_NAMES), -(-count // len(OP_NAMES)), seed, at_once=1)
     cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)

@@ -38,6 +38,8 @@ QUANTITIES = (
     "graph",  # Tensors with an op that outlive the step
     "live tensors",  # how many more, or fewer, than after the step before
     "cycles",  # objects that only the cycle collector frees
+    "promise",  # of an action of a program
+    "state",  # of a program: what an action does not name keeps its bits
 )
 
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}

@@ -5,7 +5,7 @@ Every step starts from a synchronised state, so the steps are independent of eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,9 @@ class _Pass:
     inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
     statistics: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # BatchNorm path -> batch mean, var
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
+    modes: Mapping[str, bool] = field(
+        default_factory=dict
+    )  # path -> whether it trains, where that is not as in a training run
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
         for i, layer in enumerate(layers):
@@ -59,7 +62,7 @@ class _Pass:
         return x
 
     def layer(self, layer: c.Layer, x: Var, path: str, training: bool) -> Var:
-        t = self.tape
+        t, training = self.tape, self.modes.get(path, training)
         match layer:
             case c.Linear():
                 self.linears.append(path if layer.tie is None else self.linears[layer.tie])
@@ -133,6 +136,7 @@ def training(
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
     first: int = 0,
+    modes: Mapping[str, bool] | None = None,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
     tape = Tape(noise)
@@ -147,7 +151,7 @@ def training(
         mark = f"#{m}" if m else ""
         x = Var(batches.x[window, m].astype(np.float64)[None], needs=getattr(case, "input_grad", False))
         branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
-        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch)
+        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch, modes=modes or {})
         out = run.body(case.model, x, "", True)
         for path, var in run.outputs.items():
             truth.put("activation", path + mark, var.value)

@@ -9,7 +9,7 @@ from oracle.cases import case as c
 from oracle.cases import coverage, features
 from oracle.runs import runner
 
-KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
+KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.ProgramCase: "program"}
 PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
