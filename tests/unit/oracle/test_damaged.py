@@ -172,7 +172,7 @@ def outside(raw, kind=None):
             return f"attribute {name}={value!r:.60}"
     for name, value in raw.items():
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, dict) and name != "attributes":
+            if isinstance(part, dict) and name not in ("attributes", "settings"):
                 found = outside(part, ALONE.get((kind, name)))
                 if found:
                     return found
