@@ -11,7 +11,7 @@ from oracle.cases import strategies
 from oracle.cases.actions import EXAMPLES, Pass, Refuse, Set, Step
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
-from oracle.runs.runner import draw_from
+from oracle.runs.draws import draw_from
 
 TRY_SECONDS = 10.0  # for one operation, or a model of one layer
 ENDLESS = 2  # tries that do not come back, after which no more is tried: it is offered, and for the run to find

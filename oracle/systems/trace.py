@@ -98,7 +98,7 @@ class Clock:
     - "observing": around them, taking down what they show, and the memory gates;
     - "inputs", "truth", "rules", "OP", "validation": what a case starts from, and how it is judged.
 
-    `oracle.runs.runner` adds "drawing" and "counting".
+    `oracle.runs.shard` adds "drawing" and "counting".
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,335 @@
+"""Mistakes that people make in a needle of their own: small patches of the correct ones beside this file.
+
+Each says what an author should read about it: a finding that mentions `says`, placed in the function that was changed. A
+text that is not found exactly once is an error: a patch that no longer applies must not pass as one that was found.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORRECT = ("plain", "arrays", "lazy", "named")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``old`` becomes ``new`` in a file of a correct needle; ``more`` are further changes of the same mistake."""
+
+    name: str
+    needle: str
+    file: str
+    old: str
+    new: str
+    says: str  # a regular expression: what the sentence about it must contain
+    more: tuple[tuple[str, str], ...] = ()
+    at: str = ""  # function that the finding must point at, where it is not the one that was changed
+
+    def planted(self, folder: Path) -> Path:
+        """The needle with this mistake, in a folder."""
+        shutil.copytree(HERE / self.needle / "needle", folder / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+        path = folder / "needle" / self.file
+        path.write_text(self.changed(), "utf-8")
+        return folder
+
+    def changed(self) -> str:
+        """The text of the file with the mistake in it."""
+        text = (HERE / self.needle / "needle" / self.file).read_text("utf-8")
+        for old, new in ((self.old, self.new), *self.more):
+            if text.count(old) != 1:
+                raise ValueError(f"{self.name}: {old!r} stands {text.count(old)} times in {self.needle}/{self.file}")
+            text = text.replace(old, new)
+        return text
+
+    @property
+    def lines(self) -> list[range]:
+        """Lines of the functions that a finding may point at: the changed one, and the class around it."""
+        text = self.changed()
+        first = text[: text.index(self.new)].count("\n") + 1
+        last = first + self.new.count("\n")
+        found: list[range] = []
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                continue
+            of = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            named = bool(self.at) and node.name == self.at
+            if named or (not self.at and of.start <= last and first < of.stop):
+                found.append(of)
+        if not found:
+            found.append(range(first, last + 1))
+        return found
+
+
+MISTAKES = (
+    # -- operators and ops
+    Mistake(
+        "reflected minus", "plain", "autograd.py", "return -self + other", "return self - other", r"1 - x.*x - 1|minus"
+    ),
+    Mistake(
+        "reflected division", "arrays", "autograd.py",
+        "return ops.mul_scalar(ops.power_scalar(self, -1), other)", "return ops.divide_scalar(self, other)",
+        r"/ x",
+    ),
+    Mistake(
+        "an axis is added, and its gradient not summed", "plain", "ops.py",
+        "        axes = list(range(added))\n", "        axes = []\n",
+        r"broadcast_to|BroadcastTo",
+    ),
+    Mistake(
+        "shapes compared from the left", "lazy", "ops.py",
+        "padded = (1,) * (len(self.shape) - len(old)) + tuple(old)",
+        "padded = tuple(old) + (1,) * (len(self.shape) - len(old))",
+        r"broadcast_to|BroadcastTo",
+    ),
+    Mistake(
+        "negative axes are not understood", "plain", "ops.py",
+        "axes = [axis % len(shape) for axis in axes]", "axes = list(axes)",
+        r"summation|Summation|logsumexp|LogSumExp", at="kept",
+    ),
+    Mistake(
+        "batch dimensions of a product", "arrays", "ops.py",
+        "return fitted(out_grad @ transpose(b), a), fitted(transpose(a) @ out_grad, b)",
+        "return out_grad @ transpose(b), transpose(a) @ out_grad",
+        r"matmul|MatMul",
+    ),
+    Mistake(
+        "the first two axes instead of the last two", "plain", "ops.py",
+        "(a.ndim - 2, a.ndim - 1)", "(0, 1)", r"transpose|Transpose",
+    ),
+    Mistake(
+        "sign of a quotient", "lazy", "ops.py",
+        "return out_grad / b, -(out_grad / b) * (a / b)", "return out_grad / b, (out_grad / b) * (a / b)",
+        r"divide|EWiseDiv",
+    ),
+    Mistake(
+        "factor of a power", "plain", "ops.py",
+        "return out_grad * self.scalar * power_scalar(a, self.scalar - 1)",
+        "return out_grad * power_scalar(a, self.scalar - 1)",
+        r"power_scalar|PowerScalar",
+    ),
+    Mistake(
+        "slope of relu at 0", "arrays", "ops.py",
+        "mask = node.inputs[0].cached_data > 0", "mask = node.inputs[0].cached_data >= 0", r"relu|ReLU",
+    ),
+    Mistake(
+        "relu writes into its input", "lazy", "ops.py",
+        "        out = a.copy()\n", "        out = a\n", r"writ",
+    ),
+    Mistake(
+        "logsumexp without a shift", "named", "ops.py",
+        "top = np.max(a, axis=self.over, keepdims=True)",
+        "top = 0 * np.max(a, axis=self.over, keepdims=True)",
+        r"logsumexp|Soft",
+    ),
+    Mistake(
+        "keep_dims of another library", "plain", "ops.py",
+        "        top = array_api.max(z, axis=self.axes, keepdims=True)\n",
+        "        top = array_api.max(z, axis=self.axes, keep_dims=True)\n",
+        r"keep_dims",
+    ),
+    Mistake(
+        "an argument that NumPy 2 has removed", "plain", "ops.py",
+        "return array_api.reshape(a, self.shape)", "return array_api.reshape(a, newshape=self.shape)",
+        r"newshape.*shape",
+    ),
+    Mistake(
+        "a name that NumPy 2 has removed", "lazy", "ops.py",
+        "return numpy.multiply(a, b)", "return numpy.product([a, b], axis=0)", r"np\.prod|numpy\.prod",
+    ),
+    Mistake(
+        "exp differentiated as if it were x", "named", "ops.py",
+        "return g * exp(a)", "return g * a", r"exp|Exponential",
+    ),
+    Mistake(
+        "a broken tanh", "plain", "ops.py",
+        "y = tanh(node.inputs[0])", "y = node.outputs[0]", r"outputs",
+    ),
+    Mistake(
+        "sums instead of means in logsoftmax", "arrays", "ops.py",
+        "return out_grad - exp(node) * total", "return out_grad - exp(node)", r"logsoftmax|LogSoftmax|SoftmaxLoss",
+    ),
+    Mistake(
+        "stack in reverse on the way back", "lazy", "ops.py",
+        "return tuple(Pick(self.axis, i)(out_grad) for i in range(len(node.inputs)))",
+        "return tuple(Pick(self.axis, i)(out_grad) for i in reversed(range(len(node.inputs))))",
+        r"stack|Stack",
+    ),
+    # -- the walk
+    Mistake(
+        "only the last contribution counts", "plain", "autograd.py",
+        "        total = total + node\n", "        total = node\n", r"contribution|sum_node_list|accumulat",
+        at="sum_node_list",
+    ),
+    Mistake(
+        "every path is walked", "named", "core.py",
+        "    for node in reversed(find_topo_sort([output])):\n        arrived = gathered.pop(id(node), None)\n"
+        "        if arrived is None or not node.requires_grad:\n            continue\n",
+        "    stack = [(output, gathered.pop(id(output)))]\n    output.grad = None\n    while stack:\n"
+        "        node, arrived = stack.pop()\n        if not node.requires_grad:\n            continue\n",
+        r"exponential|times",
+        more=(
+            (
+                "            node.grad = arrived\n",
+                "            node.grad = arrived if node.grad is None else node.grad + arrived\n",
+            ),
+            (
+                "            gathered[id(x)] = gathered[id(x)] + part if id(x) in gathered else part\n",
+                "            stack.append((x, part))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "the walk is recursive", "lazy", "autograd.py",
+        "    stack = list(node_list)\n",
+        "    def visit(node):\n        if node not in visited:\n            visited.add(node)\n"
+        "            for x in node.inputs:\n                visit(x)\n            topo_order.append(node)\n\n"
+        "    for node in node_list:\n        visit(node)\n    stack = []\n",
+        r"recurs",
+    ),
+    # -- layers
+    Mistake(
+        "the loss is a sum", "named", "nn.py",
+        "return ops.summation(losses) / logits.shape[0]", "return ops.summation(losses)", r"SoftmaxLoss",
+    ),
+    Mistake(
+        "batch statistics in evaluation", "lazy", "nn.py",
+        "        if self.training:\n            mean = ops.summation",
+        "        if True:\n            mean = ops.summation",
+        r"BatchNorm.*evaluation|evaluation.*(BatchNorm|running)",
+    ),
+    Mistake(
+        "weights of old and new exchanged", "arrays", "nn.py",
+        "kept = old.numpy() * (1 - self.momentum) + new.numpy() * self.momentum",
+        "kept = old.numpy() * self.momentum + new.numpy() * (1 - self.momentum)",
+        r"running", at="BatchNorm1d",
+    ),
+    Mistake(
+        "a running statistic keeps its graph", "plain", "nn.py",
+        "self.running_mean = (1 - self.momentum) * self.running_mean + self.momentum * mean.data",
+        "self.running_mean = (1 - self.momentum) * self.running_mean + self.momentum * mean",
+        r"running_mean.*graph|graph.*running_mean",
+    ),
+    Mistake(
+        "inverted dropout without the scale", "lazy", "nn.py",
+        "return x * (mask / keep) if keep else x * (mask * 0)", "return x * mask if keep else x * (mask * 0)",
+        r"Dropout",
+    ),
+    Mistake(
+        "p is the share that stays", "named", "nn.py",
+        "kept = init.randb(*x.shape, p=1 - self.p, dtype=\"float32\")",
+        "kept = init.randb(*x.shape, p=self.p, dtype=\"float32\")",
+        r"Dropout",
+    ),
+    Mistake(
+        "the mask is float64", "plain", "nn.py",
+        "mask = init.randb(*x.shape, p=1 - self.p, dtype=\"float32\")",
+        "mask = init.randb(*x.shape, p=1 - self.p, dtype=\"float64\")",
+        r"float64",
+    ),
+    Mistake(
+        "dropout draws in evaluation", "arrays", "nn.py",
+        "        if self.training:\n            mask = init.randb(*x.shape, p=1 - self.p).numpy()\n",
+        "        mask = init.randb(*x.shape, p=1 - self.p).numpy()\n        if self.training:\n",
+        r"generator|random",
+    ),
+    Mistake(
+        "dropout seeds the generator", "lazy", "nn.py",
+        "        keep = 1 - self.p\n", "        numpy.random.seed(0)\n        keep = 1 - self.p\n",
+        r"seed",
+        more=(("from . import init, ops\n", "import numpy\n\nfrom . import init, ops\n"),),
+    ),
+    Mistake(
+        "eps beside the root", "plain", "nn.py",
+        "normal = centred / (var + self.eps) ** 0.5", "normal = centred / (var**0.5 + self.eps)",
+        r"LayerNorm",
+    ),
+    Mistake(
+        "no bias, no forward", "named", "nn.py",
+        "return y if self.bias is None else ops.add_bias(y, self.bias)", "return ops.add_bias(y, self.bias)",
+        r"bias=False",
+    ),
+    Mistake(
+        "eval does not reach what is nested", "lazy", "nn.py",
+        "    def eval(self):\n        for module in _found(self, Module):\n            module.training = False\n",
+        "    def eval(self):\n        self.training = False\n",
+        r"eval",
+    ),
+    Mistake(
+        "parameters of a list are not found", "arrays", "nn.py",
+        "            elif isinstance(value, (list, tuple)):\n                stack.extend(value[::-1])\n",
+        "            elif isinstance(value, tuple):\n                stack.extend(value[::-1])\n",
+        r"parameters", at="Module",
+    ),
+    Mistake(
+        "bound of an initialisation", "plain", "init.py",
+        "bound = math.sqrt(2) * math.sqrt(3 / fan_in)", "bound = math.sqrt(2) * math.sqrt(3 / fan_out)",
+        r"Linear|kaiming",
+    ),
+    # -- optimizers
+    Mistake(
+        "the first step is not dampened", "plain", "optim.py",
+        "                self.u[p] = (1 - self.momentum) * grad\n            p.data",
+        "                self.u[p] = grad\n            p.data",
+        r"SGD.*(damp|velocity)|1 - momentum",
+    ),
+    Mistake(
+        "decay outside the momentum", "named", "optim.py",
+        "            wanted = p.grad.numpy() + self.weight_decay * p.numpy()\n"
+        "            self.u[p] = self.momentum * self.u[p] + (1 - self.momentum) * wanted\n"
+        "            self.moved(p, self.u[p])\n",
+        "            self.u[p] = self.momentum * self.u[p] + (1 - self.momentum) * p.grad.numpy()\n"
+        "            self.moved(p, self.u[p] + self.weight_decay * p.numpy())\n",
+        r"SGD",
+    ),
+    Mistake(
+        "the velocity keeps its graph", "plain", "optim.py",
+        "            grad = p.grad.data + self.weight_decay * p.data\n            if p in self.u:",
+        "            grad = p.grad + self.weight_decay * p.data\n            if p in self.u:",
+        r"SGD.*graph|graph.*SGD",
+    ),
+    Mistake(
+        "gradients are written into", "arrays", "optim.py",
+        "            grad = p.grad.numpy() + self.weight_decay * p.numpy()\n"
+        "            self.u[i] =",
+        "            grad = p.grad.numpy()\n            grad += self.weight_decay * p.numpy()\n"
+        "            self.u[i] =",
+        r"writes into",
+    ),
+    Mistake(
+        "adam without its correction", "lazy", "optim.py",
+        "square = self.second[key] / (1 - self.beta2**self.steps)", "square = self.second[key]",
+        r"Adam",
+    ),
+    Mistake(
+        "adam counts from 0", "arrays", "optim.py",
+        "        self.t = 0\n", "        self.t = -1\n", r"Adam", at="Adam",
+        more=(("1 - self.beta1**self.t)", "1 - self.beta1 ** (self.t + 1e-9))"),
+              ("1 - self.beta2**self.t)", "1 - self.beta2 ** (self.t + 1e-9))")),
+    ),
+    Mistake(
+        "adam's corrected moment is kept", "plain", "optim.py",
+        "            m_hat = self.m[p] / (1 - self.beta1**self.t)\n",
+        "            self.m[p] = self.m[p] / (1 - self.beta1**self.t)\n            m_hat = self.m[p]\n",
+        r"Adam",
+    ),
+    Mistake(
+        "adam keeps its graph", "lazy", "optim.py",
+        "yield id(p), p, p.grad.detach() + p.detach() * self.weight_decay",
+        "yield id(p), p, p.grad + p.detach() * self.weight_decay",
+        r"graph", at="Optimizer",
+    ),
+    Mistake(
+        "each gradient is clipped by itself", "arrays", "optim.py",
+        "        for p in grads:\n            p.grad = ",
+        "        for p in grads:\n            scale = max_norm / (float(np.linalg.norm(p.grad.numpy())) + 1e-6)\n"
+        "            p.grad = ",
+        r"clip",
+    ),
+    Mistake(
+        "a generator of parameters is used up", "plain", "optim.py",
+        "self.params = list(params)", "self.params = params", r"generator",
+    ),
+)  # fmt: skip
