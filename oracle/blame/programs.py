@@ -48,7 +48,9 @@ def of_program(case: c.ProgramCase, f: Divergence, evidence: Evidence) -> Suspec
     if f.quantity == "promise" and f.name.startswith(_HELD):
         held = f.name.removeprefix(_HELD)
         return Suspect(f"something writes into a {held.split(' of ')[0]} that a user may hold (alias)", place)
-    if f.quantity == "promise":
+    if f.quantity == "promise" and f.name.startswith("eval()"):
+        return Suspect("Module.eval", place, definition=("nn.Module", "eval"))
+    if f.quantity in ("promise", "twin"):
         what = f"{action.words}: {f.name.split(': ')[0]}"
         return Suspect(what, place, definition=_LINES.get(type(action), ()))
     if f.quantity in ("gradient", "adjoint"):
@@ -77,6 +79,12 @@ def _state(case: c.ProgramCase, f: Divergence, action: a.Action, kind: str, plac
     if isinstance(action, a.ClipNorm):
         what = "clip scaling" if entry == "gradient" else f"clip: {entry}"
         return Suspect(what, place, definition=(f"optim.{kind}", "clip_grad_norm"))
+    if isinstance(action, a.Evaluate) and entry == "mode":
+        return Suspect("Module.train", place, definition=("nn.Module", "train"))
     if isinstance(action, a.Mode):
-        return Suspect(f"Module.{'train' if action.training else 'eval'}", place, definition=("nn.Module", "eval"))
+        return Suspect(
+            f"Module.{'train' if action.training else 'eval'}",
+            place,
+            definition=("nn.Module", "train" if action.training else "eval"),
+        )
     return Suspect(f"{action.words}: {entry}", place, definition=_LINES.get(type(action), ()))

@@ -83,7 +83,7 @@ class Hands(Protocol):
     def copied(self, how: str) -> None:
         """Go on with a copy of model and optimizers."""
 
-    def loaded(self) -> None:
+    def loaded(self, *, optimizer: bool) -> None:
         """Go on with a fresh model into which the state of this one has been loaded."""
 
     def another(self, kind: str, settings: dict[str, float]) -> None:
@@ -273,7 +273,7 @@ class ClipNorm(Action, frozen=True, tag="ClipNorm"):
     @classmethod
     def drawn(cls, draw: Draw, plan: Plan) -> ClipNorm:
         """Anywhere."""
-        return cls(draw.of(_CLIPS), plan.optimizer(draw))
+        return cls(draw.of((*_CLIPS, "norm")), plan.optimizer(draw))
 
     def max_norm(self, gradients: Iterable[Array]) -> float | None:
         """The argument."""
@@ -545,6 +545,7 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
         if self.form == "in place" and w.write(p, values):
             return
         if self.form == "augmented":
+            w.hold("p.data", p.data)
             with w.ndl.no_grad():
                 p *= 0.5
         elif self.form == "shared":
@@ -926,31 +927,42 @@ NoGrad.examples = tuple(NoGrad(what) for what in _HOWS)
 class Load(Action, frozen=True, tag="Load"):
     """``fresh.load_state_dict(model.state_dict())``, new optimizers with the same settings, and on with them.
 
-    The arrays of the state dict are then filled with nan: they share no memory with either model.
+    ``optimizer`` does the same with the state of the optimizers. The arrays of the state dicts are then filled with nan: they
+    share no memory with either side.
     """
 
-    weight = 3
+    optimizer: bool = False
+
+    weight = 5
 
     @property
     def words(self) -> str:
         """What it is called."""
-        return "state_dict into a fresh model"
+        return "state_dict into a fresh model" + (" and optimizer" if self.optimizer else "")
+
+    @classmethod
+    def drawn(cls, draw: Draw, plan: Plan) -> Load:
+        """Either."""
+        return cls(draw.maybe())
 
     def needle(self, w: Hands) -> None:
         """``load_state_dict``."""
-        w.loaded()
+        w.loaded(optimizer=self.optimizer)
 
     def meaning(self, k: Known) -> None:
-        """Parameters and buffers are the same bits; gradients, frozen parameters and states are those of a new model."""
-        k.forget(
-            "gradient ",
-            *(f"optimizer {i}: {q} " for i, (kind, _) in enumerate(k.optimizers) for q in (*STATES[kind], "t")),
-        )
+        """Parameters, buffers and, with the optimizer, its state are the same bits; the rest is that of a new model."""
+        k.forget("gradient ")
+        if not self.optimizer:
+            kept = [(i, q) for i, (kind, _) in enumerate(k.optimizers) for q in (*STATES[kind], "t")]
+            k.forget(*(f"optimizer {i}: {q} " for i, q in kept))
+        for key, value in k.values.items():  # in the dtype of the parameter
+            if key.startswith("optimizer ") and isinstance(value, np.ndarray):
+                k.values[key] = value.astype(np.float32)
         k.values |= {f"requires_grad {name}": True for name in k.parameters}
         k.values |= {f"mode {path}": True for path in k.layers}
 
 
-Load.examples = (Load(),)
+Load.examples = (Load(), Load(True))
 
 
 class Copy(Action, frozen=True, tag="Copy"):

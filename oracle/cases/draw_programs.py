@@ -88,7 +88,7 @@ def program_cases(draw: Draw) -> c.ProgramCase:
     choose = HypothesisDraw(draw)
     actions: list[a.Action] = []
     for round_ in range(draw(integers(2, 4))):
-        if round_:
+        if round_ or draw(one_in(3)):
             actions += [kind.drawn(choose, plan) for kind in draw(_BETWEEN)]
         actions.append(a.Pass.drawn(choose, plan))
         actions += [draw(_SOME).drawn(choose, plan) for _ in range(draw(_BEFORE_STEP))]

@@ -6,6 +6,7 @@ by rule G, with torch from the same state; clipping and updates by the rules L a
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,14 @@ _Values = dict[str, dict[str, Array]]
 
 
 def judge(case: c.ProgramCase, ndl: Any, *, peer_too: bool, validate: bool = False) -> Verdict:
-    """The verdict on a program. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64."""
+    """The verdict on a program. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64.
+
+    In a context of its own: a ``no_grad`` that is never left must not reach the next case.
+    """
+    return contextvars.copy_context().run(_judge, case, ndl, peer_too, validate)
+
+
+def _judge(case: c.ProgramCase, ndl: Any, peer_too: bool, validate: bool) -> Verdict:
     run = ProgramRun(case, ndl)
     hearing = Hearing(case.training, cast("Any", run))
     hearing.digest = case.digest
@@ -235,7 +243,9 @@ def _exact(h: Hearing, turn: Turn) -> Iterator[Divergence]:
     h.verdict.tally.count("exact promise", 0.0, len(turn.promises), len(turn.promises))
     for name, kept in turn.promises.items():
         if not kept:
-            yield Divergence(index, "promise", name, "exact", f"action {index}, {words}: it does not hold that {name}")
+            later = name.startswith("a copy goes on") and not isinstance(turn.action, a.Copy)
+            quantity = "twin" if later else "promise"  # the action may be wrong by itself, and is then judged first
+            yield Divergence(index, quantity, name, "exact", f"action {index}, {words}: it does not hold that {name}")
 
 
 def _parted(mine: Any, due: Any) -> str:

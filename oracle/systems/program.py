@@ -73,12 +73,17 @@ class ProgramRun:
             action.meaning(k)
             turn.right = copy.copy(k)
             turn.right.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
-            turn.ours.failure = self._do(world, action, index, turn)
+            also = twin is not None and index < until
+            if twin is not None and also and index % 2:  # first the original, then its copy, and the other way round
+                turn.ours.failure = self._also(twin, world, action, index, turn, turn.before.values)
+            turn.ours.failure = turn.ours.failure or self._do(world, action, index, turn)
+            if turn.ours.failure is None and twin is not None and also:
+                if not index % 2:
+                    turn.ours.failure = self._also(twin, world, action, index, turn, turn.after)
+                self._compare(twin, world, turn)
             if turn.ours.failure is not None:
                 yield turn
                 return
-            if twin is not None and index < until:
-                turn.ours.failure = self._also(twin, world, action, index, turn)
             if world.twin is not None:
                 twin, world.twin, until = world.twin, None, index + 1 + TWIN
                 self._compare(twin, world, turn)
@@ -110,27 +115,28 @@ class ProgramRun:
             return failed.failure
         return None
 
-    def _also(self, twin: World, world: World, action: a.Action, index: int, turn: Turn) -> Failure | None:
+    def _also(
+        self, twin: World, world: World, action: a.Action, index: int, turn: Turn, before: State
+    ) -> Failure | None:
         """The original does the same as its copy, which must not notice."""
-        twin.index, twin.seen, twin.promises, twin.passes = index, Observation(index), {}, world.passes
-        twin.passes -= isinstance(action, a.Pass)
-        twin.flows = world.flows
+        twin.index, twin.seen, twin.promises, twin.flows = index, Observation(index), {}, world.flows
+        twin.passes = turn.before.passes
         try:
             with world.phase(f"{action.words}, of the original of a copy"):
                 action.needle(twin)
             twin.twin = None
-            self._compare(twin, world, turn)
+            with world.phase("looking at a copy"):
+                now = world.look()
         except Failed as failed:
             return failed.failure
+        changed = [key for key in now if not alike(now[key], before.get(key))]
+        turn.promises["a copy shares nothing with its original" + (f": {changed[0]}" if changed else "")] = not changed
         return None
 
     def _compare(self, twin: World, world: World, turn: Turn) -> None:
-        with world.phase("looking at a copy and its original"):
-            theirs, now = twin.look(), world.look()
-        parted = [key for key in {**theirs, **now} if not alike(theirs.get(key), now.get(key))]
+        theirs = twin.look()
+        parted = [key for key in {**theirs, **turn.after} if not alike(theirs.get(key), turn.after.get(key))]
         turn.promises["a copy goes on as its original does" + (f": {parted[0]}" if parted else "")] = not parted
-        changed = [key for key in now if not alike(now[key], turn.after.get(key))]
-        turn.promises["a copy shares nothing with its original" + (f": {changed[0]}" if changed else "")] = not changed
 
     def exact(self) -> TorchProgram:
         """The same in torch float64."""

@@ -142,13 +142,8 @@ class World:
     def write(self, tensor: Any, values: Array) -> bool:
         """Likewise."""
         array = tensor.cached_data
-        others = [t for _, t, _ in self.kept]
-        for p in self.parameters.values():
-            others += [p] if p.grad is None else [p, p.grad]
-        for optimizer in self.optimizers:
-            for attribute in STATES[type(optimizer).__name__].values():
-                others += getattr(optimizer, attribute).values()
-        mine = sum(np.may_share_memory(array, array_of(other)) for other in others)
+        others = [*self._arrays().values(), *(array_of(thing) for _, thing, _ in self.kept)]
+        mine = sum(np.may_share_memory(array, other) for other in others)
         if mine > 1 or not array.flags.writeable:
             return False
         array[...] = values
@@ -233,6 +228,7 @@ class World:
     def evaluate(self, *, constant: bool) -> None:
         """A forward pass on the next batch."""
         np.random.seed(_SEED)
+        self.promise("eval() switches every layer", not any(module.training for module in self.modules.values()))
         with self.ndl.no_grad() if constant else nullcontext():
             out = self.model(self._tensor("input", self.batches.x[self.passes, 0]))
         self.seen.put("evaluation", programs.last(self.case), array_of(out))
@@ -249,19 +245,30 @@ class World:
         """One more optimizer."""
         self.optimizers.append(getattr(self.ndl.optim, kind)(list(self.model.parameters()), **settings))
 
-    def loaded(self) -> None:
+    def loaded(self, *, optimizer: bool) -> None:
         """Go on with a fresh model; the old one is left as it is."""
         state = self.model.state_dict()
         np.random.seed(self.case.seed_for("fresh"))
         fresh = self._built()
         fresh.model.load_state_dict(state)
-        for value in state.values():
-            value[...] = np.nan
         for name, p in self.parameters.items():
             self.hold(f"{name} of the model whose state was loaded", p)
-        for optimizer in self.optimizers:
-            settings = {name: getattr(optimizer, name) for name in SETTINGS[type(optimizer).__name__]}
-            fresh.optimizers.append(type(optimizer)([fresh.parameters[n] for n in self._names(optimizer)], **settings))
+        for slot in self.buffer_slots:
+            self.hold(f"{slot.name} of the model whose state was loaded", self._buffer(slot))
+        for value in state.values():
+            value[...] = np.nan
+        for old in self.optimizers:
+            new = [fresh.parameters[name] for name in self._names(old)]
+            if not optimizer:
+                settings = {name: getattr(old, name) for name in SETTINGS[type(old).__name__]}
+                fresh.optimizers.append(type(old)(new, **settings))
+                continue
+            state = old.state_dict()
+            fresh.optimizers.append(type(old)(new))
+            fresh.optimizers[-1].load_state_dict(state)
+            for value in state.values():
+                if isinstance(value, np.ndarray):
+                    value[...] = np.nan
         self.parts = fresh
 
     def copied(self, how: str) -> None:
@@ -270,6 +277,20 @@ class World:
         self.twin = copy.copy(self)
         self.twin.twin, self.twin.kept = None, []
         self.parts = made
+        theirs, mine = self.twin._arrays(), self._arrays()
+        shared = any(np.may_share_memory(theirs[key], mine[key]) for key in theirs.keys() & mine.keys())
+        self.promise("a copy shares nothing with its original", not shared)
+
+    def _arrays(self) -> dict[str, Array]:
+        """All arrays of parameters, gradients, buffers and optimizer states, by name."""
+        found = {f"parameter {name}": array_of(p) for name, p in self.parameters.items()}
+        found |= {f"gradient {n}": array_of(p.grad) for n, p in self.parameters.items() if p.grad is not None}
+        found |= {f"buffer {slot.name}": array_of(self._buffer(slot)) for slot in self.buffer_slots}
+        for i, optimizer in enumerate(self.optimizers):
+            for attribute in STATES[type(optimizer).__name__].values():
+                held = getattr(optimizer, attribute)
+                found |= {f"{attribute} {i} {n}": array_of(held[p]) for n, p in self.parameters.items() if p in held}
+        return found
 
     # -- what is seen ---------------------------------------------------------------------------------------------------
 

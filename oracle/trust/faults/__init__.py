@@ -18,6 +18,7 @@ from oracle.trust.faults import (
     losses,
     norms,
     products,
+    programs,
     reductions,
     sgd,
     shapes,
@@ -35,7 +36,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses),
-        *(norms, dropout, layers, conditional, small),
+        *(norms, dropout, layers, conditional, small, programs),
     )
 ]
 FAULTS: dict[str, Fault] = {}
