@@ -182,6 +182,8 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 # A product with ones, and a sum across rows, add one number after the other: what is longer is added up in blocks, or the
 # mean of 10^6 float32 numbers is off by 2e-4.
 _LONG, _BLOCK = 1024, 128
+_FEW_CLASSES = 64  # in a row: its maximum is then faster along the columns of a copy
+_ZEROS = 32_768  # elements: up to here `relu` has zeros at hand to compare with
 
 
 def _add_up(a: Array, axes: tuple[int, ...]) -> Any:
@@ -232,7 +234,7 @@ def _row_sums(x: Any) -> Any:
 
 def _row_maxima(x: Array) -> Array:
     """(n, m) -> (n, 1). Along the columns of a transposed copy where rows are short: in a third of the time."""
-    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= 64 else _max(x, 1, keepdims=True)
+    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= _FEW_CLASSES else _max(x, 1, keepdims=True)
 
 
 def _as_matrix(x: Any) -> Any:
@@ -546,7 +548,7 @@ class ReLU(TensorOp):
 
     def compute(self, a: Array) -> Any:
         # Against zeros of its own shape the maximum takes a third of the time that it takes against a number.
-        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= 32_768 else 0)
+        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= _ZEROS else 0)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g where y > 0, else 0."""

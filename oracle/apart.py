@@ -30,6 +30,9 @@ Frame = tuple[str, int, str]  # file, line, function
 CASE_SECONDS = 30.0  # generous: a case takes 20 ms
 LAST_WORDS = 2.0  # seconds that a process has to say where it is, before it is ended
 HEARD = 1 << 16  # bytes of what a candidate prints that are kept
+MEMORY = (
+    4 << 30
+)  # bytes that a child may add to what its parent had, or half of what the machine has: a case takes 2 GB at most
 FORKS = hasattr(os, "fork")
 
 
@@ -82,7 +85,10 @@ def plain(text: str, size: int = 500) -> str:
 def one_line(error: BaseException) -> str:
     """The message of an exception, in one line; an exception may well raise another when it is asked for it."""
     try:
-        return plain(str(error))
+        message = plain(str(error))
+        if isinstance(error, MemoryError) and _may_add is not None:
+            message = f"{message or 'out of memory'} (a case is given {_may_add / 1e9:.1f} GB)"
+        return message
     except BaseException as other:
         if isinstance(other, Interrupted):
             raise
@@ -184,7 +190,7 @@ def _child(pipes: tuple[int, int, int], quiet: bool, parent: int, function: Call
     leave_signals_to_parent()
     os.setsid()  # whatever it starts ends with it
     die_with_parent(parent, signal.SIGKILL)
-    _no_core()
+    _limit()
     if quiet:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for old, new in ((nothing, 0), (output, 1), (output, 2)):
@@ -208,11 +214,24 @@ def _child(pipes: tuple[int, int, int], quiet: bool, parent: int, function: Call
     os._exit(0)  # neither exit handlers nor threads of needle keep it
 
 
-def _no_core() -> None:
+_may_add: int | None = None  # bytes, where the system sees to it
+
+
+def _limit() -> None:
+    """No core files, and not all the memory of the machine: what asks for more than its share gets a MemoryError."""
+    global _may_add
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.platform == "linux":  # no other system counts what is mapped into this limit
+            mine = int(Path("/proc/self/statm").read_text("ascii").split()[5]) * os.sysconf("SC_PAGE_SIZE")
+            most = min(MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+            if (
+                resource.getrlimit(resource.RLIMIT_DATA)[1] == resource.RLIM_INFINITY
+            ):  # a child of a child has its share
+                resource.setrlimit(resource.RLIMIT_DATA, (mine + most, mine + most))
+            _may_add = most
 
 
 LULL = 0.005  # seconds: a child tells something hundreds of times a second, and to wake up for each costs both of them
@@ -263,7 +282,7 @@ def apart(function: Callable[..., T], *args: Any, patience: float | None = None,
         talk.close()
     if talk.answer is not None:
         try:
-            good, value = pickle.loads(talk.answer)
+            good, value = _Answer(io.BytesIO(talk.answer)).load()
         except Exception as error:  # it can be pickled, and not read again
             raise Broken(type(error).__name__, one_line(error), "pickle", traceback.format_exc()) from None
         if good:
@@ -272,6 +291,15 @@ def apart(function: Callable[..., T], *args: Any, patience: float | None = None,
     how = f"does not come back within {patience:g} s" if endless else ended(status)
     number = 0 if endless or not os.WIFSIGNALED(status) else os.WTERMSIG(status)
     raise Died(how, talk.doing, endless, max(talk.begun - 1, 0), talk.frames, number)
+
+
+class _Answer(pickle.Unpickler):
+    """Imports nothing for the sake of an answer: what is of a class of needle's own would bring needle with it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules and module.partition(".")[0] != "oracle":
+            raise pickle.UnpicklingError(f"the answer is made of {module}.{name}, which is not imported here")
+        return super().find_class(module, name)
 
 
 def _gone(child: int) -> int | None:

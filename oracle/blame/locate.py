@@ -18,7 +18,7 @@ from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
-from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
+from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Suspect
 from oracle.systems.trace import CHANGED, UNSEEN
 
 
@@ -153,6 +153,10 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
             return Suspect(f"{case.op} writes into its operand")
         if quantity == "activation":
             return Suspect(f"{case.op} forward")
+        if quantity in HIGHER:
+            return Suspect(
+                f"{case.op} {quantity.partition(' ')[0]} backward", f"by the {name}", "first gradients agree"
+            )
         graph = " with create_graph" if quantity == "gradient with graph" else ""
         return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
     layers = dict(c.walk(case.model))
@@ -162,7 +166,7 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
         mode = "in evaluation mode" if quiet else "in training mode"
         return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
-        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        line = (f"nn.{type(case.loss).__name__}", "forward") if isinstance(case.loss, c.SoftmaxLoss | c.MSELoss) else ()
         return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
     if quantity == "adjoint":
         path = _consumer(layers, name)
@@ -227,7 +231,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity in ("graph", "live tensors", "cycles"):
         return Suspect(f"something that a step leaves in memory (leak): {quantity}", divergence.message)
     if quantity == "untouched" and name == "random state":
-        droppers = [path for path, layer in c.walk(case.model) if isinstance(layer, c.Dropout)]
+        droppers = [path for path, layer in c.walk(case.model) if layer.draws]
         if droppers:  # the one layer that draws: what it must not do is the same mistake as what it then gives
             layers = dict(c.walk(case.model))
             place = f"it changes the random state; layer {droppers[0]}"
@@ -252,16 +256,13 @@ def _layer(
     key = f"{kind} {what}"  # a block of operations remains the same one while it shrinks
     if isinstance(layer, c.Ops):
         kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
-    line = (f"nn.{_CLASSES.get(kind, kind)}", method)
+    line = (f"nn.{layer.called or kind}", method)
     return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
-
-
-_CLASSES = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d", "Eval": "Sequential"}
 
 
 def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:
     while path:
-        if isinstance(layers.get(path), c.Eval):
+        if path in layers and layers[path].quiet:
             return True
         path = path.rpartition(".")[0]
     return False
@@ -273,7 +274,7 @@ def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
     A Sequential only hands its input to the first of its layers.
     """
     path = _next(layers, name)
-    while path is not None and isinstance(layers[path], c.Sequential | c.Eval) and f"{path}.0" in layers:
+    while path is not None and layers[path].hands_on and f"{path}.0" in layers:
         path = f"{path}.0"
     return path
 
@@ -290,6 +291,4 @@ def _next(layers: Mapping[str, c.Layer], name: str) -> str | None:
         container = container.rpartition(".")[0]
     if not container:
         return None
-    if isinstance(layers[container], c.Residual | c.Branch):
-        return container
-    return _next(layers, container)
+    return _next(layers, container) if layers[container].hands_on else container

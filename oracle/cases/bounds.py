@@ -32,6 +32,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Place = Annotated[int, Meta(ge=0, lt=2**31)]  # counts elements or parameters, modulo their number
 Step = Annotated[int, Meta(ge=1, le=100_000)]
+Extent = Annotated[int, Meta(ge=1, le=64)]  # of an image or a kernel
+Margin = Annotated[int, Meta(ge=0, le=64)]
 Argument = Annotated[int, Meta(ge=0, lt=MOST_PARTS)]
 
 _Axis = Annotated[int, Meta(ge=-MOST_AXES, lt=MOST_AXES)]

@@ -6,15 +6,16 @@ case does. `steer` gives a part of the cases of a shard the features that the fe
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oracle.cases import case as c
-from oracle.cases import programs
+from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
-from oracle.cases.features import EDITS, LABELS, TABLE
+from oracle.cases.features import EDITS, LABELS, PARAMETERS, TABLE
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -35,6 +36,8 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
+    if case.order > 1:
+        yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
     shapes = [o.shape for o in case.operands]
     for shape in shapes:
         if not shape:
@@ -47,6 +50,11 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
             yield "shape square"
         if any(n > 32 for n in shape):
             yield "shape above 32"
+        if case.op == "softmax_loss":
+            yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
+        if any(n > 64 for n in shape) and 0 not in shape:
+            yield f"long {case.op}"
+            yield from _of_sizes(case.op, shape)
     if len(set(shapes)) > 1:
         yield "shape broadcast"
     for operand in case.operands:
@@ -76,26 +84,31 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         yield "argument no axes"
 
 
+def _of_sizes(op: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """Where needle may do something else than with small shapes."""
+    longest, size = max(shape), math.prod(shape)
+    yield f"size axis {'65 to 1,024' if longest <= 1024 else 'above 1,024'}"
+    if longest > 1024:
+        yield f"size axis above 1,024, {'a rest beside its blocks' if longest % 128 else 'of whole blocks'}"
+    if size >= 5000:
+        yield f"size {'5,000 to 32,768' if size <= 32_768 else 'above 32,768'} elements"
+    if op == "relu":
+        yield f"size relu {'to' if size <= 32_768 else 'above'} 32,768"
+
+
 _WITH_AXES = ("summation", "maximum", "logsumexp", "transpose")
 
 
 def _of_model(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> Iterator[str]:
     for _, layer in c.walk(case.model):
         yield f"layer {type(layer).__name__}"
+        for name, variant in layer.variants.items():
+            if variant.shown(layer):
+                yield f"layer {type(layer).__name__}, {name}"
         if isinstance(layer, c.Ops):
             for step in layer.steps:
                 yield f"op {step.op}"
                 yield f"block {step.op}"
-        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
-            if layer.frozen:
-                yield f"layer {type(layer).__name__}, frozen"
-        elif isinstance(layer, c.Linear):
-            if layer.tie is not None:
-                yield "layer Linear, tied"
-            if layer.frozen:
-                yield "layer Linear, frozen"
-            if not layer.bias:
-                yield "layer Linear, no bias"
 
 
 def _of_program(case: c.ProgramCase) -> Iterator[str]:
@@ -130,6 +143,11 @@ def _of_training(case: c.TrainCase) -> Iterator[str]:
         yield from _of_data(case.data)
     if case.classes == 1:
         yield "batch 1 class"
+    if case.classes > 64 and isinstance(case.loss, c.SoftmaxLoss):
+        yield "batch labels above 63"
+    sizes = [math.prod(slot.shape) for slot in inputs.slots(case)[0]]
+    for limit, name in PARAMETERS:
+        yield f"parameter {'above' if max(sizes) > limit else 'to'} {name}"
 
 
 def _of_optimizer(case: c.TrainCase) -> Iterator[str]:
@@ -214,6 +232,12 @@ def _of_data(data: c.Data) -> Iterator[str]:
         yield "batch rows = features"
     if data.rows > 32:
         yield "batch above 32 rows"
+    if data.rows > 64:
+        yield "batch above 64 rows"
+    if data.rows > 1024:
+        yield "batch above 1,024 rows"
+    if data.features > 64:
+        yield "batch above 64 features"
     if data.features > 32:
         yield "batch above 32 features"
     if data.scale != 1:

@@ -72,12 +72,12 @@ def atom(value: float) -> Edit:
     return edit
 
 
-def within(layer: c.Layer) -> Edit:
-    """A layer that keeps the width, at a place that the seed decides; never last, where second order has its head."""
+def within(*layers: c.Layer) -> Edit:
+    """Layers that keep the width, at a place that the seed decides; never last, where second order has its head."""
 
     def edit(case: c.TrainCase | c.SecondOrderCase) -> c.Case:
         at = case.seed % max(1, len(case.model))
-        return _replace(case, model=(*case.model[:at], layer, *case.model[at:]))
+        return _replace(case, model=(*case.model[:at], *layers, *case.model[at:]))
 
     return edit
 
@@ -114,11 +114,6 @@ def last(make: Callable[[int, int], tuple[c.Layer, ...]]) -> Edit:
     return edit
 
 
-def tied(width: int, linears: int) -> tuple[c.Layer, ...]:
-    """Two Linears with one weight: what `last` takes."""
-    return c.Linear(width), c.Linear(width, tie=linears)
-
-
 def block(op: str) -> Edit:
     """A block of operations that has this one, first or last."""
 
@@ -147,7 +142,7 @@ def value(value: float | str) -> Edit:
     def edit(case: c.OpCase) -> c.Case:
         op, first = OPERATIONS[case.op], case.operands[0]
         allowed = value in op.special if isinstance(value, str) else op.values == "real"
-        if not (allowed and first.values):
+        if not (allowed and first.values) or (case.order > 1 and isinstance(value, str)):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
         changed: Any = (*first.values[:at], value, *first.values[at + 1 :])

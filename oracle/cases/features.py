@@ -21,37 +21,39 @@ class Group:
     labels: Mapping[str, Edit | None]
 
 
-_LAYERS: dict[str, Edit] = {
-    "Linear": e.last(lambda width, _: (c.Linear(width),)),
-    "ReLU": e.within(c.ReLU()),
-    **{name: e.within(kind()) for name, kind in c.ACTIVATIONS.items()},
-    "Identity": e.within(c.Identity()),
-    "Flatten": e.within(c.Flatten()),
-    "BatchNorm": e.within(c.BatchNorm()),
-    "LayerNorm": e.within(c.LayerNorm()),
-    "Dropout": e.within(c.Dropout()),
-    "Unused": e.within(c.Unused(3)),
-    "Sequential": e.within(c.Sequential((c.Tanh(), c.LayerNorm()))),
-    "Residual": e.within(c.Residual((c.LayerNorm(), c.ReLU()))),
-    "Branch": e.within(c.Branch((c.Tanh(),), (c.Sigmoid(),), "multiply")),
-    "Eval": e.within(c.Eval((c.BatchNorm(),))),
-    "Ops": e.last(lambda width, _: (c.Ops((c.OpStep("tanh", (0,)), c.OpStep("multiply", (0, 1)))),)),
+def _put(kind: type[c.Layer]) -> Edit:
+    """An example of a layer in the model."""
+    return e.last(lambda width, _: (kind.example(width),)) if kind.stands == "last" else e.within(kind.example(0))
+
+
+_LAYERS: dict[str, Edit] = {name: _put(kind) for name, kind in c.LAYERS.items()}
+_VARIANTS: dict[str, Edit] = {
+    f"{name}, {what}": e.last(variant.example) if kind.stands == "last" else e.within(*variant.example(0, 0))
+    for name, kind in c.LAYERS.items()
+    for what, variant in kind.variants.items()
 }
-_TIED = e.last(e.tied)
-_FROZEN = e.last(lambda width, _: (c.Linear(3, frozen=True),))
-_FROZEN_NORMS: dict[str, Edit] = {
-    "BatchNorm, frozen": e.within(c.BatchNorm(frozen=True)),
-    "LayerNorm, frozen": e.within(c.LayerNorm(frozen=True)),
+
+# elements of a parameter at which the optimizers do something else
+PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
+# The numbers at which needle does something else, and the labels of the two sides.
+SWITCHES = {
+    1024: ("size axis 65 to 1,024", "size axis above 1,024"),
+    128: ("size axis above 1,024, of whole blocks", "size axis above 1,024, a rest beside its blocks"),
+    64: ("size to 64 classes", "size above 64 classes"),
+    32_768: ("size relu to 32,768", "size relu above 32,768"),
+    **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
-_NO_BIAS = e.last(lambda width, _: (c.Linear(3, bias=False),))
+NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
     "layer": Group(
         c.TrainCase,
-        {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
+        {**_LAYERS, **_VARIANTS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "twice": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "three times": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,
@@ -62,6 +64,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
     "optimizer": Group(
@@ -201,8 +204,13 @@ TABLE: dict[str, Group] = {
             "rows = features": None,
             "above 32 rows": None,
             "above 32 features": None,
+            "above 64 rows": None,
+            "above 1,024 rows": None,
+            "above 64 features": None,
+            "labels above 63": None,
         },
     ),
+    "parameter": Group(c.TrainCase, {f"{side} {name}": None for _, name in PARAMETERS for side in ("to", "above")}),
     "data": Group(
         c.TrainCase,
         {
@@ -224,6 +232,17 @@ TABLE: dict[str, Group] = {
         },
     ),
     "shape": Group(c.OpCase, dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32"))),
+    "size": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
+                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
+                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
+            )
+        ),
+    ),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
     "memory": Group(
         c.OpCase,
         {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
@@ -267,14 +286,12 @@ TABLE: dict[str, Group] = {
         c.SecondOrderCase,
         {
             **_LAYERS,
-            "Linear, tied": _TIED,
-            "Linear, frozen": _FROZEN,
-            "Linear, no bias": _NO_BIAS,
-            **_FROZEN_NORMS,
+            **_VARIANTS,
             "SoftmaxLoss": e.having(loss=c.SoftmaxLoss()),
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
 }

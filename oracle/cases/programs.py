@@ -11,7 +11,6 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.cases.known import SETTINGS, Known
-from oracle.operations import OPERATIONS
 
 Array = npt.NDArray[Any]
 
@@ -50,9 +49,8 @@ def masks(case: c.ProgramCase, t: int, training: Mapping[str, bool]) -> dict[str
     run, found = case.training, {}
     rng = c.generator("masks", inputs.step_seed(run, t))
     for path, layer, width, _ in inputs.plain_layers(run):
-        if isinstance(layer, c.Dropout) and training[path]:
-            drawn = rng.random_sample((run.data.rows, width))
-            found[path] = (drawn <= 1 - inputs.dropout_p(layer))[None, None]
+        if layer.draws and training[path]:
+            found[path] = layer.mask(rng, (run.data.rows, width))[None, None]
     return found
 
 
@@ -65,7 +63,7 @@ def switched(case: c.ProgramCase) -> list[str]:
 def function_of(layer: c.Layer) -> str:
     """The op of a Residual around one activation, which may be given as a function; empty for other layers."""
     one = layer.body[0] if isinstance(layer, c.Residual) and len(layer.body) == 1 else None
-    return one.op if isinstance(one, c.Activation) and one.op in OPERATIONS else ""
+    return str(getattr(one, "op", "")) if type(one).__name__ in c.ACTIVATIONS else ""
 
 
 def last(case: c.ProgramCase) -> str:

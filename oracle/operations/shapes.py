@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,22 @@ def reshape(t: Tape, x: Var, *, shape: Shape) -> Var:
     """The same elements in row-major order."""
     old = x.shape
     return moved(t, x, lambda v: v.reshape(v.shape[:LEAD] + tuple(shape)), lambda g: g.reshape(g.shape[:LEAD] + old))
+
+
+def ranked(d: Draw) -> Drawn:
+    """A shape of at least one axis."""
+    return [d.shape(min_rank=1, max_rank=4)], {}
+
+
+@operation(
+    needle=lambda n, x: n.nn.Flatten()(x),
+    torch=lambda t, x: t.flatten(x, 1) if x.ndim > 1 else x.reshape(-1, 1),
+    drawn=ranked,
+    covers=("Reshape",),
+)
+def flatten(t: Tape, x: Var) -> Var:
+    """``nn.Flatten``: all axes behind the first as one."""
+    return reshape(t, x, shape=(x.shape[0], math.prod(x.shape[1:])))
 
 
 def broadcasted(d: Draw) -> Drawn:

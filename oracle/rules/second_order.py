@@ -15,7 +15,6 @@ from oracle.rules.hearing import raised
 from oracle.rules.tape import Findings
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
-from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems.second_order import directions, in_torch
 from oracle.systems.trace import Clock
@@ -31,7 +30,6 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     seen = ours_side.run_second(
         case,
         ndl,
-        layers.NEEDLE_LAYERS,
         slots,
         batches,
         inputs.initial_state(case),
@@ -43,7 +41,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     for divergence in raised(seen):
         verdict.divergence = divergence
         return verdict
-    relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+    relus = {path for path, layer in c.walk(case.model) if layer.kinked}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
     exact = in_torch(case, kinks, torch.float64, None, written_out=True)
@@ -101,5 +99,5 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     else:
         evidence.findings = Findings()
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
-        ours_side.run_second(case, ndl, layers.NEEDLE_LAYERS, *about, evidence.findings)
+        ours_side.run_second(case, ndl, *about, evidence.findings)
     return evidence

@@ -19,7 +19,8 @@ from oracle.systems.trace import QUANTITIES, Failure
 Array = npt.NDArray[Any]
 
 FORWARD = ("activation", "loss", "evaluation")
-BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", "operator")
+HIGHER = ("second gradient", "third gradient")
+BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", *HIGHER, "operator")
 
 
 @dataclass(frozen=True)

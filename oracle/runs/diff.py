@@ -21,6 +21,7 @@ from oracle.blame import report
 from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
+from oracle.runs.formats import Asked as Formats
 
 
 def diff(
@@ -34,12 +35,13 @@ def diff(
     folder: Path,
     needle: Path | None = None,
     verbose: bool = False,
+    formats: Formats | None = None,
 ) -> int:
     """Run, show progress and the first failure at once, print the summary, write ``summary.json``; returns the exit code.
 
     ``keep_going`` None is whether another needle is under test: whoever brings one wants to know all that is wrong with it.
     """
-    console = terminal.console(80)
+    console = terminal.console(80, aside=formats is not None and formats.talks_aside)
     folder = commands.meant(folder)
     unwritable = files.tried(folder)
     if unwritable:
@@ -54,7 +56,7 @@ def diff(
             from oracle.runs import runner
             from oracle.runs.draws import SHARD_SIZE
 
-        lacking = _foreign(needle) if needle is not None else {}
+        lacking = _lacking() if needle is not None else {}
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -93,15 +95,16 @@ def diff(
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome, verbose)
+    if formats is not None:
+        formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
     return outcome.exit_code
 
 
-def _foreign(folder: Path) -> dict[str, str]:
-    """Another needle takes the place of ours; returns what it does not offer."""
-    import needle
+def _lacking() -> dict[str, str]:
+    """What another needle does not offer."""
     from oracle.runs import offered
 
-    return offered.missing(needle)
+    return offered.missing()
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -240,6 +243,8 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
         d = run.digits
         learned = f", test accuracy {d.accuracy:.1%}" if math.isfinite(d.accuracy) else ""
         yield "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors{learned}"
+    if result.surface:
+        yield "surface", _surface(result, verbose)
     if not verbose and not run.failures:
         lacking = run.plan.lacking
         missed = coverage.missed(result.coverage, lacking)
@@ -253,6 +258,24 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
     yield "time", f"{run.wall:.0f} s, {speed}{total / max(result.cpu_seconds, 1e-9):.0f} per second of a core"
     yield "digest", f"{result.digest} of the verdicts, the same for every number of workers"
+
+
+def _surface(result: Any, verbose: bool) -> str:
+    """How much of what needle offers the cases call, and what they do not, by the tests that look after it."""
+    from oracle.runs import surface
+
+    unreached = [item for item, called in result.surface.items() if not called]
+    total = len(result.surface)
+    share = f"{1 - len(unreached) / total:.0%} of the {total} functions, methods, keywords and defaults of needle"
+    if not verbose:
+        return f"{share} were called by the first cases; for the rest there are unit tests (--verbose)"
+    groups = [(excuse.of(unreached), " and ".join(excuse.by)) for excuse in surface.excuses()]
+    known = {item for names, _ in groups for item in names}
+    listed = [f"by {tests}: {', '.join(names)}" for names, tests in groups if names]
+    rare = ", ".join(item for item in unreached if item not in known)
+    return f"{share}; of the others are checked {'; '.join(listed)}" + (
+        f"; not by these cases alone: {rare}" if rare else ""
+    )
 
 
 def percent(share: float) -> str:
@@ -353,6 +376,7 @@ def to_json(run: Any) -> dict[str, Any]:
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
         "missed": coverage.missed(result.coverage, run.plan.lacking),
+        "surface": result.surface,
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,
@@ -375,6 +399,8 @@ def to_json(run: Any) -> dict[str, Any]:
                 "also": dict(f.also),
                 "written": f.case.digest in run.written,
                 "replay": run.replay(f),
+                "headline": headline(f.divergence),
+                "block": report.block(f.case, f.divergence, run.replay(f)),
                 **report.to_json(f.divergence),
             }
             for f in run.failures

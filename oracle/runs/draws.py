@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import random
@@ -16,7 +17,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
-from oracle.cases import coverage, strategies
+from oracle.cases import coverage, large, strategies
 from oracle.cases.draw_programs import program_cases
 from oracle.operations import OPERATIONS
 
@@ -27,24 +28,45 @@ _T = TypeVar("_T")
 if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
-OP_NAMES = sorted(OPERATIONS)
+OP_NAMES = tuple(sorted(OPERATIONS))
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 11, "op": len(OP_NAMES), "second": 3, "program": 8}
+# Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
+SHARD = {
+    "train": SHARD_SIZE - len(OP_NAMES) - 17,
+    "op": len(OP_NAMES),
+    "second": 3,
+    "long": 4,
+    "large": 2,
+    "program": 8,
+}
+SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
-def draw(kind: str, count: int, seed: int) -> list[c.Case]:
-    """``count`` cases of a kind; the same seed gives the same cases."""
+def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
+    """``count`` cases of a kind, for the shard of that index; the same seed gives the same cases."""
+    if kind == "large":
+        return independent(large.large_train_cases(), count, seed, at_once=1)
+    if kind == "long":
+        turns = [(OP_NAMES, index * (count - 1) + i) for i in range(count - 1)] + [(SWITCHING, index)]
+        names = [known[turn % len(known)] for known, turn in turns]
+        return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
     if kind == "program":
         return independent(program_cases(), count, seed)
-    rounds = independent(strategies.every_op(OP_NAMES), -(-count // len(OP_NAMES)), seed, at_once=1)
+    rounds = [
+        independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
+        for i in range(-(-count // len(OP_NAMES)))
+    ]
     cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)
     return cases[:count]
+
+
+_long = functools.cache(large.long_op_cases)
 
 
 def independent(source: SearchStrategy[_T], count: int, seed: int, at_once: int = 8) -> list[_T]:
@@ -100,7 +122,10 @@ def shard_cases(
     so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
-        cases = draw(kind, count, seed_of(seed, index, kind))
-        cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+        cases = draw(kind, count, seed_of(seed, index, kind), index)
+        if kind in ("long", "large"):  # what they are for would be lost
+            so_far.update(label for case in cases for label in coverage.covered(case))
+        else:
+            cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
         placed.extend(((i + 0.5) / count, case) for i, case in enumerate(cases))
     return [case for _, case in sorted(placed, key=lambda p: p[0])]

@@ -12,36 +12,38 @@ from oracle.cases.actions import EXAMPLES, Pass, Refuse, Set, Step
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
 from oracle.runs.draws import draw_from
+from oracle.systems.candidate import candidate
 
 TRY_SECONDS = 10.0  # for one operation, or a model of one layer
 ENDLESS = 2  # tries that do not come back, after which no more is tried: it is offered, and for the run to find
 
 
-def missing(ndl: Any) -> dict[str, str]:
-    """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
+def missing() -> dict[str, str]:
+    """What cases may need and the needle under test does not offer: name as in the coverage -> what happened on trying it."""
     cases = apart(_to_try)
     found: dict[str, str] = {}
     endless = 0
     while cases and endless < ENDLESS:
         try:
-            return found | apart(_tried, ndl, cases, patience=TRY_SECONDS, heard=bytearray())
+            return found | apart(_tried, cases, patience=TRY_SECONDS, heard=bytearray())
         except Died as death:  # what ends the process is offered; what comes of it is for the run to find
             endless += death.endless
             before, cases = cases[: death.at], cases[death.at + 1 :]
             for one in before:  # what they came to is lost; none of them ended it
                 try:
-                    found |= apart(_tried, ndl, [one], patience=TRY_SECONDS, heard=bytearray())
+                    found |= apart(_tried, [one], patience=TRY_SECONDS, heard=bytearray())
                 except Died:
                     continue
     return found
 
 
-def _tried(ndl: Any, cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
+def _tried(cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
+    needle = candidate()
     found: dict[str, str] = {}
     for name, case in cases:
         begin()
         try:
-            divergence = judge(case, ndl).divergence
+            divergence = judge(case, needle).divergence
         except Exception:  # the run will count it
             continue
         failure = divergence.failure if divergence is not None else None
@@ -71,13 +73,12 @@ def _to_try() -> list[tuple[str, c.Case]]:
         given: dict[str, Any] = {"data": data, "loss": c.WeightedSum(), "optimizer": c.SGD(), "seed": 0}
         return c.TrainCase(model=model, **(given | changes))
 
-    tried("layer Linear", train(linear))
-    activations: tuple[c.Layer, ...] = tuple(kind() for kind in c.ACTIVATIONS.values())
-    for layer in (c.ReLU(), *activations, c.Identity(), c.Flatten(), c.BatchNorm(), c.LayerNorm(), c.Dropout()):
-        tried(f"layer {type(layer).__name__}", train(linear, layer))
-    tried("layer Residual", train(c.Residual((linear,))))
+    for name, kind in c.LAYERS.items():
+        if kind.offered:
+            layer = kind((linear,)) if kind.bodies else kind.example(2)
+            tried(f"layer {name}", train(layer) if isinstance(layer, c.Linear) or kind.bodies else train(linear, layer))
     tried("layer Linear, no bias", train(c.Linear(2, bias=False)))
-    for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.Cotangent()):
+    for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.MSELoss(), c.Cotangent()):
         tried(f"loss {type(loss).__name__}", train(linear, loss=loss))
     tried("optimizer Adam", train(linear, optimizer=c.Adam()))
     tried("optimizer clipping", train(linear, clip=c.Clip()))

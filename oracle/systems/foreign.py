@@ -1,59 +1,18 @@
 """Another needle under test: ``nox -s diff -- --needle DIR``, DIR being the folder that holds the package ``needle``.
 
-The harness drives the API of the course. What the course does not promise is made up for here, in the loaded package
-only: `adapt`. What the package does not offer at all is found out by `oracle.runs.offered`.
+The harness drives the API of the course. What the course does not promise is made up for here, in the package that
+`oracle.systems.candidate` has imported: `adapt`. What the package does not offer at all is found out by `oracle.runs.offered`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
-
-from oracle.apart import is_interrupt, one_line
-from oracle.exits import importing
-from oracle.systems.surroundings import around_an_import
 
 
 class ForeignError(ValueError):
     """There is no needle where one was said to be, or it cannot be imported."""
-
-
-def load(folder: Path) -> Any:
-    """Import ``needle`` from a folder, in place of ours; must come before anything else imports needle."""
-    package = folder / "needle"
-    if not (package / "__init__.py").is_file():
-        raise ForeignError(f"--needle {folder}: there is no package {package}; name the folder that holds needle/")
-    if "needle" in sys.modules:
-        raise ForeignError("another needle has been imported already")
-    sys.path.insert(0, str(folder.resolve()))
-    needle = imported(f"--needle {folder}")
-    where = Path(str(needle.__file__)).resolve()
-    if package.resolve() not in where.parents:
-        raise ForeignError(f"--needle {folder}: Python imports needle from {where.parent} instead")
-    try:
-        adapt(needle)
-    except Exception as error:
-        raise ForeignError(f"--needle {folder}: not the needle of the course: {error}") from error
-    return needle
-
-
-def imported(what: str) -> Any:
-    """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
-    try:
-        with importing():
-            before = around_an_import()
-            try:
-                import needle
-            finally:
-                before.restore()  # what an import changes is no finding, and must not change what is judged
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise ForeignError(f"{what}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
-    return needle
 
 
 def adapt(ndl: Any) -> None:

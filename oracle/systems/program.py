@@ -14,7 +14,6 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import Known, State
-from oracle.systems import layers
 from oracle.systems.ours.phase import Failed
 from oracle.systems.ours.program import World
 from oracle.systems.torch_program import TorchProgram
@@ -55,7 +54,7 @@ class ProgramRun:
         k = programs.start(case)
         clock.turn("observing")
         try:
-            world = World(case, self.ndl, layers.NEEDLE_LAYERS, (self.slots[0], self.slots[1]), self.batches, clock)
+            world = World(case, self.ndl, (self.slots[0], self.slots[1]), self.batches, clock)
         except Failed as failed:
             yield Turn(case.actions[0], k, k, ours=Observation(0, failure=failed.failure))
             return

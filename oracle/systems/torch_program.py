@@ -13,7 +13,7 @@ from torch import nn
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import Known
-from oracle.systems import layers, peer
+from oracle.systems import peer
 from oracle.systems.trace import Observation
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ class TorchProgram:
 
     def __init__(self, case: c.ProgramCase, batches: inputs.Batches, dtype: torch.dtype = torch.float32) -> None:
         self.case, self.batches, self.dtype = case, batches, dtype
-        self.model = peer.TorchModel(case.training, layers.TORCH_LAYERS)
+        self.model = peer.TorchModel(case.training)
         self.model.module.to(dtype)
         self.parameters, self.buffers = inputs.slots(case.training)
 

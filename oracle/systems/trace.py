@@ -24,6 +24,8 @@ QUANTITIES = (
     "adjoint",  # gradient of every layer output, last layer first
     "gradient",  # of every parameter, last layer first
     "gradient with graph",  # of an operation, by create_graph=True
+    "second gradient",  # of an operation's gradient, by its operands and by the cotangent
+    "third gradient",  # of that
     "operator",  # a node of the tape, judged by itself (rule OP)
     "clip norm",  # what clip_grad_norm returned
     "clipped",  # gradients after clipping
@@ -43,6 +45,7 @@ QUANTITIES = (
     "state",  # of a program: what an action does not name keeps its bits
 )
 
+HIGHER = {2: "second gradient", 3: "third gradient"}
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}
 
 

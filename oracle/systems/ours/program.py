@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from oracle.cases import known, programs
 from oracle.cases.inputs import Batches, Slot, initial_state, step_seed
 from oracle.cases.known import SETTINGS, STATES, State
 from oracle.systems.ours.held import held
-from oracle.systems.ours.model import Array, Build, array_of, build
+from oracle.systems.ours.model import Array, array_of, build
 from oracle.systems.ours.phase import Phase
 from oracle.systems.trace import Clock, Observation, same_bits
 
@@ -43,10 +43,10 @@ class World:
     """One user's needle. Actions work on it, and ``look`` tells its state."""
 
     def __init__(
-        self, case: c.ProgramCase, ndl: Any, layers: Mapping[type, Build], slots: tuple[list[Slot], list[Slot]],
+        self, case: c.ProgramCase, ndl: Any, slots: tuple[list[Slot], list[Slot]],
         batches: Batches, clock: Clock,
     ) -> None:  # fmt: skip
-        self.case, self.ndl, self.layers, self.batches, self.clock = case, ndl, layers, batches, clock
+        self.case, self.ndl, self.batches, self.clock = case, ndl, batches, clock
         self.parameter_slots, self.buffer_slots = slots
         self.index = self.passes = 0
         self.flows: Sequence[str] = ()  # the parameters that a backward pass reaches, as things stand
@@ -75,7 +75,7 @@ class World:
 
     def _built(self) -> Parts:
         case, nn = self.case, self.ndl.nn
-        whole = build(case.training, self.ndl, self.layers)
+        whole = build(case.training, self.ndl)
         paths = programs.switched(case)
         made = []
         for i, layer in enumerate(case.model):
@@ -223,6 +223,8 @@ class World:
             return out, (drawn,)
         if isinstance(loss, c.WeightedSum):
             return (out * drawn).sum(), ()
+        if isinstance(loss, c.MSELoss):
+            return self.ndl.nn.MSELoss()(out, drawn), ()
         return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
 
     def evaluate(self, *, constant: bool) -> None:

@@ -14,6 +14,7 @@ from oracle.trust.faults import (
     conditional,
     dropout,
     elementwise,
+    large,
     layers,
     losses,
     norms,
@@ -36,7 +37,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses),
-        *(norms, dropout, layers, conditional, small, programs),
+        *(norms, dropout, layers, conditional, small, large, programs),
     )
 ]
 FAULTS: dict[str, Fault] = {}

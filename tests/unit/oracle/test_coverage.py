@@ -7,23 +7,26 @@ import pytest
 
 from oracle.cases import case as c
 from oracle.cases import coverage, features
-from oracle.runs.draws import draw
+from oracle.runs.draws import OP_NAMES, SHARD, draw
 from oracle.runs.real_data import digits_case
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.ProgramCase: "program"}
 PLAIN = {kind: draw(name, 240, 5) for kind, name in KINDS.items()}
+LARGE = [*draw("long", 181, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
+LARGE += draw("large", 60, 5)
+LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
 def test_cases_reach_nothing_but_what_the_table_has():
-    reached = {label for cases in PLAIN.values() for case in cases for label in coverage.covered(case)}
+    reached = {label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case)}
     assert reached <= set(coverage.LABELS)
     assert coverage.covered(digits_case()) <= set(coverage.LABELS)
     assert len(set(coverage.LABELS)) == len(coverage.LABELS)
 
 
 def test_all_labels_without_an_edit_are_drawn_anyway():
-    reached = Counter(label for cases in PLAIN.values() for case in cases for label in coverage.covered(case))
+    reached = Counter(label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case))
     edited = {label for label, _ in EDITS}
     assert min(reached[label] for label in coverage.LABELS if label not in edited) >= 2
 
@@ -35,6 +38,13 @@ def test_an_edit_leads_to_its_label(label, kind):
     reaching = [case for case in edited if label in coverage.covered(case)]
     assert len(reaching) >= 3, "an edit that is hardly ever possible steers nothing"
     assert all(c.decode(c.encode(case)) == case for case in reaching[:5])
+
+
+def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_three_times():
+    for first in (0, 3):
+        cases = [case for i in range(4) for case in draw("op", SHARD["op"], first, first + i)]
+        found = Counter((case.op, case.order) for case in cases)
+        assert all(found[name, order] == (2, 1, 1)[order - 1] for name in OP_NAMES for order in (1, 2, 3))
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():

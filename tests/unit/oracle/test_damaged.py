@@ -116,12 +116,16 @@ RANGES = {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
     },
     "Operand": {
-        "shape": each(whole(0, 4096), 8), "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
+        "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
         "layout": of("C", "F", "strided", "reversed"),
     },
     "OpStep": OP | {"args": each(ARGUMENT)},
     "Ops": {"steps": BODY},
     "Linear": {"out": SIZE, "bias": flag, "frozen": flag, "tie": maybe(ARGUMENT)},
+    "Conv": {
+        **dict.fromkeys(("out", "channels", "height", "kernel", "stride"), whole(1, 64)), "padding": maybe(whole(0, 64)),
+        "bias": flag, "frozen": flag,
+    },
     "BatchNorm": {"eps": maybe(POSITIVE), "momentum": maybe(number(0, 1)), "frozen": flag},
     "LayerNorm": {"eps": maybe(POSITIVE), "frozen": flag},
     "Dropout": {"p": maybe(number(0, 1))},
@@ -135,7 +139,7 @@ RANGES = {
     },
     "Digits": {"rows": SIZE},
     "SoftmaxLoss": {"labels": of("int64", "int32", "uint8")},
-    "MeanSquare": {}, "WeightedSum": {}, "Cotangent": {},
+    "MeanSquare": {}, "MSELoss": {}, "WeightedSum": {}, "Cotangent": {},
     "SGD": {"lr": maybe(POSITIVE), "momentum": maybe(BELOW_1), "weight_decay": maybe(number(0))},
     "Adam": {
         "lr": maybe(POSITIVE), "beta1": maybe(BELOW_1), "beta2": maybe(BELOW_1), "eps": maybe(POSITIVE),
