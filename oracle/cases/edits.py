@@ -192,4 +192,4 @@ def applied_twice(case: c.ProgramCase) -> c.Case:
 
 def function(case: c.ProgramCase) -> c.Case:
     """A Residual around a function."""
-    return _replace(case, model=(c.Residual((c.Tanh(),)), *case.model), again=None, functions=True)
+    return _replace(case, model=(*case.model, c.Residual((c.Tanh(),))), again=None, functions=True)
