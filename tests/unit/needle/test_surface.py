@@ -18,6 +18,7 @@ WITH_DEVICE = {
     "Linear": (nn.Linear, (2, 3)),
     "BatchNorm1d": (nn.BatchNorm1d, (2,)),
     "LayerNorm1d": (nn.LayerNorm1d, (2,)),
+    "Conv": (nn.Conv, (2, 3, 2)),
 }
 
 
