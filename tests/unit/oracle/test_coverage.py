@@ -10,8 +10,8 @@ from oracle.cases import coverage, features
 from oracle.runs.draws import OP_NAMES, SHARD, draw
 from oracle.runs.real_data import digits_case
 
-KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
-PLAIN = {kind: draw(name, 240, 5) for kind, name in KINDS.items()}
+KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.ProgramCase: "program"}
+PLAIN = {kind: draw(name, 60 if name == "program" else 240, 5) for kind, name in KINDS.items()}
 LARGE = [*draw("long", 5 * len(OP_NAMES) + 1, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
 LARGE += draw("large", 60, 5)
 LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
