@@ -125,7 +125,7 @@ def _by_operator(
     return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key)
 
 
-_METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}
+_METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------

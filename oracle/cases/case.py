@@ -14,11 +14,10 @@ True
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -48,6 +47,8 @@ from oracle.cases.bounds import (
     too_deep,
 )
 from oracle.cases.bounds import CaseError as CaseError
+from oracle.cases.kept import generator as generator
+from oracle.cases.kept import remembered as remembered
 from oracle.cases.layers import ACTIVATIONS as ACTIVATIONS
 from oracle.cases.layers import LAYERS as LAYERS
 from oracle.cases.layers import BatchNorm as BatchNorm
@@ -197,40 +198,6 @@ class Memory(Part, frozen=True, tag="Memory"):
     allocators: Literal["malloc", "python"] = "malloc"  # "python" traces every small object too
     evaluate: bool = True  # the model is also run in evaluation mode after every third step
     create_graph: bool = False  # the norm of the gradients is differentiated too
-
-
-# -- what follows from a case -----------------------------------------------------------------------------------------
-
-_GENERATORS: dict[str, np.random.RandomState] = {}
-
-
-def generator(purpose: str, seed: int) -> np.random.RandomState:
-    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
-
-    RandomState: its streams are frozen across NumPy versions.
-    """
-    if purpose not in _GENERATORS:
-        _GENERATORS[purpose] = np.random.RandomState()
-    _GENERATORS[purpose].seed(seed)
-    return _GENERATORS[purpose]
-
-
-_Asked = TypeVar("_Asked")
-_Answer = TypeVar("_Answer")
-
-
-def remembered(function: Callable[[_Asked], _Answer]) -> Callable[[_Asked], _Answer]:
-    """``function(case)``, kept for the case that was asked about last: all the questions about a case come in a row."""
-    last: tuple[_Asked, _Answer] | None = None
-
-    @functools.wraps(function)
-    def answer(case: _Asked) -> _Answer:
-        nonlocal last
-        if last is None or last[0] is not case:
-            last = case, function(case)
-        return last[1]
-
-    return answer
 
 
 # -- the three kinds of cases -----------------------------------------------------------------------------------------

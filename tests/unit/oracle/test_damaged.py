@@ -114,6 +114,7 @@ RANGES = {
     **ACTIONS,
     "op": CASE | OP | {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
+        "order": whole(1, 3),
     },
     "Operand": {
         "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
