@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oracle.cases import case as c
 from oracle.cases.drawing import choice
-from oracle.operations import result_shape
+from oracle.operations import MOST, result_shape
 
 Shape = tuple[int, ...]
 Draw = Callable[..., Any]
@@ -69,6 +69,8 @@ def _exponential(b: _Builder, x: int) -> int:
 def _batched(b: _Builder, x: int) -> int:
     """A batched product whose batch dimension broadcasts: (n, 1, d) @ (d, d)."""
     n, d = b.shapes[x]
+    if n * d * d > MOST:  # behind a layer that widens
+        return x
     s = b.small(x)
     square = b("matmul", b("transpose", s), s)
     return b("reshape", b("matmul", b("reshape", x, shape=(n, 1, d)), square), shape=(n, d))
@@ -159,6 +161,8 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
     lambda b, x: b("divide", x, b.positive(x)),
     lambda b, x: b("power", b.positive(b.small(x)), b.small(x)),
     lambda b, x: b("logsoftmax", x),
+    lambda b, x: b("multiply", x, b("softmax", x)),
+    lambda b, x: b("softmax", x, axis=0),
     lambda b, x: b("subtract", x, b.spread(b("logsumexp", x, axes=(1,)), 1, x)),
     lambda b, x: b("multiply", x, b("logsumexp", b.small(x))),
     lambda b, x: b("transpose", b("multiply", b("transpose", x), b("transpose", x, axes=(0, 1)))),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oracle.cases import case as c
 from oracle.cases import edits as e
+from oracle.cases.actions import EXAMPLES
 from oracle.cases.blocks import BLOCK_OPS
 from oracle.cases.edits import Edit
 from oracle.operations import OPERATIONS
@@ -32,13 +33,6 @@ _VARIANTS: dict[str, Edit] = {
     for what, variant in kind.variants.items()
 }
 
-_POWERS = {
-    "a whole power of a negative number": (-2.0, 3.0),
-    "a fractional power of a negative number": (-2.0, 1.5),
-    "a positive power of 0": (0.0, 2.0),
-    "a negative power of 0": (0.0, -1.0),
-    "0 to the power of 0": (0.0, 0.0),
-}
 # elements of a parameter at which the optimizers do something else
 PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
 # The numbers at which needle does something else, and the labels of the two sides.
@@ -50,6 +44,14 @@ SWITCHES = {
     **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
 NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
+
+_POWERS = {
+    "a whole power of a negative number": (-2.0, 3.0),
+    "a fractional power of a negative number": (-2.0, 1.5),
+    "a positive power of 0": (0.0, 2.0),
+    "a negative power of 0": (0.0, -1.0),
+    "0 to the power of 0": (0.0, 0.0),
+}
 
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
@@ -241,6 +243,17 @@ TABLE: dict[str, Group] = {
         c.OpCase,
         dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32", "rank 3", "rank 4")),
     ),
+    "size": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
+                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
+                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
+            )
+        ),
+    ),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
     "index": Group(
         c.OpCase,
         {
@@ -265,17 +278,6 @@ TABLE: dict[str, Group] = {
             **{f"{name}, of two tensors": e.power_of_tensors(*numbers) for name, numbers in _POWERS.items()},
         },
     ),
-    "size": Group(
-        c.OpCase,
-        dict.fromkeys(
-            (
-                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
-                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
-                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
-            )
-        ),
-    ),
-    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
     "memory": Group(
         c.OpCase,
         {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
@@ -306,9 +308,21 @@ TABLE: dict[str, Group] = {
             "negative axis of split": e.from_the_end("split", axis=-1, pick=0),
             "negative axis of concatenate": e.from_the_end("concatenate", 2, axis=-1),
             "negative axis of dilate": e.from_the_end("dilate", axes=(-1,), dilation=1),
+            "negative axis of softmax": e.from_the_end("softmax", axis=-1),
             "negative axis of flip": e.from_the_end("flip", axes=(-1,)),
             "-1 in a shape": e.turned("reshape", e.flat),
             "a new axis as long as another": e.turned("broadcast_to", e.wider),
+        },
+    ),
+    "program": Group(
+        c.ProgramCase,
+        {
+            **{words: e.action(example) for words, example in EXAMPLES.items()},
+            "layers in a sequential": e.having(held="sequential"),
+            "layers in a list": e.having(held="list"),
+            "layers in a dict": e.having(held="dict"),
+            "same module twice": e.applied_twice,
+            "Residual of a function": e.function,
         },
     ),
     "second": Group(
@@ -334,5 +348,5 @@ EDITS: dict[type, dict[str, Edit]] = {
         for name, edit in part.labels.items()
         if edit is not None
     }
-    for kind in (c.TrainCase, c.SecondOrderCase, c.OpCase)
+    for kind in (c.TrainCase, c.SecondOrderCase, c.ProgramCase, c.OpCase)
 }

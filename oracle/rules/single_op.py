@@ -86,7 +86,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
         if seen.failure is None and ours:
-            verdict.evidence.findings = Findings()
+            verdict.evidence.findings = Findings(again=case.order > 1)
             ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=True)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")

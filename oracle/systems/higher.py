@@ -17,7 +17,7 @@ from torch import Tensor
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.operations.tape import REPLICAS
-from oracle.systems.noise import Rounding
+from oracle.systems.noise import Operands
 from oracle.systems.trace import HIGHER
 
 Array = npt.NDArray[Any]
@@ -86,7 +86,7 @@ def _in_torch(
     by = {f"operand {i}": _leaf(o.array, many, dtype, i not in case.constants) for i, o in enumerate(case.operands)}
     cotangent = _leaf(case.cotangent_array, many, dtype, True)
     results: Results = {}
-    with nullcontext() if noise is None else Rounding(noise):
+    with nullcontext() if noise is None else Operands(noise):
         out = torch.vmap(op)(*by.values())
         by = {name: x for name, x in by.items() if x.requires_grad}
         grads = torch.autograd.grad(out, list(by.values()), cotangent, create_graph=True, allow_unused=True)

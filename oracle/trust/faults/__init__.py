@@ -15,11 +15,13 @@ from oracle.trust.faults import (
     conditional,
     dropout,
     elementwise,
+    higher,
     large,
     layers,
     losses,
     norms,
     products,
+    programs,
     reductions,
     sgd,
     shapes,
@@ -37,7 +39,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large),
+        *(norms, dropout, layers, conditional, small, large, higher, programs),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -191,6 +191,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.filterwarnings("ignore::needle.ops.PrecisionWarning")  # a fault in the dtype is what it warns of
 def test_it_fails_with_the_fault_and_agrees_without(name):
     patch, case = PLANTED[name]
     with patch.applied():
@@ -323,3 +324,14 @@ def test_a_script_ends_whatever_hangs(planted_scripts, tmp_path):
     done = run_at(path)
     assert (done.returncode, done.stderr) == (4, "")
     assert "not done within 3 s" in done.stdout
+
+
+@pytest.mark.parametrize("loss", c.Loss.__args__, ids=lambda loss: loss.__name__)
+def test_a_script_of_every_loss_agrees_in_both_orders(loss):
+    """With a Conv, whose weight torch holds in another layout."""
+    about = {"data": c.Data(rows=3, features=2), "loss": loss(), "seed": 1}
+    model = (c.Linear(6), c.Conv(2, 1, 2, 2), c.Linear(2))
+    train = c.TrainCase(model=model, optimizer=c.SGD(momentum=0.9), steps=2, **about)
+    assert not script.fails(script.script(train, Divergence(1, "parameter", "1.weight", "T", ""), needle))
+    second = c.SecondOrderCase(model=model, **about)
+    assert not script.fails(script.script(second, Divergence(0, "second", "1.weight", "G", ""), needle))
