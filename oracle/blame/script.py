@@ -44,6 +44,8 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
         return _second(case, divergence)
+    if isinstance(case, c.ProgramCase):
+        raise ValueError("a program has no script yet; replay the case")
     return _train(case, divergence, ndl, replayed)
 
 
