@@ -267,6 +267,10 @@ def legal(value: float, domain: str) -> float:
         return abs(value) + 0.01 if value == value else value
     if domain == "nonzero" and abs(value) < 1e-3:
         return math.copysign(0.25, value)
+    if domain == "whole":
+        return float(round(max(-3.0, min(3.0, value))))
+    if domain == "far":
+        return value + 100.0
     return value
 
 
@@ -341,7 +345,7 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2
     extreme = order == 1 and not op.ordinary and draw(BOOLEANS)
     hard = _some(op.hard)
     operands = tuple(
-        _operand(draw, s, op.values, special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
+        _operand(draw, s, op.domain(i), special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
     )
     return c.OpCase(
         op=name,

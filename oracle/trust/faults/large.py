@@ -16,7 +16,8 @@ from oracle.trust.patches import Patch, around, compute, contribution, vjp, wrap
 
 fault = Chapter("large")
 
-MATRIX = "ops.Linear.compute"
+# sums are also what reduces a gradient to the shape of what was broadcast
+SUMS = "Summation forward|EWiseAdd backward|EWiseMul backward|EWiseDiv backward|BroadcastTo backward|Linear backward"
 
 
 def _first(n: int) -> Callable[[Any], Any]:
@@ -123,13 +124,13 @@ fault(
 fault(
     "sum-without-the-rest",
     "what is left beside whole blocks of 128 does not count in a long sum",
-    "Summation forward",
+    SUMS,
     _axis(1024, _without(lambda n: slice(n - n % 128, None))),
 )
 fault(
     "sum-last-block",
     "the last whole block of a long sum counts twice",
-    "Summation forward",
+    SUMS,
     compute("Summation", lambda y, a: y + a[-128:].sum() if a.ndim == 1 and len(a) > 1024 and not y.ndim else y)
     + _axis(1024, lambda a: np.concatenate([a, a[-128:]]) if a.ndim == 2 and len(a) > 1024 else a),
 )
@@ -268,7 +269,7 @@ fault(
 fault(
     "conv-oblong",
     "an oblong kernel has its sides exchanged",
-    "Conv forward",
+    "Conv forward|Conv backward",
     wrap(
         "ops.Conv.compute",
         lambda old: lambda self, x, k: old(self, x, k.reshape(k.shape[1], k.shape[0], *k.shape[2:]).swapaxes(0, 1)),
@@ -290,7 +291,7 @@ fault(
 fault(
     "conv-padding-beyond-2",
     "a padding of more than 2 is filled with ones",
-    "Conv forward",
+    "Conv forward|Conv backward",
     wrap("ops.Conv.compute", lambda old: lambda self, x, k: _padded_with_ones(old, self, x, k)),
 )
 fault(
