@@ -30,8 +30,9 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
 OP_NAMES = tuple(sorted(OPERATIONS))
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-# Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 9, "op": len(OP_NAMES), "second": 3, "long": 4, "large": 2}
+# Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
+SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 13, "op": len(OP_NAMES), "second": 3, "long": 4, "large": 2, "dtype": 4}
+IN_DTYPES = tuple(name for name in OP_NAMES if name != "cast")  # which is about dtypes itself
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
@@ -43,6 +44,9 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
         turns = [(OP_NAMES, index * (count - 1) + i) for i in range(count - 1)] + [(SWITCHING, index)]
         names = [known[turn % len(known)] for known, turn in turns]
         return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+    if kind == "dtype":
+        names = [IN_DTYPES[(index * count + i) % len(IN_DTYPES)] for i in range(count)]
+        return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
@@ -56,6 +60,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
     return cases[:count]
 
 
+_in_dtypes = functools.cache(strategies.dtype_cases)
 _long = functools.cache(large.long_op_cases)
 
 
@@ -113,7 +118,7 @@ def shard_cases(
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = draw(kind, count, seed_of(seed, index, kind), index)
-        if kind in ("long", "large"):  # what they are for would be lost
+        if kind in ("long", "large", "dtype"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         else:
             cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)

@@ -13,6 +13,7 @@ from oracle.trust.faults import (
     clipping,
     conditional,
     dropout,
+    dtypes,
     elementwise,
     higher,
     large,
@@ -37,7 +38,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses),
-        *(norms, dropout, layers, conditional, small, large, higher),
+        *(norms, dropout, layers, conditional, small, large, higher, dtypes),
     )
 ]
 FAULTS: dict[str, Fault] = {}
