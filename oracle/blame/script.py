@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +26,7 @@ from oracle.blame.sources import operations_text
 from oracle.blame.written import model_values
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.pages import templates
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate, home
 from oracle.systems.trace import CHANGED, ENDED, HIGHER, UNSEEN, State
@@ -44,6 +44,8 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
         return _second(case, divergence)
+    if isinstance(case, c.ProgramCase):
+        raise ValueError("a program has no script yet; replay the case")
     return _train(case, divergence, ndl, replayed)
 
 
@@ -81,15 +83,7 @@ def fails(text: str) -> bool:
 
 
 def _render(template: str, **values: Any) -> str:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    text = environment.get_template(template).render(**values)
+    text = templates.render(Path(__file__).parent / "templates" / template, escaped=False, **values)
     text = re.sub(r"\n{3,}(?=[ \t])", "\n\n", text)  # one blank line inside a block, two outside
     return re.sub(r"\n{4,}", "\n\n\n", text)
 

@@ -1,9 +1,10 @@
 """Case: one complete experiment as data. Frozen, validated when it is made, strict JSON both ways.
 
-A case knows neither needle nor torch. Three kinds exist:
+A case knows neither needle nor torch. Four kinds exist:
 
 - `TrainCase`: a model, data, a loss, an optimizer and a number of steps;
 - `SecondOrderCase`: the gradient of a function of the gradients of a model;
+- `ProgramCase`: what a user does with a model and its optimizers, action by action;
 - `OpCase`: one operation on explicit operands.
 
 >>> case = TrainCase(model=(Linear(2),), data=Data(rows=1, features=1), loss=SoftmaxLoss(), optimizer=SGD(), seed=0)
@@ -13,11 +14,10 @@ True
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from oracle.cases import layers
+from oracle.cases.actions import Action, AnyAction, Pass
 from oracle.cases.bounds import (
     LARGEST_FILE,
     MOST_PARTS,
@@ -46,6 +47,8 @@ from oracle.cases.bounds import (
     too_deep,
 )
 from oracle.cases.bounds import CaseError as CaseError
+from oracle.cases.kept import generator as generator
+from oracle.cases.kept import remembered as remembered
 from oracle.cases.layers import ACTIVATIONS as ACTIVATIONS
 from oracle.cases.layers import LAYERS as LAYERS
 from oracle.cases.layers import BatchNorm as BatchNorm
@@ -198,40 +201,6 @@ class Memory(Part, frozen=True, tag="Memory"):
     create_graph: bool = False  # the norm of the gradients is differentiated too
 
 
-# -- what follows from a case -----------------------------------------------------------------------------------------
-
-_GENERATORS: dict[str, np.random.RandomState] = {}
-
-
-def generator(purpose: str, seed: int) -> np.random.RandomState:
-    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
-
-    RandomState: its streams are frozen across NumPy versions.
-    """
-    if purpose not in _GENERATORS:
-        _GENERATORS[purpose] = np.random.RandomState()
-    _GENERATORS[purpose].seed(seed)
-    return _GENERATORS[purpose]
-
-
-_Asked = TypeVar("_Asked")
-_Answer = TypeVar("_Answer")
-
-
-def remembered(function: Callable[[_Asked], _Answer]) -> Callable[[_Asked], _Answer]:
-    """``function(case)``, kept for the case that was asked about last: all the questions about a case come in a row."""
-    last: tuple[_Asked, _Answer] | None = None
-
-    @functools.wraps(function)
-    def answer(case: _Asked) -> _Answer:
-        nonlocal last
-        if last is None or last[0] is not case:
-            last = case, function(case)
-        return last[1]
-
-    return answer
-
-
 # -- the three kinds of cases -----------------------------------------------------------------------------------------
 
 
@@ -319,6 +288,70 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 
     def __post_init__(self) -> None:
         _check_model(self)
+
+
+class ProgramCase(_Case, frozen=True, tag="program"):
+    """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
+
+    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
+    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
+    """
+
+    model: tuple[Layer, ...]
+    data: Data
+    loss: Loss
+    optimizer: Optimizer
+    seed: Seed
+    actions: Annotated[tuple[AnyAction, ...], Meta(max_length=100)]
+    held: Literal["sequential", "list", "dict"] = "sequential"
+    again: Place | None = None
+    functions: bool = False
+    weight_scale: NonNegative = 1.0
+    keep_init: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.model) > 0, "model: a program needs a layer")
+        for path, layer in walk(self.model):
+            kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
+            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+        run = self.training
+        if self.again is not None:
+            at, widths = self.again % len(self.model), input_widths(run)
+            same = widths[str(at)] == widths[str(len(self.model))]
+            require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
+            modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+
+    @property
+    def training(self) -> TrainCase:
+        """A training run with a step for each pass, and one more; the layer that is applied twice stands in it twice."""
+        return training_of(self)
+
+    def alias(self, name: str) -> str:
+        """The tensor of the program behind a tensor of ``training``."""
+        last = f"{len(self.model)}."
+        return (
+            f"{self.again % len(self.model)}.{name[len(last) :]}"
+            if self.again is not None and name.startswith(last)
+            else name
+        )
+
+
+@remembered
+def training_of(case: ProgramCase) -> TrainCase:
+    """See `ProgramCase.training`."""
+    twice = () if case.again is None else (case.model[case.again % len(case.model)],)
+    return TrainCase(
+        model=(*case.model, *twice),
+        data=case.data,
+        loss=case.loss,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        steps=1 + sum(isinstance(action, Pass) for action in case.actions),
+        keep_init=case.keep_init,
+        weight_scale=case.weight_scale,
+    )
 
 
 class Operand(Part, frozen=True, tag="Operand"):
@@ -424,7 +457,9 @@ class OpCase(_Case, frozen=True, tag="op"):
         return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)
 
 
-Case = TrainCase | SecondOrderCase | OpCase
+Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
+_IN_PROGRAMS: tuple[type, ...] = (Linear, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
+_IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 # -- the model of a case ----------------------------------------------------------------------------------------------
 
@@ -441,6 +476,8 @@ def cost(case: Case) -> tuple[float, float]:
         shapes = [o.shape for o in case.operands]
         numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
         return 350.0 * numbers, 4e-5 * numbers
+    if isinstance(case, ProgramCase):
+        case = case.training
     checked = Checked(case.model, case.data.rows, case.data.features)
     width = checked.width
     train = isinstance(case, TrainCase)
@@ -471,8 +508,8 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_ALL = {"train": TrainCase, "second": SecondOrderCase, "op": OpCase}
-_C = TypeVar("_C", TrainCase, SecondOrderCase, OpCase)
+_ALL = {"train": TrainCase, "second": SecondOrderCase, "program": ProgramCase, "op": OpCase}
+_C = TypeVar("_C", TrainCase, SecondOrderCase, ProgramCase, OpCase)
 
 
 def encode(case: Case) -> bytes:
@@ -525,6 +562,8 @@ def describe(case: Case) -> str:
     """One line: what the case trains."""
 
     def one(part: Any) -> str:
+        if isinstance(part, Action):
+            return part.text
         if isinstance(part, OpStep):
             return part.op
         nested = part.described(many) if isinstance(part, layers.Layer) else ""
@@ -548,6 +587,9 @@ def describe(case: Case) -> str:
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"
     extras = [one(case.optimizer)]
+    if isinstance(case, ProgramCase):
+        built = [f"held={case.held}"] * (case.held != "sequential") + [f"again={case.again}"] * (case.again is not None)
+        return f"{text}, {', '.join(extras + built)}: {many(case.actions)}"
     if case.clip is not None:
         extras.append(one(case.clip))
     if case.gap is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oracle.cases import case as c
 from oracle.cases import edits as e
+from oracle.cases.actions import EXAMPLES
 from oracle.cases.blocks import BLOCK_OPS
 from oracle.cases.edits import Edit
 from oracle.operations import OPERATIONS
@@ -43,6 +44,14 @@ SWITCHES = {
     **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
 NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
+
+_POWERS = {
+    "a whole power of a negative number": (-2.0, 3.0),
+    "a fractional power of a negative number": (-2.0, 1.5),
+    "a positive power of 0": (0.0, 2.0),
+    "a negative power of 0": (0.0, -1.0),
+    "0 to the power of 0": (0.0, 0.0),
+}
 
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
@@ -230,7 +239,10 @@ TABLE: dict[str, Group] = {
             "atom above 100": e.atom(1e4),
         },
     ),
-    "shape": Group(c.OpCase, dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32"))),
+    "shape": Group(
+        c.OpCase,
+        dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32", "rank 3", "rank 4")),
+    ),
     "size": Group(
         c.OpCase,
         dict.fromkeys(
@@ -252,6 +264,30 @@ TABLE: dict[str, Group] = {
     ),
     "dtypes": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - {"cast"}))),
     "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
+    "index": Group(
+        c.OpCase,
+        {
+            "slice of getitem": None,
+            "array of getitem": e.index(lambda n: {"array": (n - 1, 0)}),
+            "repeats of getitem": e.index(lambda n: {"array": (0, n - 1, 0)}),
+            "negative places of getitem": e.index(lambda n: {"array": (-1, 0)}),
+            "mask of getitem": e.index(lambda n: {"mask": tuple(i % 2 for i in range(1, n + 1))}),
+            "number of getitem": e.index(lambda n: {"number": (n - 1,)}),
+            "ellipsis of getitem": e.index(lambda n: {"ellipsis": ()}),
+            "new axis of getitem": e.index(lambda n: None),
+            "slice of put_item": e.place(lambda n: (1, n + 1, None)),
+            "array of put_item": e.place(lambda n: {"array": tuple(range(1, n + 1))}),
+            "repeats of put_item": e.place(lambda n: {"array": (0,) * n}),
+            "negative places of put_item": e.place(lambda n: {"array": tuple(range(-n, 0))}),
+        },
+    ),
+    "power": Group(
+        c.OpCase,
+        {
+            **{name: e.power_of_number(*numbers) for name, numbers in _POWERS.items()},
+            **{f"{name}, of two tensors": e.power_of_tensors(*numbers) for name, numbers in _POWERS.items()},
+        },
+    ),
     "memory": Group(
         c.OpCase,
         {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
@@ -278,6 +314,25 @@ TABLE: dict[str, Group] = {
             "one axis": None,
             "several axes": None,
             "negative axis": None,
+            "negative axis of stack": e.from_the_end("stack", 2, axis=-1),
+            "negative axis of split": e.from_the_end("split", axis=-1, pick=0),
+            "negative axis of concatenate": e.from_the_end("concatenate", 2, axis=-1),
+            "negative axis of dilate": e.from_the_end("dilate", axes=(-1,), dilation=1),
+            "negative axis of softmax": e.from_the_end("softmax", axis=-1),
+            "negative axis of flip": e.from_the_end("flip", axes=(-1,)),
+            "-1 in a shape": e.turned("reshape", e.flat),
+            "a new axis as long as another": e.turned("broadcast_to", e.wider),
+        },
+    ),
+    "program": Group(
+        c.ProgramCase,
+        {
+            **{words: e.action(example) for words, example in EXAMPLES.items()},
+            "layers in a sequential": e.having(held="sequential"),
+            "layers in a list": e.having(held="list"),
+            "layers in a dict": e.having(held="dict"),
+            "same module twice": e.applied_twice,
+            "Residual of a function": e.function,
         },
     ),
     "second": Group(
@@ -303,5 +358,5 @@ EDITS: dict[type, dict[str, Edit]] = {
         for name, edit in part.labels.items()
         if edit is not None
     }
-    for kind in (c.TrainCase, c.SecondOrderCase, c.OpCase)
+    for kind in (c.TrainCase, c.SecondOrderCase, c.ProgramCase, c.OpCase)
 }

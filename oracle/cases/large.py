@@ -61,7 +61,8 @@ def _stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomSta
             continue  # thousands of tensors tell no more than three
         if max(largest(wide, grown), *map(math.prod, wide)) > MOST_NUMBERS:
             continue
-        operands = tuple(_filled(shape, OPERATIONS[case.op].values, rng, layout) for shape in wide)
+        op = OPERATIONS[case.op]
+        operands = tuple(_filled(shape, op.domain(i), rng, layout) for i, shape in enumerate(wide))
         try:
             yield msgspec.structs.replace(case, operands=operands, attributes=grown)
         except c.CaseError:

@@ -41,8 +41,8 @@ def logsoftmax(t: Tape, x: Var) -> Var:
 
 def along_an_axis(d: Draw) -> Drawn:
     """A shape with at least one element along each axis, and an axis of it, now and then by default."""
-    shape = tuple(max(n, 1) for n in d.shape(min_rank=1))
-    return [shape], {} if d.maybe() else {"axis": d.whole(-len(shape), len(shape) - 1)}
+    shape = tuple(max(n, 1) for n in d.shape(min_rank=2 if d.maybe() else 1))
+    return [shape], {} if d.maybe() and d.maybe() else {"axis": d.whole(-len(shape), len(shape) - 1)}
 
 
 @operation(

@@ -49,7 +49,7 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
         return x.value, 0 * x.value, inv, _normalised_again(t, x, x.value, inv)
     mean = mean_of(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
-    var = t.variance(x.value, centred, mean, axis)
+    var = t.variance(x.value, centred, mean, (axis,))
     inv = 1 / np.sqrt(t.noisy(var) + eps)
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 

@@ -79,7 +79,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                 found.append(Divergence(0, quantity, name, "unexpected", message))
         if ours and case.order > 1:
             found.extend(_higher(verdict, seen, peer_too))
-        for name, same in seen.values["kept"].items():
+        for name, same in seen.values.get("kept", {}).items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
             if not same:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
@@ -110,7 +110,8 @@ def _values(
         tame = small & (np.isfinite(peer) | (share <= 1))
         share = np.where(tame, share, 0.0)
         # a result that overflows may do so a little earlier or later; nan and the sign of inf are not negotiable
-        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | (np.abs(exact) >= 1e37) & ~np.isnan(ours))
+        overflows = (np.abs(exact) >= 1e37) & (np.abs(ours) >= 1e36) & ((ours > 0) == (exact > 0))
+        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | overflows)
     top = float(share.max(initial=0.0))
     verdict.tally.count(f"{rule} op {case.op}", top, 1, ours.size, f"{case.digest} {quantity} {name}")
     if odd.any():

@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
 from oracle.cases import coverage, large, strategies
+from oracle.cases.draw_programs import program_cases
 from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
@@ -28,10 +29,19 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
 OP_NAMES = tuple(sorted(OPERATIONS))
+OPS = -(-3 * len(OP_NAMES) // 4)
 SHARD_SIZE = 100
-# Cases of each kind in a shard: every op once, because single operations cost next to nothing.
+# Cases of each kind in a shard: of single operations three in four, so that four shards have each at each order.
 # Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 13, "op": len(OP_NAMES), "second": 3, "long": 4, "large": 2, "dtype": 4}
+SHARD = {
+    "train": SHARD_SIZE - OPS - 21,
+    "op": OPS,
+    "second": 3,
+    "long": 4,
+    "large": 2,
+    "program": 8,
+    "dtype": 4,
+}
 IN_DTYPES = tuple(name for name in OP_NAMES if name != "cast")  # which is about dtypes itself
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
@@ -51,13 +61,17 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
-    rounds = [
-        independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
-        for i in range(-(-count // len(OP_NAMES)))
-    ]
-    cases: list[c.Case] = [case for cases in rounds for case in cases]
+    if kind == "program":
+        return independent(program_cases(), count, seed)
+    cases: list[c.Case] = []
+    for i in itertools.count():
+        if len(cases) >= count:
+            break
+        every = strategies.every_op(OP_NAMES, (index + i) % 4)
+        cases.extend(independent(every, 1, seed_of(seed, i), at_once=1)[0])
+    del cases[count:]
     random.Random(seed).shuffle(cases)
-    return cases[:count]
+    return cases
 
 
 _in_dtypes = functools.cache(strategies.dtype_cases)

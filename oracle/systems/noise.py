@@ -34,7 +34,7 @@ _NOISY = (torch.float64, torch.complex128)
 _POOL_SIZE = 1 << 20
 
 
-class Refused(TypeError):
+class Refused(RuntimeError):
     """The program does something that noise cannot follow; the message says what, and the way out."""
 
 

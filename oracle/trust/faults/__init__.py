@@ -10,6 +10,7 @@ of needle.ops stands for the names of its operations (`oracle.operations`).
 
 from oracle.trust.faults import (
     adam,
+    arguments,
     clipping,
     conditional,
     dropout,
@@ -21,6 +22,7 @@ from oracle.trust.faults import (
     losses,
     norms,
     products,
+    programs,
     reductions,
     sgd,
     shapes,
@@ -37,8 +39,8 @@ _CHAPTERS = [
     chapter.fault
     for chapter in (
         *(sgd, adam, clipping, walk),
-        *(elementwise, shapes, reductions, products, tuples, losses),
-        *(norms, dropout, layers, conditional, small, large, higher, dtypes),
+        *(elementwise, shapes, reductions, products, tuples, losses, arguments),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes),
     )
 ]
 FAULTS: dict[str, Fault] = {}
