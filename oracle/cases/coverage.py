@@ -38,6 +38,12 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
+    if case.dtypes:
+        yield f"dtypes {case.op}"
+        floats = {dtype for dtype in case.dtypes if dtype.startswith("float")}
+        yield f"dtype result {case.dtype}"
+        yield f"dtype {'one float' if len(floats) == 1 else 'several floats'}"
+        yield from {f"dtype {dtype} operand" for dtype in case.dtypes if dtype not in floats}
     if case.order > 1:
         yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
     shapes = [o.shape for o in case.operands]

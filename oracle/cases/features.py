@@ -253,6 +253,16 @@ TABLE: dict[str, Group] = {
             )
         ),
     ),
+    "dtype": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("result float16", "result float32", "result float64", "one float", "several floats"),
+                *("int64 operand", "int32 operand", "uint8 operand", "bool operand"),
+            )
+        ),
+    ),
+    "dtypes": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - {"cast"}))),
     "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
     "index": Group(
         c.OpCase,

@@ -26,7 +26,7 @@ COLOURS = {
     "other-2": "#8c564b",
     "other-3": "#3d8f96",
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": COLOURS["axis"],
     "axes.labelcolor": COLOURS["ink"],
@@ -57,7 +57,7 @@ def svg(figure: Figure, *, alone: bool = False) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    ground = {"facecolor": "white"} if alone else {}
+    ground: dict[str, Any] = {"facecolor": "white"} if alone else {}
     with rc_context({"svg.hashsalt": "oracle", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(out, format="svg", metadata={"Date": None}, **ground)
     return out.getvalue()

@@ -29,17 +29,20 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
 OP_NAMES = tuple(sorted(OPERATIONS))
+OPS = -(-3 * len(OP_NAMES) // 4)
 SHARD_SIZE = 100
-# Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-# Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
+# Cases of each kind in a shard: of single operations three in four, so that four shards have each at each order.
+# Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
 SHARD = {
-    "train": SHARD_SIZE - len(OP_NAMES) - 17,
-    "op": len(OP_NAMES),
+    "train": SHARD_SIZE - OPS - 21,
+    "op": OPS,
     "second": 3,
     "long": 4,
     "large": 2,
     "program": 8,
+    "dtype": 4,
 }
+IN_DTYPES = tuple(name for name in OP_NAMES if name != "cast")  # which is about dtypes itself
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
@@ -51,21 +54,27 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
         turns = [(OP_NAMES, index * (count - 1) + i) for i in range(count - 1)] + [(SWITCHING, index)]
         names = [known[turn % len(known)] for known, turn in turns]
         return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+    if kind == "dtype":
+        names = [IN_DTYPES[(index * count + i) % len(IN_DTYPES)] for i in range(count)]
+        return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
     if kind == "program":
         return independent(program_cases(), count, seed)
-    rounds = [
-        independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
-        for i in range(-(-count // len(OP_NAMES)))
-    ]
-    cases: list[c.Case] = [case for cases in rounds for case in cases]
+    cases: list[c.Case] = []
+    for i in itertools.count():
+        if len(cases) >= count:
+            break
+        every = strategies.every_op(OP_NAMES, (index + i) % 4)
+        cases.extend(independent(every, 1, seed_of(seed, i), at_once=1)[0])
+    del cases[count:]
     random.Random(seed).shuffle(cases)
-    return cases[:count]
+    return cases
 
 
+_in_dtypes = functools.cache(strategies.dtype_cases)
 _long = functools.cache(large.long_op_cases)
 
 
@@ -123,7 +132,7 @@ def shard_cases(
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = draw(kind, count, seed_of(seed, index, kind), index)
-        if kind in ("long", "large"):  # what they are for would be lost
+        if kind in ("long", "large", "dtype"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         else:
             cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
