@@ -17,7 +17,7 @@ import numpy as np
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
-from oracle.cases.features import EDITS, LABELS, PARAMETERS, TABLE
+from oracle.cases.features import EDITS, LABELS, PARAMETERS, SELDOM_LONG, TABLE
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -61,7 +61,7 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         if case.op == "softmax_loss":
             yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
         if any(n > 64 for n in shape) and 0 not in shape:
-            yield f"long {case.op}"
+            yield from [f"long {case.op}"] * (case.op not in SELDOM_LONG)
             yield from _of_sizes(case.op, shape)
     if len(set(shapes)) > 1:
         yield "shape broadcast"

@@ -19,6 +19,7 @@ from hypothesis.strategies import SearchStrategy
 from oracle.cases import case as c
 from oracle.cases import coverage, large, strategies
 from oracle.cases.draw_programs import program_cases
+from oracle.cases.features import NOT_IN_DTYPES
 from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
@@ -42,7 +43,7 @@ SHARD = {
     "program": 8,
     "dtype": 4,
 }
-IN_DTYPES = tuple(name for name in OP_NAMES if name != "cast")  # which is about dtypes itself
+IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
