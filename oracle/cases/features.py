@@ -43,7 +43,6 @@ SWITCHES = {
     32_768: ("size relu to 32,768", "size relu above 32,768"),
     **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
-NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 
 _POWERS = {
     "a whole power of a negative number": (-2.0, 3.0),
@@ -253,7 +252,7 @@ TABLE: dict[str, Group] = {
             )
         ),
     ),
-    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "index": Group(
         c.OpCase,
         {
