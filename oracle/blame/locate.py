@@ -13,6 +13,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from oracle.blame.programs import of_program
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
 from oracle.commands import session
@@ -38,6 +39,8 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     """The suspect, from everything that is known."""
     if divergence.failure is not None:
         return _exception(divergence)
+    if isinstance(case, c.ProgramCase):
+        return of_program(case, divergence, evidence)
     if evidence.within is not None and evidence.within.divergence is not None:
         return investigate(evidence.within.case, evidence.within.divergence, evidence.within.evidence)
     by_tensor = _by_tensor(case, divergence, evidence)
@@ -143,7 +146,7 @@ def _mode(divergence: Divergence, evidence: Evidence) -> Suspect | None:
 # -- the first bad tensor ---------------------------------------------------------------------------------------------
 
 
-def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect:
+def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Divergence, evidence: Evidence) -> Suspect:
     quantity, name = divergence.quantity, divergence.name.split("#")[0]
     if isinstance(case, c.OpCase):
         if quantity == "kept":

@@ -1,9 +1,10 @@
 """Case: one complete experiment as data. Frozen, validated when it is made, strict JSON both ways.
 
-A case knows neither needle nor torch. Three kinds exist:
+A case knows neither needle nor torch. Four kinds exist:
 
 - `TrainCase`: a model, data, a loss, an optimizer and a number of steps;
 - `SecondOrderCase`: the gradient of a function of the gradients of a model;
+- `ProgramCase`: what a user does with a model and its optimizers, action by action;
 - `OpCase`: one operation on explicit operands.
 
 >>> case = TrainCase(model=(Linear(2),), data=Data(rows=1, features=1), loss=SoftmaxLoss(), optimizer=SGD(), seed=0)
@@ -26,7 +27,9 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from oracle.cases import layers
+from oracle.cases.actions import Action, AnyAction, Pass
 from oracle.cases.bounds import (
+    FLOAT32,
     LARGEST_FILE,
     MOST_PARTS,
     Argument,
@@ -287,6 +290,70 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
         _check_model(self)
 
 
+class ProgramCase(_Case, frozen=True, tag="program"):
+    """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
+
+    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
+    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
+    """
+
+    model: tuple[Layer, ...]
+    data: Data
+    loss: Loss
+    optimizer: Optimizer
+    seed: Seed
+    actions: Annotated[tuple[AnyAction, ...], Meta(max_length=100)]
+    held: Literal["sequential", "list", "dict"] = "sequential"
+    again: Place | None = None
+    functions: bool = False
+    weight_scale: NonNegative = 1.0
+    keep_init: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.model) > 0, "model: a program needs a layer")
+        for path, layer in walk(self.model):
+            kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
+            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+        run = self.training
+        if self.again is not None:
+            at, widths = self.again % len(self.model), input_widths(run)
+            same = widths[str(at)] == widths[str(len(self.model))]
+            require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
+            modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+
+    @property
+    def training(self) -> TrainCase:
+        """A training run with a step for each pass, and one more; the layer that is applied twice stands in it twice."""
+        return training_of(self)
+
+    def alias(self, name: str) -> str:
+        """The tensor of the program behind a tensor of ``training``."""
+        last = f"{len(self.model)}."
+        return (
+            f"{self.again % len(self.model)}.{name[len(last) :]}"
+            if self.again is not None and name.startswith(last)
+            else name
+        )
+
+
+@remembered
+def training_of(case: ProgramCase) -> TrainCase:
+    """See `ProgramCase.training`."""
+    twice = () if case.again is None else (case.model[case.again % len(case.model)],)
+    return TrainCase(
+        model=(*case.model, *twice),
+        data=case.data,
+        loss=case.loss,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        steps=1 + sum(isinstance(action, Pass) for action in case.actions),
+        keep_init=case.keep_init,
+        weight_scale=case.weight_scale,
+    )
+
+
 class Operand(Part, frozen=True, tag="Operand"):
     """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
 
@@ -364,7 +431,9 @@ class OpCase(_Case, frozen=True, tag="op"):
         return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)
 
 
-Case = TrainCase | SecondOrderCase | OpCase
+Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
+_IN_PROGRAMS: tuple[type, ...] = (Linear, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
+_IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 # -- the model of a case ----------------------------------------------------------------------------------------------
 
@@ -381,6 +450,8 @@ def cost(case: Case) -> tuple[float, float]:
         shapes = [o.shape for o in case.operands]
         numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
         return 350.0 * numbers, 4e-5 * numbers
+    if isinstance(case, ProgramCase):
+        case = case.training
     checked = Checked(case.model, case.data.rows, case.data.features)
     width = checked.width
     train = isinstance(case, TrainCase)
@@ -404,6 +475,11 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
     if isinstance(case, TrainCase):
         for change in case.lr_changes:
             require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
+        if isinstance(case.optimizer, Adam):
+            beta1 = 0.9 if case.optimizer.beta1 is None else case.optimizer.beta1
+            for lr in (case.optimizer.lr or 0.0, *(change.lr for change in case.lr_changes)):
+                fits = lr <= FLOAT32 * (1 - beta1)
+                require(fits, f"Adam: lr / (1 - beta1), the first step, must be a float32, got lr={lr}, beta1={beta1}")
         if case.gap is not None:
             require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
             require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")
@@ -411,8 +487,8 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_ALL = {"train": TrainCase, "second": SecondOrderCase, "op": OpCase}
-_C = TypeVar("_C", TrainCase, SecondOrderCase, OpCase)
+_ALL = {"train": TrainCase, "second": SecondOrderCase, "program": ProgramCase, "op": OpCase}
+_C = TypeVar("_C", TrainCase, SecondOrderCase, ProgramCase, OpCase)
 
 
 def encode(case: Case) -> bytes:
@@ -465,6 +541,8 @@ def describe(case: Case) -> str:
     """One line: what the case trains."""
 
     def one(part: Any) -> str:
+        if isinstance(part, Action):
+            return part.text
         if isinstance(part, OpStep):
             return part.op
         nested = part.described(many) if isinstance(part, layers.Layer) else ""
@@ -487,6 +565,9 @@ def describe(case: Case) -> str:
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"
     extras = [one(case.optimizer)]
+    if isinstance(case, ProgramCase):
+        built = [f"held={case.held}"] * (case.held != "sequential") + [f"again={case.again}"] * (case.again is not None)
+        return f"{text}, {', '.join(extras + built)}: {many(case.actions)}"
     if case.clip is not None:
         extras.append(one(case.clip))
     if case.gap is not None:

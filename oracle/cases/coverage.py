@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from oracle.cases import case as c
-from oracle.cases import inputs
+from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
 from oracle.cases.features import EDITS, LABELS, PARAMETERS, TABLE
 
@@ -26,6 +26,8 @@ def covered(case: c.Case) -> set[str]:
     """The labels of `TABLE` that a case reaches: "op exp", "layer Linear", "momentum with decay", …."""
     if isinstance(case, c.OpCase):
         return set(_of_op(case))
+    if isinstance(case, c.ProgramCase):
+        return set(_of_program(case))
     found = set(_of_model(case))
     if isinstance(case, c.SecondOrderCase):
         seconds = {f"second {label.partition(' ')[2]}" for label in found if label.startswith("layer ")}
@@ -139,7 +141,7 @@ def _of_arguments(case: c.OpCase) -> Iterator[str]:
                 yield f"power {name}{'' if 'c' in given else ', of two tensors'}"
 
 
-def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
+def _of_model(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> Iterator[str]:
     for _, layer in c.walk(case.model):
         yield f"layer {type(layer).__name__}"
         for name, variant in layer.variants.items():
@@ -149,6 +151,19 @@ def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
             for step in layer.steps:
                 yield f"op {step.op}"
                 yield f"block {step.op}"
+
+
+def _of_program(case: c.ProgramCase) -> Iterator[str]:
+    yield from _of_model(case)
+    yield f"loss {type(case.loss).__name__}"
+    yield f"optimizer {type(case.optimizer).__name__}"
+    for action in case.actions:
+        yield f"program {action.words}"
+    yield f"program layers in a {case.held}"
+    if case.again is not None:
+        yield "program same module twice"
+    if case.functions and any(map(programs.function_of, case.model)):
+        yield "program Residual of a function"
 
 
 def _of_training(case: c.TrainCase) -> Iterator[str]:
@@ -292,7 +307,7 @@ def missed(coverage: Mapping[str, int], lacking: Mapping[str, Any] | frozenset[s
 # -- steering ---------------------------------------------------------------------------------------------------------
 
 # One case in so many of its kind gets so many features that the run lacks most. Second order has few cases; they are many.
-SHARE = {c.TrainCase: (4, 1), c.OpCase: (4, 1), c.SecondOrderCase: (2, 2)}
+SHARE = {c.TrainCase: (4, 1), c.OpCase: (4, 1), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 2)}
 TRIES = 6  # features that are tried on a case, the rarest first: not every case can have every feature
 
 

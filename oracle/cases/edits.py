@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases.blocks import block_with
 from oracle.operations import OPERATIONS
@@ -164,7 +165,7 @@ def turned(op: str, make: Callable[[c.Operand], tuple[tuple[c.Operand, ...], dic
 
     def edit(case: c.OpCase) -> c.Case:
         first = case.operands[0]
-        if not first.shape or not first.values or not all(isinstance(v, float) for v in first.values):
+        if not first.shape or first.cycled or not first.values or not all(isinstance(v, float) for v in first.values):
             raise c.CaseError(f"{op}: an operand with an axis and numbers is needed")
         operands, attributes = make(first)
         return c.OpCase(op=op, operands=operands, attributes=attributes, cotangent=case.cotangent)
@@ -216,3 +217,42 @@ def flat(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
 def wider(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
     """A new axis as long as the first."""
     return (x,), {"shape": (x.shape[0], *x.shape)}
+
+
+# -- programs -----------------------------------------------------------------------------------------------------------
+
+
+def action(example: a.Action) -> Edit:
+    """The action before the last pass of a program; before its last step, if it needs gradients, and followed by both."""
+
+    def edit(case: c.ProgramCase) -> c.Case:
+        optimizer, last = case.optimizer, (a.Pass(), a.Step())
+        if isinstance(example, a.Set | a.Refuse) and example.setting not in (*optimizer.__struct_fields__, "max_norm"):
+            optimizer = c.Adam() if isinstance(optimizer, c.SGD) else c.SGD(momentum=0.5)
+        before: tuple[a.Action, ...] = (a.NewOptimizer(),) if example == a.Step(1) else ()
+        if isinstance(example, a.Freeze) and not example.frozen:
+            before = (a.Freeze(),)
+        if isinstance(example, a.Pass):
+            added: tuple[a.Action, ...] = (example, a.Step())
+        else:
+            added = (a.Pass(), example, a.Step(), *last) if example.needs_gradients else (*before, example, *last)
+        if example == a.Step(1):
+            added = (*before, a.Pass(), a.Step(1), *last)
+        return _replace(case, optimizer=optimizer, actions=(*case.actions, *added))
+
+    return edit
+
+
+def applied_twice(case: c.ProgramCase) -> c.Case:
+    """Its first layer that can be, or one more."""
+    for at in range(len(case.model)):
+        try:
+            return _replace(case, again=at)
+        except c.CaseError:
+            continue
+    return _replace(case, model=(*case.model, c.LayerNorm()), again=len(case.model))
+
+
+def function(case: c.ProgramCase) -> c.Case:
+    """A Residual around a function."""
+    return _replace(case, model=(*case.model, c.Residual((c.Tanh(),))), again=None, functions=True)

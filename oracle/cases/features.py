@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oracle.cases import case as c
 from oracle.cases import edits as e
+from oracle.cases.actions import EXAMPLES
 from oracle.cases.blocks import BLOCK_OPS
 from oracle.cases.edits import Edit
 from oracle.operations import OPERATIONS
@@ -313,6 +314,17 @@ TABLE: dict[str, Group] = {
             "a new axis as long as another": e.turned("broadcast_to", e.wider),
         },
     ),
+    "program": Group(
+        c.ProgramCase,
+        {
+            **{words: e.action(example) for words, example in EXAMPLES.items()},
+            "layers in a sequential": e.having(held="sequential"),
+            "layers in a list": e.having(held="list"),
+            "layers in a dict": e.having(held="dict"),
+            "same module twice": e.applied_twice,
+            "Residual of a function": e.function,
+        },
+    ),
     "second": Group(
         c.SecondOrderCase,
         {
@@ -336,5 +348,5 @@ EDITS: dict[type, dict[str, Edit]] = {
         for name, edit in part.labels.items()
         if edit is not None
     }
-    for kind in (c.TrainCase, c.SecondOrderCase, c.OpCase)
+    for kind in (c.TrainCase, c.SecondOrderCase, c.ProgramCase, c.OpCase)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -107,13 +107,26 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
     back. It must not depend on anything else that changes from call to call. Returns the largest share used, of 16, or a bound
     of it, because replicas end as soon as a quarter is not used; ``report=True`` runs all and prints a table. A candidate of lower precision than the program is judged at its own.
     """
-    return compared(candidate, program, limit, report)
+
+    def show(agreement: Agreement) -> None:
+        if report:
+            print("\n".join([str(agreement), *agreement.findings]))
+
+    return compared(candidate, program, limit, early=not report, show=show)
 
 
 def compared(
-    candidate: Mapping[str, Any], program: Program, limit: float, report: bool = False, most: int = REPLICAS
+    candidate: Mapping[str, Any],
+    program: Program,
+    limit: float,
+    *,
+    early: bool = True,
+    most: int = REPLICAS,
+    show: Callable[[Agreement], None] = lambda agreement: None,
 ) -> Agreement:
-    """See `same`. With fewer than all replicas (``most``), what fails may yet be right: it is no verdict."""
+    """See `same`. ``early``: no more replicas than it takes. With fewer than all of them (``most``), what fails may yet be
+    right: it is no verdict. ``show``: what to do with the table, before a failure is raised.
+    """
     ours: dict[str, Array | None] = {}
     unit = 0.0
     for name, value in candidate.items():
@@ -134,11 +147,10 @@ def compared(
     for found in itertools.islice(replicas(run, unit if unit > U else 0.0), most - 1):
         _form(ours, found)
         rows = [_row(name, ours[name], found, limit) for name in found.truth]
-        if not report and max((row.share for row in rows), default=0.0) <= limit * EARLY:
+        if early and max((row.share for row in rows), default=0.0) <= limit * EARLY:
             break
     agreement = Agreement(tuple(rows))
-    if report:
-        print("\n".join([str(agreement), *agreement.findings]))
+    show(agreement)
     bad = [row.name for row in rows if row.share > limit]
     if bad:
         raise _difference(bad, ours, found, agreement, limit)

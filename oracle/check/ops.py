@@ -15,6 +15,7 @@ from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, SIZES, assigned, length, named, numbers, resolved
 from oracle.check.measuring import LIMIT
 from oracle.operations.tape import REPLICAS
+from oracle.systems.noise import current, widened
 
 _DTYPES = {
     "float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.float32,
@@ -51,7 +52,7 @@ def op(
         raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
     shapes = [x for x in inputs if isinstance(x, tuple)]
     names = named(shapes)
-    trial = _Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
+    trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
@@ -76,7 +77,7 @@ def _random_bytes(seed: int) -> Draw:
     return lambda n: rng.bytes(n)
 
 
-def _drawn(trial: _Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
+def _drawn(trial: Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
     """Some draws of one kind, by Hypothesis, which also makes a failing one small."""
     import hypothesis
     from hypothesis import strategies as st
@@ -126,7 +127,7 @@ class _Smaller:
 
     MOST, FEW = 120, 3
 
-    def __init__(self, trial: _Trial) -> None:
+    def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.calls = 0
         self.best: Exception | None = None
@@ -183,7 +184,21 @@ def _size(error: Exception) -> tuple[float, ...]:
     return (sum(a.size for a in arrays), sum(int(np.count_nonzero(a)) for a in arrays), len(str(error)))
 
 
-class _Trial:
+def _passed_back(
+    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int]
+) -> dict[str, Any]:
+    """The candidate's gradients by name."""
+    copies = tuple(c.copy() for c in cotangents)
+    back = vjp(*copies) if len(copies) == 1 else vjp(copies)
+    back = list(back) if isinstance(back, tuple | list) else [back]
+    if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
+        back = [back[i] for i in wanted]
+    if len(back) != len(wanted):
+        raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
+    return {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+
+
+class Trial:
     """The operation on one draw."""
 
     def __init__(
@@ -212,7 +227,7 @@ class _Trial:
             else:
                 given.append(x)
         try:
-            shown = self._outputs(given)
+            shown = self.outputs(given)
         except (RuntimeError, IndexError, ValueError):
             if sizes or leading:  # torch has no meaning for such a shape either
                 return None
@@ -225,7 +240,7 @@ class _Trial:
         given = [next(arrays) if isinstance(x, tuple) or _is_array(x) else x for x in self.inputs]
         had, self.cotangents = self.cotangents, difference.cotangents or self.cotangents
         try:
-            return self._judged(given, self._outputs(given), _random_bytes(0), kind)
+            return self._judged(given, self.outputs(given), _random_bytes(0), kind)
         finally:
             self.cotangents = had
 
@@ -243,7 +258,8 @@ class _Trial:
             )
             raise
 
-    def _outputs(self, given: list[Any]) -> list[torch.Tensor]:
+    def outputs(self, given: list[Any]) -> list[torch.Tensor]:
+        """What torch gives, for its form."""
         with torch.no_grad():
             return _several(self.torch_fn(*(self._tensor(x) for x in given)))
 
@@ -254,6 +270,18 @@ class _Trial:
         return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
 
     def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        mine, program, cotangents = self.paired(given, shown, draw)
+        try:
+            return compared(mine, program, self.limit, most=self.most)
+        except Difference as difference:
+            difference.cotangents = tuple(cotangents)
+            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
+            raise
+
+    def paired(
+        self, given: list[Any], shown: list[torch.Tensor], draw: Draw
+    ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]], list[Array]]:
+        """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
         got = self.candidate(*frozen)
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
@@ -265,46 +293,32 @@ class _Trial:
         cotangents: list[Array] = []
         if vjp is not None:
             cotangents = self._cotangents(shown, draw)
-            back = (
-                vjp(*(c.copy() for c in cotangents))
-                if len(cotangents) == 1
-                else vjp(tuple(c.copy() for c in cotangents))
-            )
-            back = list(back) if isinstance(back, tuple | list) else [back]
-            if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
-                back = [back[i] for i in wanted]
-            if len(back) != len(wanted):
-                raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
-            mine |= {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+            mine |= _passed_back(vjp, cotangents, given, wanted)
 
         def program() -> dict[str, Any]:
             tensors = [self._tensor(x) for x in given]
+            if current() is not None:  # a float32 leaf would get its gradient rounded
+                tensors = [widened(t) for t in tensors]
             for i in wanted:
                 tensors[i].requires_grad_(vjp is not None)
             results = _several(self.torch_fn(*tensors))
             named = dict(zip(names, results, strict=True))
-            if vjp is not None:
-                pairs = [
-                    (o, self._tensor(c).to(o.dtype))
-                    for o, c in zip([r for r in results if _has_gradient(r)], cotangents, strict=True)
-                    if o.requires_grad
-                ]
-                leaves = [tensors[i] for i in wanted]
-                grads: Sequence[Any] = [None] * len(leaves)
-                if pairs:
-                    grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
-                named |= {
-                    f"gradient of input {i}": torch.zeros_like(t) if g is None else g
-                    for i, t, g in zip(wanted, leaves, grads, strict=True)
-                }
+            if vjp is None:
+                return named
+            pairs = [
+                (o, self._tensor(c).to(o.dtype))
+                for o, c in zip([r for r in results if _has_gradient(r)], cotangents, strict=True)
+                if o.requires_grad
+            ]
+            leaves = [tensors[i] for i in wanted]
+            grads: Sequence[Any] = [None] * len(leaves)
+            if pairs:
+                grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
+            for i, t, g in zip(wanted, leaves, grads, strict=True):
+                named[f"gradient of input {i}"] = torch.zeros_like(t) if g is None else g
             return named
 
-        try:
-            return compared(mine, program, self.limit, most=self.most)
-        except Difference as difference:
-            difference.cotangents = tuple(cotangents)
-            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
-            raise
+        return mine, program, cotangents
 
     def _cotangents(self, shown: list[torch.Tensor], draw: Draw) -> list[Array]:
         outs = [o for o in shown if _has_gradient(o)]

@@ -58,7 +58,9 @@ def reshaped(d: Draw) -> Drawn:
 
 
 def needle_reshape(n: Any, x: Any, shape: Shape) -> Any:
-    """By the method, with one argument or several, or the function."""
+    """By the method, with one argument or several, or the function; several axes as one by `flatten`."""
+    if len(x.shape) > 1 and len(shape) == len(x.shape) - 1 and shape[1:] == x.shape[2:] and -1 not in shape:
+        return x.flatten(0, 1)
     if len(x.shape) == 3:
         return x.reshape(*shape)
     return x.reshape(shape) if len(x.shape) % 2 else n.reshape(x, shape)

@@ -9,7 +9,6 @@ import torch
 
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import raised
 from oracle.rules.tape import Findings
@@ -45,16 +44,13 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
     exact = in_torch(case, kinks, torch.float64, None, written_out=True)
-    noisy = [
-        in_torch(case, kinks, torch.float64, case.seed_for(f"rounding {m}"), written_out=True)
-        for m in range(1, REPLICAS)
-    ]
+    noisy = in_torch(case, kinks, torch.float64, case.seed_for("rounding"), written_out=True)
     clock.turn("torch")
     peer = in_torch(case, kinks, torch.float32, None, written_out=False)
     clock.turn("rules")
     for quantity, values in exact.items():
         for name, value in values.items():
-            replicas = np.stack([value, *(n[quantity][name] for n in noisy)])[:, None]
+            replicas = np.concatenate([value[None], noisy[quantity][name]])[:, None]
             if not np.abs(replicas).max(initial=0) < DOMAIN:
                 verdict.out_of_domain = 1
                 return verdict

@@ -225,9 +225,9 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     from oracle.cases import coverage
 
     result = run.result
-    kinds = {"train": "training runs", "op": "single operations", "second": "second order"}
+    kinds = {"train": "training runs", "op": "single operations", "second": "second order", "program": "programs"}
     yield "cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items())
-    yield "compared", f"{result.tally.tensors:,} tensors of {result.steps:,} training steps, synchronised"
+    yield "compared", f"{result.tally.tensors:,} tensors of {result.steps:,} steps and actions"
     if verbose:
         yield "elements", f"{result.tally.elements:,}; shape and dtype first"
     if verbose or (total and result.out_of_domain > 0.2 * total):

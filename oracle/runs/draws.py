@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
 from oracle.cases import coverage, large, strategies
+from oracle.cases.draw_programs import program_cases
 from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
@@ -31,7 +32,14 @@ OP_NAMES = tuple(sorted(OPERATIONS))
 SHARD_SIZE = 100
 # Cases of each kind in a shard: every op once, because single operations cost next to nothing.
 # Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
-SHARD = {"train": SHARD_SIZE - len(OP_NAMES) - 9, "op": len(OP_NAMES), "second": 3, "long": 4, "large": 2}
+SHARD = {
+    "train": SHARD_SIZE - len(OP_NAMES) - 17,
+    "op": len(OP_NAMES),
+    "second": 3,
+    "long": 4,
+    "large": 2,
+    "program": 8,
+}
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
@@ -47,6 +55,8 @@ def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
+    if kind == "program":
+        return independent(program_cases(), count, seed)
     rounds = [
         independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
         for i in range(-(-count // len(OP_NAMES)))

@@ -8,6 +8,7 @@ from typing import Any
 from oracle.apart import Died, apart, begin
 from oracle.cases import case as c
 from oracle.cases import strategies
+from oracle.cases.actions import EXAMPLES, Pass, Refuse, Set, Step
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
 from oracle.runs.draws import draw_from
@@ -46,6 +47,8 @@ def _tried(cases: Sequence[tuple[str, c.Case]]) -> dict[str, str]:
         except Exception:  # the run will count it
             continue
         failure = divergence.failure if divergence is not None else None
+        if divergence is not None and name.startswith("program refuse") and divergence.quantity == "promise":
+            found[name] = divergence.message  # the course does not ask that an lr of -1 is refused
         if failure is not None and failure.kind in (
             "AttributeError",
             "NotImplementedError",
@@ -79,5 +82,11 @@ def _to_try() -> list[tuple[str, c.Case]]:
         tried(f"loss {type(loss).__name__}", train(linear, loss=loss))
     tried("optimizer Adam", train(linear, optimizer=c.Adam()))
     tried("optimizer clipping", train(linear, clip=c.Clip()))
+    for words, action in EXAMPLES.items():
+        adam = isinstance(action, Set | Refuse) and action.setting in ("beta1", "beta2", "eps")
+        optimizer: c.Optimizer = c.Adam() if adam else c.SGD(momentum=0.5)
+        actions = (Pass(), Step(), Pass(), action, Step(), Pass(), Step())
+        given: Any = {"data": data, "loss": c.WeightedSum(), "optimizer": optimizer, "seed": 0}
+        tried(f"program {words}", c.ProgramCase(model=(linear,), actions=actions, **given))
     tried("backward second order", c.SecondOrderCase(model=(linear, c.Tanh()), data=data, loss=c.WeightedSum(), seed=0))
     return cases

@@ -17,7 +17,7 @@ from torch import Tensor
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.operations.tape import REPLICAS
-from oracle.systems.noise import Rounding
+from oracle.systems.noise import Operands
 from oracle.systems.trace import HIGHER
 
 Array = npt.NDArray[Any]
@@ -41,6 +41,12 @@ def _logsumexp(z: Tensor, axis: int) -> Tensor:
     return torch.log(torch.exp(z - top).sum(axis, keepdim=True)) + top
 
 
+def _power(t: Any, a: Tensor, b: Tensor) -> Tensor:
+    """torch's own rule says 0 for the base where the exponent is 0, and then takes that for a constant: a wrong second order."""
+    positive = a > 0
+    return torch.where(positive, torch.exp(b * torch.log(torch.where(positive, a, 1.0))), a**b)
+
+
 # what torch does in one kernel, and with one rounding for all of it, in steps
 WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
     "batch_norm": lambda t, x, w, b, eps=1e-5: _normalised(x, w, b, eps, 0),
@@ -48,6 +54,8 @@ WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
     "softmax_loss": _softmax_loss,
     "logsoftmax": lambda t, z: z - _logsumexp(z, 1),
     "cast": lambda t, x: x * 1,
+    "power": _power,
+    "whole_power": _power,
 }
 
 
@@ -64,6 +72,7 @@ def peer(case: c.OpCase) -> Results:
     Its norms have wrong derivatives of the third order: to their double backward the saved statistics are constants.
     """
     own = {name: WRITTEN_OUT[name] for name in ("batch_norm", "layer_norm") if case.order == 3}
+    own |= {name: WRITTEN_OUT[name] for name in ("power", "whole_power")}
     found = _in_torch(case, torch.float32, None, own)
     return {quantity: {name: v[0] for name, v in values.items()} for quantity, values in found.items()}
 
@@ -77,7 +86,7 @@ def _in_torch(
     by = {f"operand {i}": _leaf(o.array, many, dtype, i not in case.constants) for i, o in enumerate(case.operands)}
     cotangent = _leaf(case.cotangent_array, many, dtype, True)
     results: Results = {}
-    with nullcontext() if noise is None else Rounding(noise):
+    with nullcontext() if noise is None else Operands(noise):
         out = torch.vmap(op)(*by.values())
         by = {name: x for name, x in by.items() if x.requires_grad}
         grads = torch.autograd.grad(out, list(by.values()), cotangent, create_graph=True, allow_unused=True)
@@ -93,7 +102,7 @@ def _in_torch(
                 break
             grads = torch.autograd.grad(total, list(by.values()), create_graph=order < case.order, allow_unused=True)
             made = dict(zip(by, grads, strict=True))
-            results[HIGHER[order]] = {n: g.detach().numpy() for n, g in made.items() if g is not None}
+            results[HIGHER[order]] = {n: g.detach().numpy(force=True) for n, g in made.items() if g is not None}
     return results
 
 

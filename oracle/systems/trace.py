@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 QUANTITIES = (
     "parameters",  # names that model.parameters() gives, each once
     "initial",  # values as the constructors made them
+    "promise",  # of an action of a program
     "activation",  # output of every layer
     "loss",
     "second",  # second-order gradients, in a case that has them
@@ -40,6 +41,8 @@ QUANTITIES = (
     "graph",  # Tensors with an op that outlive the step
     "live tensors",  # how many more, or fewer, than after the step before
     "cycles",  # objects that only the cycle collector frees
+    "twin",  # of a copy in a program: what it and its original do must be the same
+    "state",  # of a program: what an action does not name keeps its bits
 )
 
 HIGHER = {2: "second gradient", 3: "third gradient"}

@@ -6,7 +6,7 @@ Every step starts from a synchronised state, so the steps are independent of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,11 +50,13 @@ class _Pass:
     outputs: dict[str, Var] = field(default_factory=dict)
     inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
+    # path -> whether it trains, where that is not as in a training run
+    modes: Mapping[str, bool] = field(default_factory=dict)
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
-            x = layer.meaning(self, x, path, training)
+            x = layer.meaning(self, x, path, self.modes.get(path, training))
             self.outputs[path] = x
         return x
 
@@ -82,6 +84,7 @@ def training(
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
     first: int = 0,
+    modes: Mapping[str, bool] | None = None,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
     tape = Tape(noise)
@@ -96,7 +99,7 @@ def training(
         mark = f"#{m}" if m else ""
         x = Var(batches.x[window, m].astype(np.float64)[None], needs=getattr(case, "input_grad", False))
         branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
-        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch)
+        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch, modes=modes or {})
         out = run.body(case.model, x, "", True)
         for path, var in run.outputs.items():
             truth.put("activation", path + mark, var.value)

@@ -105,6 +105,9 @@ class Linear(Layer, frozen=True):
         return replace(self, out=new) if self.out == old else self
 
 
+WIDEST = 64  # rows that a Conv may make of narrower ones; as wide as a Linear's
+
+
 class Conv(Layer, frozen=True):
     """``nn.Conv`` on rows that are read as images (channels, height, rest of the width), and rows again behind it.
 
@@ -223,7 +226,8 @@ class Conv(Layer, frozen=True):
         kernel = min(kernel, smallest + 2 * around)  # a smaller one has no more zeros around it than were counted
         around = (kernel - 1) // 2 if padding is None else padding
         kernel = max(1, min(kernel, smallest + 2 * around))
-        layer = cls(
-            d.whole(1, 3), channels, height, kernel, d.of((1, 1, 2, 3)), padding, not one_in(d, 4), one_in(d, 10)
-        )
+        out, stride, bias, frozen = d.whole(1, 3), d.of((1, 1, 2, 3)), not one_in(d, 4), one_in(d, 10)
+        layer = cls(out, channels, height, kernel, stride, padding, bias, frozen)
+        if math.prod(layer.result(at.width)) > max(at.width, WIDEST):
+            layer = replace(layer, out=1, kernel=1, padding=None)  # which makes an image no larger than it was
         return layer, math.prod(layer.result(at.width))

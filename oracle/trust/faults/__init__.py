@@ -21,6 +21,7 @@ from oracle.trust.faults import (
     losses,
     norms,
     products,
+    programs,
     reductions,
     sgd,
     shapes,
@@ -38,7 +39,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher),
+        *(norms, dropout, layers, conditional, small, large, higher, programs),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -269,7 +269,7 @@ fault(
 fault(
     "conv-oblong",
     "an oblong kernel has its sides exchanged",
-    "Conv forward",
+    "Conv forward|Conv backward",
     wrap(
         "ops.Conv.compute",
         lambda old: lambda self, x, k: old(self, x, k.reshape(k.shape[1], k.shape[0], *k.shape[2:]).swapaxes(0, 1)),
@@ -291,7 +291,7 @@ fault(
 fault(
     "conv-padding-beyond-2",
     "a padding of more than 2 is filled with ones",
-    "Conv forward",
+    "Conv forward|Conv backward",
     wrap("ops.Conv.compute", lambda old: lambda self, x, k: _padded_with_ones(old, self, x, k)),
 )
 fault(

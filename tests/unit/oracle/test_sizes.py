@@ -55,7 +55,7 @@ def test_a_bare_number_and_a_new_name_would_be_seen():
 
 
 def test_both_sides_of_every_switch_are_drawn_by_a_short_run():
-    cases = [case for i in range(32) for kind in ("long", "large") for case in draw(kind, 4, i, i)]
+    cases = [case for i in range(48) for kind in ("long", "large") for case in draw(kind, 4, i, i)]
     reached = {label for case in cases for label in coverage.covered(case)}
     assert {label for sides in features.SWITCHES.values() for label in sides} <= reached
 
