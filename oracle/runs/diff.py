@@ -21,6 +21,7 @@ from oracle.blame import report
 from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
+from oracle.runs import page
 from oracle.runs.formats import Asked as Formats
 
 
@@ -50,7 +51,7 @@ def diff(
             f"failing cases will not be written to {where}: {unwritable}; `--out` names another folder", file=sys.stderr
         )
     else:
-        files.set_aside(folder, "summary.json")
+        files.set_aside(folder, "summary.json", "diff.html")
     try:
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
@@ -94,6 +95,7 @@ def diff(
         return ExitCode.INTERRUPTED
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
+    page.write(outcome, to_json(outcome), console)
     summary(console, outcome, verbose)
     if formats is not None:
         formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
@@ -377,6 +379,7 @@ def to_json(run: Any) -> dict[str, Any]:
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
         "missed": coverage.missed(result.coverage, run.plan.lacking),
         "surface": result.surface,
+        "shares": {label: dict(sorted(shares.items())) for label, shares in sorted(result.shares.items())},
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,
