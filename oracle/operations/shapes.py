@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import numpy as np
@@ -52,9 +54,15 @@ def reshaped(d: Draw) -> Drawn:
     return [shape], {"shape": targets[d.whole(0, 4)]}
 
 
+@functools.cache
+def takes_several(method: Any) -> bool:
+    """Whether a method can be given several numbers in place of a tuple: a needle of the course need not."""
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method).parameters.values())
+
+
 def needle_reshape(n: Any, x: Any, shape: Shape) -> Any:
     """By the method, with one argument or several, or the function."""
-    if len(x.shape) == 3:
+    if len(x.shape) == 3 and takes_several(type(x).reshape):
         return x.reshape(*shape)
     return x.reshape(shape) if len(x.shape) % 2 else n.reshape(x, shape)
 

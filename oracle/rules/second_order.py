@@ -11,7 +11,7 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
-from oracle.rules.hearing import raised
+from oracle.rules.hearing import promoted, raised
 from oracle.rules.tape import Findings
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
@@ -43,6 +43,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     for divergence in raised(seen):
         verdict.divergence = divergence
         return verdict
+    verdict.beside.extend(promoted(seen))
     relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
@@ -76,7 +77,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
                     wrong = cmp.numeric(0, quantity, name, "G", at, ours, theirs, value, allowed)
             if wrong is not None and verdict.divergence is None:
                 verdict.divergence = wrong
-        for name in seen.values.get(quantity, {}).keys() - values.keys():
+        for name in seen.values.get(quantity, {}).keys() - values.keys() if ours_side.is_ours(ndl) else ():
             if verdict.divergence is None and seen.values[quantity][name].any():
                 message = f"needle has a {quantity} of {name}, which torch has not"
                 verdict.divergence = Divergence(0, quantity, name, "unexpected", message)

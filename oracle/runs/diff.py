@@ -53,7 +53,7 @@ def diff(
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
 
-        lacking = _foreign(needle) if needle is not None else {}
+        offer = _foreign(needle) if needle is not None else None
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -63,7 +63,7 @@ def diff(
             keep_going=needle is not None if keep_going is None else keep_going,
             folder=folder,
             needle=needle,
-            lacking=lacking,
+            **({} if offer is None else {"offer": offer}),
         )
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
         if needle is not None:
@@ -95,12 +95,12 @@ def diff(
     return outcome.exit_code
 
 
-def _foreign(folder: Path) -> dict[str, str]:
-    """Another needle takes the place of ours; returns what it does not offer."""
+def _foreign(folder: Path) -> Any:
+    """Another needle takes the place of ours; returns what it offers."""
     import needle
     from oracle.runs import offered
 
-    return offered.missing(needle)
+    return offered.offered(needle)
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -230,8 +230,8 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     if result.common:
         alike = "needle and torch make the same error, beyond the measured noise"
         yield "rounded alike", f"{result.common:,} tensors: {alike}"
-    if run.plan.lacking:
-        yield "not offered", ", ".join(sorted(run.plan.lacking))
+    if run.plan.offer.missing:
+        yield "not offered", ", ".join(sorted(run.plan.offer.missing))
         yield "left out", f"{result.left_out:,} cases that need it"
     if result.unjudged:
         yield "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
@@ -240,7 +240,7 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
         learned = f", test accuracy {d.accuracy:.1%}" if math.isfinite(d.accuracy) else ""
         yield "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors{learned}"
     if not verbose and not run.failures:
-        lacking = run.plan.lacking
+        lacking = run.plan.offer.missing
         missed = coverage.missed(result.coverage, lacking)
         reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
         few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
@@ -276,7 +276,7 @@ def _coverage(console: Console, run: Any) -> None:
     """How many cases reached what, by group, and by name what none has reached."""
     from oracle.cases import coverage
 
-    reached, lacking = run.result.coverage, run.plan.lacking
+    reached, lacking = run.result.coverage, run.plan.offer.missing
     width = console.width - 12  # beside the names of the groups
     table = Table.grid(padding=(0, 2))
     for group, part in coverage.TABLE.items():
@@ -345,13 +345,13 @@ def to_json(run: Any) -> dict[str, Any]:
         "tensors": result.tally.tensors,
         "elements": result.tally.elements,
         "out_of_domain": result.out_of_domain,
-        "not_offered": run.plan.lacking,
+        "not_offered": run.plan.offer.missing,
         "left_out": result.left_out,
         "digits": None
         if run.digits is None
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
-        "missed": coverage.missed(result.coverage, run.plan.lacking),
+        "missed": coverage.missed(result.coverage, run.plan.offer.missing),
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,

@@ -34,13 +34,15 @@ from oracle import commands, files
 from oracle.apart import Broken, Died, Frame, apart, begin, frames_of, home, is_interrupt, one_line, place, plain
 from oracle.blame import culprit, judged, named, report
 from oracle.cases import case as c
-from oracle.cases import coverage, inputs, shrink, strategies
+from oracle.cases import coverage, fitting, inputs, shrink, strategies
 from oracle.exits import ExitCode, held
 from oracle.operations import OPERATIONS
 from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.runs.workers import Pool, Task
 from oracle.systems import layers, peer
+from oracle.systems.foreign import Offer
+from oracle.systems.ours import is_ours
 from oracle.systems.trace import ENDED, Failure
 
 _T = TypeVar("_T")
@@ -92,6 +94,7 @@ class Result:
     steps: int = 0
     out_of_domain: int = 0
     left_out: int = 0
+    absent: Counter[str] = field(default_factory=Counter)  # what another needle does not offer with some inputs
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.systems.trace.Clock`
@@ -110,6 +113,7 @@ class Result:
         self.steps += other.steps
         self.out_of_domain += other.out_of_domain
         self.left_out += other.left_out
+        self.absent.update(other.absent)
         self.tally.add(other.tally)
         self.coverage.update(other.coverage)
         self.spend(other.seconds)
@@ -193,20 +197,41 @@ class Result:
         self.largest_difference = max(self.largest_difference, verdict.largest_difference)
         self.common += verdict.common
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
-        if verdict.divergence is not None:
-            self.fold(Failed(case, verdict.divergence))
+        found = verdict.divergence
+        if found is not None and found.failure is not None and found.failure.absent and not is_ours(needle):
+            self.absent[f"{found.failure.kind}: {found.failure.message}"] += 1  # with these inputs
+            found = None
+        for divergence in (*verdict.beside, *([] if found is None else [found])):
+            self.fold(Failed(case, divergence))
 
 
-def draw(kind: str, count: int, seed: int) -> list[c.Case]:
+def draw(kind: str, count: int, seed: int, names: Sequence[str] = OP_NAMES) -> list[c.Case]:
     """``count`` cases of a kind; the same seed gives the same cases."""
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
-    rounds = independent(strategies.every_op(OP_NAMES), -(-count // len(OP_NAMES)), seed, at_once=1)
+    rounds = independent(strategies.every_op(names), -(-count // len(names)), seed, at_once=1)
     cases: list[c.Case] = [case for cases in rounds for case in cases]
     random.Random(seed).shuffle(cases)
     return cases[:count]
+
+
+DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
+
+
+def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str]) -> list[c.Case]:
+    """``count`` cases that do without what a needle lacks; fewer only where hardly any would fit."""
+    if not lacking:
+        return draw(kind, count, seed)
+    names = [name for name in OP_NAMES if f"op {name}" not in lacking]
+    found: list[c.Case] = []
+    for i in range(DRAWS):
+        if len(found) >= count or (kind == "op" and not names):
+            break
+        drawn = draw(kind, count, seed if i == 0 else seed_of(seed, i), names)
+        found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
+    return found[:count]
 
 
 def independent(source: SearchStrategy[_T], count: int, seed: int, at_once: int = 8) -> list[_T]:
@@ -262,8 +287,13 @@ def shard_cases(
     so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
-        cases = draw(kind, count, seed_of(seed, index, kind))
-        cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+        cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking)
+        if not cases:
+            continue
+        steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+        if lacking:  # an edit may have brought along what has no label
+            steered = [fitting.fitted(new, lacking) or old for new, old in zip(steered, cases, strict=True)]
+        cases = steered
         placed.extend(((i + 0.5) / count, case) for i, case in enumerate(cases))
     return [case for _, case in sorted(placed, key=lambda p: p[0])]
 
@@ -301,7 +331,7 @@ def run_shard(
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     drawn = shard_cases(seed, index, reached, lacking)
-    cases = [case for case in drawn if lacking.isdisjoint(coverage.covered(case))]
+    cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
     result = judge_apart(cases, enough)
     result.left_out = len(drawn) - len(cases)
@@ -574,7 +604,7 @@ class Plan:
     minutes: float | None = None
     digits: bool = True
     keep_going: bool = False
-    lacking: dict[str, str] = field(default_factory=dict)  # what a needle other than ours does not offer
+    offer: Offer = field(default_factory=Offer)  # what a needle other than ours offers, and what it does by design
     folder: Path = report.LATEST
     needle: Path | None = None  # where a needle other than ours lies
 
@@ -695,7 +725,7 @@ def _generated(
 ) -> Task | None:
     """The generated cases, and the task of the run on real data, if it was begun: behind a first wave without a failure."""
     real: Task | None = None
-    lacking = frozenset(plan.lacking)
+    lacking = plan.offer.lacking
     for waves in _rounds(plan, started):
         reached = dict(outcome.result.coverage)
         enough = None if plan.keep_going else ENOUGH

@@ -306,8 +306,6 @@ MISTAKES = (
     Mistake(
         "adam counts from 0", "arrays", "optim.py",
         "        self.t = 0\n", "        self.t = -1\n", r"Adam", at="Adam",
-        more=(("1 - self.beta1**self.t)", "1 - self.beta1 ** (self.t + 1e-9))"),
-              ("1 - self.beta2**self.t)", "1 - self.beta2 ** (self.t + 1e-9))")),
     ),
     Mistake(
         "adam's corrected moment is kept", "plain", "optim.py",
