@@ -15,10 +15,11 @@
 __version__ = "0.1.0"
 
 from needle import autograd as autograd  # first: the other modules build on it
-from needle import data, init, nn, ops, optim
+from needle import data, init, nn, ops, optim, schedules
 from needle.autograd import Op, Tensor, TensorOp, TensorTuple, TensorTupleOp, all_devices, cpu, no_grad
 from needle.init import ones, ones_like, zeros, zeros_like
 from needle.ops import (
+    PrecisionWarning,
     add,
     add_scalar,
     amax,
@@ -49,6 +50,7 @@ from needle.ops import (
     relu,
     reshape,
     sigmoid,
+    softmax,
     softmax_cross_entropy,
     softplus,
     split,
@@ -58,9 +60,11 @@ from needle.ops import (
     transpose,
     tuple_get_item,
 )
+from needle.saving import load, save
 
 __all__ = [
     "Op",
+    "PrecisionWarning",
     "Tensor",
     "TensorOp",
     "TensorTuple",
@@ -86,6 +90,7 @@ __all__ = [
     "init",
     "layer_norm",
     "linear",
+    "load",
     "log",
     "logsoftmax",
     "logsumexp",
@@ -105,7 +110,10 @@ __all__ = [
     "put_item",
     "relu",
     "reshape",
+    "save",
+    "schedules",
     "sigmoid",
+    "softmax",
     "softmax_cross_entropy",
     "softplus",
     "split",

@@ -66,43 +66,61 @@ def _forward(
     """The result of the steps, and whether a gradient flows through it. Appends to the records, and to the sources the
     operands that are not leaves.
     """
-    for step in steps:
-        if type(step) is list:
-            inner: list[Record] | None = None if records is None else []
-            z, through = _forward(step, x, flows, inner, sources)
-            y = np.asarray(_ADD.compute(z, x))
-            if records is not None:
-                alike = z.shape == x.shape and z.dtype is x.dtype
-                records.append((_ADD, inner, (through, flows), None if alike else (z, x), None))
-            x, flows = y, through
-            continue
-        for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
-            if operands:
-                try:
-                    if len(operands) == 2:  # a weight and a bias: spelled out, because it takes half the time
-                        a, b = operands
-                        y = op.compute(x, a.cached_data, b.cached_data)
-                        made = a._number or b._number
-                    else:
-                        y = op.compute(x, *map(_data, operands))
-                        made = True
-                except AttributeError:
-                    _refuse_other_than_tensors(op, operands)
-                    raise
-                read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
-                if made:
-                    sources += filter(_by_number, operands)
-            else:
-                y = op.compute(x)
-                read = op.reads_inputs
-            if type(y) is not _ndarray:
-                y = np.asarray(y)
-            if records is not None:
-                records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
-                if not flows:
-                    flows = True in map(_needs, operands)
-            x = y
+    try:
+        for step in steps:
+            if type(step) is list:
+                inner: list[Record] | None = None if records is None else []
+                z, through = _forward(step, x, flows, inner, sources)
+                y = np.asarray(_ADD.compute(z, x))
+                if records is not None:
+                    alike = z.shape == x.shape and z.dtype is x.dtype
+                    records.append((_ADD, inner, (through, flows), None if alike else (z, x), None))
+                x, flows = y, through
+                continue
+            for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
+                if operands:
+                    try:
+                        if len(operands) == 2:  # a weight and a bias: spelled out, because it takes half the time
+                            a, b = operands
+                            y = op.compute(x, a.cached_data, b.cached_data)
+                            made = a._number or b._number
+                        else:
+                            y = op.compute(x, *map(_data, operands))
+                            made = True
+                    except AttributeError:
+                        _refuse_other_than_tensors(op, operands)
+                        raise
+                    read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
+                    if made:
+                        sources += filter(_by_number, operands)
+                else:
+                    y = op.compute(x)
+                    read = op.reads_inputs
+                if type(y) is not _ndarray:
+                    y = np.asarray(y)
+                if records is not None:
+                    records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
+                    if not flows:
+                        flows = True in map(_needs, operands)
+                x = y
+    except (TypeError, ValueError) as error:
+        vars(error).setdefault("_step", step)  # the innermost; whoever has made the steps knows what to call it
+        raise
     return x, flows
+
+
+def number_of(steps: Sequence[Step], error: Exception) -> int:
+    """Which step an error has come from, counted as ``every`` gives them; forgets it."""
+    failed = vars(error).pop("_step")
+    return next(i for i, step in enumerate(every(steps)) if step is failed)
+
+
+def every(steps: Sequence[Step]) -> Iterator[Step]:
+    """Each step; a Residual and then what is in it."""
+    for step in steps:
+        yield step
+        if type(step) is list:
+            yield from every(step)
 
 
 class Chain:

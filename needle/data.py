@@ -42,8 +42,8 @@ class RandomFlipHorizontal(Transform):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"RandomFlipHorizontal: p must be in [0, 1], got p={p}")
+        if not isinstance(p, int | float | np.floating) or not 0 <= p <= 1:
+            raise ValueError(f"RandomFlipHorizontal: p must be in [0, 1], got p={p!r}")
         self.p = p
 
     def __call__(self, img: Array) -> Array:
@@ -171,28 +171,44 @@ def _read_idx(filename: str, what: str, magic: int, ndim: int) -> tuple[Array, t
 class DataLoader:
     """Batches of a dataset as tuples of Tensors (requires_grad=False); the last batch may be short.
 
-    ``shuffle=True`` draws one ``np.random.permutation`` each time an iteration starts.
+    ``shuffle=True`` draws one ``np.random.permutation`` each time an iteration starts. ``drop_last=True`` leaves out a
+    last batch that is short, such as one of a single row, of which BatchNorm1d has no variance. ``len(loader)`` is how many
+    batches an iteration gives, for whoever shows progress.
 
     >>> dataset = NDArrayDataset(np.ones((3, 2)), np.array([0, 1, 0]))
     >>> for x, y in DataLoader(dataset, batch_size=2):
     ...     print(x.shape, y)
     (2, 2) [0 1]
     (1, 2) [0]
+    >>> DataLoader(dataset, batch_size=2, drop_last=True)
+    DataLoader(NDArrayDataset, 3 items in 1 batch of 2, drop_last=True)
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int | None = 1, shuffle: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, batch_size: int | None = 1, shuffle: bool = False, drop_last: bool = False
+    ) -> None:
+        if isinstance(dataset, type) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            what = f"the class {dataset.__name__}" if isinstance(dataset, type) else type(dataset).__name__
+            raise TypeError(f"DataLoader takes a dataset with a length and items, but got {what}")
         self.dataset = dataset
         self.batch_size = _integer(batch_size, "DataLoader: batch_size", 1)
         self.shuffle = shuffle
+        self.drop_last = drop_last
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        n = len(self.dataset)
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __repr__(self) -> str:
+        flags = "".join(f", {name}=True" for name in ("shuffle", "drop_last") if getattr(self, name))
+        batches = f"{len(self)} batch{'es' * (len(self) != 1)} of {self.batch_size}"
+        return f"DataLoader({type(self.dataset).__name__}, {len(self.dataset)} items in {batches}{flags})"
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         n = len(self.dataset)
         # Drawn here and not at the first batch, so that random numbers are used in the order of the program.
         order = np.random.permutation(n) if self.shuffle else np.arange(n)
-        return (self._batch(order[i : i + self.batch_size]) for i in range(0, n, self.batch_size))
+        return (self._batch(order[i : i + self.batch_size]) for i in range(0, n, self.batch_size)[: len(self)])
 
     def _batch(self, indices: Array) -> tuple[Tensor, ...]:
         if type(self.dataset) is NDArrayDataset:

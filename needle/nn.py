@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from needle import autograd, chain, init, ops
 from needle.autograd import Parameter, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchNorm1d",
+    "Conv",
     "Dropout",
     "Flatten",
     "Identity",
     "LayerNorm1d",
     "Linear",
+    "MSELoss",
     "Module",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Residual",
     "Sequential",
     "Sigmoid",
+    "Softmax",
     "SoftmaxLoss",
     "Softplus",
     "Tanh",
@@ -139,17 +144,27 @@ class Module:
 
     # -- modes and state
 
-    def train(self) -> Module:
-        """Switch this module and all in it to training; return it."""
+    def train(self, mode: bool = True) -> Self:
+        """Switch this module and all in it to training, or to evaluation if ``mode`` is False; return it.
+
+        TypeError if ``mode`` is no bool.
+        """
+        if not isinstance(mode, bool | np.bool):
+            raise TypeError(f"{type(self).__name__}.train: mode must be True or False, got mode={mode!r}")
         for module in self.modules_in():
-            module.training = True
+            module.training = bool(mode)
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch this module and all in it to evaluation; return it."""
         for module in self.modules_in():
             module.training = False
         return self
+
+    def zero_grad(self) -> None:
+        """Set ``.grad`` of every parameter to None, as ``reset_grad`` of an optimizer does."""
+        for p in self.parameters():
+            p.grad = None
 
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -164,17 +179,27 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers by dotted name."""
-        return {name: tensor.cached_data.copy() for name, tensor in self._state().items()}
+        return {name: np.array(tensor.cached_data) for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all parameters and buffers to the values of ``state``, in their own dtype.
 
-        KeyError if names are missing or unknown, ValueError if a shape differs; then nothing has been loaded.
+        KeyError if names are missing or unknown, ValueError if a shape differs, TypeError for what is no dict or no
+        array of numbers; then nothing has been loaded.
         """
+        self._loading(state)()
+
+    def _loading(self, state: Mapping[str, Any], exact: bool = False) -> Callable[[], None]:
+        """Check a state; what this returns puts it in place, and cannot fail. ``exact`` refuses other dtypes."""
+        if isinstance(state, Module):
+            raise TypeError(
+                f"load_state_dict takes a dict of arrays by name, but got a {type(state).__name__}: "
+                "pass its .state_dict()"
+            )
         if not hasattr(state, "keys"):
             raise TypeError(
                 f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
-                "read a file first, for example with np.load(path)"
+                "read a file first, with np.load(path), or with ndl.load(path, model) if ndl.save has written it"
             )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -182,13 +207,27 @@ class Module:
             raise KeyError(
                 f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"
             )
-        values = {name: Tensor(np.array(state[name]), dtype=tensor.dtype).cached_data for name, tensor in own.items()}
-        for name, value in values.items():
-            if value.shape != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} has the shape {own[name].shape}, but got {value.shape}")
-        for name, value in values.items():
-            own[name].cached_data = value
-            own[name]._changed = [autograd._a_change()]
+        values = {}
+        for name, tensor in own.items():
+            given = getattr(state[name], "cached_data", state[name])
+            try:
+                found = np.asarray(given)
+            except ValueError:  # lists of several lengths
+                found = np.array(None)
+            if found.dtype.kind not in "fiub":
+                raise TypeError(f"load_state_dict: {name} must be an array of numbers, but got dtype {found.dtype}")
+            if found.shape != tensor.shape:
+                raise ValueError(f"load_state_dict: {name} has the shape {tensor.shape}, but got {found.shape}")
+            if exact and found.dtype != tensor.dtype:
+                raise ValueError(f"load_state_dict: {name} has the dtype {tensor.dtype}, but got {found.dtype}")
+            values[name] = np.array(found, tensor.dtype)
+
+        def put() -> None:
+            for name, value in values.items():
+                own[name].cached_data = value
+                own[name]._changed = [autograd._a_change()]
+
+        return put
 
     # -- how it looks
 
@@ -322,6 +361,107 @@ class Softplus(Module):
         return ((ops._softplus, ()),)
 
 
+class Softmax(Module):
+    """Softmax: any shape -> same shape, e^x / (sum of e^x) along ``axis``: probabilities, which add up to 1.
+
+    For training use SoftmaxLoss on the logits, which needs no Softmax before it and is right for large ones.
+
+    >>> Softmax()(Tensor([[0.0, 0.0], [1000.0, 0.0]], requires_grad=False))
+    needle.Tensor([[0.5, 0.5],
+                   [1. , 0. ]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = ops._index(axis, "Softmax: axis")
+
+    def _settings(self) -> str:
+        return "" if self.axis == -1 else f"axis={self.axis}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return e^x / (sum of e^x)."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
+        return ((ops.Softmax(self.axis), ()),)
+
+
+class Conv(Module):
+    """Conv: images (n, in_channels, h, w) -> (n, out_channels, h', w'), convolved with a square kernel.
+
+    h' = (h + 2 padding - kernel_size) // stride + 1, and w' likewise. ``padding`` is (kernel_size - 1) // 2 if nothing
+    else is given, as in the course: with an odd kernel and stride 1 the size stays. ``weight`` (kernel_size, kernel_size,
+    in_channels, out_channels), Kaiming-uniform for in_channels kernel_size² inputs; ``bias`` (out_channels,), uniform
+    in ±1 / √(in_channels kernel_size²), or None with ``bias=False``. Both are drawn by one ``np.random.rand`` each.
+
+    The images of ``needle.data`` are (h, w, channels): ``x.transpose((2, 3)).transpose((1, 2))`` makes (n, c, h, w).
+
+    ValueError for images of another shape, or smaller than the kernel.
+
+    >>> Conv(3, 8, 3, stride=2)(init.ones(5, 3, 28, 28)).shape
+    (5, 8, 14, 14)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: DTypeLike = "float32",
+        *,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = autograd._integer(in_channels, "Conv: in_channels", 1)
+        self.out_channels = autograd._integer(out_channels, "Conv: out_channels", 1)
+        self.kernel_size = k = autograd._integer(_square(kernel_size, "kernel_size"), "Conv: kernel_size", 1)
+        self.stride = autograd._integer(_square(stride, "stride"), "Conv: stride", 1)
+        self.padding = (k - 1) // 2 if padding is None else autograd._integer(padding, "Conv: padding", 0)
+        inputs = self.in_channels * k * k
+        bound = math.sqrt(2) * math.sqrt(3 / inputs)
+        shape = (k, k, self.in_channels, self.out_channels)
+        self.weight = Parameter(init.rand(*shape, low=-bound, high=bound, dtype=dtype))
+        self.bias = None
+        if bias:
+            bound = 1 / math.sqrt(inputs)
+            self.bias = Parameter(init.rand(self.out_channels, low=-bound, high=bound, dtype=dtype))
+
+    def _settings(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        text += f", stride={self.stride}" if self.stride != 1 else ""
+        text += f", padding={self.padding}" if self.padding != (self.kernel_size - 1) // 2 else ""
+        return text + ("" if self.bias is not None else ", bias=False")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x with the weight, and the bias added to each channel."""
+        return _apply(self._ops, x)
+
+    def _ops(self, x: Array) -> Ops:
+        k = self.kernel_size
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) + 2 * self.padding < k:
+            least = max(k - 2 * self.padding, 1)
+            raise ValueError(
+                f"Conv({self._settings()}) needs images (n, {self.in_channels}, h, w) with h and w at least {least}, "
+                f"but got {x.shape}"
+            )
+        swap, other = ops.Transpose((1, 2)), ops.Transpose((2, 3))
+        bias = () if self.bias is None else ((ops._ewise_add, (self.bias,)),)
+        convolve = ops.Conv(self.stride, self.padding)
+        return (swap, ()), (other, ()), (convolve, (self.weight,)), *bias, (other, ()), (swap, ())
+
+
+def _square(size: Any, name: str) -> Any:
+    """A size, also as a pair of two equal ones."""
+    if isinstance(size, tuple | list) and len(size) == 2:
+        if size[0] != size[1]:
+            raise ValueError(f"Conv: {name} must be the same for both directions, got {name}={size!r}")
+        return size[0]
+    return size
+
+
 class Sequential(Module):
     """Sequential: each module's output is the next one's input; ``modules`` holds them.
 
@@ -333,20 +473,31 @@ class Sequential(Module):
     def __init__(self, *modules: Module) -> None:
         super().__init__()
         for module in modules:
-            if isinstance(module, type):
-                raise TypeError(
-                    f"Sequential takes modules, but got the class {module.__name__}: write {module.__name__}(...)"
-                )
-            if not callable(module):
-                raise TypeError(f"Sequential takes modules, but got {type(module).__name__}")
+            _refuse_other_than_modules("Sequential", module)
         self.modules = modules
 
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return Sequential(*self.modules[index])
+        return self.modules[_place(index, len(self), "Sequential")]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        _refuse_other_than_modules("Sequential", module)
+        place = _place(index, len(self), "Sequential")
+        self.modules = (*self.modules[:place], module, *self.modules[place + 1 :])
+
     def _members(self) -> Iterator[tuple[str, Any]]:
-        for name, value in vars(self).items():
-            if name == "modules":
-                yield from ((str(i), module) for i, module in enumerate(value))
-            else:
-                yield name, value
+        return _by_place(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_plan"}
@@ -357,10 +508,132 @@ class Sequential(Module):
         if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
         if plan.steps is not None and isinstance(x, Tensor):
-            return chain.run(plan.steps, x)
-        for module in self.modules:
-            x = module(x)
+            try:
+                return chain.run(plan.steps, x)
+            except (TypeError, ValueError) as error:
+                _name(error, self, *[*_by_step(self, "")][chain.number_of(plan.steps, error)])
+                raise
+        for i, module in enumerate(self.modules):
+            try:
+                x = module(x)
+            except (TypeError, ValueError) as error:
+                _name(error, self, str(i), module)
+                raise
         return x
+
+
+def _name(error: Exception, owner: Sequential, path: str, module: Module) -> None:
+    """Say in the message of an error in which layer of ``owner`` it came up; within another Sequential, in which of both."""
+    if len(error.args) != 1 or not isinstance(error.args[0], str):
+        return
+    shown = repr(module)
+    inner, rest, shown, message = vars(error).get(
+        "_layer", (0, "", type(module).__name__ if "\n" in shown else shown, error.args[0])
+    )
+    if inner and isinstance(module, Module):  # where in the module the Sequential is that has named it already
+        path += "".join(f".{name}" for name, part in module._walk("", set()) if id(part) == inner and name)
+    path += f".{rest}" if rest else ""
+    vars(error)["_layer"] = id(owner), path, shown, message  # numbers and texts: an error must not hold a model
+    error.args = (f"layer {path}, {shown}: {message}",)
+
+
+def _by_step(owner: Any, prefix: str) -> Iterator[tuple[str, Module]]:
+    """The modules of a chain by name, in the order of ``chain.every``."""
+    residual = _functions(type(owner))[0] is _RESIDUAL
+    for name, module in (("fn", owner.fn),) if residual else ((str(i), m) for i, m in enumerate(owner.modules)):
+        forward = _functions(type(module))[0]
+        if forward is not _SEQUENTIAL:
+            yield prefix + name, module
+        if forward in (_SEQUENTIAL, _RESIDUAL):
+            yield from _by_step(module, f"{prefix}{name}.")
+
+
+class ModuleList(Module):
+    """ModuleList: a list of modules for a ``forward`` of one's own; what is in it is found by its place.
+
+    A plain list does as well; this one refuses what is no module.
+
+    >>> layers = ModuleList([Linear(2, 3)])
+    >>> layers.append(ReLU())
+    >>> layers
+    ModuleList(
+      (0): Linear(2, 3)
+      (1): ReLU()
+    )
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        try:
+            given = list(modules)
+        except TypeError:
+            what = f"the class {modules.__name__}" if isinstance(modules, type) else f"a {type(modules).__name__}"
+            raise TypeError(f"ModuleList takes a list of modules, but got {what}: write ModuleList([...])") from None
+        for module in given:
+            _refuse_other_than_modules("ModuleList", module)
+        self.modules = given
+
+    def append(self, module: Module) -> None:
+        """Put a module at the end."""
+        _refuse_other_than_modules("ModuleList", module)
+        self.modules = [*self.modules, module]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> ModuleList: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return ModuleList(self.modules[index])
+        return self.modules[_place(index, len(self), "ModuleList")]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        _refuse_other_than_modules("ModuleList", module)
+        place = _place(index, len(self), "ModuleList")
+        self.modules = [*self.modules[:place], module, *self.modules[place + 1 :]]
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        return _by_place(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a list does not say what to do with a tensor."""
+        raise TypeError("a ModuleList cannot be called: call the modules in it, or use a Sequential")
+
+
+def _by_place(module: Module) -> Iterator[tuple[str, Any]]:
+    """The members of a module, those in ``modules`` by their place."""
+    for name, value in vars(module).items():
+        if name == "modules":
+            yield from ((str(i), part) for i, part in enumerate(value))
+        else:
+            yield name, value
+
+
+def _place(index: Any, n: int, name: str) -> int:
+    """The place of an index of a list of n, from the front; IndexError beyond it."""
+    try:
+        place = operator.index(index)
+    except TypeError:
+        raise TypeError(f"{name}: a place must be an integer or a slice, but got {index!r}") from None
+    if not -n <= place < n:
+        raise IndexError(f"{name}: there is no module {place} among {n}")
+    return place % n
+
+
+def _refuse_other_than_modules(name: str, module: Any) -> None:
+    needed = f"{name} takes {'a module' if name == 'Residual' else 'modules'}"
+    if isinstance(module, type):
+        raise TypeError(f"{needed}, but got the class {module.__name__}: write {module.__name__}(...)")
+    if isinstance(module, list | tuple):
+        raise TypeError(f"{needed}, but got a {type(module).__name__}: write nn.Sequential(*modules)")
+    if not callable(module) or isinstance(module, Tensor):
+        raise TypeError(f"{needed}, but got {type(module).__name__}")
 
 
 class SoftmaxLoss(Module):
@@ -372,6 +645,27 @@ class SoftmaxLoss(Module):
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of the batch."""
         return ops.softmax_cross_entropy(logits, y)
+
+
+class MSELoss(Module):
+    """MSELoss: prediction and target, both of one shape -> (), the mean of (prediction - target)².
+
+    ValueError if the shapes differ, or there is nothing to take the mean of: (n, 1) beside (n,) would be n² differences.
+
+    >>> MSELoss()(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
+    2.0
+    """
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the mean squared difference."""
+        shapes = getattr(prediction, "shape", None), getattr(target, "shape", None)
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"MSELoss needs a prediction and a target of one shape, but got {shapes[0]} and {shapes[1]}: "
+                "give one of them the shape of the other with reshape"
+            )
+        difference = prediction - target
+        return (difference * difference).mean()
 
 
 class BatchNorm1d(Module):
@@ -393,8 +687,7 @@ class BatchNorm1d(Module):
     ) -> None:
         super().__init__()
         _check_norm("BatchNorm1d", dim, eps)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"BatchNorm1d: momentum must be in [0, 1], got momentum={momentum}")
+        _check_share("BatchNorm1d: momentum", momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -461,8 +754,16 @@ class LayerNorm1d(Module):
 
 def _check_norm(name: str, dim: int, eps: float) -> None:
     autograd._integer(dim, f"{name}: dim", 1)
-    if not 0 < eps < math.inf:
-        raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps}")
+    if not isinstance(eps, _real) or not 0 < eps < math.inf:
+        raise ValueError(f"{name}: eps must be a positive finite number, got eps={eps!r}")
+
+
+_real = int, float, np.integer, np.floating
+
+
+def _check_share(what: str, value: float) -> None:
+    if not isinstance(value, _real) or not 0 <= value <= 1:
+        raise ValueError(f"{what} must be in [0, 1], got {what.split()[-1]}={value!r}")
 
 
 class Dropout(Module):
@@ -475,8 +776,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p must be in [0, 1], got p={p}")
+        _check_share("Dropout: p", p)
         self.p = p
 
     def _settings(self) -> str:
@@ -505,6 +805,7 @@ class Residual(Module):
 
     def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        _refuse_other_than_modules("Residual", fn)
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -517,7 +818,20 @@ class Residual(Module):
 # The layers that are known as ops: by their ``forward``, so that one which was overridden or replaced is called.
 _AS_OPS = {
     layer.forward
-    for layer in (Identity, Linear, Flatten, ReLU, Tanh, Sigmoid, Softplus, BatchNorm1d, LayerNorm1d, Dropout)
+    for layer in (
+        Identity,
+        Linear,
+        Flatten,
+        ReLU,
+        Tanh,
+        Sigmoid,
+        Softplus,
+        Softmax,
+        Conv,
+        BatchNorm1d,
+        LayerNorm1d,
+        Dropout,
+    )
 }
 _FIXED = {
     Identity.forward,

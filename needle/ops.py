@@ -113,6 +113,11 @@ def _axes(axes: Axes, ndim: int, op: str) -> tuple[int, ...]:
     return places
 
 
+def _index(value: Any, what: str) -> int:
+    """A whole number, negative ones too."""
+    return _integer(value, what, -(2**31))
+
+
 def _own(axes: Axes) -> int | tuple[int, ...] | None:
     """Axes to keep: not a list, which its owner may change."""
     return axes if axes is None or isinstance(axes, _integers) else tuple(axes)
@@ -936,6 +941,42 @@ def logsoftmax(a: Tensor) -> Tensor:
     return _logsoftmax(a)
 
 
+class Softmax(TensorOp):
+    """e^a / (sum of e^a) along an axis."""
+
+    reads_inputs = False
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = _index(axis, "softmax: axis")
+
+    def compute(self, a: Array) -> Any:
+        (axis,) = _axes(self.axis, a.ndim, "softmax")
+        if not a.shape[axis]:
+            raise ValueError(f"softmax needs at least one element along axis {self.axis}, but the shape is {a.shape}")
+        dtype = _float(a).dtype
+        a = _wide(a)
+        e = np.exp(a - _max(a, axis, keepdims=True))
+        e /= _sum(e, axis, keepdims=True)
+        return e.astype(dtype, copy=False)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = y (g - sum of g y along the axis)."""
+        if y.dtype is _HALF:
+            g, y = _wide(g), _wide(y)
+        return (y * (g - _sum_kept(g * y, _axes(self.axis, len(y.shape), "softmax"))),)
+
+
+def softmax(a: Tensor, axis: int = -1) -> Tensor:
+    """e^a / (sum of e^a along the axis): any shape -> same shape, positive numbers that add up to 1 along the axis.
+
+    ValueError if there is no such axis, or nothing along it.
+
+    >>> softmax(Tensor([0.0, 0.0]))
+    needle.Tensor([0.5, 0.5], requires_grad=True)
+    """
+    return Softmax(axis)(a)
+
+
 # --------------------------------------------------------------------------------------------------- products
 
 
@@ -974,6 +1015,34 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _matmul(a, b)
 
 
+class PrecisionWarning(UserWarning):
+    """float64 data went into a float32 layer. Given once in a process, at the first place."""
+
+
+_DOUBLE = np.dtype(np.float64)
+_warned = False
+
+
+def _look_at_dtypes(x: Array, weight: Array) -> None:
+    """Warn, once, of what makes a whole float32 model compute in float64: no error, as in the course, but slow."""
+    global _warned
+    if _warned or x.dtype is not _DOUBLE or weight.dtype is not _DEFAULT:
+        return
+    import sys  # here, because this happens once at most
+    import warnings
+
+    _warned = True
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("needle."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(
+        f"float64 data of shape {x.shape} goes into a layer with float32 weights, and all that follows is computed in "
+        "float64, in twice the time: convert the data once, as in ndl.Tensor(x, dtype='float32')",
+        PrecisionWarning,
+        stacklevel=depth,
+    )
+
+
 class Linear(_Product, TensorOp):
     """x W + b in one node."""
 
@@ -982,6 +1051,7 @@ class Linear(_Product, TensorOp):
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
         dtype = x.dtype
         if dtype is not weight.dtype:
+            _look_at_dtypes(x, weight)
             x, weight = _alike(x, weight)
         elif dtype is _HALF:
             y = np.asarray(self.compute(_wide(x), _wide(weight), bias))
@@ -1056,6 +1126,7 @@ class Conv(_Product, TensorOp):
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
         if x.dtype is not kernel.dtype:
+            _look_at_dtypes(x, kernel)
             x, kernel = _alike(x, kernel)
         if x.dtype is _HALF and kernel.dtype is _HALF:
             return self.compute(_wide(x), _wide(kernel)).astype(_HALF)

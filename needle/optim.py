@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from needle.autograd import Parameter, Tensor, _a_change
+from needle.autograd import Parameter, Tensor, _a_change, _integer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -49,7 +49,10 @@ class Optimizer:
 
     params: list[Tensor]
     _of_runs: ClassVar = {"_params", "_kept", "_tensors", "_views", "_held", "_holders", "_clock", "_runs", "_scratch"}
-    _states: ClassVar[tuple[str, ...]] = ()  # names of the dicts by parameter of what is kept from step to step
+    # Names: of the settings, of the dicts by parameter of what is kept from step to step, and of those of counts.
+    _hyper: ClassVar[tuple[str, ...]] = ()
+    _states: ClassVar[tuple[str, ...]] = ()
+    _counts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         name = type(self).__name__
@@ -61,8 +64,19 @@ class Optimizer:
             )
         if callable(params):
             raise TypeError(f"{name}: params must be Parameters, but got a function: call it, as in model.parameters()")
-        given = list(params)
+        try:
+            given: list[Any] = list(params)
+        except TypeError:
+            raise TypeError(
+                f"{name}: params must be an iterable of Parameters, but got {type(params).__name__}: "
+                "pass model.parameters()"
+            ) from None
         for p in given:
+            if isinstance(p, dict):
+                raise TypeError(
+                    f"{name}: there are no parameter groups, but got a dict in params: make an optimizer for each group, "
+                    f"as in [{name}(body.parameters(), lr=0.01), {name}(head.parameters(), lr=0.1)], and step each"
+                )
             if not isinstance(p, Tensor):
                 raise TypeError(
                     f"{name}: params must be Parameters, but got {type(p).__name__}: wrap an array in nn.Parameter(...)"
@@ -102,7 +116,101 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
-    zero_grad = reset_grad
+    def zero_grad(self) -> None:
+        """Do what reset_grad does, by the name that it has in torch."""
+        self.reset_grad()
+
+    # -- what it has learned, to be kept and put back
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and states under flat names, as numbers and copies of arrays.
+
+        ``"optimizer"`` is the name of the class and ``"params"`` the number of parameters; the settings have their own
+        names; ``"u.3"`` is the state u of the fourth parameter, in its shape and dtype. A parameter that has not been
+        updated yet has no state.
+
+        >>> p = Parameter([1.0])
+        >>> SGD([p], lr=0.5, momentum=0.5).state_dict()
+        {'optimizer': 'SGD', 'params': 1, 'lr': 0.5, 'momentum': 0.5, 'weight_decay': 0.0}
+        """
+        self._has_state("state_dict")
+        state: dict[str, Any] = {"optimizer": type(self).__name__, "params": len(self.params)}
+        state |= {name: getattr(self, name) for name in self._hyper}
+        for of in (*self._counts, *self._states):
+            kept = getattr(self, of)
+            for i, p in enumerate(self.params):
+                if p in kept:
+                    value = kept[p]
+                    state[f"{of}.{i}"] = value if of in self._counts else np.array(getattr(value, "cached_data", value))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state_dict()`` of an optimizer of the same kind and parameters has given; copies the arrays.
+
+        KeyError if names are missing or unknown; ValueError if it is the state of another class or number of parameters,
+        if an array has another shape or dtype than its parameter, or a setting makes no sense; TypeError for what is
+        no dict, number or array. After an error nothing has been loaded.
+        """
+        self._loading(state)()
+
+    def _loading(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check a state; what this returns puts it in place, and cannot fail."""
+        self._has_state("load_state_dict")
+        name, what = type(self).__name__, f"{type(self).__name__}.load_state_dict"
+        if not hasattr(state, "keys"):
+            raise TypeError(
+                f"{what} takes what state_dict() has returned, but got {type(state).__name__}; ndl.load reads a file"
+            )
+        arrays = {f"{of}.{i}": (of, i) for of in (*self._counts, *self._states) for i in range(len(self.params))}
+        needed = ("optimizer", "params", *self._hyper)
+        if "optimizer" in state and str(state["optimizer"]) != name:
+            raise ValueError(f"{what}: this is the state of {state['optimizer']}, not of {name}")
+        if "params" in state and _setting(state["params"], f"{what}: params") != len(self.params):
+            raise ValueError(
+                f"{what}: this is the state of {state['params']} parameters, but the optimizer has {len(self.params)}"
+            )
+        missing = [key for key in needed if key not in state]
+        unknown = [key for key in state if key not in needed and key not in arrays]
+        if missing or unknown:
+            raise KeyError(f"{what}: missing {missing}, unknown {unknown}; the names must be those of state_dict()")
+        settings = {key: _setting(state[key], f"{what}: {key}") for key in self._hyper}
+        self._validate(*settings.values())
+        kept: dict[str, dict[Tensor, Any]] = {of: {} for of in (*self._counts, *self._states)}
+        for key, (of, i) in arrays.items():
+            if key in state and of in self._counts:
+                kept[of][self.params[i]] = _integer(_setting(state[key], f"{what}: {key}"), f"{what}: {key}", 1)
+            elif key in state:
+                value = np.array(getattr(state[key], "cached_data", state[key]))
+                p = self.params[i]
+                if value.shape != p.shape or value.dtype != p.dtype:
+                    raise ValueError(
+                        f"{what}: {key} must be as its parameter, {p.dtype} of shape {p.shape}, "
+                        f"but got {value.dtype} of shape {value.shape}"
+                    )
+                kept[of][p] = Tensor.make_const(value)
+
+        def put() -> None:
+            for key, value in settings.items():
+                setattr(self, key, value)
+            for of, values in kept.items():
+                getattr(self, of).clear()
+                getattr(self, of).update(values)
+            self._forget()
+
+        return put
+
+    def _has_state(self, what: str) -> None:
+        if not self._hyper:
+            raise NotImplementedError(f"{type(self).__name__} must define {what}(): needle cannot know what it keeps")
+
+    def _validate(self, *settings: float) -> None:
+        """Refuse settings that make no sense, given in the order of ``_hyper``."""
+
+    def __repr__(self) -> str:
+        n, numbers = len(self.params), sum(p.size for p in self.params)
+        parts = [f"{n} parameter{'s' * (n != 1)} of {numbers:,} number{'s' * (numbers != 1)}"]
+        parts += [f"{name}={getattr(self, name)!r}" for name in self._hyper]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def clip_grad_norm(self, max_norm: float = 0.25) -> float:
         """Scale all gradients by min(1, max_norm / (norm + 1e-6)) and return the norm from before, a Python
@@ -323,6 +431,15 @@ def _views(flat: Array, params: list[Tensor]) -> list[Array]:
     return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(params, ends, strict=True)]
 
 
+def _setting(value: Any, what: str) -> Any:
+    """A number out of a state: itself, or out of an array without dimensions."""
+    if isinstance(value, np.ndarray | np.generic) and not value.ndim:
+        value = value.item()
+    if not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number, but got {value!r}")
+    return value
+
+
 def _within(low: float, value: Any, high: float, *, open_low: bool = False) -> bool:
     """Say whether value is a number in [low, high), or in (low, high)."""
     try:
@@ -381,6 +498,7 @@ class SGD(Optimizer):
     [3.5] [-1.75]
     """
 
+    _hyper = ("lr", "momentum", "weight_decay")
     _states = ("u",)
 
     def __init__(
@@ -393,18 +511,21 @@ class SGD(Optimizer):
         self.u: dict[Tensor, Tensor] = {}
         self._check()
 
+    def _validate(self, lr: float, momentum: float, weight_decay: float) -> None:  # type: ignore[override]
+        if not _within(0, lr, math.inf):
+            raise ValueError(f"SGD: lr must be finite and not negative, got lr={lr!r}")
+        if not _within(0, momentum, 1):
+            why = "; with 1 the velocity would stay 0 for ever" if momentum == 1 else ""
+            raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={momentum!r}{why}")
+        if not _within(0, weight_decay, math.inf):
+            raise ValueError(f"SGD: weight_decay must be finite and at least 0, got weight_decay={weight_decay!r}")
+
     def _check(self) -> None:
         """Refuse settings that make no sense."""
         settings = self.lr, self.momentum, self.weight_decay
         if settings == self._settings:
             return
-        if not _within(0, self.lr, math.inf):
-            raise ValueError(f"SGD: lr must be finite and not negative, got lr={self.lr!r}")
-        if not _within(0, self.momentum, 1):
-            why = "; with 1 the velocity would stay 0 for ever" if self.momentum == 1 else ""
-            raise ValueError(f"SGD: momentum must be in [0, 1), got momentum={self.momentum!r}{why}")
-        if not _within(0, self.weight_decay, math.inf):
-            raise ValueError(f"SGD: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}")
+        self._validate(*settings)
         lr, beta, decay = self._settings = (float(self.lr), float(self.momentum), float(self.weight_decay))
         self._set_numbers(lr, beta, 1 - beta, decay)
 
@@ -442,7 +563,9 @@ class Adam(Optimizer):
     parameter. Equals ``torch.optim.Adam``. Errors and the rest of the behaviour as in SGD.
     """
 
+    _hyper = ("lr", "beta1", "beta2", "eps", "weight_decay")
     _states = ("m", "v")
+    _counts = ("t",)
 
     def __init__(
         self,
@@ -465,22 +588,24 @@ class Adam(Optimizer):
         self.v: dict[Tensor, Tensor] = {}
         self._check()
 
+    def _validate(  # type: ignore[override]
+        self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+    ) -> None:
+        if not _within(0, lr, math.inf):
+            raise ValueError(f"Adam: lr must be finite and not negative, got lr={lr!r}")
+        if not _within(0, eps, math.inf, open_low=True):
+            raise ValueError(f"Adam: eps must be a positive finite number, got eps={eps!r}")
+        for name, value in (("beta1", beta1), ("beta2", beta2)):
+            if not _within(0, value, 1):
+                raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value!r}")
+        if not _within(0, weight_decay, math.inf):
+            raise ValueError(f"Adam: weight_decay must be finite and at least 0, got weight_decay={weight_decay!r}")
+
     def _check(self) -> None:
         settings = self.lr, self.beta1, self.beta2, self.eps, self.weight_decay
         if settings == self._settings:
             return
-        if not _within(0, self.lr, math.inf):
-            raise ValueError(f"Adam: lr must be finite and not negative, got lr={self.lr!r}")
-        if not _within(0, self.eps, math.inf, open_low=True):
-            raise ValueError(f"Adam: eps must be a positive finite number, got eps={self.eps!r}")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            if not _within(0, value, 1):
-                raise ValueError(f"Adam: {name} must be in [0, 1), got {name}={value!r}")
-        if not _within(0, self.weight_decay, math.inf):
-            raise ValueError(
-                f"Adam: weight_decay must be finite and at least 0, got weight_decay={self.weight_decay!r}"
-            )
+        self._validate(*settings)
         _, beta1, beta2, eps, decay = self._settings = tuple(map(float, settings))
         # (1 - β2) g'² may be in range where g'² is not. With a power of 2 in between nothing is rounded otherwise.
         rest2 = 1 - beta2

@@ -52,6 +52,7 @@ def diff(
     try:
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner
+            from oracle.runs.draws import SHARD_SIZE
 
         offer = _foreign(needle) if needle is not None else None
         plan = runner.Plan(
@@ -65,7 +66,7 @@ def diff(
             needle=needle,
             **({} if offer is None else {"offer": offer}),
         )
-        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, runner.SHARD_SIZE):,} cases"
+        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
         console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
@@ -82,8 +83,8 @@ def diff(
                     show_failure(console, run, run.result.failed[0])
                     sys.stdout.flush()
                 tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
-                total = None if minutes else _rounded(cases, runner.SHARD_SIZE)
-                show(tensors, run.shards * runner.SHARD_SIZE, total)
+                total = None if minutes else _rounded(cases, SHARD_SIZE)
+                show(tensors, run.shards * SHARD_SIZE, total)
 
             outcome = runner.run(plan, progress)
     except KeyboardInterrupt:

@@ -107,9 +107,9 @@ def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -
 
 def generated(count: int, seed: int) -> list[c.TrainCase]:
     """Models as `nox -s diff` draws them, trained for longer."""
-    from oracle.runs import runner
+    from oracle.runs.draws import draw, seed_of
 
-    drawn = runner.draw("train", count, runner.seed_of(seed, "memory"))
+    drawn = draw("train", count, seed_of(seed, "memory"))
     return [as_memory_case(case) for case in drawn if isinstance(case, c.TrainCase)]
 
 

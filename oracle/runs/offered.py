@@ -14,7 +14,7 @@ from oracle.cases import case as c
 from oracle.cases import fitting, strategies
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
-from oracle.runs.runner import draw_from
+from oracle.runs.draws import draw_from
 from oracle.systems.foreign import Offer
 from oracle.systems.ours.contract import Course, contract_of
 

@@ -64,7 +64,7 @@ def replay(name: str, asked: commands.Asked) -> int:
         return replay_case(case, console, again)
     from oracle.cases import inputs
     from oracle.rules.verdict import Verdict
-    from oracle.runs import runner
+    from oracle.runs.judgement import died, of_needle
 
     console.print(f"{case.digest}: {about}", soft_wrap=True, markup=False)
     limit = CASE_SECONDS + (case.steps if isinstance(case, c.TrainCase) else 0)
@@ -76,11 +76,11 @@ def replay(name: str, asked: commands.Asked) -> int:
     except inputs.NoDigits as error:
         return _no_verdict(console, str(error))
     except Died as death:
-        if death.endless and not runner.of_needle(death):
+        if death.endless and not of_needle(death):
             return _no_verdict(console, f"the case {death.how}, and not inside needle")
-        if not runner.of_needle(death):
+        if not of_needle(death):
             raise
-        verdict = Verdict(case, runner.died(case, death))
+        verdict = Verdict(case, died(case, death))
     except Broken as error:
         if "MemoryError" in error.kind:
             return _no_verdict(console, f"the case is too large for the memory of this machine: {error.message}")
@@ -116,7 +116,7 @@ def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
     """The rows of the table and the verdict."""
     import needle
     from oracle.rules.verdict import Evidence
-    from oracle.runs.runner import verdict_on
+    from oracle.runs.judgement import verdict_on
 
     verdict = verdict_on(case, validate=True)
     verdict.evidence = Evidence()  # holds on to needle, which no pickle can

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap
+from oracle.systems import eager
 from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer]], nn.Module]"], nn.Module]
 
 torch.set_num_threads(1)
+eager.without_compiler()
 
 
 class ReLU(nn.Module):

@@ -59,7 +59,9 @@ class Failure:
     message: str
     where: str = ""
     operator: str = ""  # class of the op that was at work
-    inside: bool = True  # whether a line of needle was at work, and not one of the harness that asks for a name or a keyword
+    inside: bool = (
+        True  # whether a line of needle was at work, and not one of the harness that asks for a name or a keyword
+    )
 
     @property
     def absent(self) -> bool:
@@ -123,7 +125,7 @@ class Clock:
     - "observing": around them, taking down what they show, and the memory gates;
     - "inputs", "truth", "rules", "OP", "validation": what a case starts from, and how it is judged.
 
-    `oracle.runs.runner` adds "drawing" and "counting".
+    `oracle.runs.shard` adds "drawing" and "counting".
     """
 
     def __init__(self) -> None:

@@ -33,6 +33,7 @@ from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Tally
 from oracle.runs import runner
+from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.runs.workers import Pool
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
@@ -260,7 +261,7 @@ def run_shard(which: int, seed: int, index: int) -> Outcome:
     variant = VARIANTS[which]
     outcome = Outcome(variant.name)
     with variant.patch.applied(), _threads(variant.threads):
-        for case in runner.shard_cases(seed, index):
+        for case in shard_cases(seed, index):
             try:
                 verdict = judged(case, needle, peer_too=False)
             except Exception as error:
@@ -292,7 +293,7 @@ def run(
     """All variants on the same cases, and whether Ctrl-C ended the run early."""
     runner.warm_up()
     outcomes = {which: Outcome(VARIANTS[which].name) for which in variants}
-    shards = -(-cases // runner.SHARD_SIZE)
+    shards = -(-cases // SHARD_SIZE)
     executor, interrupted = Pool(workers), False
     try:
         futures = [(which, executor.submit(run_shard, which, seed, i)) for i in range(shards) for which in variants]

@@ -40,6 +40,7 @@ from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
+from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.runs.forked import forked
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
@@ -151,13 +152,13 @@ class Cases:
     def shard(self, seed: int, index: int) -> list[c.Case]:
         """One shard."""
         if (seed, index) not in self.shards:
-            self.shards[seed, index] = runner.shard_cases(seed, index)
+            self.shards[seed, index] = shard_cases(seed, index)
         return self.shards[seed, index]
 
     def run(self, seed: int, budget: int) -> Iterator[c.Case]:
         """The first ``budget`` cases of a seed."""
         for i in range(budget):
-            yield self.shard(seed, i // runner.SHARD_SIZE)[i % runner.SHARD_SIZE]
+            yield self.shard(seed, i // SHARD_SIZE)[i % SHARD_SIZE]
 
 
 def diverged(case: c.Case) -> Divergence | None:

@@ -7,11 +7,11 @@ import pytest
 import needle
 from oracle.blame import judged
 from oracle.cases import case as c
-from oracle.runs import runner
+from oracle.runs.draws import draw
 from oracle.trust import calibrate
 from oracle.trust.faults import FAULTS
 
-CASES = [*runner.draw("train", 10, 11), *runner.draw("op", 30, 11)]
+CASES = [*draw("train", 10, 11), *draw("op", 30, 11)]
 
 
 @pytest.mark.parametrize("variant", calibrate.VARIANTS, ids=lambda v: v.name)
@@ -39,7 +39,7 @@ def test_alarms_are_counted_and_written(tmp_path, monkeypatch):
     wrong = calibrate.Variant("wrong", FAULTS["sgd-undampened"].patch)
     monkeypatch.setattr(calibrate, "VARIANTS", (wrong,))
     monkeypatch.setattr(calibrate.report, "LATEST", tmp_path)
-    monkeypatch.setattr(runner, "shard_cases", lambda seed, index: CASES[:10])
+    monkeypatch.setattr(calibrate, "shard_cases", lambda seed, index: CASES[:10])
     outcome = calibrate.run_shard(0, 0, 0)
     assert outcome.alarms
     assert outcome.tally.tensors > 100

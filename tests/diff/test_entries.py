@@ -4,10 +4,12 @@ import os
 
 import pytest
 
+import needle
 from oracle.blame import culprit, judged, suspect
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence, Suspect
 from oracle.runs import runner
+from oracle.runs.result import Failed, Result
 from oracle.trust.faults import FAULTS
 from oracle.trust.kill_table import matches
 
@@ -24,7 +26,7 @@ def test_three_faults_are_three_entries(names, tmp_path):
     plan = runner.Plan(seed=1, cases=200, workers=os.cpu_count() or 1, digits=False, keep_going=True, folder=tmp_path)
     with (first.patch + second.patch + third.patch).applied():
         outcome = runner.run(plan)
-        again = [judged(failed.case, runner.needle).divergence for failed in outcome.failures]
+        again = [judged(failed.case, needle).divergence for failed in outcome.failures]
     assert outcome.exit_code == 1
     assert outcome.result.oracle_errors == []
     named = [suspect(failed.case, failed.divergence) for failed in outcome.failures]
@@ -43,13 +45,13 @@ def test_three_faults_are_three_entries(names, tmp_path):
 CASE = c.OpCase(op="tanh", operands=(c.Operand((1,), (1.0,)),))
 
 
-def _failed(what: str, count: int) -> runner.Failed:
+def _failed(what: str, count: int) -> Failed:
     divergence = Divergence(0, "activation", "x", "G", "planted", suspect=Suspect(what))
-    return runner.Failed(CASE, divergence, count)
+    return Failed(CASE, divergence, count)
 
 
 def test_what_follows_from_a_wrong_value_is_no_entry_of_its_own():
-    result = runner.Result()
+    result = Result()
     for what, count in [("LayerNorm backward", 2), ("Tanh backward", 3), ("LayerNorm forward", 40), ("clip scaling", 1),
                         ("clip norm", 5), ("Tanh second backward", 1), ("LayerNorm backward", 1)]:  # fmt: skip
         result.fold(_failed(what, count))
@@ -74,7 +76,7 @@ def test_a_dropout_that_draws_in_evaluation_is_one_suspect_however_it_shows():
             train(c.Linear(1), zero, c.Dropout()),
             train(c.Linear(1), c.Eval((c.Sequential((c.Dropout(),)),))),
         ):
-            found = judged(case, runner.needle).divergence
+            found = judged(case, needle).divergence
             assert found is not None
             named[found.quantity] = culprit(case, found)
     assert set(named.values()) <= {"Dropout forward in evaluation mode", "Dropout backward in evaluation mode"}

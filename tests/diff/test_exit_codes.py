@@ -25,6 +25,7 @@ from oracle.exits import ExitCode
 from oracle.operations import OPERATIONS
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
+from oracle.runs.real_data import digits_case
 
 ROOT = Path(__file__).parents[2]
 OP = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, -1.0)),))
@@ -101,10 +102,10 @@ def test_1_whatever_way_needle_does_not_come_back(way, monkeypatch, tmp_path, ca
     """A crash or an endless loop is the candidate's, in replay and in diff; and the other cases are judged all the same."""
     monkeypatch.setattr(needle.ops.Tanh, "compute", ends(WAYS[way]))
     if "endless" in way:
-        monkeypatch.setattr(runner, "ENDLESS_SECONDS", 0.5)
+        monkeypatch.setattr("oracle.runs.shrinking.ENDLESS_SECONDS", 0.5)
         monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
         monkeypatch.setattr("oracle.runs.replay.CASE_SECONDS", 1.0)
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN, PLAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN, PLAIN])
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.PART, out + err
     assert re.search(r"needle (raises|does not return|crashes)", out)
@@ -131,7 +132,7 @@ def diff(capfd, folder, *more):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN])
 
 
 def wrong(self, a):
@@ -199,7 +200,7 @@ def test_3_torch_is_wrong_and_both_are_shown(few, monkeypatch, tmp_path, capfd):
     right = torch.tanh
     wrong_in_torch = dataclasses.replace(OPERATIONS["tanh"], torch=lambda torch, x: 1.25 * right(x))
     monkeypatch.setitem(OPERATIONS, "tanh", wrong_in_torch)
-    monkeypatch.setattr(runner, "PEER_SHARE", 1)
+    monkeypatch.setattr("oracle.runs.result.PEER_SHARE", 1)
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.CONTRADICTION, out + err
     monkeypatch.setattr(needle.ops.Exp, "compute", wrong)
@@ -240,7 +241,7 @@ def test_4_a_process_that_ends_without_a_verdict_is_no_agreement(capfd):
 
 
 def test_5_nothing_could_be_judged(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [])
     code, shown, summary = diff(capfd, tmp_path)
     assert (code, summary["exit_codes"]) == (ExitCode.NO_VERDICT, [5]), shown
     assert "no verdict: nothing could be judged" in shown
@@ -262,7 +263,7 @@ def test_without_scikit_learn_the_failures_are_kept(few, monkeypatch, tmp_path, 
     )
     assert code == ExitCode.PART, out + err
     assert "real data left out: scikit-learn" in out
-    code, out, err = command(capfd, "replay", kept(tmp_path, runner.digits_case()))
+    code, out, err = command(capfd, "replay", kept(tmp_path, digits_case()))
     assert code == ExitCode.NO_VERDICT
     assert "no verdict: scikit-learn" in out
 

@@ -20,6 +20,10 @@ from oracle.apart import Died, apart, begin, tell
 from oracle.cases import case as c
 from oracle.exits import ExitCode
 from oracle.runs import runner
+from oracle.runs.draws import shard_cases
+from oracle.runs.judgement import verdict_on
+from oracle.runs.result import Result
+from oracle.runs.shard import judge_apart
 from oracle.runs.workers import Pool
 from oracle.systems import surroundings
 
@@ -44,7 +48,7 @@ def warm():
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN])
 
 
 def test_there_are_at_least_60():
@@ -88,7 +92,7 @@ def test_a_crash_is_placed_and_made_smaller(monkeypatch, tmp_path):
     numpy_tanh = numpy.tanh
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
     big = c.OpCase(op="tanh", operands=(c.Operand((3, 4), (0.5,) * 12),), cotangent=(1.0,) * 12)
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, big, PLAIN])
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, big, PLAIN])
     run = runner.run(runner.Plan(seed=0, cases=3, workers=1, digits=False, folder=tmp_path))
     assert sum(run.result.cases.values()) == 3, "the others are judged"
     (failed,) = run.failures
@@ -107,7 +111,7 @@ def test_a_crash_that_no_case_makes_alone_is_a_finding(monkeypatch):
         return right(self, a)
 
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
-    result = runner.judge_apart([OP] * 6)
+    result = judge_apart([OP] * 6)
     assert result.harness_errors == []
     (failed,) = result.failed
     assert "not by this case alone" in failed.divergence.failure.message
@@ -116,15 +120,15 @@ def test_a_crash_that_no_case_makes_alone_is_a_finding(monkeypatch):
 @pytest.mark.parametrize("who", ["worker", "child"])
 def test_the_digest_is_the_same_if_one_is_killed(who, monkeypatch, tmp_path):
     """SIGKILL from outside, in the middle of the first shard."""
-    shard = runner.shard_cases(3, 0)[:12]
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: shard)
+    shard = shard_cases(3, 0)[:12]
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: shard)
 
     def run():
         return runner.run(runner.Plan(seed=3, cases=200, workers=2, digits=False, folder=tmp_path))
 
     right = run().result
     mark = tmp_path / "killed"
-    judge = runner.Result.judge
+    judge = Result.judge
 
     def once(self, case, **options):
         if case == shard[5] and not mark.exists():
@@ -133,7 +137,7 @@ def test_the_digest_is_the_same_if_one_is_killed(who, monkeypatch, tmp_path):
             time.sleep(10)
         return judge(self, case, **options)
 
-    monkeypatch.setattr(runner.Result, "judge", once)
+    monkeypatch.setattr(Result, "judge", once)
     again = run()
     assert mark.exists()
     assert (again.exit_code, again.result.digest) == (0, right.digest)
@@ -208,14 +212,14 @@ def test_a_pool_hands_on_what_is_raised_and_gives_up_in_the_end():
 @pytest.fixture
 def slow(monkeypatch):
     """Each case takes half a second."""
-    judge = runner.Result.judge
+    judge = Result.judge
 
     def slowly(self, case, **options):
         time.sleep(0.5)
         return judge(self, case, **options)
 
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: [PLAIN, OP, TRAIN] * 20)
-    monkeypatch.setattr(runner.Result, "judge", slowly)
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN] * 20)
+    monkeypatch.setattr(Result, "judge", slowly)
 
 
 def started(folder, capfd):
@@ -333,7 +337,7 @@ def test_every_entry_of_the_list_is_looked_at_and_put_back(name, monkeypatch, tm
 
     monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
     before = surroundings.around_an_import()
-    verdict = runner.verdict_on(OP)
+    verdict = verdict_on(OP)
     assert verdict.divergence.name == "ChangedState"
     assert verdict.divergence.failure.message.startswith(f"{name} (")
     assert verdict.oracle_errors == []

@@ -196,7 +196,7 @@ def _planted(name: str, folder: Path) -> Outcome:
     """In a fork of this process, where everything is imported already."""
     from oracle import apart, exits
     from oracle.__main__ import main
-    from oracle.runs import offered, runner
+    from oracle.runs import offered, shrinking
 
     screen = folder / "screen.txt"
 
@@ -204,7 +204,11 @@ def _planted(name: str, folder: Path) -> Outcome:
         number = os.open(screen, os.O_WRONLY | os.O_CREAT)
         os.dup2(number, 1)
         os.dup2(number, 2)
-        apart.CASE_SECONDS, runner.ENDLESS_SECONDS, offered.TRY_SECONDS = CASE_SECONDS, CASE_SECONDS / 4, CASE_SECONDS
+        apart.CASE_SECONDS, shrinking.ENDLESS_SECONDS, offered.TRY_SECONDS = (
+            CASE_SECONDS,
+            CASE_SECONDS / 4,
+            CASE_SECONDS,
+        )
         plant(name)
         return main(["diff", *ARGS, "--out", str(folder / "out")])
 

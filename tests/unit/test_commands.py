@@ -17,8 +17,11 @@ import needle
 from oracle import commands, files
 from oracle.__main__ import main, parser
 from oracle.cases import case as c
+from oracle.rules.verdict import Divergence
 from oracle.runs import diff as diff_screen
 from oracle.runs import runner
+from oracle.runs.result import Failed
+from oracle.systems.trace import ENDED, Failure
 
 ROOT = Path(__file__).parents[2]
 BUILT = re.compile(r"\bnox -s\b|-m oracle\b")
@@ -125,7 +128,7 @@ CASES = [c.OpCase(op=op, operands=(c.Operand((n,), (0.5,) * n),)) for op in OPS 
 @pytest.fixture
 def faulty(monkeypatch):
     """Four operators wrong, one of which raises, in cases that are few."""
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: CASES)
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: CASES)
     monkeypatch.setattr(runner, "SHOWN", 2)
     for name in ("Tanh", "Exp", "Sigmoid"):
         monkeypatch.setattr(getattr(needle.ops, name), "compute", lambda self, a: 1.25 * a)
@@ -155,7 +158,7 @@ def test_every_entry_is_written_worst_first_and_its_line_can_be_pasted(faulty, m
     assert sorted(p.stem for p in out.glob("*.py")) == sorted(f["case"] for f in summary["failures"])
 
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "shard_cases", lambda *args: CASES)
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: CASES)
     somebodys = out / "notes.md"
     somebodys.write_text("# notes\n")
     assert run_diff("--out", out) == 0
@@ -168,10 +171,10 @@ def test_every_entry_is_written_worst_first_and_its_line_can_be_pasted(faulty, m
 
 def test_worst_first():
     def failed(count, failure=None):
-        return runner.Failed(CASES[0], runner.Divergence(0, "activation", "", "G", "", failure=failure), count)
+        return Failed(CASES[0], Divergence(0, "activation", "", "G", "", failure=failure), count)
 
-    ends = runner.Failure("forward", runner.ENDED, "the process was ended by signal SIGSEGV")
-    raises = runner.Failure("forward", "TypeError", "")
+    ends = Failure("forward", ENDED, "the process was ended by signal SIGSEGV")
+    raises = Failure("forward", "TypeError", "")
     order = [failed(1, ends), failed(7, raises), failed(2, raises), failed(90), failed(3)]
     found = order[::-1]
     found.sort(key=runner.worst_first)
@@ -230,7 +233,7 @@ def test_a_needle_that_changes_the_working_directory_loses_no_file(faulty, monke
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(needle.ops.Tanh, "compute", elsewhere)
-    monkeypatch.setattr(runner, "apart", lambda function, *args, **more: function(*args))
+    monkeypatch.setattr("oracle.runs.shard.apart", lambda function, *args, **more: function(*args))
     try:
         assert run_diff("--out", "out") == 1
         assert len(list((tmp_path / "out").glob("*.json"))) == 5

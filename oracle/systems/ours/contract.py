@@ -227,7 +227,8 @@ class Contract:
 
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """``no_grad()`` if it is asked for."""
-        return self.ndl.no_grad() if asked else nullcontext()  # type: ignore[no-any-return]
+        made: AbstractContextManager[Any] = self.ndl.no_grad() if asked else nullcontext()
+        return made
 
     def retain(self, tensor: Any) -> None:
         """Ask for the gradient of an inner node."""

@@ -69,7 +69,7 @@ class NeedleRun:
         self.optimizer = self._optimizer()
         self.watch = Watch(model.modules, self.clock)
         self.initial = {name: np.array(self.array(name)) for name in self.tensors}
-        self.softmax_loss = self.ndl.nn.SoftmaxLoss() if isinstance(self.case.loss, c.SoftmaxLoss) else None
+        self.softmax_loss: Any = self.ndl.nn.SoftmaxLoss() if isinstance(self.case.loss, c.SoftmaxLoss) else None
         self.train()
 
     def _optimizer(self) -> Any:

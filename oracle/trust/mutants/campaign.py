@@ -15,6 +15,7 @@ from oracle import files
 from oracle.cases import case as c
 from oracle.exits import ExitCode, decided
 from oracle.runs import runner
+from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.trust.mutants import trial
 from oracle.trust.mutants.claims import FILES
 from oracle.trust.mutants.mutant import Mutant, mutants_of
@@ -162,8 +163,8 @@ def _baseline(
     campaign: Campaign, texts: trial.Sources, progress: Callable[[Campaign, str], None]
 ) -> tuple[list[Judged], trial.Lines]:
     plan = campaign.plan
-    draw = plan.draw or runner.shard_cases
-    shards = range(max(1, -(-plan.budget // runner.SHARD_SIZE)))
+    draw = plan.draw or shard_cases
+    shards = range(max(1, -(-plan.budget // SHARD_SIZE)))
     found: dict[int, list[Judged]] = {}
     always: trial.Lines = frozenset()
     runner.warm_up()

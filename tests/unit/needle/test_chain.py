@@ -58,10 +58,26 @@ MODELS = {
         nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6, dtype="float64"), nn.LayerNorm1d(6)
     ),
     "residual of another dtype": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 6, dtype="float64"))),
+    "softmax": lambda: nn.Sequential(nn.Linear(6, 6), nn.Softmax(), nn.Linear(6, 6), nn.Softmax(0), nn.Tanh()),
+    "images": lambda: nn.Sequential(
+        Images(),
+        nn.Sequential(
+            nn.Conv(1, 3, 3, stride=2),
+            nn.ReLU(),
+            nn.Residual(nn.Conv(3, 3, 1, bias=False)),
+            nn.Flatten(),
+            nn.Linear(6, 6),
+        ),
+    ),
     "tied": lambda: tied(),
     "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6)), block()), 3),
     "frozen in the middle": lambda: frozen(nn.Sequential(nn.Linear(6, 6), block(), nn.Linear(6, 6)), 6, first=2),
 }
+
+
+class Images(nn.Module):
+    def forward(self, x):
+        return x.reshape((x.shape[0], 1, 2, 3))
 
 
 def half_of_nothing(fn=None):
@@ -467,6 +483,7 @@ SAMPLES = {
     "ReLU": (ops.ReLU(), 1),
     "Tanh": (ops.Tanh(), 1),
     "Sigmoid": (ops.Sigmoid(), 1),
+    "Softmax": (ops.Softmax(), 1),
     "Softplus": (ops.Softplus(), 1),
     "Exp": (ops.Exp(), 1),
     "EWiseMul": (ops.EWiseMul(), 2),

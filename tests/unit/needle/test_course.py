@@ -10,7 +10,9 @@ import needle as ndl
 from needle import nn
 
 
-@pytest.mark.parametrize("name", ["", ".autograd", ".ops", ".init", ".nn", ".optim", ".data"], ids=str)
+@pytest.mark.parametrize(
+    "name", ["", ".autograd", ".ops", ".init", ".nn", ".optim", ".schedules", ".saving", ".data"], ids=str
+)
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module("needle" + name)).failed == 0
 

@@ -187,6 +187,9 @@ CASES = {
     "BatchNorm offset": (ops.batch_norm, twin_batch_norm, [normal(6, 3, offset=1e3), normal(3), normal(3)]),
     "LayerNorm": (ops.layer_norm, twin_layer_norm, [normal(6, 3), normal(3), normal(3, seed=1)]),
     "LayerNorm batched": (ops.layer_norm, twin_layer_norm, [normal(2, 4, 3), normal(3), normal(3, seed=1)]),
+    "Softmax": (ops.softmax, lambda a: a.softmax(-1), [normal(5, 3)]),
+    "Softmax axis": (lambda a: ops.softmax(a, 1), lambda a: a.softmax(1), [normal(2, 3, 4, scale=4)]),
+    "Softmax large": (ops.softmax, lambda a: a.softmax(-1), [normal(5, 3, scale=1e3)]),
     "SoftmaxCrossEntropy": (
         lambda z: ops.softmax_cross_entropy(z, ndl.Tensor(LABELS)),
         lambda z: F.cross_entropy(z, torch.as_tensor(LABELS)),

@@ -7,17 +7,18 @@ import pytest
 
 from oracle.cases import case as c
 from oracle.cases import coverage, features
-from oracle.runs import runner
+from oracle.runs.draws import draw
+from oracle.runs.real_data import digits_case
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op"}
-PLAIN = {kind: runner.draw(name, 240, 5) for kind, name in KINDS.items()}
+PLAIN = {kind: draw(name, 240, 5) for kind, name in KINDS.items()}
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
 
 def test_cases_reach_nothing_but_what_the_table_has():
     reached = {label for cases in PLAIN.values() for case in cases for label in coverage.covered(case)}
     assert reached <= set(coverage.LABELS)
-    assert coverage.covered(runner.digits_case()) <= set(coverage.LABELS)
+    assert coverage.covered(digits_case()) <= set(coverage.LABELS)
     assert len(set(coverage.LABELS)) == len(coverage.LABELS)
 
 
@@ -41,7 +42,7 @@ def test_what_is_rarely_drawn_is_drawn_more_often():
     plain: Counter[str] = Counter()
     steered: Counter[str] = Counter()
     for seed in range(8, 12):
-        cases = runner.draw("train", 240, seed)
+        cases = draw("train", 240, seed)
         reached: Counter[str] = Counter()
         for case in cases:
             plain.update(coverage.covered(case))

@@ -23,7 +23,7 @@ from oracle.blame import judged
 from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.exits import ExitCode
-from oracle.runs import runner
+from oracle.runs.draws import draw
 from oracle.runs.replay import replay
 
 FLOAT32 = 3.4028234663852886e38
@@ -340,9 +340,7 @@ DAMAGES = (
 
 def good_cases():
     """Some thirty drawn cases of all kinds."""
-    return [
-        c.encode(case) for kind, n in (("train", 16), ("op", 13), ("second", 4)) for case in runner.draw(kind, n, 14)
-    ]
+    return [c.encode(case) for kind, n in (("train", 16), ("op", 13), ("second", 4)) for case in draw(kind, n, 14)]
 
 
 # -- the trial --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from oracle.cases.strategies import op_cases, train_cases
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
 from oracle.rules.single_op import op_truth
-from oracle.runs.runner import draw_from
+from oracle.runs.draws import draw_from
 from oracle.systems import layers
 
 NAMES = sorted(OPERATIONS)

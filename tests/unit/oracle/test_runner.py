@@ -16,6 +16,9 @@ from oracle.__main__ import main
 from oracle.blame import report
 from oracle.cases import case as c
 from oracle.runs import runner
+from oracle.runs.draws import SHARD_SIZE, draw
+from oracle.runs.result import Result
+from oracle.runs.shard import judge_apart, run_shard
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,13 +42,13 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     assert one.result.digest == two.result.digest
     assert one.result.tally.tensors == two.result.tally.tensors > 10_000
     assert one.result.coverage == two.result.coverage
-    assert sum(one.result.cases.values()) == 2 * runner.SHARD_SIZE
+    assert sum(one.result.cases.values()) == 2 * SHARD_SIZE
 
 
 def test_a_run_of_any_length_fits_into_memory():
     """What a case has computed is freed with it: left to the collector, it was 40 MB in a hundred cases."""
-    cases = runner.draw("train", 20, 5) + runner.draw("op", 20, 5) + runner.draw("second", 5, 5)
-    result = runner.Result()
+    cases = draw("train", 20, 5) + draw("op", 20, 5) + draw("second", 5, 5)
+    result = Result()
     for case in cases[::4]:  # whatever is made once
         result.judge(case)
     gc.collect()
@@ -70,7 +73,7 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
         f"NUMBERS = {[0.1 + i / 7 for i in range(200)]} + {list(range(101, 65000, 331))}"
     )
     draw = (
-        "from oracle.runs import runner; cases = runner.draw('op', 78, 3) + runner.draw('train', 16, 3);"
+        "from oracle.runs.draws import draw; cases = draw('op', 78, 3) + draw('train', 16, 3);"
         "print(*(case.digest for case in cases))"
     )
 
@@ -85,11 +88,11 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
 
 
 def test_a_seed_names_its_cases():
-    first = runner.run_shard(1, 0)
-    assert first.digests == runner.run_shard(1, 0).digests
-    assert first.digests != runner.run_shard(2, 0).digests
-    assert first.digests != runner.run_shard(1, 1).digests
-    assert first.digests != runner.run_shard(1, 0, reached=first.coverage).digests, "what is known steers"
+    first = run_shard(1, 0)
+    assert first.digests == run_shard(1, 0).digests
+    assert first.digests != run_shard(2, 0).digests
+    assert first.digests != run_shard(1, 1).digests
+    assert first.digests != run_shard(1, 0, reached=first.coverage).digests, "what is known steers"
 
 
 def wrong_tanh(self, g, y, needs, a):
@@ -120,10 +123,10 @@ def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(runner, "judged", broken)
-    result = runner.run_shard(1, 0)
+    monkeypatch.setattr("oracle.runs.judgement.judged", broken)
+    result = run_shard(1, 0)
     assert not result.failed
-    assert len(result.harness_errors) == runner.SHARD_SIZE
+    assert len(result.harness_errors) == SHARD_SIZE
     assert "ZeroDivisionError: planted" in result.harness_errors[0]
     outcome = runner.Run(runner.Plan(seed=1, cases=1), result)
     assert outcome.exit_code == 4
@@ -175,7 +178,7 @@ def test_help_needs_no_torch(tmp_path):
 
 
 def test_ctrl_c_leaves_a_correct_partial_summary(tmp_path, monkeypatch):
-    shards = iter([runner.run_shard(1, 0), runner.run_shard(1, 1)])
+    shards = iter([run_shard(1, 0), run_shard(1, 1)])
 
     def outcome(future):
         try:
@@ -188,7 +191,7 @@ def test_ctrl_c_leaves_a_correct_partial_summary(tmp_path, monkeypatch):
     assert run.interrupted
     assert run.exit_code == 130
     assert run.shards == 2
-    assert sum(run.result.cases.values()) == 2 * runner.SHARD_SIZE
+    assert sum(run.result.cases.values()) == 2 * SHARD_SIZE
 
 
 def test_json_has_no_bare_infinities(tmp_path):
@@ -211,7 +214,7 @@ def test_a_needle_that_hangs_fails_and_the_run_goes_on(monkeypatch):
         seed=0,
     )
     monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
-    result = runner.judge_apart([case])
+    result = judge_apart([case])
     assert result.oracle_errors == result.harness_errors == []
     failure = result.failed[0].divergence.failure
     assert "does not come back within 1 s" in failure.message

@@ -15,7 +15,7 @@ from oracle.blame import headline, judged, report, script
 from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.rules.verdict import Divergence
-from oracle.runs import runner
+from oracle.runs.draws import draw
 from oracle.systems.ours import again_unwatched
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import around, compute, replace, wrap
@@ -175,7 +175,7 @@ def test_it_fails_with_the_fault_and_agrees_without(name):
 
 def test_scripts_of_right_cases_agree():
     # every kind of layer, loss and optimizer that the generator draws can be written down
-    for case in runner.draw("train", 8, 31):
+    for case in draw("train", 8, 31):
         found = Divergence(
             case.steps - 1, "activation", "0", "G", "planted", (0, 0), 0.0, 0.0, 0.0, "float32", 1.0, 1e9
         )

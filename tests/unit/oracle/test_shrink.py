@@ -5,7 +5,7 @@ import pytest
 from oracle.cases import case as c
 from oracle.cases.shrink import candidates, shrink
 from oracle.cases.strategies import op_cases
-from oracle.runs.runner import draw, draw_from
+from oracle.runs.draws import draw, draw_from
 
 
 def kinds(case):

@@ -11,8 +11,7 @@ from oracle.cases.strategies import op_cases
 from oracle.operations import OPERATIONS
 from oracle.rules import tape
 from oracle.rules.tape import Findings
-from oracle.runs import runner
-from oracle.runs.runner import draw_from
+from oracle.runs.draws import draw, draw_from
 from oracle.systems import layers, ours
 from oracle.systems.lockstep import Lockstep
 from oracle.systems.recorded import record
@@ -89,7 +88,7 @@ def test_every_index_is_judged(index):
 
 def test_correct_code_gives_no_finding_on_several_hundred_nodes():
     nodes = tensors = 0
-    for case in runner.draw("train", 90, 20):
+    for case in draw("train", 90, 20):
         found = Findings()
         with np.errstate(all="ignore"):
             next(Lockstep(case, needle).steps(found))

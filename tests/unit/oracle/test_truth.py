@@ -13,7 +13,7 @@ from oracle.operations import OPERATIONS, elementwise
 from oracle.operations import tape as d
 from oracle.rules import compare as cmp
 from oracle.rules.single_op import op_truth
-from oracle.runs.runner import draw
+from oracle.runs.draws import draw
 
 
 def differences(f, x, g, step=1e-6):
