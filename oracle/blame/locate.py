@@ -117,9 +117,10 @@ def _by_operator(
     if finding.broadcast:
         words = "so is another op on these operands: see how gradients are reduced to the shape of what was broadcast"
         key = "reduction to the shape of a broadcast operand"
+    key = finding.method or key
     where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
     other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
-    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key)
+    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key, finding.line)
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}

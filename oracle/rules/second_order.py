@@ -11,8 +11,8 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
+from oracle.rules.alone import findings_for
 from oracle.rules.hearing import promoted, raised
-from oracle.rules.tape import Findings
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
 from oracle.systems import layers
@@ -100,7 +100,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = Findings()
+        evidence.findings = findings_for(ndl)
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
         ours_side.run_second(case, ndl, layers.NEEDLE_LAYERS, *about, evidence.findings)
     return evidence

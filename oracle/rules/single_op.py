@@ -13,9 +13,9 @@ from oracle.operations import OPERATIONS
 from oracle.operations import tape as d
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
+from oracle.rules.alone import findings_for
 from oracle.rules.compare import Array
 from oracle.rules.hearing import promoted, raised
-from oracle.rules.tape import Findings
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
@@ -82,7 +82,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
         if seen.failure is None:
-            verdict.evidence.findings = Findings()
+            verdict.evidence.findings = findings_for(ndl)
             ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=ours)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")

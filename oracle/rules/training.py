@@ -18,6 +18,7 @@ from oracle.cases import inputs
 from oracle.operations.tape import Noise
 from oracle.rules import same_bits
 from oracle.rules.against_truth import against_truth, torch_against_truth
+from oracle.rules.alone import findings_for
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
@@ -194,7 +195,7 @@ def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
     evaluation, t = divergence.quantity == "evaluation", step.ours.step
     if t == 0 and not evaluation and h.findings.bad:
         return h.findings
-    found = Findings()
+    found = findings_for(h.lockstep.ndl)
     start = step.after or step.before if evaluation else step.before
     ours_side.again(h.lockstep.ours, start, t, found, evaluation=evaluation)
     return found

@@ -25,11 +25,12 @@ from oracle.exits import ExitCode, held
 from oracle.runs.draws import SHARD_SIZE
 from oracle.runs.real_data import Digits, run_digits
 from oracle.runs.result import Failed, Result
-from oracle.runs.shard import run_shard
+from oracle.runs.shard import run_battery, run_shard
 from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
 from oracle.systems import layers, peer
 from oracle.systems.foreign import Offer
+from oracle.systems.ours import BESIDE
 from oracle.systems.trace import ENDED
 
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
@@ -62,6 +63,11 @@ class Plan:
     offer: Offer = field(default_factory=Offer)  # what a needle other than ours offers, and what it does by design
     folder: Path = report.LATEST
     needle: Path | None = None  # where a needle other than ours lies
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is judged under the course's contract."""
+        return self.needle is not None and (self.needle / "needle").resolve() != BESIDE
 
     @property
     def asked(self) -> commands.Asked:
@@ -181,6 +187,9 @@ def _generated(
     """The generated cases, and the task of the run on real data, if it was begun: behind a first wave without a failure."""
     real: Task | None = None
     lacking = plan.offer.lacking
+    if plan.foreign:
+        progress(outcome, "special shapes")
+        outcome.result.add(_outcome(pool.submit(run_battery, lacking)))
     for waves in _rounds(plan, started):
         reached = dict(outcome.result.coverage)
         enough = None if plan.keep_going else ENOUGH

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from oracle.apart import Died, apart, begin
 from oracle.cases import case as c
 from oracle.cases import fitting
+from oracle.cases.battery import battery
 from oracle.rules.verdict import Verdict
 from oracle.runs.draws import shard_cases
 from oracle.runs.judgement import died, of_needle
@@ -35,6 +36,13 @@ def run_shard(
     result.left_out = len(drawn) - len(cases)
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
+    result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
+    return result
+
+
+def run_battery(lacking: frozenset[str]) -> Result:
+    """The small cases that are drawn on purpose for another needle."""
+    result = judge_apart(battery(lacking))
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
     return result
 

@@ -59,9 +59,9 @@ class Failure:
     message: str
     where: str = ""
     operator: str = ""  # class of the op that was at work
-    inside: bool = (
-        True  # whether a line of needle was at work, and not one of the harness that asks for a name or a keyword
-    )
+    # its own lines on the way, the innermost first: "needle/ops.py:201 in BroadcastTo.gradient"
+    theirs: tuple[str, ...] = ()
+    inside: bool = True  # whether a line of needle was at work, and none of the harness that asks for a name
 
     @property
     def absent(self) -> bool:

@@ -42,7 +42,9 @@ class Phase:
         if error is not None and not is_interrupt(error):
             frames, of = frames_of(tb), home(self.ndl)
             where, inside = place(frames, of), _inside(frames, of)
-            failure = Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), inside)
+            failure = Failure(
+                self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), _lines(tb, of), inside
+            )
             tell()  # not before the message has been asked for: that is needle's code too
             raise Failed(failure) from None
         tell()
@@ -59,6 +61,18 @@ def _inside(frames: tuple[Frame, ...], of: str) -> bool:
         if file.startswith((of + os.sep, _ORACLE)):
             return not file.startswith(_ORACLE)
     return False
+
+
+def _lines(tb: TracebackType | None, of: str) -> tuple[str, ...]:
+    """The lines of a package on the way to an exception, the innermost first, each with the name of its function."""
+    found = []
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        if os.path.abspath(code.co_filename).startswith(of + os.sep):
+            file = "/".join(code.co_filename.replace("\\", "/").split("/")[-2:])
+            found.append(f"{file}:{tb.tb_lineno} in {code.co_qualname}")
+        tb = tb.tb_next
+    return tuple(reversed(found))
 
 
 def _operator(tb: TracebackType | None) -> str:

@@ -38,9 +38,9 @@ def run_second(
     try:
         with phase("build"):
             run = NeedleRun(_as_train(case), ndl, layers, slots, batches, clock)
-            if run.failed is not None:
-                raise Failed(run.failed)
             run.load(State(state))
+        if run.failed is not None:  # an exception that has been taken down already
+            raise Failed(run.failed)
         np.random.seed(step_seed(case, 0))
         with run.watch.recording() as record, phase("forward"):
             out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))

@@ -1,0 +1,60 @@
+"""Whose fault, in a needle of the course: named by its own functions, so that one mistake has one name wherever it shows.
+
+Rules and blame speak of what ours has; here the suspect gets the function and the line of the package under test, and a key by which
+what an op does wrong in layers and in chains of ops is the same finding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from oracle.cases import case as c
+from oracle.rules.verdict import Divergence, Suspect
+from oracle.systems.source import line_of
+from oracle.systems.trace import CHANGED, ENDED
+
+_REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "subtract": "__sub__"}
+_LAYERS = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
+_TENSOR = ("Tensor.", "Value.", "Op.", "TensorOp.", "TensorTupleOp.", "TensorTuple.", "Module.", "Function.")
+
+
+def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> Suspect:
+    """The suspect, by what the package calls it."""
+    failure = divergence.failure
+    if divergence.rule == "dtype" and divergence.ours == "float64":
+        what = re.sub(r" (forward|backward)\b.*", "", found.what)
+        return dataclasses.replace(found, what=f"{what}, float64", key=f"float64 of {what}")
+    if failure is not None:
+        if failure.kind in (CHANGED, ENDED) or not failure.theirs:
+            return found
+        line, _, function = _guilty(failure.theirs, failure.phase).partition(" in ")
+        return dataclasses.replace(
+            found, what=function, line=line, place=f"{failure.kind} in {failure.phase}", key=function
+        )
+    if isinstance(case, c.OpCase) and not found.line:
+        return _of_op(case, found, ndl)
+    return found
+
+
+def _guilty(theirs: tuple[str, ...], phase: str) -> str:
+    """The line to look at: in a backward pass, the gradient rule that was at work; else where it was raised."""
+    if "backward" in phase:
+        for place in reversed(theirs):  # the outermost first: what it calls is asked for a wrong thing
+            function = place.partition(" in ")[2]
+            if function.endswith((".gradient", ".backward")) and not function.startswith(_TENSOR):
+                return place
+    return next((place for place in theirs if not place.partition(" in ")[2].startswith(_TENSOR[2:])), theirs[0])
+
+
+def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
+    method = _REFLECTED.get(case.op)
+    if method is not None:
+        line = line_of(ndl, "Tensor", method)
+        return dataclasses.replace(found, what=f"Tensor.{method}", line=line, key=f"Tensor.{method}")
+    if case.op == "softmax_loss":
+        line = line_of(ndl, "nn.SoftmaxLoss", "forward")
+        return dataclasses.replace(found, what=found.what.replace("softmax_loss", "SoftmaxLoss"), line=line, key="")
+    line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
+    return dataclasses.replace(found, line=line)
