@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # before importing anything that such a Python may not have
@@ -32,6 +35,8 @@ PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # One thread per process: the harness runs a process per core, and sums then have one order.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")  # on which needle alone is tested
+ASK_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 TORCH = "torch==2.13.0"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 NO_TORCH = f"""
@@ -58,7 +63,7 @@ def env(session: nox.Session) -> None:
     )
     install_torch(session)
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test", "lint")
-    session.install("--editable", ".[oracle]", *groups)
+    session.install("--editable", ".", *groups)
     stamp.write_text(wanted)
 
 
@@ -141,10 +146,74 @@ def kernels(session: nox.Session) -> None:
     harness(session, "kernels")
 
 
+@nox.session(python=False)
+def needle(session: nox.Session) -> None:
+    """Run needle's own tests with NumPy and pytest alone, on every Python of 3.11 to 3.14 that is here, side by side."""
+    pythons = {version: interpreter(version) for version in PYTHONS}
+    for version, python in pythons.items():
+        if python is None:
+            session.warn(f"Python {version} is not here: needle's tests are not run on it")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = {v: pool.submit(alone, v, python, session.posargs) for v, python in pythons.items() if python}
+        failed = []
+        for version, run in runs.items():
+            code, output = run.result()
+            print(f"\nneedle with NumPy alone, Python {version}:\n{output.rstrip()}", flush=True)
+            failed += [version] if code else []
+    if failed or not runs:
+        session.error(
+            f"needle's tests fail on Python {', '.join(failed)}" if runs else "there is no Python to run them on"
+        )
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version: on the PATH, or one that pyenv has installed."""
+    installed = sorted(
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    )
+    for python in (sys.executable, shutil.which(f"python{version}"), *map(str, installed)):
+        if python:
+            asked = subprocess.run([python, "-c", ASK_VERSION], capture_output=True, text=True)
+            if asked.stdout.strip() == version:  # a shim of pyenv may stand for a version that is not switched on
+                return python
+    return None
+
+
+def alone(version: str, python: str, args: list[str]) -> tuple[int, str]:
+    """Run needle's own tests in an environment of this Python with nothing but NumPy and pytest: exit code, output."""
+    where = ROOT / ".nox" / f"needle-{version}"
+    inside = str(where / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    test = [
+        inside,
+        "-m",
+        "pytest",
+        "tests/unit/needle",
+        "--confcutdir=tests/unit/needle",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    install = [sys.executable, "-m", "pip", "--python", inside, "install", "--quiet", "numpy>=2.0", "pytest>=9"]
+    steps = [[*test, *args]]
+    if not (where / "installed").exists():
+        steps = [[python, "-m", "venv", "--clear", "--without-pip", str(where)], install, *steps]
+    output = ""
+    for step in steps:
+        env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(step, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        output += run.stdout
+        if run.returncode:
+            return run.returncode, output
+        if step is install:
+            (where / "installed").touch()
+    return 0, output
+
+
 @nox.session(python=False, requires=["env"])
 def tests(session: nox.Session) -> None:
-    """Run pytest; `-- -k NAME` selects."""
-    session.run(PYTHON, "-m", "pytest", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+    """Run pytest, in a process per core; `-- -k NAME` selects, and stays in one process."""
+    spread = [] if session.posargs else ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    session.run(PYTHON, "-m", "pytest", *spread, *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
 
 
 @nox.session(python=False, requires=["env"])

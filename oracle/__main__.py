@@ -6,17 +6,23 @@ Exit codes are those of `oracle.exits.ExitCode`, for every command.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from oracle import commands
-from oracle.exits import ExitCode, supervised
+from oracle.exits import ExitCode, importing, supervised
 
 CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
     "5 nothing could be judged, 130 interrupted; if several hold: 4, 3, 1, 130, 5."
 )
+NEEDED = ("numpy", "torch", "hypothesis", "msgspec", "rich")
+IN_A_CLONE = ("mutants", "faults", "calibrate", "bench", "kernels")  # they read and write what only a clone has
 PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
 
 
@@ -42,11 +48,36 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def version() -> str:
+    """oracle and what its verdicts depend on; nothing is imported for it."""
+
+    def of(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return (
+        f"oracle {of('needle-oracle')} (torch {of('torch')}, NumPy {of('numpy')}, Python {platform.python_version()})"
+    )
+
+
+def cuda_build() -> str | None:
+    """The version of CUDA that torch was built for, or None; read from its files, because importing it takes a second."""
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    if file is None or not file.is_file():
+        return None
+    found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", file.read_text("utf-8", "replace"), re.MULTILINE)
+    return found[1] if found else None
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     main = argparse.ArgumentParser(
-        prog="python -m oracle", description="Differential testing of needle against PyTorch."
+        prog=commands.called(), description="Differential testing of needle against PyTorch."
     )
+    main.add_argument("--version", action="version", version=version())
     subcommands = main.add_subparsers(dest="command", required=True)
 
     diff = subcommands.add_parser(
@@ -74,6 +105,15 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("--verbose", action="store_true", help="show what the cases reached, and how near to which limit")
     diff.add_argument("--no-digits", action="store_true", help="leave out the run on the UCI digits")
     diff.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and summary.json")
+    diff.add_argument("--junitxml", type=Path, metavar="FILE", help="also write the run as JUnit's XML")
+    diff.add_argument(
+        "--json", metavar="FILE", help="also write the summary there; - is standard output, without anything else"
+    )
+    diff.add_argument(
+        "--github",
+        action=argparse.BooleanOptionalAction,
+        help="annotations at the suspects' lines and the summary of the step (on by itself where GITHUB_ACTIONS is true)",
+    )
 
     replay = subcommands.add_parser(
         "replay",
@@ -180,20 +220,38 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing and given[:1] != ["--version"]:
+        print(f"oracle needs {', '.join(missing)}: pip install {' '.join(missing)} (docs/ci.md)", file=sys.stderr)
+        return ExitCode.USAGE
+    if given and given[0] in IN_A_CLONE and not commands.in_a_clone():
+        print(f"{given[0]}: it measures our needle and oracle itself, in a clone of their repository", file=sys.stderr)
+        return ExitCode.USAGE
     if given[:1] == ["bench"]:  # sets the number of threads, which must come before NumPy
         from oracle import bench
 
         return bench.main(given[1:])
     commands.started_here()
     arguments = parsed(given)
-    from oracle.systems import foreign
+    from oracle.systems import candidate
+    from oracle.systems.foreign import ForeignError
 
-    needle = getattr(arguments, "needle", None)
     try:
-        foreign.imported("needle") if needle is None else foreign.load(needle)
-    except foreign.ForeignError as error:
+        if arguments.command in ("diff", "replay", "memory"):  # this process decides and writes: it runs no needle
+            candidate.choose(getattr(arguments, "needle", None))
+        else:  # these plant something in it
+            with importing():
+                candidate.candidate()
+    except ForeignError as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    cuda = cuda_build()
+    if cuda:
+        print(
+            f"torch is a build for CUDA {cuda}: the verdicts are those of its CPU code, but it takes gigabytes; the CPU build: "
+            "pip install torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu",
+            file=sys.stderr,
+        )
     if arguments.command == "replay":
         from oracle.runs.replay import replay
 
@@ -244,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             accept_memory=arguments.accept_memory,
         )
+    from oracle.runs import formats
     from oracle.runs.diff import diff
 
     cases = arguments.cases or PROFILES[arguments.profile]
@@ -258,7 +317,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder=arguments.out,
         needle=arguments.needle,
         verbose=arguments.verbose,
+        formats=formats.Asked(
+            arguments.junitxml,
+            arguments.json,
+            formats.under_github() if arguments.github is None else arguments.github,
+        ),
     )
+
+
+def console() -> None:
+    """The command ``oracle``."""
+    sys.exit(supervised(main))
 
 
 if __name__ == "__main__":

@@ -28,13 +28,23 @@ def meant(path: Path) -> Path:
     return _started_in / path
 
 
+def in_a_clone() -> bool:
+    """Whether this is a clone of the project, and no installed wheel: it has sessions, baselines and tests."""
+    return (ROOT / "noxfile.py").is_file()
+
+
+def called() -> str:
+    """How oracle was started: ``oracle`` where its wheel is installed, else ``python -m oracle``."""
+    return "oracle" if Path(sys.argv[0]).stem == "oracle" else "python -m oracle"
+
+
 def session(name: str) -> str:
     """A command without options, as prose names it: ``nox -s faults``."""
     return f"nox -s {name}"
 
 
 def command(name: str, *words: object, **options: object) -> str:
-    """``nox -s replay -- f93132ed --needle 'another needle'``; outside the project's folder, ``python -m oracle replay …``.
+    """``nox -s replay -- f93132ed --needle 'another needle'``; outside the project's folder, ``oracle replay …``.
 
     An option that is None, False or the default folder is left out; ``from_=…`` is ``--from``.
     """
@@ -45,8 +55,8 @@ def command(name: str, *words: object, **options: object) -> str:
         given.append("--" + option.strip("_").replace("_", "-"))
         if value is not True:
             given.append(_word(value))
-    if not (_started_in == ROOT and (ROOT / "noxfile.py").is_file()):
-        return " ".join(["python -m oracle", name, *given])
+    if not (_started_in == ROOT and in_a_clone()):
+        return " ".join([called(), name, *given])
     return " ".join([session(name), *(["--"] if given else []), *given])
 
 
@@ -65,7 +75,9 @@ def shown(path: Path) -> str:
 
 
 def keep(path: Path) -> str:
-    """Makes a case file one that the tests replay."""
+    """Makes a case file one that the tests replay; outside a clone, keeps it from the next run."""
+    if not in_a_clone():
+        return f"cp {_word(path)} ."
     return f"mv {_word(path)} {_word(ROOT / 'tests' / 'cases')}{os.sep}"
 
 

@@ -225,7 +225,7 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity in ("graph", "live tensors", "cycles"):
         return Suspect(f"something that a step leaves in memory (leak): {quantity}", divergence.message)
     if quantity == "untouched" and name == "random state":
-        droppers = [path for path, layer in c.walk(case.model) if isinstance(layer, c.Dropout)]
+        droppers = [path for path, layer in c.walk(case.model) if layer.draws]
         if droppers:  # the one layer that draws: what it must not do is the same mistake as what it then gives
             layers = dict(c.walk(case.model))
             place = f"it changes the random state; layer {droppers[0]}"
@@ -250,16 +250,13 @@ def _layer(
     key = f"{kind} {what}"  # a block of operations remains the same one while it shrinks
     if isinstance(layer, c.Ops):
         kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
-    line = (f"nn.{_CLASSES.get(kind, kind)}", method)
+    line = (f"nn.{layer.called or kind}", method)
     return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
-
-
-_CLASSES = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d", "Eval": "Sequential"}
 
 
 def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:
     while path:
-        if isinstance(layers.get(path), c.Eval):
+        if path in layers and layers[path].quiet:
             return True
         path = path.rpartition(".")[0]
     return False
@@ -271,7 +268,7 @@ def _consumer(layers: Mapping[str, c.Layer], name: str) -> str | None:
     A Sequential only hands its input to the first of its layers.
     """
     path = _next(layers, name)
-    while path is not None and isinstance(layers[path], c.Sequential | c.Eval) and f"{path}.0" in layers:
+    while path is not None and layers[path].hands_on and f"{path}.0" in layers:
         path = f"{path}.0"
     return path
 
@@ -288,6 +285,4 @@ def _next(layers: Mapping[str, c.Layer], name: str) -> str | None:
         container = container.rpartition(".")[0]
     if not container:
         return None
-    if isinstance(layers[container], c.Residual | c.Branch):
-        return container
-    return _next(layers, container)
+    return _next(layers, container) if layers[container].hands_on else container

@@ -89,7 +89,12 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
 
 
 def dump(path: Path, data: Any) -> None:
-    """Strict JSON (infinities as text), written in one go."""
+    """Strict JSON in a file, written in one go."""
+    files.save(path, dumped(data))
+
+
+def dumped(data: Any) -> str:
+    """Strict JSON; infinities and nan as text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -102,4 +107,4 @@ def dump(path: Path, data: Any) -> None:
             return str(value)
         return value
 
-    files.save(path, json.dumps(plain(data), indent=2) + "\n")
+    return json.dumps(plain(data), indent=2) + "\n"

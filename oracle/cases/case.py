@@ -17,20 +17,20 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta, Struct, defstruct
+from msgspec import Meta, Struct
 
+from oracle.cases import layers
 from oracle.cases.bounds import (
     LARGEST_FILE,
     MOST_PARTS,
     Argument,
-    Fraction,
     NonNegative,
     Number,
     Place,
@@ -45,10 +45,31 @@ from oracle.cases.bounds import (
     shallow,
     too_deep,
 )
-from oracle.cases.bounds import (
-    CaseError as CaseError,
-)
-from oracle.operations import MOST_AXES, OPERATIONS, extent, largest, result_shape
+from oracle.cases.bounds import CaseError as CaseError
+from oracle.cases.layers import ACTIVATIONS as ACTIVATIONS
+from oracle.cases.layers import LAYERS as LAYERS
+from oracle.cases.layers import BatchNorm as BatchNorm
+from oracle.cases.layers import Branch as Branch
+from oracle.cases.layers import Dropout as Dropout
+from oracle.cases.layers import Eval as Eval
+from oracle.cases.layers import Flatten as Flatten
+from oracle.cases.layers import Identity as Identity
+from oracle.cases.layers import LayerNorm as LayerNorm
+from oracle.cases.layers import Linear as Linear
+from oracle.cases.layers import Ops as Ops
+from oracle.cases.layers import OpStep as OpStep
+from oracle.cases.layers import Part
+from oracle.cases.layers import ReLU as ReLU
+from oracle.cases.layers import Residual as Residual
+from oracle.cases.layers import Sequential as Sequential
+from oracle.cases.layers import Sigmoid as Sigmoid
+from oracle.cases.layers import Tanh as Tanh
+from oracle.cases.layers import Unused as Unused
+from oracle.cases.model import Checked
+from oracle.cases.model import output_width as output_width
+from oracle.cases.model import trains as trains
+from oracle.cases.model import walk as walk
+from oracle.operations import MOST_AXES, extent, largest, result_shape
 
 FORMAT = 1
 
@@ -57,156 +78,24 @@ Shape = tuple[int, ...]
 Special = Literal["nan", "inf", "-inf"]
 
 
-class _Part(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
-    """A part of a case."""
-
-
-# -- layers: (rows, width) -> (rows, width') --------------------------------------------------------------------------
-
-
-class Linear(_Part, frozen=True, tag="Linear"):
-    """``nn.Linear``; ``tie`` shares the weight of the tie-th Linear of the model, ``frozen`` turns gradients off."""
-
-    out: Width
-    bias: bool = True
-    frozen: bool = False
-    tie: Argument | None = None
-
-
-class ReLU(_Part, frozen=True, tag="ReLU"):
-    """``nn.ReLU``."""
-
-
-class Activation(_Part, frozen=True):
-    """One elementwise operation as a layer. Its subclasses are made from the blocks that name one, see `ACTIVATIONS`."""
-
-    op: ClassVar[str] = ""
-
-
-def _activation(op: str, name: str) -> type[Activation]:
-    space = {"op": op, "__doc__": f"``nn.{name}``."}
-    made: Any = defstruct(name, [], bases=(Activation,), namespace=space, module=__name__, frozen=True, tag=name)
-    kind: type[Activation] = made
-    return kind
-
-
-# name of the layer -> its class; each is a name of this module too, so that cases can be pickled
-ACTIVATIONS = {block.layer: _activation(op, block.layer) for op, block in OPERATIONS.items() if block.layer}
-globals().update(ACTIVATIONS)
-Tanh, Sigmoid = ACTIVATIONS["Tanh"], ACTIVATIONS["Sigmoid"]
-
-
-class Identity(_Part, frozen=True, tag="Identity"):
-    """``nn.Identity``."""
-
-
-class Flatten(_Part, frozen=True, tag="Flatten"):
-    """``nn.Flatten``."""
-
-
-class BatchNorm(_Part, frozen=True, tag="BatchNorm"):
-    """``nn.BatchNorm1d``; None leaves the keyword out, so that the default is tested; ``frozen`` as for `Linear`."""
-
-    eps: Positive | None = None
-    momentum: Fraction | None = None
-    frozen: bool = False
-
-
-class LayerNorm(_Part, frozen=True, tag="LayerNorm"):
-    """``nn.LayerNorm1d``; None leaves the keyword out; ``frozen`` as for `Linear`."""
-
-    eps: Positive | None = None
-    frozen: bool = False
-
-
-class Dropout(_Part, frozen=True, tag="Dropout"):
-    """``nn.Dropout``; None leaves the keyword out."""
-
-    p: Fraction | None = None
-
-
-class Unused(_Part, frozen=True, tag="Unused"):
-    """A layer that hands its input on and owns a parameter it never uses."""
-
-    size: Width = 1
-
-
-class Sequential(_Part, frozen=True, tag="Sequential"):
-    """``nn.Sequential``, nested."""
-
-    body: tuple[Layer, ...]
-
-
-class Residual(_Part, frozen=True, tag="Residual"):
-    """``nn.Residual``: body(x) + x; the body keeps the width."""
-
-    body: tuple[Layer, ...]
-
-
-class Branch(_Part, frozen=True, tag="Branch"):
-    """Two bodies on the same input, joined element by element; both give the same width."""
-
-    left: tuple[Layer, ...]
-    right: tuple[Layer, ...]
-    join: Literal["add", "subtract", "multiply"] = "add"
-
-
-class Eval(_Part, frozen=True, tag="Eval"):
-    """A nested Sequential that stays in evaluation mode while the rest trains."""
-
-    body: tuple[Layer, ...]
-
-
-class OpStep(_Part, frozen=True, tag="OpStep"):
-    """One operation inside `Ops`. ``args`` index the values so far: 0 is the input of the block."""
-
-    op: str
-    args: tuple[Argument, ...]
-    attributes: dict[str, Any] = {}
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
-
-
-class Ops(_Part, frozen=True, tag="Ops"):
-    """A straight-line program of operations on the input of shape (rows, width); its last value is the output."""
-
-    steps: tuple[OpStep, ...]
-
-
-_PLAIN = (Linear, ReLU, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Unused)
-_CONTAINERS = (Sequential, Residual, Branch, Eval, Ops)
+# name of a layer -> its class; each is a name of this module too: `case.Tanh`
+globals().update(LAYERS)
 if TYPE_CHECKING:
-    Layer = (
-        Linear
-        | ReLU
-        | Activation
-        | Identity
-        | Flatten
-        | BatchNorm
-        | LayerNorm
-        | Dropout
-        | Unused
-        | Sequential
-        | Residual
-        | Branch
-        | Eval
-        | Ops
-    )
+    Layer = layers.Layer
 else:
-    Layer = Union[(*_PLAIN, *ACTIVATIONS.values(), *_CONTAINERS)]
+    Layer = layers.AnyLayer  # what msgspec reads where a layer is expected
 
 # -- data, loss, optimizer --------------------------------------------------------------------------------------------
 
 
-class Atom(_Part, frozen=True, tag="Atom"):
+class Atom(Part, frozen=True, tag="Atom"):
     """One special value in the data; ``at`` counts elements row by row, modulo the size."""
 
     at: Place
     value: Number
 
 
-class Data(_Part, frozen=True, tag="Data"):
+class Data(Part, frozen=True, tag="Data"):
     """Normal data from the seed, scaled and shifted, with special values planted."""
 
     rows: Rows
@@ -220,7 +109,7 @@ class Data(_Part, frozen=True, tag="Data"):
     same_batch: bool = False
 
 
-class Digits(_Part, frozen=True, tag="Digits"):
+class Digits(Part, frozen=True, tag="Digits"):
     """The UCI digits: 8x8 images, 64 features in [0, 1], 10 classes, shuffled by the seed, full batches only."""
 
     rows: Rows = 64
@@ -231,28 +120,28 @@ class Digits(_Part, frozen=True, tag="Digits"):
         return 64
 
 
-class SoftmaxLoss(_Part, frozen=True, tag="SoftmaxLoss"):
+class SoftmaxLoss(Part, frozen=True, tag="SoftmaxLoss"):
     """``nn.SoftmaxLoss`` against labels; the classes are the width of the model's output."""
 
     labels: Literal["int64", "int32", "uint8"] = "int64"
 
 
-class MeanSquare(_Part, frozen=True, tag="MeanSquare"):
+class MeanSquare(Part, frozen=True, tag="MeanSquare"):
     """((out − target) ** 2).sum() / rows, with a drawn target."""
 
 
-class WeightedSum(_Part, frozen=True, tag="WeightedSum"):
+class WeightedSum(Part, frozen=True, tag="WeightedSum"):
     """(out · c).sum() with a drawn c: a scalar loss with a random cotangent."""
 
 
-class Cotangent(_Part, frozen=True, tag="Cotangent"):
+class Cotangent(Part, frozen=True, tag="Cotangent"):
     """``out.backward(c)`` with a drawn c: no scalar loss at all."""
 
 
 Loss = SoftmaxLoss | MeanSquare | WeightedSum | Cotangent
 
 
-class SGD(_Part, frozen=True, tag="SGD"):
+class SGD(Part, frozen=True, tag="SGD"):
     """``optim.SGD``; None leaves the keyword out."""
 
     lr: Positive | None = None
@@ -260,7 +149,7 @@ class SGD(_Part, frozen=True, tag="SGD"):
     weight_decay: NonNegative | None = None
 
 
-class Adam(_Part, frozen=True, tag="Adam"):
+class Adam(Part, frozen=True, tag="Adam"):
     """``optim.Adam``; None leaves the keyword out."""
 
     lr: Positive | None = None
@@ -273,20 +162,20 @@ class Adam(_Part, frozen=True, tag="Adam"):
 Optimizer = SGD | Adam
 
 
-class Clip(_Part, frozen=True, tag="Clip"):
+class Clip(Part, frozen=True, tag="Clip"):
     """``clip_grad_norm`` before the step; None leaves the argument out."""
 
     max_norm: Positive | None = None
 
 
-class LrChange(_Part, frozen=True, tag="LrChange"):
+class LrChange(Part, frozen=True, tag="LrChange"):
     """``optimizer.lr = lr`` before step ``step``."""
 
     step: Step
     lr: Positive
 
 
-class Gap(_Part, frozen=True, tag="Gap"):
+class Gap(Part, frozen=True, tag="Gap"):
     """``p.grad = None`` before the optimizer's step ``step``, of one parameter: it is skipped once.
 
     ``parameter`` counts those that get gradients, and starts again behind the last of them.
@@ -296,7 +185,7 @@ class Gap(_Part, frozen=True, tag="Gap"):
     parameter: Place = 0
 
 
-class Memory(_Part, frozen=True, tag="Memory"):
+class Memory(Part, frozen=True, tag="Memory"):
     """Makes a case one for the memory gates: what is traced, and what its loop does beside training steps."""
 
     allocators: Literal["malloc", "python"] = "malloc"  # "python" traces every small object too
@@ -357,7 +246,7 @@ def _canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class _Case(_Part, frozen=True):
+class _Case(Part, frozen=True):
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that name the case."""
@@ -427,7 +316,7 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
         _check_model(self)
 
 
-class Operand(_Part, frozen=True, tag="Operand"):
+class Operand(Part, frozen=True, tag="Operand"):
     """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(max_length=MOST_AXES)]
@@ -458,7 +347,7 @@ class OpCase(_Case, frozen=True, tag="op"):
 
     op: str
     operands: tuple[Operand, ...]
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}  # noqa: RUF012 - msgspec copies it
     cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
     constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
@@ -492,135 +381,13 @@ class OpCase(_Case, frozen=True, tag="op"):
 
 Case = TrainCase | SecondOrderCase | OpCase
 
-# -- walking a model --------------------------------------------------------------------------------------------------
-
-
-def bodies(layer: Layer) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
-    """The bodies of a container, each with the prefix of its children's paths; () for a plain layer."""
-    if isinstance(layer, Branch):
-        return (("left.", layer.left), ("right.", layer.right))
-    if isinstance(layer, Sequential | Residual | Eval):
-        return (("", layer.body),)
-    return ()
-
-
-def walk(model: Sequence[Layer], prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """Every layer with its path ("2.left.0"), containers before their children, in the order of the model."""
-    for i, layer in enumerate(model):
-        path = f"{prefix}{i}"
-        yield path, layer
-        for name, body in bodies(layer):
-            yield from walk(body, f"{path}.{name}")
-
-
-def op_shapes(layer: Ops, rows: int, width: int) -> list[Shape]:
-    """Shapes of all values of an `Ops` block."""
-    shapes: list[Shape] = [(rows, width)]
-    for i, step in enumerate(layer.steps):
-        for arg in step.args:
-            require(0 <= arg < len(shapes), f"steps[{i}]: args {step.args} must index the {len(shapes)} values so far")
-        shapes.append(result_shape(step.op, [shapes[a] for a in step.args], step.attributes))
-    return shapes
-
-
-class _Checker:
-    """Widths of a model; raises CaseError with the path of the layer that does not fit."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.linears: list[Shape] = []
-        self.parts = 0  # layers and operations; with what follows, what a pass costs
-        self.numbers = 0.0  # values of all layers, and parameters
-        self.products = 0.0  # multiplications in products
-        self.widths: dict[str, int] = {}  # path -> width of the layer's input
-
-    def body(self, layers: Sequence[Layer], width: int, prefix: str, training: bool) -> int:
-        for i, layer in enumerate(layers):
-            self.widths[f"{prefix}{i}"] = width
-            try:
-                width = self.layer(layer, width, f"{prefix}{i}", training)
-            except CaseError:
-                raise
-            except ValueError as error:
-                raise CaseError(f"model[{prefix}{i}]: {error}") from None
-        return width
-
-    def layer(self, layer: Layer, width: int, path: str, training: bool) -> int:
-        where = f"model[{path}]"
-        self.parts += 1
-        self.numbers += self.rows * width
-        if isinstance(layer, Linear):
-            shape = (width, layer.out)
-            self.numbers += width * layer.out
-            self.products += self.rows * width * layer.out
-            if layer.tie is not None:
-                known = self.linears[layer.tie] if 0 <= layer.tie < len(self.linears) else None
-                require(
-                    not layer.frozen, f"{where}: a Linear with a tie cannot be frozen; freeze the one it is tied to"
-                )
-                require(known == shape, f"{where}: tie={layer.tie} names a Linear of shape {known}, but needs {shape}")
-            self.linears.append(shape)
-            return layer.out
-        if isinstance(layer, BatchNorm):
-            require(
-                self.rows > 1 or not training, f"{where}: BatchNorm needs at least 2 rows in training, got {self.rows}"
-            )
-            return width
-        if isinstance(layer, Residual):
-            out = self.body(layer.body, width, f"{path}.", training)
-            require(out == width, f"{where}: Residual body must keep the width {width}, but gives {out}")
-            return width
-        if isinstance(layer, Branch):
-            left = self.body(layer.left, width, f"{path}.left.", training)
-            right = self.body(layer.right, width, f"{path}.right.", training)
-            require(left == right, f"{where}: both branches must give the same width, got {left} and {right}")
-            return left
-        if isinstance(layer, Sequential):
-            return self.body(layer.body, width, f"{path}.", training)
-        if isinstance(layer, Eval):
-            return self.body(layer.body, width, f"{path}.", False)
-        if isinstance(layer, Ops):
-            self.parts += len(layer.steps)
-            shapes = op_shapes(layer, self.rows, width)
-            for step, made in zip(layer.steps, shapes[1:], strict=True):
-                self.numbers += 4 * extent(made)
-                if step.op == "matmul":  # of (n, k) and (k, m): n * k * m
-                    self.products += math.sqrt(math.prod(extent(shapes[a]) for a in step.args) * extent(made))
-            out_shape = shapes[-1]
-            require(
-                len(out_shape) == 2 and out_shape[0] == self.rows and out_shape[1] >= 1,
-                f"{where}: Ops must end with shape ({self.rows}, width), but gives {out_shape}",
-            )
-            return out_shape[1]
-        return width
-
-
-def trains(model: Sequence[Layer]) -> bool:
-    """Whether any parameter gets a gradient; a weight that is tied to a frozen one is frozen too."""
-    layers = [layer for _, layer in walk(model)]
-    linears = [layer for layer in layers if isinstance(layer, Linear)]
-
-    def owner(linear: Linear) -> Linear:
-        while linear.tie is not None:
-            linear = linears[linear.tie]
-        return linear
-
-    return any(isinstance(layer, BatchNorm | LayerNorm) and not layer.frozen for layer in layers) or any(
-        (linear.bias and not linear.frozen) or not owner(linear).frozen for linear in linears
-    )
-
-
-def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
-    """Width of the model's output."""
-    return _Checker(rows).body(model, features, "", True)
+# -- the model of a case ----------------------------------------------------------------------------------------------
 
 
 @remembered
 def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
     """Path of every layer -> width of its input."""
-    checker = _Checker(case.data.rows)
-    checker.body(case.model, case.data.features, "", True)
-    return checker.widths
+    return Checked(case.model, case.data.rows, case.data.features).widths
 
 
 def cost(case: Case) -> tuple[float, float]:
@@ -629,13 +396,13 @@ def cost(case: Case) -> tuple[float, float]:
         shapes = [o.shape for o in case.operands]
         numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
         return 350.0 * numbers, 4e-5 * numbers
-    checker = _Checker(case.data.rows)
-    width = checker.body(case.model, case.data.features, "", True)
+    checked = Checked(case.model, case.data.rows, case.data.features)
+    width = checked.width
     train = isinstance(case, TrainCase)
     steps, passes = (case.steps, 1 if case.backward == "once" else 2) if isinstance(case, TrainCase) else (1, 2)
-    held = checker.numbers + case.data.rows * width
+    held = checked.numbers + case.data.rows * width
     drawn = 5.0 * steps * passes * case.data.rows * (case.data.features + width) if train else 0.0
-    seconds = steps * passes * (1e-3 * checker.parts + 4e-6 * held + 2e-9 * checker.products)
+    seconds = steps * passes * (1e-3 * checked.parts + 4e-6 * held + 2e-9 * checked.products)
     return 350.0 * held + drawn, seconds
 
 
@@ -715,12 +482,9 @@ def describe(case: Case) -> str:
     def one(part: Any) -> str:
         if isinstance(part, OpStep):
             return part.op
-        if isinstance(part, Ops):
-            return f"Ops({' '.join(s.op for s in part.steps)})"
-        if isinstance(part, Branch):
-            return f"Branch({many(part.left)} {part.join} {many(part.right)})"
-        if isinstance(part, Sequential | Residual | Eval):
-            return f"{type(part).__name__}({many(part.body)})"
+        nested = part.described(many) if isinstance(part, layers.Layer) else ""
+        if nested:
+            return nested
         fields = ((n, getattr(part, n)) for n in part.__struct_fields__)
         defaults = dict(zip(reversed(part.__struct_fields__), reversed(part.__struct_defaults__), strict=False))
         shown = [str(v) if n == "out" else f"{n}={v}" for n, v in fields if n not in defaults or v != defaults[n]]

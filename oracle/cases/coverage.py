@@ -79,20 +79,13 @@ _WITH_AXES = ("summation", "maximum", "logsumexp", "transpose")
 def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
     for _, layer in c.walk(case.model):
         yield f"layer {type(layer).__name__}"
+        for name, variant in layer.variants.items():
+            if variant.shown(layer):
+                yield f"layer {type(layer).__name__}, {name}"
         if isinstance(layer, c.Ops):
             for step in layer.steps:
                 yield f"op {step.op}"
                 yield f"block {step.op}"
-        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
-            if layer.frozen:
-                yield f"layer {type(layer).__name__}, frozen"
-        elif isinstance(layer, c.Linear):
-            if layer.tie is not None:
-                yield "layer Linear, tied"
-            if layer.frozen:
-                yield "layer Linear, frozen"
-            if not layer.bias:
-                yield "layer Linear, no bias"
 
 
 def _of_training(case: c.TrainCase) -> Iterator[str]:

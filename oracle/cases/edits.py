@@ -71,12 +71,12 @@ def atom(value: float) -> Edit:
     return edit
 
 
-def within(layer: c.Layer) -> Edit:
-    """A layer that keeps the width, at a place that the seed decides; never last, where second order has its head."""
+def within(*layers: c.Layer) -> Edit:
+    """Layers that keep the width, at a place that the seed decides; never last, where second order has its head."""
 
     def edit(case: c.TrainCase | c.SecondOrderCase) -> c.Case:
         at = case.seed % max(1, len(case.model))
-        return _replace(case, model=(*case.model[:at], layer, *case.model[at:]))
+        return _replace(case, model=(*case.model[:at], *layers, *case.model[at:]))
 
     return edit
 
@@ -111,11 +111,6 @@ def last(make: Callable[[int, int], tuple[c.Layer, ...]]) -> Edit:
         return _replace(case, model=(*case.model, *make(width, linears)))
 
     return edit
-
-
-def tied(width: int, linears: int) -> tuple[c.Layer, ...]:
-    """Two Linears with one weight: what `last` takes."""
-    return c.Linear(width), c.Linear(width, tie=linears)
 
 
 def block(op: str) -> Edit:

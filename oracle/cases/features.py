@@ -20,35 +20,23 @@ class Group:
     labels: Mapping[str, Edit | None]
 
 
-_LAYERS: dict[str, Edit] = {
-    "Linear": e.last(lambda width, _: (c.Linear(width),)),
-    "ReLU": e.within(c.ReLU()),
-    **{name: e.within(kind()) for name, kind in c.ACTIVATIONS.items()},
-    "Identity": e.within(c.Identity()),
-    "Flatten": e.within(c.Flatten()),
-    "BatchNorm": e.within(c.BatchNorm()),
-    "LayerNorm": e.within(c.LayerNorm()),
-    "Dropout": e.within(c.Dropout()),
-    "Unused": e.within(c.Unused(3)),
-    "Sequential": e.within(c.Sequential((c.Tanh(), c.LayerNorm()))),
-    "Residual": e.within(c.Residual((c.LayerNorm(), c.ReLU()))),
-    "Branch": e.within(c.Branch((c.Tanh(),), (c.Sigmoid(),), "multiply")),
-    "Eval": e.within(c.Eval((c.BatchNorm(),))),
-    "Ops": e.last(lambda width, _: (c.Ops((c.OpStep("tanh", (0,)), c.OpStep("multiply", (0, 1)))),)),
+def _put(kind: type[c.Layer]) -> Edit:
+    """An example of a layer in the model."""
+    return e.last(lambda width, _: (kind.example(width),)) if kind.stands == "last" else e.within(kind.example(0))
+
+
+_LAYERS: dict[str, Edit] = {name: _put(kind) for name, kind in c.LAYERS.items()}
+_VARIANTS: dict[str, Edit] = {
+    f"{name}, {what}": e.last(variant.example) if kind.stands == "last" else e.within(*variant.example(0, 0))
+    for name, kind in c.LAYERS.items()
+    for what, variant in kind.variants.items()
 }
-_TIED = e.last(e.tied)
-_FROZEN = e.last(lambda width, _: (c.Linear(3, frozen=True),))
-_FROZEN_NORMS: dict[str, Edit] = {
-    "BatchNorm, frozen": e.within(c.BatchNorm(frozen=True)),
-    "LayerNorm, frozen": e.within(c.LayerNorm(frozen=True)),
-}
-_NO_BIAS = e.last(lambda width, _: (c.Linear(3, bias=False),))
 
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
     "layer": Group(
         c.TrainCase,
-        {**_LAYERS, "Linear, tied": _TIED, "Linear, frozen": _FROZEN, "Linear, no bias": _NO_BIAS, **_FROZEN_NORMS},
+        {**_LAYERS, **_VARIANTS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
@@ -255,10 +243,7 @@ TABLE: dict[str, Group] = {
         c.SecondOrderCase,
         {
             **_LAYERS,
-            "Linear, tied": _TIED,
-            "Linear, frozen": _FROZEN,
-            "Linear, no bias": _NO_BIAS,
-            **_FROZEN_NORMS,
+            **_VARIANTS,
             "SoftmaxLoss": e.having(loss=c.SoftmaxLoss()),
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),

@@ -49,7 +49,7 @@ def _blocks(case: c.TrainCase | c.SecondOrderCase) -> list[tuple[c.Ops, int]]:
 
 
 def _broadcasts(block: c.Ops, rows: int, width: int) -> bool:
-    shapes = c.op_shapes(block, rows, width)
+    shapes = block.shapes(rows, width)
     return any(step.op in ELEMENTWISE and len({shapes[a] for a in step.args}) > 1 for step in block.steps)
 
 
@@ -118,7 +118,7 @@ def _body(
 
 def _layer(layer: c.Layer, path: str, case: Any, widths: Any, lacking: Collection[str]) -> c.Layer | None:
     if isinstance(layer, c.Branch):
-        left, right = (_body(body, f"{path}.{name}", case, widths, lacking) for name, body in c.bodies(layer))
+        left, right = (_body(body, f"{path}.{name}", case, widths, lacking) for name, body in layer.nested())
         return replace(layer, left=left, right=right)
     if isinstance(layer, c.Sequential | c.Residual | c.Eval):
         body = _body(layer.body, f"{path}.", case, widths, lacking)
@@ -135,7 +135,7 @@ def _layer(layer: c.Layer, path: str, case: Any, widths: Any, lacking: Collectio
         return replace(layer, tie=None) if layer.tie is not None and "layer Linear, tied" in lacking else layer
     if f"layer {type(layer).__name__}" not in lacking:
         return layer
-    return c.ReLU() if isinstance(layer, c.Activation) and "layer ReLU" not in lacking else None
+    return c.ReLU() if type(layer).__name__ in c.ACTIVATIONS and "layer ReLU" not in lacking else None
 
 
 def _block(block: c.Ops, rows: int, width: int, lacking: Collection[str]) -> c.Ops | None:

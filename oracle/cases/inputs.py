@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
+from oracle.cases.layers import Slot as Slot
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -33,17 +34,6 @@ class Batches:
     def micro(self) -> int:
         """Backward passes per step: 2 where gradients are accumulated, else 1."""
         return int(self.x.shape[1])
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A parameter or buffer of the model in needle's layout."""
-
-    name: str
-    shape: Shape
-    layer: str  # kind of the layer that owns it
-    frozen: bool = False
-    used: bool = True
 
 
 def gap(case: c.TrainCase | c.SecondOrderCase) -> tuple[int, str]:
@@ -127,11 +117,11 @@ def plain_layers(case: c.TrainCase | c.SecondOrderCase) -> Sequence[tuple[str, c
     def visit(layers: Sequence[c.Layer], prefix: str, training: bool) -> Iterator[Any]:
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
-            inner = c.bodies(layer)
+            inner = layer.nested()
             if not inner:
                 yield path, layer, widths[path], training
             for name, body in inner:
-                yield from visit(body, f"{path}.{name}", training and not isinstance(layer, c.Eval))
+                yield from visit(body, f"{path}.{name}", training and not layer.quiet)
 
     return list(visit(case.model, "", True))
 
@@ -142,18 +132,10 @@ def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]
     parameters: list[Slot] = []
     buffers: list[Slot] = []
     for path, layer, width, _ in plain_layers(case):
-        if isinstance(layer, c.Linear):
-            if layer.tie is None:
-                parameters.append(Slot(f"{path}.weight", (width, layer.out), "Linear", layer.frozen))
-            if layer.bias:
-                parameters.append(Slot(f"{path}.bias", (1, layer.out), "Linear", layer.frozen))
-        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
-            kind = type(layer).__name__
-            parameters.extend(Slot(f"{path}.{n}", (width,), kind, layer.frozen) for n in ("weight", "bias"))
-            if isinstance(layer, c.BatchNorm):
-                buffers.extend(Slot(f"{path}.{n}", (width,), kind) for n in ("running_mean", "running_var"))
-        elif isinstance(layer, c.Unused):
-            parameters.append(Slot(f"{path}.weight", (layer.size,), "Unused", used=False))
+        kind, frozen = type(layer).__name__, getattr(layer, "frozen", False)
+        for name, shape in layer.parameters(width).items():
+            parameters.append(Slot(f"{path}.{name}", shape, kind, frozen, layer.used))
+        buffers.extend(Slot(f"{path}.{name}", shape, kind) for name, shape in layer.buffers(width).items())
     return parameters, buffers
 
 
@@ -161,57 +143,26 @@ def initial_state(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Array]:
     """float32 value of every parameter and buffer before the first step."""
     rng = case.rng("weights")
     state: dict[str, Array] = {}
+    layers = dict(c.walk(case.model))
     parameters, buffers = slots(case)
     for slot in (*parameters, *buffers):
-        kind = slot.name.rsplit(".", 1)[1]
-        drawn = rng.standard_normal(slot.shape)
-        if slot.layer in ("BatchNorm", "LayerNorm"):
-            unit = 1.0 if kind in ("weight", "running_var") else 0.0
-            if case.keep_init:
-                value = np.full(slot.shape, unit)
-            elif kind == "running_var":
-                value = 0.1 + drawn**2
-            else:
-                value = unit + 0.5 * drawn
-        else:
-            fan_in = slot.shape[0] if kind == "weight" else 4
-            value = drawn * (case.weight_scale / math.sqrt(fan_in))
+        path, name = slot.name.rsplit(".", 1)
+        value = layers[path].start(name, rng.standard_normal(slot.shape), case.weight_scale, case.keep_init)
         state[slot.name] = value.astype(np.float32)
     return state
 
 
 def built_state(case: c.TrainCase | c.SecondOrderCase, seed: int) -> dict[str, Array]:
-    """What needle's constructors must give after ``np.random.seed(seed)``: the documented draws, in float64.
-
-    Linear: weight √2·√(3/in)·U(−1, 1) of (in, out), then bias √2·√(3/out)·U(−1, 1) of (out, 1) as a row (He et al. 2015).
-    """
+    """What needle's constructors must give after ``np.random.seed(seed)``: the documented draws, in float64."""
     rng = c.generator("build", seed)
-    state: dict[str, Array] = {}
-    linears: list[str] = []
-    for path, layer, width, _ in plain_layers(case):
-        if isinstance(layer, c.Linear):
-            for name, shape in (("weight", (width, layer.out)), ("bias", (layer.out, 1))):
-                if name == "bias" and not layer.bias:
-                    continue
-                bound = math.sqrt(2) * math.sqrt(3 / shape[0])
-                drawn = (2 * rng.random_sample(shape) - 1) * bound
-                if name == "weight" and layer.tie is not None:
-                    continue  # drawn by the constructor, then replaced by the shared weight
-                state[f"{path}.{name}"] = drawn.reshape(1, -1) if name == "bias" else drawn
-            linears.append(path)
-        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
-            state[f"{path}.weight"], state[f"{path}.bias"] = np.ones(width), np.zeros(width)
-            if isinstance(layer, c.BatchNorm):
-                state[f"{path}.running_mean"], state[f"{path}.running_var"] = np.zeros(width), np.ones(width)
-    return state
+    built = ((path, layer.built(rng, width)) for path, layer, width, _ in plain_layers(case))
+    return {f"{path}.{name}": value for path, values in built for name, value in values}
 
 
 def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]:
     """Dropout masks by path: bool of shape (steps, micro, rows, width), as ``np.random.seed(step seed)`` gives them."""
     found: dict[str, Array] = {}
-    droppers = [
-        (path, layer, width) for path, layer, width, on in plain_layers(case) if on and isinstance(layer, c.Dropout)
-    ]
+    droppers = [(path, layer, width) for path, layer, width, on in plain_layers(case) if on and layer.draws]
     if not droppers:
         return found
     micro, rows = micro_batches(case), case.data.rows
@@ -221,13 +172,8 @@ def masks(case: c.TrainCase | c.SecondOrderCase, steps: int) -> dict[str, Array]
         rng = c.generator("masks", step_seed(case, t))
         for m in range(micro):
             for path, layer, width in droppers:
-                found[path][t, m] = rng.random_sample((rows, width)) <= 1 - dropout_p(layer)
+                found[path][t, m] = layer.mask(rng, (rows, width))
     return found
-
-
-def dropout_p(layer: c.Dropout) -> float:
-    """The probability in force: the documented default is 0.5."""
-    return 0.5 if layer.p is None else layer.p
 
 
 def step_seed(case: c.TrainCase | c.SecondOrderCase, step: int) -> int:

@@ -116,28 +116,19 @@ def _smaller(layers: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
             yield layers[:i] + layers[i + 1 :]
     for i, layer in enumerate(layers):
         before, after = layers[:i], layers[i + 1 :]
-        for _, body in c.bodies(layer):
+        inner = [body for _, body in layer.nested()]
+        for body in inner:
             yield (*before, *body, *after)
-        if isinstance(layer, c.Branch):
-            yield (*before, *layer.left, *layer.right, *after)
+        if len(inner) > 1:
+            yield (*before, *(x for body in inner for x in body), *after)
         for smaller in _smaller_layer(layer):
             yield (*before, smaller, *after)
 
 
 def _smaller_layer(layer: c.Layer) -> Iterator[c.Layer]:
-    if isinstance(layer, c.Branch):
-        yield from (_replace(layer, left=left) for left in _smaller_or_none(layer.left))
-        yield from (_replace(layer, right=right) for right in _smaller_or_none(layer.right))
-        yield from _simpler(layer, {"join": ("add",)})
-    elif isinstance(layer, c.Sequential | c.Residual | c.Eval):
-        yield from (_replace(layer, body=body) for body in _smaller_or_none(layer.body))
-    elif isinstance(layer, c.Ops):
-        for i in range(len(layer.steps)):
-            yield c.Ops(layer.steps[: i + 1])
-            yield c.Ops(_without(layer.steps, i))
-    else:
-        yield from _simpler(layer, {"tie": (None,), "frozen": (False,), "bias": (True,), "eps": (None,), "p": (0.5,),
-                                    "momentum": (None,), "size": (1,)})  # fmt: skip
+    for name in layer.bodies.values():
+        yield from (_replace(layer, **{name: body}) for body in _smaller_or_none(getattr(layer, name)))
+    yield from layer.smaller()
 
 
 def _smaller_or_none(body: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]:
@@ -146,49 +137,20 @@ def _smaller_or_none(body: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]
     yield from _smaller(body)
 
 
-def _without(steps: tuple[c.OpStep, ...], gone: int) -> tuple[c.OpStep, ...]:
-    """The program without one step: its users take its first operand instead."""
-    target = steps[gone].args[0]
-
-    def moved(arg: int) -> int:
-        arg = target if arg == gone + 1 else arg
-        return arg - (arg > gone + 1)
-
-    return tuple(_replace(s, args=tuple(moved(a) for a in s.args)) for i, s in enumerate(steps) if i != gone)
-
-
 def _sizes(case: c.TrainCase | c.SecondOrderCase) -> set[int]:
-    return {case.data.rows, case.data.features} | {x.out for _, x in c.walk(case.model) if isinstance(x, c.Linear)}
+    return {case.data.rows, case.data.features} | {n for _, x in c.walk(case.model) for n in x.sizes()}
 
 
 def _resized(case: c.TrainCase | c.SecondOrderCase, old: int, new: int) -> Iterator[dict[str, Any]]:
     """Every width ``old`` made ``new``; then the rows, the features and the layers each on their own."""
     rows = _replace(case.data, rows=new) if case.data.rows == old else case.data
     both = _replace(rows, features=new) if rows.features == old else rows
-    model = tuple(_with_width(layer, old, new) for layer in case.model)
+    model = tuple(layer.resized(old, new) for layer in case.model)
     yield {"model": model, "data": both}
     yield {"data": rows}
     yield {"model": model}
     yield {"data": _replace(case.data, features=new) if case.data.features == old else case.data}
     yield {"model": model, "data": rows}
-
-
-def _with_width(layer: c.Layer, old: int, new: int) -> c.Layer:
-    if isinstance(layer, c.Linear):
-        return _replace(layer, out=new) if layer.out == old else layer
-    if isinstance(layer, c.Branch):
-        left, right = (tuple(_with_width(x, old, new) for x in body) for body in (layer.left, layer.right))
-        return _replace(layer, left=left, right=right)
-    if isinstance(layer, c.Sequential | c.Residual | c.Eval):
-        return _replace(layer, body=tuple(_with_width(x, old, new) for x in layer.body))
-    if isinstance(layer, c.Ops):
-        swap = {"shape": lambda v: tuple(new if n == old else n for n in v)}
-        steps = tuple(
-            _replace(s, attributes={k: swap[k](v) if k in swap else v for k, v in s.attributes.items()})
-            for s in layer.steps
-        )
-        return c.Ops(steps)
-    return layer
 
 
 # -- single operations ------------------------------------------------------------------------------------------------

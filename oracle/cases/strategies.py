@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from oracle.cases import case as c
 from oracle.cases.blocks import Draw, Shape, drawn_block
-from oracle.cases.drawing import BOOLEANS, choice, integers, one_in, strategy
+from oracle.cases.drawing import BOOLEANS, HypothesisDraw, choice, integers, one_in, strategy
 from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
@@ -30,33 +30,18 @@ SEEDS = st.integers(0, 2**16)
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
-_EPS = st.sampled_from([None, None, 1e-5, 1e-3, 1e-2])
-_MOMENTA = st.sampled_from([None, None, 0.1, 0.5, 0.0, 1.0])
-_DROPPED = st.sampled_from([None, 0.1, 0.5, 0.9, 0.0, 1.0])
-_UNUSED = st.sampled_from([1, 3])
-_JOINS = st.sampled_from(["add", "subtract", "multiply"])
 _SMALL_WIDTHS = st.sampled_from([1, 2, 3, 4, 5])
 
 
+# Layers stand in this order among those to draw from, new ones behind: a seed gives the cases that it gave.
+_FIRST = ("Linear", "ReLU", *c.ACTIVATIONS, "BatchNorm", "LayerNorm", "Dropout", "Ops", "Identity", "Flatten", "Unused",
+          "Residual", "Branch", "Sequential", "Eval")  # fmt: skip
+_KINDS = tuple(c.LAYERS[name] for name in dict.fromkeys((*_FIRST, *c.LAYERS)))
+
+
 @functools.cache
-def _kinds(norms: bool, nested: bool) -> st.SearchStrategy[str]:
-    """Kinds of layers, where batch statistics (``norms``) and containers (``nested``) are possible or not."""
-    return choice(
-        (6, "linear"),
-        (4, "relu"),
-        *((2, name) for name in c.ACTIVATIONS),
-        (4 if norms else 0, "batch norm"),
-        (3, "layer norm"),
-        (2, "dropout"),
-        (5, "ops"),
-        (1, "identity"),
-        (1, "flatten"),
-        (1, "unused"),
-        (3 if nested else 0, "residual"),
-        (2 if nested else 0, "branch"),
-        (2 if nested else 0, "sequential"),
-        (1 if nested else 0, "eval"),
-    )
+def _kinds(possible: tuple[type[c.Layer], ...]) -> st.SearchStrategy[type[c.Layer]]:
+    return choice(*((kind.chance, kind) for kind in possible))
 
 
 @functools.cache
@@ -69,6 +54,7 @@ class _Models:
 
     def __init__(self, draw: Draw, rows: int, square: bool, small: bool) -> None:
         self.draw, self.rows, self.square = draw, rows, square
+        self.drawer = HypothesisDraw(draw)
         self.widths = _SMALL_WIDTHS if small else WIDTHS
         self.linears: list[Shape] = []
         self.budget = 8
@@ -92,42 +78,31 @@ class _Models:
             if self.budget <= 0:
                 break
             self.budget -= 1
-            layer, width = self.layer(width, depth, training)
+            site = _Site(self, width, depth, training)
+            kind = self.draw(_kinds(tuple(kind for kind in _KINDS if kind.possible(site))))
+            layer, width = kind.drawn(self.drawer, site)
             layers.append(layer)
         return tuple(layers), width
 
-    def layer(self, width: int, depth: int, training: bool) -> tuple[c.Layer, int]:
-        nested = depth < 2
-        norms = self.rows > 1 or not training
-        kind = self.draw(_kinds(norms, nested))
-        draw = self.draw
-        if kind == "linear":
-            linear = self.linear(width)
-            return linear, linear.out
-        if kind == "residual":
-            body, out = self.body(width, depth + 1, 3, training)
-            return c.Residual(body if out == width else (*body, self.linear(out, width))), width
-        if kind == "branch":
-            left, first = self.body(width, depth + 1, 2, training)
-            right, second = self.body(width, depth + 1, 2, training)
-            if first != second:
-                right = (*right, self.linear(second, first))
-            return c.Branch(left, right, draw(_JOINS)), first
-        if kind in ("sequential", "eval"):
-            body, out = self.body(width, depth + 1, 3, training and kind == "sequential")
-            return (c.Sequential(body) if kind == "sequential" else c.Eval(body)), out
-        simple: dict[str, Callable[[], c.Layer]] = {
-            "relu": c.ReLU,
-            **c.ACTIVATIONS,
-            "identity": c.Identity,
-            "flatten": c.Flatten,
-            "unused": lambda: c.Unused(draw(_UNUSED)),
-            "batch norm": lambda: c.BatchNorm(draw(_EPS), draw(_MOMENTA), draw(one_in(10))),
-            "layer norm": lambda: c.LayerNorm(draw(_EPS), draw(one_in(10))),
-            "dropout": lambda: c.Dropout(draw(_DROPPED)),
-            "ops": lambda: drawn_block(draw, self.rows, width),
-        }
-        return simple[kind](), width
+
+class _Site:
+    """The `oracle.cases.layers.Site` of a layer."""
+
+    def __init__(self, models: _Models, width: int, depth: int, training: bool) -> None:
+        self.rows, self.width, self.training, self.nested = models.rows, width, training, depth < 2
+        self._models, self._depth = models, depth
+
+    def next_width(self) -> int:
+        return self._models.width()
+
+    def linear(self, width: int, out: int | None = None) -> c.Linear:
+        return self._models.linear(width, out)
+
+    def body(self, most: int, training: bool = True) -> tuple[tuple[c.Layer, ...], int]:
+        return self._models.body(self.width, self._depth + 1, most, training and self.training)
+
+    def program(self) -> c.Ops:
+        return drawn_block(self._models.draw, self.rows, self.width)
 
 
 _OFFSETS = choice((8, 0.0), (1, 1.0), (3, 100.0), (1, -1000.0))

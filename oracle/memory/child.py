@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -27,13 +28,14 @@ from oracle.apart import (
     apart,
     die_with_parent,
     frames_of,
-    home,
     leave_signals_to_parent,
     one_line,
     place,
     plain,
 )
 from oracle.memory.probe import Job, Measured
+from oracle.systems.candidate import candidate, choose, chosen, home, is_inside
+from oracle.systems.foreign import ForeignError
 
 FORKS = sys.platform == "linux"
 LIMIT = 180.0  # seconds for one job
@@ -43,6 +45,8 @@ def perform(job: Job) -> Measured:
     """The answer to a job, in this process; an exception becomes ``error``."""
     started = time.perf_counter()
     try:
+        if job.task in ("measure", "explain"):
+            candidate()
         if job.task == "measure":
             from oracle.memory.probe import measure
 
@@ -57,20 +61,14 @@ def perform(job: Job) -> Measured:
             found = measure_other(job)
     except BaseException as error:
         frames = frames_of(error.__traceback__)
-        ours = [f for f in frames if os.path.abspath(f[0]).startswith(os.path.join(_home(), ""))]
+        ours = [f for f in frames if is_inside(f[0])]
         if ours:
-            message = f"needle raises {plain(type(error).__name__)}: {one_line(error)} (at {place(frames, _home())})"
+            message = f"needle raises {plain(type(error).__name__)}: {one_line(error)} (at {place(frames, home())})"
         else:
             message = traceback.format_exc(limit=-3).strip()
         found = Measured(error=message, of_needle=bool(ours))
     found.seconds = time.perf_counter() - started
     return found
-
-
-def _home() -> str:
-    import needle
-
-    return home(needle)
 
 
 # -- the nursery ------------------------------------------------------------------------------------------------------
@@ -81,8 +79,13 @@ def nursery() -> None:
     leave_signals_to_parent()
     if len(sys.argv) > 1:
         die_with_parent(int(sys.argv[1]), signal.SIGKILL)
-    import needle  # noqa: F401 - imported once, for all children
-    import oracle.systems.layers  # noqa: F401
+    import oracle.systems.ours  # noqa: F401 - imported once, for all children; needle in each of them
+
+    wrong = ""
+    try:
+        choose(Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    except ForeignError as error:
+        wrong = str(error)
 
     gc.collect()
     gc.freeze()
@@ -90,6 +93,9 @@ def nursery() -> None:
     os.dup2(2, 1)  # nothing that a case prints gets into the answers
     for line in sys.stdin.buffer:
         job = msgspec.json.decode(line, type=Job)
+        if wrong:
+            os.write(out, msgspec.json.encode(Measured(error=wrong, of_needle=True)) + b"\n")
+            continue
         if not FORKS:
             os.write(out, msgspec.json.encode(perform(job)) + b"\n")
             return
@@ -102,7 +108,7 @@ def _forked(job: Job) -> Measured:
         return apart(perform, job, patience=LIMIT, heard=bytearray())
     except Died as death:
         of_needle = job.task in ("measure", "explain") and death.number != signal.SIGKILL
-        where = place(death.frames, _home()) if death.frames else ""
+        where = place(death.frames, home()) if death.frames else ""
         what = f"needle {death.how}" if of_needle else f"the process of this case {death.how}"
         return Measured(error=f"{what} (at {where})" if where else what, of_needle=of_needle)
     except Broken as error:
@@ -122,7 +128,14 @@ class Worker:
         """Have a job done."""
         if self.process is None or self.process.poll() is not None:
             settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "oracle.memory.child", str(os.getpid())]
+            folder = chosen()
+            command = [
+                sys.executable,
+                "-m",
+                "oracle.memory.child",
+                str(os.getpid()),
+                *([] if folder is None else [str(folder)]),
+            ]
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, env={**os.environ, **settings}, start_new_session=True

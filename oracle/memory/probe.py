@@ -159,9 +159,8 @@ class Watched:
 
     def __init__(self, case: c.TrainCase, plant: Plant | None) -> None:
         import needle
-        from oracle.systems.layers import NEEDLE_LAYERS
 
-        self.ndl, self.layers, self.case, self.plant = needle, NEEDLE_LAYERS, case, plant
+        self.ndl, self.case, self.plant = needle, case, plant
         self.batches = inputs.batches(case)
         self.losses = np.zeros(case.steps, dtype=np.float32)
         self.collected = array("q", bytes(8 * (case.steps + 1)))
@@ -169,7 +168,7 @@ class Watched:
 
     def build(self) -> Any:
         """A fresh program, with the plant in it."""
-        program = Program(self.case, self.ndl, self.layers, self.batches, self.losses)
+        program = Program(self.case, self.ndl, self.batches, self.losses)
         if self.plant is not None:
             self.plant(program)
         return program

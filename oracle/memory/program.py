@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, evaluated_after, step_seed
-from oracle.systems.ours import Build, build
+from oracle.systems.ours import build
 
 
 class Program:
@@ -18,13 +17,11 @@ class Program:
     ``losses`` is made beforehand: a loop that is watched must not itself append to anything.
     """
 
-    def __init__(
-        self, case: c.TrainCase, ndl: Any, layers: Mapping[type, Build], batches: Batches, losses: Any
-    ) -> None:
+    def __init__(self, case: c.TrainCase, ndl: Any, batches: Batches, losses: Any) -> None:
         self.case, self.ndl, self.batches, self.losses = case, ndl, batches, losses
         self.options = case.memory or c.Memory()
         np.random.seed(case.seed_for("build"))
-        built = build(case, ndl, layers)
+        built = build(case, ndl)
         self.model, self.paths, self.eval_modules = built.module, built.modules, built.eval_modules
         spec = case.optimizer
         given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}

@@ -57,7 +57,6 @@ def _torch(case: c.TrainCase) -> Callable[[], _Trainer]:
     """The case as a user of torch trains it."""
     import torch
 
-    from oracle.systems.layers import TORCH_LAYERS
     from oracle.systems.peer import DEFAULT_LR, Dropout, TorchModel, torch_loss, torch_optimizer
 
     batches, dropout = inputs.batches(case), torch.nn.functional.dropout
@@ -65,7 +64,7 @@ def _torch(case: c.TrainCase) -> Callable[[], _Trainer]:
 
     class Trainer:
         def __init__(self) -> None:
-            self.model = TorchModel(case, TORCH_LAYERS)
+            self.model = TorchModel(case)
             for layer in self.model.modules.values():
                 if isinstance(layer, Dropout):  # the peer's own takes its masks from needle
                     layer.forward = partial(dropout, p=layer.p)  # type: ignore[method-assign]

@@ -37,6 +37,11 @@ class Draw(Protocol):
         """Different whole numbers from 0, at least one of them."""
 
 
+def one_in(d: Draw, n: int) -> bool:
+    """True once in n times."""
+    return bool(d.of((False,) * (n - 1) + (True,)))
+
+
 def one(d: Draw) -> Drawn:
     """Any shape."""
     return [d.shape()], {}

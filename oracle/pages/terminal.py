@@ -16,10 +16,13 @@ Show = Callable[[str, int, int | None], None]
 Tick = Callable[[], None]
 
 
-def console(width: int = 120) -> Console:
-    """A console that wraps no sooner than at ``width`` columns where nobody sees the window's edge."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=max(made.width, width))
+def console(width: int = 120, aside: bool = False) -> Console:
+    """A console that wraps no sooner than at ``width`` columns where nobody sees the window's edge.
+
+    ``aside``: on standard error, because standard output is for a program.
+    """
+    made = Console(highlight=False, stderr=aside)
+    return made if made.is_terminal else Console(highlight=False, stderr=aside, width=max(made.width, width))
 
 
 def watched(console: Console) -> bool:

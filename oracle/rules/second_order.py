@@ -15,7 +15,6 @@ from oracle.rules.alone import findings_for
 from oracle.rules.hearing import promoted, raised
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
-from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems.second_order import directions, in_torch
 from oracle.systems.trace import Clock
@@ -31,7 +30,6 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     seen = ours_side.run_second(
         case,
         ndl,
-        layers.NEEDLE_LAYERS,
         slots,
         batches,
         inputs.initial_state(case),
@@ -44,7 +42,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
         verdict.divergence = divergence
         return verdict
     verdict.beside.extend(promoted(seen))
-    relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+    relus = {path for path, layer in c.walk(case.model) if layer.kinked}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
     exact = in_torch(case, kinks, torch.float64, None, written_out=True)
@@ -102,5 +100,5 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     else:
         evidence.findings = findings_for(ndl)
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
-        ours_side.run_second(case, ndl, layers.NEEDLE_LAYERS, *about, evidence.findings)
+        ours_side.run_second(case, ndl, *about, evidence.findings)
     return evidence

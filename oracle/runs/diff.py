@@ -21,6 +21,7 @@ from oracle.blame import report
 from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
+from oracle.runs.formats import Asked as Formats
 
 
 def diff(
@@ -34,12 +35,13 @@ def diff(
     folder: Path,
     needle: Path | None = None,
     verbose: bool = False,
+    formats: Formats | None = None,
 ) -> int:
     """Run, show progress and the first failure at once, print the summary, write ``summary.json``; returns the exit code.
 
     ``keep_going`` None is whether another needle is under test: whoever brings one wants to know all that is wrong with it.
     """
-    console = terminal.console(80)
+    console = terminal.console(80, aside=formats is not None and formats.talks_aside)
     folder = commands.meant(folder)
     unwritable = files.tried(folder)
     if unwritable:
@@ -54,7 +56,7 @@ def diff(
             from oracle.runs import runner
             from oracle.runs.draws import SHARD_SIZE
 
-        offer = _foreign(needle) if needle is not None else None
+        offer = _offer() if needle is not None else None
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -93,15 +95,16 @@ def diff(
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
     summary(console, outcome, verbose)
+    if formats is not None:
+        formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
     return outcome.exit_code
 
 
-def _foreign(folder: Path) -> Any:
-    """Another needle takes the place of ours; returns what it offers."""
-    import needle
+def _offer() -> Any:
+    """What another needle offers."""
     from oracle.runs import offered
 
-    return offered.offered(needle)
+    return offered.offered()
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -375,6 +378,8 @@ def to_json(run: Any) -> dict[str, Any]:
                 "also": dict(f.also),
                 "written": f.case.digest in run.written,
                 "replay": run.replay(f),
+                "headline": headline(f.divergence),
+                "block": report.block(f.case, f.divergence, run.replay(f)),
                 **report.to_json(f.divergence),
             }
             for f in run.failures

@@ -15,6 +15,7 @@ from oracle.cases import fitting, strategies
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
 from oracle.runs.draws import draw_from
+from oracle.systems.candidate import candidate
 from oracle.systems.foreign import Offer
 from oracle.systems.ours.contract import Course, contract_of
 
@@ -23,50 +24,52 @@ ENDLESS = 2  # tries that do not come back, after which no more is tried: it is 
 TRIES = 3  # inputs that an operation is tried with, before it is given up
 
 
-def offered(ndl: Any) -> Offer:
-    """What a needle offers; ours offers everything."""
-    contract = contract_of(ndl)
-    if not isinstance(contract, Course):
-        return Offer()
-    offer = Offer(missing(ndl), left_open=fitting.LEFT_OPEN)
+def offered() -> Offer:
+    """What the needle under test offers; ours offers everything."""
     try:
-        offer.by_design = apart(_differs, ndl, patience=TRY_SECONDS, heard=bytearray())
+        by_design = apart(_differs, patience=TRY_SECONDS, heard=bytearray())
     except (Died, Broken):
-        return offer  # what ends the process is for the run to find
-    if any(row["matter"] == fitting.BROADCASTING for row in offer.by_design):
+        by_design = []  # what ends the process is for the run to find
+    if by_design is None:
+        return Offer()
+    offer = Offer(missing(), by_design, fitting.LEFT_OPEN)
+    if not by_design or any(row["matter"] == fitting.BROADCASTING for row in by_design):
         offer.left_open |= {fitting.BROADCASTING}
     return offer
 
 
-def _differs(ndl: Any) -> list[dict[str, str]]:
-    contract = contract_of(ndl)
-    assert isinstance(contract, Course)
+def _differs() -> list[dict[str, str]] | None:
+    """Rows of the contract, each with its place; None for ours."""
+    contract = contract_of(candidate())
+    if not isinstance(contract, Course):
+        return None
     return [
         {"matter": d.matter, "ours": d.ours, "course": d.course, "done": d.done, "place": place}
         for d, place in contract.differs()
     ]
 
 
-def missing(ndl: Any) -> dict[str, str]:
-    """What cases may need and this needle does not offer: name as in the coverage -> what happened on trying it."""
+def missing() -> dict[str, str]:
+    """What cases may need and the needle under test does not offer: name as in the coverage -> what happened on trying it."""
     cases = apart(_to_try)
     found: dict[str, str] = {}
     endless = 0
     while cases and endless < ENDLESS:
         try:
-            return found | apart(_tried, ndl, cases, patience=TRY_SECONDS, heard=bytearray())
+            return found | apart(_tried, cases, patience=TRY_SECONDS, heard=bytearray())
         except Died as death:  # what ends the process is offered; what comes of it is for the run to find
             endless += death.endless
             before, cases = cases[: death.at], cases[death.at + 1 :]
             for one in before:  # what they came to is lost; none of them ended it
                 try:
-                    found |= apart(_tried, ndl, [one], patience=TRY_SECONDS, heard=bytearray())
+                    found |= apart(_tried, [one], patience=TRY_SECONDS, heard=bytearray())
                 except Died:
                     continue
     return found
 
 
-def _tried(ndl: Any, cases: Sequence[tuple[str, Sequence[c.Case]]]) -> dict[str, str]:
+def _tried(cases: Sequence[tuple[str, Sequence[c.Case]]]) -> dict[str, str]:
+    ndl = candidate()
     found: dict[str, str] = {}
     for name, several in cases:
         begin()
@@ -102,11 +105,10 @@ def _to_try() -> list[tuple[str, list[c.Case]]]:
         given: dict[str, Any] = {"data": data, "loss": c.WeightedSum(), "optimizer": c.SGD(), "seed": 0}
         return c.TrainCase(model=model, **(given | changes))
 
-    tried("layer Linear", train(linear))
-    activations: tuple[c.Layer, ...] = tuple(kind() for kind in c.ACTIVATIONS.values())
-    for layer in (c.ReLU(), *activations, c.Identity(), c.Flatten(), c.BatchNorm(), c.LayerNorm(), c.Dropout()):
-        tried(f"layer {type(layer).__name__}", train(linear, layer))
-    tried("layer Residual", train(c.Residual((linear,))))
+    for name, kind in c.LAYERS.items():
+        if kind.offered:
+            layer = kind((linear,)) if kind.bodies else kind.example(2)
+            tried(f"layer {name}", train(layer) if isinstance(layer, c.Linear) or kind.bodies else train(linear, layer))
     tried("layer Linear, no bias", train(c.Linear(2, bias=False)))
     for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.Cotangent()):
         tried(f"loss {type(loss).__name__}", train(linear, loss=loss))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import needle
 from oracle.apart import Died, apart
 from oracle.blame import named
 from oracle.cases import case as c
@@ -13,6 +12,7 @@ from oracle.rules.training import judge_digits
 from oracle.rules.verdict import Verdict
 from oracle.runs.judgement import died, of_needle
 from oracle.runs.result import Result
+from oracle.systems.candidate import candidate
 
 DIGITS_SECONDS = 600.0  # the run on real data takes 10 s
 
@@ -63,5 +63,6 @@ def run_digits(seed: int) -> Digits:
 
 
 def _judge_digits(case: c.TrainCase) -> tuple[Verdict, float]:
+    needle = candidate()
     verdict, accuracy = judge_digits(case, needle)
     return named(verdict, needle), accuracy

@@ -114,9 +114,9 @@ def _no_verdict(console: Console, why: str) -> ExitCode:
 
 def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
     """The rows of the table and the verdict."""
-    import needle
     from oracle.rules.verdict import Evidence
     from oracle.runs.judgement import verdict_on
+    from oracle.systems.candidate import candidate
 
     verdict = verdict_on(case, validate=True)
     verdict.evidence = Evidence()  # holds on to needle, which no pickle can
@@ -124,7 +124,7 @@ def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
         return [], verdict
     begin()
     try:
-        return _steps(case, needle, verdict), verdict
+        return _steps(case, candidate(), verdict), verdict
     except Exception:
         if verdict.divergence is None:
             raise

@@ -7,13 +7,13 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
-import needle
 from oracle.apart import is_interrupt, plain
 from oracle.blame import culprit
 from oracle.cases import case as c
 from oracle.cases import coverage
 from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.runs.judgement import verdict_on
+from oracle.systems.candidate import candidate
 from oracle.systems.ours import is_ours
 from oracle.systems.trace import ENDED
 
@@ -156,7 +156,7 @@ class Result:
         self.common += verdict.common
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
         found = verdict.divergence
-        if found is not None and found.failure is not None and found.failure.absent and not is_ours(needle):
+        if found is not None and found.failure is not None and found.failure.absent and not is_ours(candidate()):
             self.absent[f"{found.failure.kind}: {found.failure.message}"] += 1  # with these inputs
             found = None
         for divergence in (*verdict.beside, *([] if found is None else [found])):

@@ -28,7 +28,7 @@ from oracle.runs.result import Failed, Result
 from oracle.runs.shard import run_battery, run_shard
 from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
-from oracle.systems import layers, peer
+from oracle.systems import peer
 from oracle.systems.foreign import Offer
 from oracle.systems.ours import BESIDE
 from oracle.systems.trace import ENDED
@@ -47,7 +47,7 @@ def warm_up() -> None:
         model = (c.Linear(2), c.BatchNorm(), c.ReLU())
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
-        peer.TorchRun(case, layers.TORCH_LAYERS, *about).step(0, {})
+        peer.TorchRun(case, *about).step(0, {})
 
 
 @dataclass

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from oracle.apart import FORKS, Broken, Died, die_with_parent, ended, leave_signals_to_parent, one_line, plain
+from oracle.systems.candidate import choose, chosen
 
 ATTEMPTS = 3  # at a task whose worker ends under it
 
@@ -64,7 +65,7 @@ class Pool:
         self.lost = 0  # workers that ended and were replaced
         self._queue: deque[Task] = deque()
         self._workers: list[_Worker] = []
-        self._spawned = None if FORKS else ProcessPoolExecutor(workers)
+        self._spawned = None if FORKS else ProcessPoolExecutor(workers, initializer=choose, initargs=(chosen(),))
 
     def submit(self, function: Callable[..., Any], *args: Any, first: bool = False) -> Any:
         """Have a worker call it; with ``first``, before what is waiting."""

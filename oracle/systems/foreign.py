@@ -6,14 +6,8 @@ not offer at all is found out by `oracle.runs.offered`.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from oracle.apart import is_interrupt, one_line
-from oracle.exits import importing
-from oracle.systems.surroundings import around_an_import
 
 ESSENTIAL = ("layer Linear", "loss SoftmaxLoss", "optimizer SGD")
 
@@ -48,41 +42,6 @@ class Offer:
 
 class ForeignError(ValueError):
     """There is no needle where one was said to be, or it cannot be imported."""
-
-
-def load(folder: Path) -> Any:
-    """Import ``needle`` from a folder, in place of ours; must come before anything else imports needle."""
-    package = folder / "needle"
-    if not (package / "__init__.py").is_file():
-        raise ForeignError(f"--needle {folder}: there is no package {package}; name the folder that holds needle/")
-    if "needle" in sys.modules:
-        raise ForeignError("another needle has been imported already")
-    sys.path.insert(0, str(folder.resolve()))
-    needle = imported(f"--needle {folder}")
-    where = Path(str(needle.__file__)).resolve()
-    if package.resolve() not in where.parents:
-        raise ForeignError(f"--needle {folder}: Python imports needle from {where.parent} instead")
-    try:
-        recognise(needle)
-    except Exception as error:
-        raise ForeignError(f"--needle {folder}: not the needle of the course: {error}") from error
-    return needle
-
-
-def imported(what: str) -> Any:
-    """``needle``; ForeignError if its import raises anything at all, ``sys.exit(0)`` too."""
-    try:
-        with importing():
-            before = around_an_import()
-            try:
-                import needle
-            finally:
-                before.restore()  # what an import changes is no finding, and must not change what is judged
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise ForeignError(f"{what}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
-    return needle
 
 
 def recognise(ndl: Any) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.systems import layers
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
 from oracle.systems.recorded import TapeJudge
@@ -49,9 +48,7 @@ class Lockstep:
     def steps(self, tapes: TapeJudge | None = None) -> Iterator[Step]:
         """The run; it ends where needle raises or the state is not finite. ``tapes`` looks at the first step's."""
         case = self.case
-        self.ours = ours = ours_side.NeedleRun(
-            case, self.ndl, layers.NEEDLE_LAYERS, self.slots, self.batches, self.clock
-        )
+        self.ours = ours = ours_side.NeedleRun(case, self.ndl, self.slots, self.batches, self.clock)
         self.clock.turn("torch")
         peer = self.peer(torch.float32, self.clock)
         self.clock.turn("observing")
@@ -85,7 +82,7 @@ class Lockstep:
     def peer(self, dtype: torch.dtype = torch.float64, clock: Clock | None = None) -> peer_side.TorchRun:
         """A torch model of the case, with its optimizer."""
         about = (self.slots, self.batches, self.masks)
-        return peer_side.TorchRun(self.case, layers.TORCH_LAYERS, *about, dtype=dtype, clock=clock)
+        return peer_side.TorchRun(self.case, *about, dtype=dtype, clock=clock)
 
     def kinks(self, seen: Observation) -> dict[str, Array]:
         """The branches that needle's ReLUs took, where they have the right shape; a wrong one is reported elsewhere."""
@@ -101,4 +98,4 @@ class Lockstep:
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         rows = self.case.data.rows
         layers = inputs.plain_layers(self.case)
-        return {path: (rows, width) for path, layer, width, _ in layers if isinstance(layer, c.ReLU)}
+        return {path: (rows, width) for path, layer, width, _ in layers if layer.kinked}

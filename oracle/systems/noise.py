@@ -1,51 +1,436 @@
-"""Rounding noise in any torch program: the operands of every operation that runs below autograd are perturbed."""
+"""Rounding noise in any torch program: float64 that carries, at every operation below autograd, noise of float32's size.
+
+What the noise moves is what a correct program may differ by (rule G). The program is an ordinary float32 one; a mode below
+autograd sees all that it does, forward, backward and in the optimizer, and widens what it meets.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oracle.operations.tape import ANY_ORDER, U
+from oracle.operations.tape import ANY_ORDER, TINY, U
+from oracle.systems import aten
+
+# Unit roundoff and largest number of each dtype. A float64 tensor is a float32 one that was widened, unless marked.
+UNITS = {torch.float32: U, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.complex64: U}
+WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
+LEAST_HALF = 2.0**-24  # between two small numbers of float16, which keeps them
+_NOISY = (torch.float64, torch.complex128)
+_POOL_SIZE = 1 << 20
 
 
-class Rounding(TorchDispatchMode):
-    """Perturbs every floating-point operand of every operation by uniform noise in ±2u, as a float32 kernel might."""
+class Refused(TypeError):
+    """The program does something that noise cannot follow; the message says what, and the way out."""
 
-    def __init__(self, seed: int) -> None:
+
+def mapped(f: Callable[[Any], Any], value: Any) -> Any:
+    """f of each tensor in an argument or a result; lists and tuples of them, as foreach operations have, too."""
+    if isinstance(value, Tensor):
+        return f(value)
+    if type(value) in (list, tuple):
+        return type(value)([mapped(f, v) for v in value])
+    return value
+
+
+def tensors_of(*values: Any) -> Iterator[Tensor]:
+    """The tensors in arguments."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) in (list, tuple):
+            yield from tensors_of(*value)
+
+
+def widened(value: Any) -> Any:
+    """A tensor of low precision in float64; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype in WIDE:
+        return _marked(value.to(WIDE[value.dtype]), UNITS.get(value.dtype, U))
+    return value
+
+
+def _narrowed(value: Any) -> Any:
+    return value.to(torch.float32) if isinstance(value, Tensor) and value.dtype is torch.float64 else value
+
+
+def _marked(value: Any, unit: float) -> Any:
+    """A tensor that knows its unit roundoff, if it is another than float32's."""
+    if unit > U and isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        value._unit = unit  # type: ignore[attr-defined]
+    return value
+
+
+@lru_cache(maxsize=1)
+def _pool() -> Tensor:
+    """Uniform numbers in ±2, drawn once: the same seed gives the same noise."""
+    generator = torch.Generator().manual_seed(20240229)
+    return torch.rand(_POOL_SIZE, generator=generator, dtype=torch.float64) * 4 - 2
+
+
+class _Mode(TorchDispatchMode):
+    """A mode below autograd."""
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator().manual_seed(seed)
 
-    def _perturbed(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            noise = torch.rand(value.shape, generator=self.generator, dtype=value.dtype)
-            return value * (1 + (4 * U) * (noise - 0.5))
-        if isinstance(value, list | tuple):
-            return type(value)(self._perturbed(v) for v in value)
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would wrap every call into something that costs more than the call
+
+
+class Rounding(_Mode):
+    """The program runs in float64; every operation perturbs its operands by uniform noise in ±2u, and its result by ±u.
+
+    ``seed=None``: no noise, the exact replica. ``unit`` is the unit roundoff u of the program. When the mode ends, tensors
+    from outside that the program has written to, and gradients of leaves, are what they were: running statistics and
+    parameters of a model stay as they are, and every replica starts from the same state.
+    """
+
+    def __init__(self, seed: int | None, unit: float = U) -> None:
+        super().__init__()
+        self.seed, self.unit = seed, unit
+        self._cursor = 0 if seed is None else (seed * 7919 + 104729) % _POOL_SIZE
+        self._before = Before()
+        self._out = 1.0  # the unit of what is computed now, in units of ``unit``
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._before.restore()
+
+    # -- noise -----------------------------------------------------------------------------------------------------
+
+    def draw(self, shape: Any) -> Tensor:
+        """Uniform noise in ±2, float64."""
+        count = math.prod(shape)
+        if count > _POOL_SIZE:
+            generator = torch.Generator().manual_seed(self._cursor)
+            self._cursor = (self._cursor + 7919) % _POOL_SIZE
+            return torch.rand(shape, generator=generator, dtype=torch.float64) * 4 - 2
+        if self._cursor + count > _POOL_SIZE:  # an odd offset: two laps over the pool must not line up
+            self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
+        start, self._cursor = self._cursor, self._cursor + count
+        return _pool()[start : self._cursor].view(shape)
+
+    def rounded(self, value: Tensor, weight: float) -> Tensor:
+        """``value`` with noise of ``weight`` · ±2u relative: t·(1 + e), not t + t·e, so that −∞ stays −∞."""
+        return value * torch.add(1, self.draw(value.shape), alpha=self.unit * weight)
+
+    def underflown(self, exact: Tensor, value: Tensor) -> Tensor:
+        """What is below the smallest normal number is kept or lost."""
+        size = exact.abs()
+        small = size < TINY
+        if bool(small.any()):
+            value = torch.where(small & (self.draw(value.shape) < 0), 0.0, value)
         return value
 
+    def counts(self, value: Tensor) -> bool:
+        """A whole number without axes is exact: the number of a step, a size."""
+        return value.dim() == 0 and value.dtype is torch.float64 and float(value.detach()).is_integer()
+
+    def perturbed(self, value: Any, weight: float = 1.0) -> Any:
+        """A tensor with noise; what is no number of the program as it is."""
+        if not isinstance(value, Tensor) or value.dtype not in _NOISY or not value.numel() or value._is_zerotensor():
+            return value
+        if self.counts(value):
+            return value
+        if value.is_complex():
+            size = value.abs() * (self.unit * weight)
+            return torch.complex(value.real + size * self.draw(value.shape), value.imag + size * self.draw(value.shape))
+        value = self.underflown(value, self.rounded(value, weight))
+        if weight * self.unit == UNITS[torch.float16] / 2:  # float16 has few small numbers
+            value = value + self.draw(value.shape) * (LEAST_HALF / 4)
+        return value
+
+    def _operand(self, value: Any) -> Any:
+        return self.perturbed(value)
+
+    def _result(self, value: Any) -> Any:
+        return self.perturbed(value, 0.5 * self._out)
+
+    def any_order(self, name: str, func: Any, args: Any, kwargs: Any, outs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A sum of k terms with the rounding of every order and blocking, see `ANY_ORDER`; a mean with that of rows that
+        round alike, which up to 256 terms is more.
+        """
+        counts = aten.terms(name, args, outs)
+        if counts is None or max(counts) <= 1:
+            return outs
+        sizes = aten.magnitudes(func, args, kwargs)
+        return tuple(
+            o if o is None or k <= 1 else self.roughened(o, m, self.weight(name, k))
+            for o, m, k in zip(outs, sizes, counts, strict=False)
+        )
+
+    def weight(self, name: str, k: float) -> float:
+        """How much noise a sum of k terms gets, in units of u Σ|terms|."""
+        return max(ANY_ORDER * k, 0.5 * math.sqrt(k) if name in aten.MEANS else 0.0)
+
+    def roughened(self, value: Tensor, size: Tensor, weight: float) -> Tensor:
+        """``value`` with noise of ``weight`` · ±2u · ``size``."""
+        noise = size * self.draw(value.shape) * (self.unit * weight)
+        return value + torch.where(torch.isfinite(noise), noise, 0.0)
+
+    def in_norm(self, value: Any) -> Any:
+        """Factorisations are backward stable in norm, not element by element; × √n/2."""
+        if not isinstance(value, Tensor) or value.dtype not in _NOISY or value.dim() < 2 or not value.numel():
+            return value
+        size = value.abs().amax((-2, -1), True) * max(1.0, math.sqrt(max(value.shape[-2:])) / 2)
+        return value + self.draw(value.shape) * size * self.unit
+
+    def positions(self, op: aten.Operation, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Resizing computes positions in float32 too: a scale that is a little off."""
+        given = dict(zip(op.arguments, args, strict=False)) | kwargs
+        x = given.get("input", given.get("self", given.get("grad_output")))
+        size = given.get("input_size") or x.shape
+        for i, name in enumerate(n for n in op.arguments if n.startswith("scales")):
+            scale = given.get(name) or given["output_size"][i] / size[2 + i]
+            given[name] = scale * (1 + float(self.draw(())) * self.unit)
+        return tuple(given[n] for n in op.positional), {k: v for k, v in given.items() if k not in op.positional}
+
+    # -- one operation ---------------------------------------------------------------------------------------------
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Operations that only move elements stay exact; sums get the rounding of every order, see `ANY_ORDER`."""
-        kwargs = kwargs or {}
-        if func.is_view or func._schema.is_mutable or func._schema.name in _MOVES:
-            return func(*args, **kwargs)
-        out = func(*(self._perturbed(a) for a in args), **kwargs)
-        if func._schema.name in _PRODUCTS:
-            k = args[-2].shape[-1]
-        elif func._schema.name in _SUMS:
-            k = args[0].numel() // max(out.numel(), 1)
+        kwargs = dict(kwargs or {})
+        op = aten.operation(func)
+        tensors = list(tensors_of(*args, *kwargs.values()))
+        for tensor in tensors:
+            self._before.leaf(tensor)
+            if tensor.layout is not torch.strided or tensor.is_quantized:
+                raise Refused(f"{op.full} of a tensor with layout {tensor.layout} is not followed: make it dense first")
+        if op.writes:
+            self._before.written(op, args, kwargs)
+        if op.draws:
+            return self._drawn(func, op, args, kwargs)
+        unit = self.unit_of(tensors, kwargs.get("dtype"))
+        if func.is_view:
+            return mapped(lambda t: _marked(t, unit), func(*args, **kwargs))
+        if kwargs.get("dtype") in WIDE:
+            if op.name == "_to_copy" and torch._C._current_graph_task_id() != -1:
+                return func(*args, **kwargs)  # the engine hands a gradient to a float32 leaf
+            kwargs["dtype"] = WIDE[kwargs["dtype"]]
+        out = self._computed(func, op, args, kwargs, unit)
+        return mapped(lambda t: _marked(t, unit), out)
+
+    def unit_of(self, tensors: list[Tensor], dtype: torch.dtype | None) -> float:
+        """The unit roundoff of a result: it travels with tensors. A backward pass takes that of the least precise one, because
+        gradients have the dtype of what they belong to; elsewhere torch promotes to the most precise one.
+        """
+        if dtype is not None:
+            return max(UNITS.get(dtype, self.unit), self.unit)
+        units = [
+            getattr(t, "_unit", UNITS.get(t.dtype, self.unit))
+            for t in tensors
+            if t.dim() and (t.is_floating_point() or t.is_complex())
+        ]
+        which = max if torch._C._current_graph_task_id() != -1 else min
+        return max(which(units, default=self.unit), self.unit)
+
+    def _drawn(self, func: Any, op: aten.Operation, args: Any, kwargs: Any) -> Any:
+        """Random numbers as the float32 program draws them, then widened."""
+        if op.name == "native_dropout":
+            x, p, train = args
+            _, mask = func(_narrowed(x), p, train)
+            kept = 0.0 if p == 1 else 1 / (1 - p)
+            return (widened(x) * mask * kept if train or train is None else widened(x)), mask
+        if op.written and op.written[0] and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
+            drawn = args[0].to(torch.float32)
+            func(drawn, *mapped(_narrowed, args[1:]), **kwargs)
+            return args[0].copy_(drawn)
+        out = func(*mapped(_narrowed, args), **kwargs)
+        return out if op.writes else mapped(widened, out)
+
+    def _computed(self, func: Any, op: aten.Operation, args: Any, kwargs: Any, unit: float) -> Any:
+        if op.name == "_to_copy" and unit > self.unit and self.seed is not None:
+            self._out = unit / self.unit
+            return self._result(func(*mapped(widened, args), **kwargs))
+        given = dict(zip(op.arguments, args, strict=False)) | kwargs
+        targets = {n: given[n] for n, w in zip(op.arguments, op.written, strict=True) if w and n in given}
+        wide = {n: mapped(widened, v) for n, v in targets.items()}
+        args = tuple(wide[n] if n in wide else mapped(widened, a) for n, a in zip(op.arguments, args, strict=False))
+        kwargs = {n: wide[n] if n in wide else mapped(widened, v) for n, v in kwargs.items()}
+        self._out = unit / self.unit
+        if self.seed is None or op.rounds_nothing(args):
+            out = func(*args, **kwargs)
         else:
-            return out
-        if k > 1:
-            terms = func(*(a.abs() if isinstance(a, Tensor) else a for a in args), **kwargs)
-            noise = torch.rand(out.shape, generator=self.generator, dtype=out.dtype)
-            out = out + (4 * U) * (noise - 0.5) * (ANY_ORDER * k) * terms
+            out = self._noisy(func, op, args, kwargs)
+        if not targets:
+            return mapped(widened, out)
+        return self._written_back(targets, wide, out)
+
+    def _written_back(self, targets: dict[str, Any], wide: dict[str, Any], out: Any) -> Any:
+        """What was written to a widened copy is put where it belongs, rounded to what that holds."""
+        belongs: dict[int, Any] = {}
+        for name, target in targets.items():
+            for t, w in zip(tensors_of(target), tensors_of(wide[name]), strict=True):
+                if t is not w:
+                    t.copy_(w) if t.shape == w.shape else t.resize_(w.shape).copy_(w)
+                    belongs[id(w)] = t
+        return mapped(lambda o: belongs.get(id(o), o), out)
+
+    def _noisy(self, func: Any, op: aten.Operation, args: Any, kwargs: Any) -> Any:
+        parts = aten.apart(func, op.full)
+        if parts is not None:
+            with self._again():
+                return parts(*args, **kwargs)
+        if op.name.startswith("upsample_"):
+            args, kwargs = self.positions(op, args, kwargs)
+        if op.writes:
+            return self._in_place(func, op, args, kwargs)
+        if op.name.startswith(("linalg_", "_linalg_", "cholesky", "lu_", "triangular_")):
+            args, kwargs = mapped(self.in_norm, args), mapped(self.in_norm, kwargs)
+        args, kwargs = mapped(self._operand, args), mapped(self._operand, kwargs)
+        out = func(*args, **kwargs)
+        several = isinstance(out, list | tuple)
+        outs = self.any_order(op.name, func, args, kwargs, tuple(out) if several else (out,))
+        outs = tuple(mapped(self._result, o) for o in outs)
+        return type(out)(outs) if type(out) in (list, tuple) else outs if several else outs[0]
+
+    def _in_place(self, func: Any, op: aten.Operation, args: Any, kwargs: Any) -> Any:
+        """The same where results are written into operands. A scatter leaves what it does not touch as it is."""
+        is_written = dict(zip(op.arguments, op.written, strict=True))
+        names = list(zip(op.arguments, args, strict=False))
+        targets = [t for v in (*[a for n, a in names if is_written[n]], *[v for k, v in kwargs.items() if is_written[k]])
+                   for t in tensors_of(v) if t.dtype in _NOISY]  # fmt: skip
+        args = tuple(a if is_written[n] else mapped(self._operand, a) for n, a in names)
+        kwargs = {k: v if is_written[k] else mapped(self._operand, v) for k, v in kwargs.items()}
+        scatters = op.name in aten.SCATTERS
+        if not scatters:
+            for t in targets:
+                t.copy_(self._operand(t))
+        size = None
+        if len(targets) == 1 and isinstance(args[0], Tensor):
+            counts = aten.terms(op.name, args, (targets[0],))
+            if counts is not None and counts[0] > 1:
+                size = targets[0].abs() if args[0] is targets[0] else targets[0]
+                factors = {k: size if v is targets[0] else aten.absolute(v) for k, v in kwargs.items()}
+                size = size.clone()
+                func(*(size if a is targets[0] else aten.absolute(a) for a in args),
+                     **{k: size if v is targets[0] else abs(v) if k in ("alpha", "beta") else v for k, v in factors.items()})  # fmt: skip
+        out = func(*args, **kwargs)
+        if size is not None and counts is not None:
+            targets[0].copy_(self.roughened(targets[0], size.abs(), self.weight(op.name, counts[0])))
+        if not scatters:
+            for t in targets:
+                t.copy_(self._result(t))
+        return out
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """The mode is on for what a fused operation is made of; nothing ends with it."""
+        with _Nested(self):
+            yield
+
+
+class _Nested(_Mode):
+    """A mode within itself."""
+
+    def __init__(self, outer: Rounding) -> None:
+        super().__init__()
+        self.outer = outer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.outer.__torch_dispatch__(func, types, args, kwargs)
+
+
+class Before:
+    """What the tensors that a program writes to were before, and the gradients of leaves that it meets."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._leaves: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def leaf(self, tensor: Tensor) -> None:
+        """A tensor is met; if it is a leaf, its gradient is kept."""
+        if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._leaves:
+            self._leaves[id(tensor)] = (tensor, tensor.grad)
+
+    def written(self, op: aten.Operation, args: Any, kwargs: Any) -> None:
+        """An operation is about to write."""
+        given = dict(zip(op.arguments, args, strict=False)) | kwargs
+        for name, writes in zip(op.arguments, op.written, strict=True):
+            for tensor in tensors_of(given.get(name)) if writes else ():
+                if id(tensor) not in self._values:
+                    self._values[id(tensor)] = (tensor, tensor.clone())
+
+    def restore(self) -> None:
+        """All as it was, the first write last."""
+        with torch.no_grad():
+            for tensor, value in reversed(self._values.values()):
+                if tensor.shape == value.shape and not tensor.is_inference():
+                    tensor.copy_(value)
+        for tensor, grad in self._leaves.values():
+            tensor.grad = grad
+        self._values, self._leaves = {}, {}
+
+
+class Plain(_Mode):
+    """The program as it is; like `Rounding`, it leaves behind what was there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = Before()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for tensor in tensors_of(*args, *kwargs.values()):
+            self._before.leaf(tensor)
+        op = aten.operation(func)
+        if op.writes:
+            self._before.written(op, args, kwargs)
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._before.restore()
+
+
+class Refusing(TorchFunctionMode):
+    """Refuses what noise would judge wrongly in silence: autocast looks at dtypes that are not the program's any more."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise Refused(
+                "the program runs under torch.autocast, whose casts noise cannot follow: write the casts down, as in "
+                "x.to(torch.bfloat16), or leave autocast out"
+            )
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and (out.is_nested or out.layout is torch.jagged):
+            raise Refused(
+                "the program uses nested tensors, which noise cannot follow: pad them, or compare each by itself"
+            )
         return out
 
 
-_MOVES = {f"aten::{n}" for n in ("clone", "detach", "cat", "stack", "flip", "zeros_like", "ones_like", "new_zeros",
-                                  "_to_copy", "gt", "eq", "equal", "copy")}  # fmt: skip
-_PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm"}  # the product's factors come last
-_SUMS = {"aten::sum", "aten::mean"}
+@contextmanager
+def ordinary_kernels() -> Iterator[None]:
+    """Attention and transformer layers by way of operations that can be seen, instead of one fused kernel."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def current() -> Rounding | None:
+    """The noise that is on, if any: for what a program has to do otherwise in float64."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    mode = _get_current_dispatch_mode()
+    return mode if isinstance(mode, Rounding) else None

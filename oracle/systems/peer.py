@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from oracle.cases import case as c
+from oracle.cases.built import build_layers
 from oracle.cases.inputs import Batches, Slot, gap
+from oracle.operations import OPERATIONS
 from oracle.systems import eager
 from oracle.systems.trace import Clock, Observation, State
 
 Array = npt.NDArray[Any]
-Build = Callable[[Any, int, "Callable[[str, Sequence[c.Layer]], nn.Module]"], nn.Module]
 
 torch.set_num_threads(1)
 eager.without_compiler()
@@ -54,96 +55,56 @@ class Dropout(nn.Module):
         return x * (self.mask / (1 - self.p) if self.p < 1 else torch.zeros_like(x))
 
 
-class Residual(nn.Module):
-    """body(x) + x."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, d)."""
-        return self.body(x) + x  # type: ignore[no-any-return]
-
-
-class Branch(nn.Module):
-    """Two bodies on one input, joined element by element."""
-
-    def __init__(self, left: nn.Module, right: nn.Module, join: str) -> None:
-        super().__init__()
-        self.left, self.right = left, right
-        joins: dict[str, Callable[[Tensor, Tensor], Tensor]]
-        joins = {"add": torch.add, "subtract": torch.sub, "multiply": torch.mul}
-        self.join = joins[join]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, e)."""
-        return self.join(self.left(x), self.right(x))
-
-
 class Apply(nn.Module):
-    """A function as a module."""
+    """A function of the input and of some modules, as a module."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.parts = function, nn.ModuleList(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) -> (n, e)."""
-        return self.function(x)
+        return self.function(x, *self.parts)
 
 
-class Unused(nn.Module):
-    """Hands its input on and owns a parameter that it never uses."""
+class TorchSide:
+    """Where layers are built in torch, see `oracle.cases.layers.Side`."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
+    nn: Any = nn
+    applied = Apply
+    ReLU = ReLU
+    Dropout = Dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, d)."""
-        return x
+    def op(self, name: str, *operands: Tensor, **attributes: Any) -> Any:
+        """An operation as its block calls it."""
+        return OPERATIONS[name].torch(torch, *operands, **attributes)
+
+    def zeros(self, size: int) -> Tensor:
+        """A Tensor of zeros."""
+        return torch.zeros(size)
+
+    def either(self, name: str, otherwise: Callable[[], nn.Module]) -> nn.Module:
+        """The operation: torch has it in each version, under whichever name."""
+        return otherwise()
+
+
+SIDE = TorchSide()
 
 
 class TorchModel:
     """The model of a case, with its parameters, buffers and layers by path."""
 
-    def __init__(self, case: c.TrainCase | c.SecondOrderCase, layers: Mapping[type, Build]) -> None:
+    def __init__(self, case: c.TrainCase | c.SecondOrderCase) -> None:
         self.case = case
-        self.modules: dict[str, nn.Module] = {}
-        self.eval_modules: list[nn.Module] = []
-        self._linears: list[nn.Linear] = []
-        self._layers = layers
-        self._widths = c.input_widths(case)
-        self.module = self._body("", case.model)
+        built = build_layers(case, SIDE, lambda layer, *about: layer.torch(SIDE, *about), nn.Sequential)
+        self.module: nn.Sequential = built.module
+        self.modules: dict[str, nn.Module] = built.modules
         self.module.train()
-        for module in self.eval_modules:
+        for module in built.quiet:
             module.eval()
         # those that know two modes, but for the parts that stay in evaluation mode
         modal = (m for m in self.modules.values() if isinstance(m, nn.BatchNorm1d | Dropout))
         self._modal = [m for m in modal if m.training]
-
-    def _body(self, prefix: str, part: Sequence[c.Layer]) -> nn.Sequential:
-        made = []
-        for i, layer in enumerate(part):
-            path = f"{prefix}{i}"
-
-            def inner(name: str, sub: Sequence[c.Layer], path: str = path) -> nn.Module:
-                return self._body(f"{path}.{name}", sub)
-
-            module = self._layers[type(layer)](layer, self._widths[path], inner)
-            if isinstance(module, nn.Linear):
-                assert isinstance(layer, c.Linear)
-                if layer.tie is not None:
-                    module.weight = self._linears[layer.tie].weight
-                self._linears.append(module)
-            if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
-                module.requires_grad_(False)
-            if isinstance(layer, c.Eval):
-                self.eval_modules.append(module)
-            self.modules[path] = module
-            made.append(module)
-        return nn.Sequential(*made)
 
     def train(self, mode: bool = True) -> None:
         """Training mode, but for the parts that stay in evaluation mode; or evaluation mode."""
@@ -158,18 +119,16 @@ class TorchModel:
 
 def to_torch(slot: Slot, value: Array) -> Tensor:
     """needle's layout to torch's."""
-    tensor = torch.from_numpy(np.array(value, dtype=np.float32))
-    if slot.layer == "Linear":
-        return tensor.t() if slot.name.endswith("weight") else tensor.reshape(-1)
-    return tensor
+    return torch.from_numpy(c.LAYERS[slot.layer].to_torch(_last(slot), np.array(value, dtype=np.float32)))
 
 
 def to_needle(slot: Slot, tensor: Tensor) -> Array:
     """torch's layout to needle's, as a copy."""
-    value = tensor.detach().numpy()
-    if slot.layer == "Linear":
-        return np.array(value.T if slot.name.endswith("weight") else value.reshape(1, -1))
-    return np.array(value)
+    return np.array(c.LAYERS[slot.layer].to_needle(_last(slot), tensor.detach().numpy()))
+
+
+def _last(slot: Slot) -> str:
+    return slot.name.rpartition(".")[2]
 
 
 class TorchRun:
@@ -178,7 +137,6 @@ class TorchRun:
     def __init__(
         self,
         case: c.TrainCase,
-        layers: Mapping[type, Build],
         slots: tuple[list[Slot], list[Slot]],
         batches: Batches,
         masks: dict[str, Array],
@@ -188,7 +146,7 @@ class TorchRun:
         self.clock = clock or Clock()
         self.case, self.batches, self.masks, self.dtype = case, batches, masks, dtype
         self.parameter_slots, self.buffer_slots = slots
-        self.model = TorchModel(case, layers)
+        self.model = TorchModel(case)
         if dtype != torch.float32:
             self.model.module.to(dtype)
         self.parameters = {s.name: self.model.tensor(s) for s in self.parameter_slots}
@@ -210,13 +168,9 @@ class TorchRun:
         # around forward, as in needle: a hook of torch's takes twice as long
         # weak, or every case would leave its models behind in a circle
         forward, of, run = type(module).forward, weakref.ref(module), weakref.ref(self)
-        flat = isinstance(module, nn.Flatten)
 
         def wrapped(given: Tensor) -> Tensor:
             out: Tensor = forward(of(), given)
-            if out is given and flat:
-                # torch.flatten hands a flat input on as it is; its adjoint must be that of this layer alone
-                out = out.view_as(out)
             if out.requires_grad:
                 out.retain_grad()
             run()._record.append((path, out, out is given))  # type: ignore[union-attr]

@@ -11,38 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.systems import layers
 from oracle.systems import peer as peer_side
 from oracle.systems.noise import Rounding
 
 Array = npt.NDArray[Any]
 Results = dict[str, dict[str, Array]]  # quantity -> name -> array
-
-
-class BatchNorm(nn.Module):
-    """Training-mode batch normalisation, written out, with the parameters of a torch layer."""
-
-    def __init__(self, layer: nn.BatchNorm1d | nn.LayerNorm, axis: int) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps, self.axis = layer.weight, layer.bias, layer.eps, axis
-        self.source = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, d)."""
-        if isinstance(self.source, nn.BatchNorm1d) and not self.source.training:
-            mean, var = self.source.running_mean, self.source.running_var
-            assert mean is not None
-            assert var is not None
-            return (x - mean) * (1 / torch.sqrt(var + self.eps)) * self.weight + self.bias
-        n = x.shape[self.axis]
-        # The mean of one number is that number: noise there would take the replicas to where no correct program goes.
-        centred = 0 * x if n == 1 else x - x.sum(self.axis, keepdim=True) / n
-        var = (centred * centred).sum(self.axis, keepdim=True) / n
-        return centred * (1 / torch.sqrt(var + self.eps)) * self.weight + self.bias
 
 
 def _cross_entropy(z: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +35,7 @@ def in_torch(
     slots = inputs.slots(case)
     batches = inputs.batches(case)
     masks = inputs.masks(case, 1)
-    model = peer_side.TorchModel(case, layers.TORCH_LAYERS)
+    model = peer_side.TorchModel(case)
     model.module.to(dtype)
     state = inputs.initial_state(case)
     with torch.no_grad():
@@ -71,7 +48,10 @@ def in_torch(
         elif isinstance(module, peer_side.Dropout) and path in masks:
             module.mask = torch.from_numpy(masks[path][0, 0]).to(dtype)
     if written_out:
-        _write_out(model.module)
+        for path, layer in c.walk(case.model):
+            forward = layer.written_out(torch, model.modules[path])
+            if forward is not None:
+                model.modules[path].forward = forward
     x = torch.from_numpy(batches.x[0, 0]).to(dtype)
     drawn = {
         n: peer_side.to_torch(s, v).to(dtype) for s, (n, v) in zip(slots[0], directions(case).items(), strict=True)
@@ -103,14 +83,6 @@ def in_torch(
     with nullcontext() if noise is None else Rounding(noise):
         work()
     return results
-
-
-def _write_out(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.LayerNorm):
-            setattr(module, name, BatchNorm(child, 0 if isinstance(child, nn.BatchNorm1d) else 1))
-        else:
-            _write_out(child)
 
 
 def directions(case: c.SecondOrderCase) -> dict[str, Array]:

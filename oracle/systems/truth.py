@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
-from oracle.cases.inputs import Batches, Slot, dropout_p
-from oracle.operations import OPERATIONS, elementwise, losses, norms, products, reductions, shapes
+from oracle.cases.inputs import Batches, Slot
+from oracle.operations import elementwise, losses, reductions
 from oracle.operations.tape import Noise, Tape, Var
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ class Truth:
 
 @dataclass
 class _Pass:
-    """One forward pass through a model, on a tape."""
+    """One forward pass through a model, on a tape: the `oracle.cases.layers.Pass` of its layers."""
 
     tape: Tape
     tensors: dict[str, Var]  # parameters and buffers
@@ -48,71 +48,19 @@ class _Pass:
     kinks: dict[str, Array]
     outputs: dict[str, Var] = field(default_factory=dict)
     inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
-    statistics: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # BatchNorm path -> batch mean, var
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
-            x = self.layer(layer, x, path, training)
+            x = layer.meaning(self, x, path, training)
             self.outputs[path] = x
         return x
 
-    def layer(self, layer: c.Layer, x: Var, path: str, training: bool) -> Var:
-        t = self.tape
-        match layer:
-            case c.Linear():
-                self.linears.append(path if layer.tie is None else self.linears[layer.tie])
-                bias = self.tensors[f"{path}.bias"] if layer.bias else None
-                return products.linear(t, x, self.tensors[f"{self.linears[-1]}.weight"], bias)
-            case c.ReLU():
-                return elementwise.relu(t, x, self.kinks.get(path))
-            case c.Activation():
-                return OPERATIONS[layer.op].definition(t, x)
-            case c.Identity() | c.Unused():
-                return x
-            case c.Flatten():
-                return shapes.reshape(t, x, shape=x.shape)
-            case c.BatchNorm():
-                weight, bias, mean, var = (
-                    self.tensors[f"{path}.{n}"] for n in ("weight", "bias", "running_mean", "running_var")
-                )
-                eps = 1e-5 if layer.eps is None else layer.eps
-                if not training:
-                    return norms.batch_norm_eval(t, x, weight, bias, mean, var, eps=eps)
-                out, batch_mean, batch_var = norms.batch_norm_and_statistics(t, x, weight, bias, eps=eps)
-                m = 0.1 if layer.momentum is None else layer.momentum
-                new = []
-                for old, fresh in ((mean, batch_mean), (var, batch_var)):
-                    new.append(t.noisy(t.noisy(old.value) * (1 - m)) + t.noisy(t.noisy(fresh) * m))
-                # a second micro-batch starts from the statistics that the first one left behind
-                self.tensors[f"{path}.running_mean"], self.tensors[f"{path}.running_var"] = map(_constant, new)
-                return out
-            case c.LayerNorm():
-                eps = 1e-5 if layer.eps is None else layer.eps
-                return norms.layer_norm(t, x, self.tensors[f"{path}.weight"], self.tensors[f"{path}.bias"], eps=eps)
-            case c.Dropout():
-                if not training:
-                    return x
-                return elementwise.dropout(t, x, mask=self.masks[path], p=dropout_p(layer))
-            case c.Sequential():
-                return self.body(layer.body, x, f"{path}.", training)
-            case c.Eval():
-                return self.body(layer.body, x, f"{path}.", False)
-            case c.Residual():
-                return elementwise.add(t, self.body(layer.body, x, f"{path}.", training), x)
-            case c.Branch():
-                left = self.body(layer.left, x, f"{path}.left.", training)
-                right = self.body(layer.right, x, f"{path}.right.", training)
-                return OPERATIONS[layer.join].definition(t, left, right)
-            case c.Ops():
-                values = [x]
-                for step in layer.steps:
-                    values.append(OPERATIONS[step.op].definition(t, *(values[a] for a in step.args), **step.attributes))
-                for i, between in enumerate(values[1:-1]):
-                    if not all_below(DOMAIN, between.value):
-                        self.inside[f"{path}, value {i}"] = between.value
-                return values[-1]
+    def between(self, what: str, value: Array) -> None:
+        """A value that nobody sees, but that may leave the domain."""
+        if not all_below(DOMAIN, value):
+            self.inside[what] = value
 
 
 def _constant(value: Array) -> Var:
@@ -175,7 +123,7 @@ def training(
 
 
 def _relus(case: c.TrainCase | c.SecondOrderCase) -> list[str]:
-    return [path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)]
+    return [path for path, layer in c.walk(case.model) if layer.kinked]
 
 
 def _loss(

@@ -39,6 +39,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 # The tests that compare numbers; what looks at processes, pages and the catalogue of faults is left to `nox -s tests`.
 NUMBERS = (
     "tests/unit/needle",
+    "tests/unit/needle_and_torch",
     *(f"tests/unit/oracle/test_{name}.py" for name in ("compare", "contracts", "tape_rule")),
     "tests/unit/test_rounding.py",
 )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from oracle.cases import case as c
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -92,3 +94,49 @@ def test_no_needle_there_is_a_usage_error(tmp_path, content, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DECIDES = """
+import json, sys
+from pathlib import Path
+from oracle.__main__ import main
+
+folder, out = sys.argv[1:]
+at = ["--needle", folder]
+codes = [main(["diff", *at, "--cases", "100", "--seed", "1", "--no-digits", "--workers", "1", "--out", out])]
+digest = json.loads((Path(out) / "summary.json").read_text())["failures"][0]["case"]
+codes.append(main(["replay", digest, *at, "--from", out]))
+codes.append(main(["replay", str(Path(out) / "memory.json"), *at]))
+assert codes == [1, 1, 0], codes
+assert not [name for name in sys.modules if name.partition(".")[0] == "needle"]
+assert not hasattr(sys, "spoiled")
+"""
+
+
+def test_the_process_that_decides_imports_no_needle(tmp_path):
+    folder = other(tmp_path / "faulty", optim=("lr, beta, 1 - beta, decay", "lr, beta, 1.0, decay"))
+    with (folder / "needle" / "__init__.py").open("a") as file:
+        file.write("\nimport sys\nsys.spoiled = True\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    case = c.TrainCase((c.Linear(2),), c.Data(2, 2), c.WeightedSum(), c.SGD(), seed=0, steps=30, memory=c.Memory())
+    (out / "memory.json").write_bytes(c.encode(case))
+    done = subprocess.run([sys.executable, "-c", DECIDES, folder, out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_memory_case_is_replayed_on_the_needle_that_is_asked_for(tmp_path):
+    pytest.importorskip("memray", reason="memray does not exist on this system")
+    folder = other(tmp_path / "leaking", nn=("class Identity(Module):", "KEPT = []\n\n\nclass Identity(Module):"))
+    text = (folder / "needle" / "nn.py").read_text()
+    assert text.count("    def __call__(self") == 1
+    with (folder / "needle" / "nn.py").open("a") as file:
+        file.write(
+            "\n_call = Module.__call__\nModule.__call__ = lambda self, *a: KEPT.append(bytearray(999)) or _call(self, *a)\n"
+        )
+    case = c.TrainCase((c.Linear(2),), c.Data(2, 2), c.WeightedSum(), c.SGD(), seed=0, steps=30, memory=c.Memory())
+    path = tmp_path / "memory.json"
+    path.write_bytes(c.encode(case))
+    assert oracle("replay", path).returncode == 0
+    done = oracle("replay", path, "--needle", folder)
+    assert done.returncode == 1, done.stdout + done.stderr

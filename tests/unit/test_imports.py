@@ -32,12 +32,13 @@ RULES = [
     Rule("oracle.systems.truth", only="numpy oracle"),
     Rule("oracle.systems.truth", never="needle torch hypothesis", through=True),
     Rule("oracle*", all_of="needle torch hypothesis"),
+    Rule("oracle.plugin", only="pytest oracle", through=False),
     Rule("*", never="tests"),
 ]
 
 # The folders of oracle, from the top: a file imports from its own folder and from those above it. What processes, exit
 # codes, commands and files are stands above all.
-TOP = ("apart", "commands", "exits", "files")
+TOP = ("apart", "commands", "exits", "files", "plugin")
 FOLDERS = ("operations", "pages", "cases", "systems", "rules", "blame", "check", "memory", "runs", "trust", "bench")
 
 

@@ -7,7 +7,7 @@ model with its optimizer (`run`); a `step` and an evaluation are functions on it
 
 from oracle.systems.ours.evaluation import evaluate
 from oracle.systems.ours.evidence import again, modes, outputs
-from oracle.systems.ours.model import BESIDE, Build, build, is_ours
+from oracle.systems.ours.model import BESIDE, build, is_ours
 from oracle.systems.ours.operation import run_op
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.second_order import run_second
@@ -15,6 +15,6 @@ from oracle.systems.ours.step import step
 from oracle.systems.ours.unwatched import again_unwatched
 
 __all__ = [
-    "BESIDE", "Build", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "modes", "outputs",
+    "BESIDE", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "modes", "outputs",
     "run_op", "run_second", "step",
 ]  # fmt: skip

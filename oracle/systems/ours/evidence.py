@@ -39,7 +39,7 @@ def outputs(run: NeedleRun, x: Array) -> Array:
 
 def modes(run: NeedleRun, *, evaluation: bool) -> dict[str, tuple[bool, bool]]:
     """Of every layer: whether it is in training mode after train() or eval(), and whether it should be."""
-    quiet = [f"{p}." for p, layer in c.walk(run.case.model) if isinstance(layer, c.Eval)]
+    quiet = [f"{p}." for p, layer in c.walk(run.case.model) if layer.quiet]
     right = {p: not evaluation and not f"{p}.".startswith(tuple(quiet)) for p in run.modules}
     if evaluation:
         run.model.eval()

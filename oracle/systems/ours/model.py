@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
+from oracle.cases.built import build_layers
+from oracle.operations import OPERATIONS
 
 Array = npt.NDArray[Any]
-Build = Callable[[Any, Any, int, "Callable[[str, Sequence[c.Layer]], Any]"], Any]
 
 BESIDE = Path(__file__).resolve().parents[3] / "needle"
 
@@ -45,35 +46,41 @@ class NeedleModel:
     eval_modules: list[Any]
 
 
-def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any, layers: Mapping[type, Build]) -> NeedleModel:
+class NeedleSide:
+    """Where layers are built in a needle, see `oracle.cases.layers.Side`."""
+
+    def __init__(self, ndl: Any) -> None:
+        self.ndl, self.nn = ndl, ndl.nn
+
+    def applied(self, function: Callable[..., Any], *parts: Any) -> Any:
+        """A module of the user's own, as course code writes it."""
+
+        class Applied(self.ndl.nn.Module):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.parts = list(parts)
+
+            def forward(self, x: Any) -> Any:
+                return function(x, *self.parts)
+
+        return Applied()
+
+    def op(self, name: str, *operands: Any, **attributes: Any) -> Any:
+        """An operation as its block calls it."""
+        return OPERATIONS[name].needle(self.ndl, *operands, **attributes)
+
+    def zeros(self, size: int) -> Any:
+        """A Tensor of zeros."""
+        return self.ndl.init.zeros(size)
+
+    def either(self, name: str, otherwise: Callable[[], Any]) -> Any:
+        """A layer that not every needle has."""
+        kind = getattr(self.nn, name, None)
+        return otherwise() if kind is None else kind()
+
+
+def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any) -> NeedleModel:
     """The model of a case as a user would write it."""
-    model = NeedleModel(None, {}, [])
-    linears: list[Any] = []
-    widths = c.input_widths(case)
-
-    def body(prefix: str, part: Sequence[c.Layer]) -> Any:
-        made = []
-        for i, layer in enumerate(part):
-            path = f"{prefix}{i}"
-
-            def inner(name: str, sub: Sequence[c.Layer], path: str = path) -> Any:
-                return body(f"{path}.{name}", sub)
-
-            module = layers[type(layer)](ndl, layer, widths[path], inner)
-            if isinstance(layer, c.Linear):
-                if layer.tie is not None:
-                    module.weight = linears[layer.tie].weight
-                linears.append(module)
-            if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
-                bare = isinstance(layer, c.Linear) and not layer.bias
-                for parameter in (module.weight,) if bare else (module.weight, module.bias):
-                    parameter.requires_grad = False
-            if isinstance(layer, c.Eval):
-                model.eval_modules.append(module)
-            model.modules[path] = module
-            made.append(module)
-        return ndl.nn.Sequential(*made)
-
-    model.module = body("", case.model)
-    body = None  # type: ignore[assignment]  # it refers to itself, and to the model
-    return model
+    side = NeedleSide(ndl)
+    made = build_layers(case, side, lambda layer, *about: layer.needle(side, *about), ndl.nn.Sequential)
+    return NeedleModel(made.module, made.modules, made.quiet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap
 from oracle.systems.ours.contract import contract_of
-from oracle.systems.ours.model import Build, array_of, build
+from oracle.systems.ours.model import array_of, build
 from oracle.systems.ours.phase import Failed, Phase
 from oracle.systems.ours.watch import Watch
 from oracle.systems.trace import Clock, Failure, Observation, State
@@ -28,7 +27,6 @@ class NeedleRun:
         self,
         case: c.TrainCase,
         ndl: Any,
-        layers: Mapping[type, Build],
         slots: tuple[list[Slot], list[Slot]],
         batches: Batches,
         clock: Clock | None = None,
@@ -41,18 +39,18 @@ class NeedleRun:
         self.failed: Failure | None = None
         self._shapes = {slot.name: slot.shape for slot in (*slots[0], *slots[1])}
         self._before: dict[str, Array] = {}  # buffers as the state had them
-        self.relus = {path for path, layer in c.walk(case.model) if isinstance(layer, c.ReLU)}
+        self.relus = {path for path, layer in c.walk(case.model) if layer.kinked}
         self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
         self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
         try:
             with self.phase("build"):
-                self._build(layers)
+                self._build()
         except Failed as failed:
             self.failed = failed.failure
 
-    def _build(self, layers: Mapping[type, Build]) -> None:
+    def _build(self) -> None:
         np.random.seed(self.case.seed_for("build"))
-        model = build(self.case, self.ndl, layers)
+        model = build(self.case, self.ndl)
         self.model = model.module
         self.modules = model.modules
         self.eval_modules = model.eval_modules

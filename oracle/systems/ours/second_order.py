@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, step_seed
 from oracle.systems.ours import observed
 from oracle.systems.ours.contract import contract_of
-from oracle.systems.ours.model import Array, Build, array_of, grad_of
+from oracle.systems.ours.model import Array, array_of, grad_of
 from oracle.systems.ours.phase import Failed, Phase
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.unwatched import again_unwatched, same_gradient
@@ -23,7 +22,6 @@ from oracle.systems.trace import UNSEEN, Clock, Observation, State
 def run_second(
     case: c.SecondOrderCase,
     ndl: Any,
-    layers: Mapping[type, Build],
     slots: tuple[list[Slot], list[Slot]],
     batches: Batches,
     state: dict[str, Array],
@@ -37,7 +35,7 @@ def run_second(
     phase = functools.partial(Phase, clock=clock or Clock(), ndl=ndl)
     try:
         with phase("build"):
-            run = NeedleRun(_as_train(case), ndl, layers, slots, batches, clock)
+            run = NeedleRun(_as_train(case), ndl, slots, batches, clock)
             run.load(State(state))
         if run.failed is not None:  # an exception that has been taken down already
             raise Failed(run.failed)

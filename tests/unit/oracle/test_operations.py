@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import needle
-from oracle.blame import judged
+from oracle.blame import judged, script
 from oracle.cases import case as c
 from oracle.cases import coverage
 from oracle.cases.strategies import op_cases, train_cases
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
 from oracle.rules.single_op import op_truth
+from oracle.rules.verdict import Divergence
 from oracle.runs.draws import draw_from
-from oracle.systems import layers
 
 NAMES = sorted(OPERATIONS)
 
@@ -79,28 +79,28 @@ def test_two_blocks_of_one_name_are_an_error():
     assert OPERATIONS["tanh"].definition is not tanh
 
 
-def test_the_layer_of_a_block_is_a_part_of_cases():
-    """It is drawn, described, encoded, pickled, in the coverage and in a script, and no other place knows of it."""
+def test_a_layer_is_a_part_of_cases_by_its_block_alone():
+    """It is drawn, described, encoded, pickled, judged, in the coverage and in a script, and no other place knows of it."""
     assert {"Tanh", "Sigmoid"} <= set(c.ACTIVATIONS) == {op.layer for op in OPERATIONS.values() if op.layer}
     drawn = {type(layer).__name__ for case in draw_from(train_cases(), 60, 0) for _, layer in c.walk(case.model)}
-    for name, kind in c.ACTIVATIONS.items():
-        assert name in drawn
+    for name, kind in c.LAYERS.items():
+        assert name in drawn or kind.chance == 1  # those are rare
         assert f"layer {name}" in coverage.LABELS
         case = c.TrainCase(
-            model=(c.Linear(2), kind()), data=c.Data(rows=2, features=2), loss=c.MeanSquare(), optimizer=c.SGD(), seed=0
-        )
+            model=(c.Linear(2), kind.example(2), c.Linear(1)), data=c.Data(rows=2, features=2), loss=c.MeanSquare(),
+            optimizer=c.SGD(), seed=0,
+        )  # fmt: skip
         assert c.decode(c.encode(case)) == case == pickle.loads(pickle.dumps(case))
-        assert f"{name}()" in c.describe(case)
-
-
-def test_every_layer_of_a_case_has_a_row():
-    assert set(layers.LAYERS) == set(c.Layer.__args__)
+        assert f"{name}(" in c.describe(case)
+        assert f"layer {name}" in coverage.covered(case)
+        verdict = judged(case, needle)
+        assert verdict.divergence is None, verdict.divergence
+        assert not script.fails(script.script(case, Divergence(0, "activation", "1", "G", ""), needle))
 
 
 def test_every_layer_of_needle_can_be_in_a_case():
     classes = {n for n, k in inspect.getmembers(needle.nn, inspect.isclass) if issubclass(k, needle.nn.Module)}
-    by_name = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
-    known = {by_name.get(k.__name__, k.__name__) for k in layers.LAYERS} | {"SoftmaxLoss", "Module"}
+    known = {kind.called or name for name, kind in c.LAYERS.items()} | {"SoftmaxLoss", "Module"}
     assert classes <= known, f"no case has a {classes - known}"
 
 

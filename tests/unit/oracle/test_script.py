@@ -208,7 +208,7 @@ def planted_scripts():
 def run_at(path, *words, **env):
     command = [sys.executable, "-W", "error", path.name, *map(str, words)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
-    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def test_a_script_never_falls_back_on_another_needle(planted_scripts, tmp_path):
@@ -238,3 +238,46 @@ def test_the_lines_that_matter_come_first(kind, planted_scripts):
     assert any(line.startswith("    needle   ") for line in lines[:code]), "the numbers"
     first = "def in_needle(operands):" if kind == "op" else "def needle_model():"
     assert lines.index(first) < code + 8
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A needle of the course, which has neither retain_grad nor no_grad nor keywords for backward; and one with the fault."""
+    found = []
+    for name in ("right", "wrong"):
+        folder = tmp_path_factory.mktemp(name)
+        shutil.copytree(ROOT / "tests" / "needles" / "plain" / "needle", folder / "needle")
+        found.append(folder)
+    path = found[1] / "needle" / "ops.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("        return array_api.tanh(a)\n") == 1
+    assert not any(name in text for name in ("retain_grad", "no_grad"))
+    path.write_text(text.replace("array_api.tanh(a)\n", "1.25 * array_api.tanh(a)\n"), encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("kind", [*CASES, "twice"])
+def test_on_a_needle_of_the_course_it_shows_the_numbers(kind, course, planted_scripts, tmp_path):
+    right, wrong = course
+    path = tmp_path / "failing.py"
+    path.write_text(planted_scripts[kind], encoding="utf-8")
+    done = run_at(path, "--needle", wrong)
+    assert (done.returncode, done.stderr) == (1, "")
+    numbers = dict(line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("  needle", "  truth")))
+    assert abs(float(numbers["needle"]) - float(numbers["truth"])) > 0.01, done.stdout
+    if kind == "train":
+        done = run_at(path, "--needle", right)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_a_script_ends_whatever_hangs(planted_scripts, tmp_path):
+    text = planted_scripts["op"]
+    assert text.count("\nPATIENCE = 30") == text.count('\n    tell(b"h")\n') == 1
+    path = tmp_path / "failing.py"
+    text = text.replace("\nPATIENCE = 30", "\nPATIENCE = 3")
+    path.write_text(
+        text.replace('    tell(b"h")\n', '    tell(b"h")\n    while True:\n        pass\n'), encoding="utf-8"
+    )
+    done = run_at(path)
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "not done within 3 s" in done.stdout

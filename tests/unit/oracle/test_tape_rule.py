@@ -12,7 +12,7 @@ from oracle.operations import OPERATIONS
 from oracle.rules import tape
 from oracle.rules.tape import Findings
 from oracle.runs.draws import draw, draw_from
-from oracle.systems import layers, ours
+from oracle.systems import ours
 from oracle.systems.lockstep import Lockstep
 from oracle.systems.recorded import record
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
@@ -263,7 +263,7 @@ def test_judging_leaves_no_trace():
     from oracle.systems.trace import State
 
     def run(watched):
-        ours = NeedleRun(case, needle, layers.NEEDLE_LAYERS, inputs.slots(case), inputs.batches(case))
+        ours = NeedleRun(case, needle, inputs.slots(case), inputs.batches(case))
         ours.load(State(inputs.initial_state(case)))
         return [step(ours, 0, Findings() if watched else None), step(ours, 1)]
 

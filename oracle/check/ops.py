@@ -1,0 +1,317 @@
+"""One operation on drawn inputs: its value, and what it passes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from oracle.check.arrays import Array, array
+from oracle.check.comparing import Agreement, same
+from oracle.check.difference import Difference, line
+from oracle.check.drawing import KINDS, LEADING, SIZES, assigned, length, named, numbers, resolved
+from oracle.check.measuring import LIMIT
+
+_DTYPES = {
+    "float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.float32,
+    "complex64": np.complex64, "complex128": np.complex128,
+}  # fmt: skip
+Draw = Callable[[int], bytes]
+
+
+def op(
+    candidate: Callable[..., Any],
+    torch_fn: Callable[..., Any],
+    *inputs: Any,
+    draws: int = 12,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    dtype: str = "float32",
+    cotangents: Sequence[Any] | None = None,
+    limit: float = LIMIT,
+    report: bool = False,
+) -> Agreement:
+    """Hold an operation to a torch function, on inputs of six kinds: `Difference` where rounding does not explain what differs.
+
+    candidate: arrays -> out, or (out, vjp) as ``jax.vjp`` gives it: ``vjp(cotangent)`` is the gradient of each input; several
+    outputs are a tuple, and their cotangents too. torch_fn: the same in ordinary torch.
+    inputs: a tuple is a shape to be drawn: numbers are sizes, a name is drawn (equal names alike; also 1 and 0), ``...`` is any
+    number of dimensions. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
+    torch gets bfloat16, the candidate float32 with the same values. ``cotangents`` are drawn where not given.
+    A failing draw is made small, few elements and short numbers, and the message ends with the lines that show it again.
+    Deterministic: the same ``seed``, the same draws.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(_DTYPES)}, but got {dtype!r}")
+    if not kinds or draws < 1:
+        raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
+    shapes = [x for x in inputs if isinstance(x, tuple)]
+    names = named(shapes)
+    trial = _Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
+    if not shapes:
+        rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
+        return _reported(Agreement(rows), report)
+    best: list[Agreement] = []
+    for i, kind in enumerate(kinds):
+        share = len(range(i, draws, len(kinds)))
+        if share:
+            best += _drawn(trial, kind, names, any(... in s for s in shapes), share, seed)
+    if not best:
+        raise ValueError("torch refuses every input that was drawn: the shapes must fit torch_fn")
+    return _reported(max(best), report)
+
+
+def _reported(agreement: Agreement, report: bool) -> Agreement:
+    if report:
+        print(agreement)
+    return agreement
+
+
+def _random_bytes(seed: int) -> Draw:
+    rng = np.random.default_rng(seed)
+    return lambda n: rng.bytes(n)
+
+
+def _drawn(trial: _Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
+    """Some draws of one kind, by Hypothesis, which also makes a failing one small."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    found: list[Agreement] = []
+    smaller = _Smaller()
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=draws,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        report_multiple_bugs=False,
+        print_blob=False,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.data())
+    def run(data: Any) -> None:
+        sizes = {n: data.draw(st.sampled_from(SIZES)) for n in names}
+        leading = data.draw(st.sampled_from(LEADING)) if leads else ()
+        agreement = smaller(lambda: trial(kind, sizes, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n))))
+        if agreement is None:
+            hypothesis.reject()
+        found.append(agreement)
+
+    try:
+        run()
+    except hypothesis.errors.Unsatisfiable:
+        return found
+    except (Exception, _Enough):  # whatever words Hypothesis has for the end
+        if smaller.best is None:
+            raise
+        raise smaller.best from None
+    return found
+
+
+class _Enough(BaseException):
+    """Ends Hypothesis' search for a smaller draw."""
+
+
+class _Smaller:
+    """How long a failing draw is made smaller: so many calls and no more, however slow the operation is."""
+
+    MOST = 120
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.best: Exception | None = None
+        self._key: tuple[float, ...] = ()
+        self._hint = ""
+
+    def __call__(self, trial: Callable[[], Any]) -> Any:
+        """One call. What fails and is the smallest so far is kept."""
+        if self.best is not None:
+            self.calls += 1
+        if self.calls > self.MOST:
+            raise _Enough
+        try:
+            return trial()
+        except Exception as error:
+            key = _size(error)
+            if self.best is None or key < self._key:
+                self.best, self._key = error, key
+            if isinstance(error, Difference):
+                self._said(error)
+            raise
+
+    def _said(self, difference: Difference) -> None:
+        """What the first failing draw looked like, for one that is too small for words."""
+        start = line("as if", "")
+        own = [text for text in str(difference).splitlines() if text.startswith(start)]
+        self._hint = self._hint or "".join(own[:1])
+        if self._hint and not own:
+            head, again, rest = str(difference).partition(line("inputs", ""))
+            difference.args = (f"{head}{self._hint}, before it was made small\n{again}{rest}",)
+
+
+def _size(error: Exception) -> tuple[float, ...]:
+    """How long a failing draw is to read."""
+    arrays = error.inputs if isinstance(error, Difference) else ()
+    if not arrays:
+        return (math.inf,)
+    return (sum(a.size for a in arrays), sum(int(np.count_nonzero(a)) for a in arrays), len(str(error)))
+
+
+class _Trial:
+    """The operation on one draw."""
+
+    def __init__(
+        self,
+        candidate: Callable[..., Any],
+        torch_fn: Callable[..., Any],
+        inputs: Sequence[Any],
+        dtype: str,
+        cotangents: Sequence[Any] | None,
+        limit: float,
+    ) -> None:
+        self.candidate, self.torch_fn, self.inputs = candidate, torch_fn, inputs
+        self.dtype, self.cotangents, self.limit = dtype, cotangents, limit
+
+    def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
+        """The agreement; None if torch refuses shapes that were drawn."""
+        given: list[Any] = []
+        for x in self.inputs:
+            if isinstance(x, tuple):
+                shape = resolved(x, sizes, leading)
+                a = numbers(draw(length(shape, _DTYPES[self.dtype])), shape, kind, _DTYPES[self.dtype])
+                given.append(_as_bfloat16(a) if self.dtype == "bfloat16" else a)
+            elif _is_array(x):
+                given.append(array(x)[0])
+            else:
+                given.append(x)
+        arrays = [a for a in given if isinstance(a, np.ndarray)]
+        try:
+            shown = self._outputs(given)
+        except (RuntimeError, IndexError, ValueError):
+            if sizes or leading:  # torch has no meaning for such a shape either
+                return None
+            raise
+        try:
+            return self._compared(given, shown, draw, kind)
+        except Difference as difference:
+            difference.inputs = tuple(arrays)
+            raise
+        except Exception as error:
+            error.add_note(
+                "check.op called the candidate with\n"
+                + "\n".join(f"  {assigned(f'x{i}', a)}" for i, a in enumerate(arrays))
+            )
+            raise
+
+    def _outputs(self, given: list[Any]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return _several(self.torch_fn(*(self._tensor(x) for x in given)))
+
+    def _tensor(self, x: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            return x
+        t = torch.from_numpy(x.copy())
+        return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
+
+    def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
+        got = self.candidate(*frozen)
+        out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
+        outs = list(out) if isinstance(out, tuple | list) else [out]
+        names = ["output"] if len(shown) == 1 else [f"output {i}" for i in range(len(shown))]
+        mine: dict[str, Any] = dict(zip(names, outs, strict=False))
+        mine |= {f"output {i}": o for i, o in enumerate(outs) if i >= len(names)}
+        wanted = [i for i, x in enumerate(given) if isinstance(x, np.ndarray) and x.dtype.kind in "fc"]
+        cotangents: list[Array] = []
+        if vjp is not None:
+            cotangents = self._cotangents(shown, draw)
+            back = (
+                vjp(*(c.copy() for c in cotangents))
+                if len(cotangents) == 1
+                else vjp(tuple(c.copy() for c in cotangents))
+            )
+            back = list(back) if isinstance(back, tuple | list) else [back]
+            if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
+                back = [back[i] for i in wanted]
+            if len(back) != len(wanted):
+                raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
+            mine |= {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+
+        def program() -> dict[str, Any]:
+            tensors = [self._tensor(x) for x in given]
+            for i in wanted:
+                tensors[i].requires_grad_(vjp is not None)
+            results = _several(self.torch_fn(*tensors))
+            named = dict(zip(names, results, strict=True))
+            if vjp is not None:
+                pairs = [
+                    (o, self._tensor(c).to(o.dtype))
+                    for o, c in zip([r for r in results if _has_gradient(r)], cotangents, strict=True)
+                    if o.requires_grad
+                ]
+                leaves = [tensors[i] for i in wanted]
+                grads: Sequence[Any] = [None] * len(leaves)
+                if pairs:
+                    grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
+                named |= {
+                    f"gradient of input {i}": torch.zeros_like(t) if g is None else g
+                    for i, t, g in zip(wanted, leaves, grads, strict=True)
+                }
+            return named
+
+        try:
+            return same(mine, program, limit=self.limit)
+        except Difference as difference:
+            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
+            raise
+
+    def _cotangents(self, shown: list[torch.Tensor], draw: Draw) -> list[Array]:
+        outs = [o for o in shown if _has_gradient(o)]
+        if self.cotangents is not None:
+            if len(self.cotangents) != len(outs):
+                raise ValueError(f"{len(outs)} outputs need as many cotangents, but got {len(self.cotangents)}")
+            return [array(c)[0] for c in self.cotangents]
+        found = []
+        for o in outs:
+            dtype = np.dtype(str(o.dtype).removeprefix("torch.").replace("bfloat16", "float32"))
+            drawn = numbers(draw(length(tuple(o.shape), dtype)), tuple(o.shape), "normal", dtype)
+            drawn = np.where(drawn == 0, dtype.type(1), drawn)  # a zero hides what stands behind it
+            found.append(_as_bfloat16(drawn) if o.dtype is torch.bfloat16 else drawn)
+        return found
+
+    def _again(self, given: list[Any], cotangents: list[Array], kind: str) -> str:
+        """The lines that show it once more."""
+        lines = [line("inputs", f"{kind}; this shows it again:")]
+        words = []
+        for i, x in enumerate(given):
+            words.append(f"x{i}" if isinstance(x, np.ndarray) else repr(x))
+            if isinstance(x, np.ndarray):
+                lines.append(f"    {assigned(f'x{i}', x)}")
+        if cotangents:
+            words.append(f"cotangents=[{', '.join(f'g{i}' for i in range(len(cotangents)))}]")
+            lines += [f"    {assigned(f'g{i}', c)}" for i, c in enumerate(cotangents)]
+        words += [f"dtype={self.dtype!r}"] if self.dtype == "bfloat16" else []
+        return "\n".join([*lines, f"    check.op(candidate, torch_fn, {', '.join(words)})"])
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray | torch.Tensor) or (hasattr(x, "__array__") and not isinstance(x, np.generic))
+
+
+def _several(out: Any) -> list[torch.Tensor]:
+    return list(out) if isinstance(out, tuple | list) else [out]
+
+
+def _has_gradient(t: torch.Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _as_bfloat16(a: Array) -> Array:
+    """The same numbers as bfloat16 has them, in float32."""
+    return torch.from_numpy(np.ascontiguousarray(a)).to(torch.bfloat16).float().numpy()

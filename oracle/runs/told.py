@@ -1,0 +1,137 @@
+"""How a run on another needle is shown: on a terminal, as Markdown, as a page and as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from oracle import commands, files
+from oracle.blame.entry import HINT, SEVERITY, Entry
+from oracle.exits import ExitCode
+from oracle.pages import html, markdown
+
+AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def show(console: Console, run: Any) -> None:
+    """The entries, the worst first, then what was judged, what differs by design, and what is not offered."""
+    width = max(console.width, 40)
+
+    def say(text: str, indent: int = 0, first: int = 0, style: str | None = None) -> None:
+        for line in textwrap.wrap(text, width, initial_indent=" " * first, subsequent_indent=" " * indent,
+                                  break_long_words=False, break_on_hyphens=False) or [""]:  # fmt: skip
+            console.print(line, soft_wrap=True, markup=False, style=style)
+
+    for i, entry in enumerate(run.entries[:AT_LENGTH]):
+        console.print()
+        say(f"{i + 1}. {entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
+        for name, text in _lines(entry):
+            if name == "program":
+                console.print(textwrap.indent(text.rstrip(), "       "), soft_wrap=True, markup=False, style="dim")
+            elif name == "again":
+                console.print(f"   {name:<7} {text}", soft_wrap=True, markup=False)
+            else:
+                say(f"{name:<7} {text}", 11, 3)
+    if len(run.entries) > AT_LENGTH:
+        console.print()
+        for i, entry in enumerate(run.entries[AT_LENGTH:], AT_LENGTH):
+            say(f"{i + 1}. {entry.sentence} ({entry.place or 'no line'})", 4)
+    console.print()
+    for name, text in table(run):
+        say(f"{name:<13} {text}", 14)
+    console.print()
+    say(verdict(run), style="bold")
+
+
+def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
+    if entry.place:
+        yield "at", entry.place
+    if entry.program:
+        yield "program", entry.program
+    for name in ("theirs", "torch", "exact"):
+        if getattr(entry, name):
+            yield name, getattr(entry, name)
+    for text in entry.details:
+        yield "note", text
+    often = f"in {entry.count} case{'s' * (entry.count != 1)}"
+    also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
+    if entry.severity < HINT and not entry.key.startswith("required"):
+        yield "seen", often + (f": {also}" if also else "")
+    if entry.again:
+        yield "again", entry.again
+
+
+def verdict(run: Any) -> str:
+    """One line."""
+    code = run.exit_code
+    real = [e for e in run.entries if e.severity < HINT]
+    total = sum(run.result.cases.values())
+    if code == ExitCode.NO_VERDICT:
+        why = ", ".join(run.plan.offer.cannot_train) or "nothing could be judged"
+        return f"no verdict: {why} {'is not offered, and without it there is no training run' if run.plan.offer.cannot_train else ''}".strip()
+    if not real:
+        return f"0 findings in {total:,} cases"
+    pages = f"; pages in {commands.shown(run.plan.folder)}" if run.written or run.entries else ""
+    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
+
+
+def table(run: Any) -> Iterator[tuple[str, str]]:
+    """What was judged, what differs by design, what is not offered."""
+    result, offer = run.result, run.plan.offer
+    kinds = {"op": "single operations", "train": "training runs", "second": "second order"}
+    counts = ", ".join(f"{result.cases[kind]:,} {words}" for kind, words in kinds.items() if result.cases[kind])
+    yield "judged", f"{sum(result.cases.values()):,} cases: {counts}; {result.tally.tensors:,} tensors"
+    ops = sorted(label.removeprefix("op ") for label in result.coverage if label.startswith("op "))
+    layers = sorted(
+        {label.removeprefix("layer ").partition(",")[0] for label in result.coverage if label.startswith("layer ")}
+    )
+    yield "", f"ops {', '.join(ops)}"
+    yield "", f"layers {', '.join(layers)}"
+    for row in offer.by_design:
+        place = f" ({row['place']})" if row["place"] else ""
+        yield "by design", f"{row['matter']}: {row['course']}{place}; {row['done']}"
+    if offer.left_open and offer.missing is not None:
+        yield (
+            "left open",
+            "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars: not drawn",
+        )
+    if offer.missing:
+        yield "not offered", ", ".join(sorted(offer.missing))
+    for text, count in result.absent.most_common(3):
+        yield "", f"with some inputs: {text} ({count} cases)"
+    for note in run.notes:
+        yield "note", note
+
+
+def to_json(run: Any) -> list[dict[str, Any]]:
+    """The entries as data."""
+    return [{**dataclasses.asdict(entry), "severity": SEVERITY[entry.severity]} for entry in run.entries]
+
+
+def write(run: Any) -> None:
+    """``needle.md`` and ``needle.html`` beside the summary."""
+    files.save(run.plan.folder / "needle.md", _markdown(run))
+    rows = [(name, text) for name, text in table(run)]
+    entries = [(entry, list(_lines(entry)), SEVERITY[entry.severity]) for entry in run.entries]
+    page = html.render(
+        TEMPLATE, folder=commands.shown(run.plan.needle), verdict=verdict(run), entries=entries, rows=rows
+    )
+    files.save(run.plan.folder / "needle.html", page)
+
+
+def _markdown(run: Any) -> str:
+    lines = [f"# The needle of {commands.shown(run.plan.needle)}", "", verdict(run), ""]
+    for i, entry in enumerate(run.entries):
+        lines += [f"## {i + 1}. {entry.sentence}", "", f"{SEVERITY[entry.severity]}", ""]
+        for name, text in _lines(entry):
+            lines += ["", "```python", text.rstrip(), "```", ""] if name == "program" else [f"- {name}: {text}"]
+        lines.append("")
+    lines += ["## What was judged", ""]
+    lines += markdown.table(["what", "which"], list(table(run)), left=("what", "which"))
+    return "\n".join(lines) + "\n"
