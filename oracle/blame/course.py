@@ -11,8 +11,9 @@ import re
 from typing import Any
 
 from oracle.cases import case as c
+from oracle.rules.alone import known_ops
 from oracle.rules.verdict import Divergence, Suspect
-from oracle.systems.source import line_of
+from oracle.systems.source import line_in, line_of
 from oracle.systems.trace import CHANGED, ENDED
 
 _REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "subtract": "__sub__"}
@@ -56,5 +57,10 @@ def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
     if case.op == "softmax_loss":
         line = line_of(ndl, "nn.SoftmaxLoss", "forward")
         return dataclasses.replace(found, what=found.what.replace("softmax_loss", "SoftmaxLoss"), line=line, key="")
+    for kind, known in known_ops(ndl).items():
+        if known.name == case.op:  # as rule OP names it
+            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
+            method = next((name for name in methods if hasattr(kind, name)), methods[0])
+            return dataclasses.replace(found, line=line_in(kind, method), key=f"{kind.__name__}.{method}")
     line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
     return dataclasses.replace(found, line=line)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from oracle.apart import home
 from oracle.blame import program as written
 from oracle.blame.headline import number
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
+from oracle.rules.judge import judge
 from oracle.rules.single_op import op_truth
-from oracle.rules.verdict import Divergence, Suspect
+from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Suspect
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
 from oracle.systems.trace import CHANGED, ENDED
@@ -57,6 +62,8 @@ class Entry:
     again: str = ""  # the command that shows it again
     details: list[str] = field(default_factory=list)
     also: dict[str, int] = field(default_factory=dict)  # what it causes elsewhere, and how often
+    ran: frozenset[str] = frozenset()  # functions of the package that ran in the case, for what follows from what
+    follows: bool = False  # whether it may follow from another finding: not what is judged from numbers of its own
 
 
 def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
@@ -69,14 +76,19 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
     if divergence.rule == "dtype" or divergence.quantity in ("kept", "untouched"):
         severity = HAZARD
     made = Entry(suspect.key or suspect.what, severity, sentence(case, divergence, suspect), _place(suspect))
+    made.follows = divergence.quantity in (*FORWARD, *BACKWARD) or failure is not None
+    made.ran = functions_run(case, ndl) if made.follows and severity != ENDS else frozenset()
+    summed = suspect.what.startswith("accumulation")
     try:
-        made.program = written.program(case, divergence)
+        made.program = _SUMMED if summed else written.program(case, divergence)
         printed, raised = run(made.program)
         made.theirs = raised or printed
     except (written.TooLong, ValueError, KeyError, IndexError):
         pass
     if failure is not None:
         made.theirs = made.theirs if "Error" in made.theirs else f"{failure.kind}: {failure.message}"
+    elif summed:
+        made.exact = "[12.0, 12.0]"
     elif isinstance(case, c.OpCase) and divergence.quantity in ("activation", "gradient"):
         _numbers_of_op(made, case, divergence, ndl)
     elif divergence.truth is not None and divergence.rule not in ("dtype", "exact"):
@@ -87,6 +99,39 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
     known = [suspect.words, suspect.known, suspect.place if "node" not in suspect.place else ""]
     made.details = [text for text in known if text and text not in made.sentence]
     return made
+
+
+_SUMMED = """import numpy as np
+import needle as ndl
+
+x = ndl.Tensor(np.ones(2, dtype="float32"))
+y = x * 1.0
+(y * 2.0 + y * 3.0 + y * 7.0).sum().backward()
+print(x.grad.numpy())
+"""
+
+
+def functions_run(case: c.Case, ndl: Any) -> frozenset[str]:
+    """Names of all functions of the package that run in a case."""
+    inside, found = home(ndl) + os.sep, set()
+
+    def note(frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(inside):
+            found.add(frame.f_code.co_qualname)
+
+    before = sys.getprofile()
+    try:
+        if isinstance(case, c.OpCase):
+            sys.setprofile(note)
+            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle)
+        else:
+            sys.setprofile(note)
+            judge(case, ndl, peer_too=False)
+    except Exception:
+        pass  # a value that is computed late may be wrong only when it is looked at
+    finally:
+        sys.setprofile(before)
+    return frozenset(found)
 
 
 def _place(suspect: Suspect) -> str:
@@ -117,6 +162,8 @@ def sentence(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
         return _of_failure(case, divergence, suspect)
     if divergence.rule == "dtype" and divergence.ours == "float64":
         return f"{_part(suspect.what.partition(',')[0], case)} makes float64 of float32"
+    if suspect.what.startswith("accumulation"):
+        return f"the gradient of a tensor that is used more than once is wrong: {suspect.words}"
     if isinstance(case, c.OpCase):
         return _of_op(case, divergence)
     if re.fullmatch(r"\w+\.(gradient|backward|gradient_as_tuple)", suspect.key):

@@ -51,8 +51,11 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if finding is not None:
         assert evidence.findings is not None
         return _by_operator(case, divergence, finding, evidence, by_tensor)
-    if evidence.findings is not None and evidence.findings.nodes and divergence.quantity in (*FORWARD, *BACKWARD):
-        agrees = "every node of the tape is right by itself (rule OP)"
+    looked = evidence.findings is not None and evidence.findings.nodes > evidence.findings.unknown
+    if looked and divergence.quantity in (*FORWARD, *BACKWARD):
+        assert evidence.findings is not None
+        unknown = f", as far as it is known ({evidence.findings.unknown} are not)" if evidence.findings.unknown else ""
+        agrees = f"every node of the tape is right by itself (rule OP){unknown}"
         return dataclasses.replace(by_tensor, known="; ".join(k for k in (by_tensor.known, agrees) if k))
     return by_tensor
 

@@ -77,7 +77,7 @@ def diff(
 
             def progress(run: runner.Run, text: str) -> None:
                 nonlocal first
-                if first and run.result.failed:
+                if first and run.result.failed and not run.plan.foreign:
                     first = False
                     console.print(
                         "\nthe first failure, as it was found; a smaller one is looked for:", style="bold red"
@@ -94,6 +94,11 @@ def diff(
         return ExitCode.INTERRUPTED
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
+    if plan.foreign:
+        from oracle.runs import told
+
+        with saved(f"{commands.shown(folder / 'needle.md')}, `--out` names another folder"):
+            told.write(outcome)
     summary(console, outcome, verbose)
     if formats is not None:
         formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
@@ -170,7 +175,12 @@ def summary(console: Console, run: Any, verbose: bool = False) -> None:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
     else:
         console.print(shown(run.codes), style="dim")
-    _failed(console, run, total)
+    if run.plan.foreign:
+        from oracle.runs import told
+
+        told.show(console, run)
+    else:
+        _failed(console, run, total)
 
 
 def _failed(console: Console, run: Any, total: int) -> None:
@@ -234,9 +244,6 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     if result.common:
         alike = "needle and torch make the same error, beyond the measured noise"
         yield "rounded alike", f"{result.common:,} tensors: {alike}"
-    if run.plan.offer.missing:
-        yield "not offered", ", ".join(sorted(run.plan.offer.missing))
-        yield "left out", f"{result.left_out:,} cases that need it"
     if result.unjudged:
         yield "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
     if run.digits is not None:
@@ -339,6 +346,7 @@ def _tolerances(console: Console, result: Any) -> None:
 def to_json(run: Any) -> dict[str, Any]:
     """The summary as data."""
     from oracle.cases import coverage
+    from oracle.runs import told
 
     result = run.result
     return {
@@ -384,6 +392,9 @@ def to_json(run: Any) -> dict[str, Any]:
             }
             for f in run.failures
         ],
+        "entries": told.to_json(run),
+        "by_design": run.plan.offer.by_design,
+        "absent": dict(result.absent),
         "exit_code": run.exit_code,
         "exit_codes": run.codes,  # all that hold
     }

@@ -19,9 +19,11 @@ from pathlib import Path
 from oracle import commands, files
 from oracle.apart import Broken, Died
 from oracle.blame import report
+from oracle.blame.entry import HINT, Entry
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.exits import ExitCode, held
+from oracle.runs import entries
 from oracle.runs.draws import SHARD_SIZE
 from oracle.runs.real_data import Digits, run_digits
 from oracle.runs.result import Failed, Result
@@ -83,6 +85,7 @@ class Run:
     result: Result = field(default_factory=Result)
     digits: Digits | None = None
     failures: list[Failed] = field(default_factory=list)  # shrunk and folded
+    entries: list[Entry] = field(default_factory=list)  # of another needle: what is told of it
     notes: list[str] = field(default_factory=list)  # what was left out, or not written, and why
     interrupted: bool = False
     wall: float = 0.0
@@ -95,9 +98,9 @@ class Run:
         return held(
             harness=self.result.harness_errors,
             contradiction=self.result.oracle_errors,
-            part=self.failures,
+            part=self.failures or [entry for entry in self.entries if entry.severity < HINT],
             interrupted=self.interrupted,
-            no_verdict=not self.result.tally.tensors and not self.failures,
+            no_verdict=(not self.result.tally.tensors and not self.failures) or self.plan.offer.cannot_train,
         )
 
     @property
@@ -142,6 +145,12 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
             except (Broken, Died) as error:
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
+        if plan.foreign:
+            outcome.failures = entries.folded(outcome.failures)
+            required = plan.offer.absent
+            outcome.entries = entries.entries(
+                pool, outcome.failures, plan.asked, outcome.again, required, lambda text: progress(outcome, text)
+            )
     except KeyboardInterrupt:
         outcome.interrupted = True
         outcome.failures = outcome.failures or outcome.result.failed

@@ -43,7 +43,7 @@ def show(console: Console, run: Any) -> None:
         for i, entry in enumerate(run.entries[AT_LENGTH:], AT_LENGTH):
             say(f"{i + 1}. {entry.sentence} ({entry.place or 'no line'})", 4)
     console.print()
-    for name, text in table(run):
+    for name, text in table(run, whole=False):
         say(f"{name:<13} {text}", 14)
     console.print()
     say(verdict(run), style="bold")
@@ -81,8 +81,31 @@ def verdict(run: Any) -> str:
     return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
 
 
-def table(run: Any) -> Iterator[tuple[str, str]]:
-    """What was judged, what differs by design, what is not offered."""
+# What homeworks 1 and 2 ask for.
+_OPS = (
+    "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
+    "matmul negate log exp relu logsumexp logsoftmax subtract rsub softmax_loss"
+)
+_LAYERS = (
+    "Linear",
+    "Linear, no bias",
+    "ReLU",
+    "Sequential",
+    "BatchNorm",
+    "LayerNorm",
+    "Dropout",
+    "Residual",
+    "Identity",
+    "Flatten",
+)
+COURSE = {
+    *(f"op {name}" for name in _OPS.split()), *(f"layer {name}" for name in _LAYERS), "loss SoftmaxLoss",
+    "optimizer SGD", "optimizer Adam", "backward second order",
+}  # fmt: skip
+
+
+def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
+    """What was judged, what differs by design, what is not offered; ``whole`` says also what is done about it."""
     result, offer = run.result, run.plan.offer
     kinds = {"op": "single operations", "train": "training runs", "second": "second order"}
     counts = ", ".join(f"{result.cases[kind]:,} {words}" for kind, words in kinds.items() if result.cases[kind])
@@ -93,16 +116,18 @@ def table(run: Any) -> Iterator[tuple[str, str]]:
     )
     yield "", f"ops {', '.join(ops)}"
     yield "", f"layers {', '.join(layers)}"
-    for row in offer.by_design:
-        place = f" ({row['place']})" if row["place"] else ""
-        yield "by design", f"{row['matter']}: {row['course']}{place}; {row['done']}"
-    if offer.left_open and offer.missing is not None:
-        yield (
-            "left open",
-            "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars: not drawn",
-        )
-    if offer.missing:
-        yield "not offered", ", ".join(sorted(offer.missing))
+    design = [(row["matter"], row["place"], f"{row['course']}; {row['done']}") for row in offer.by_design]
+    if whole:
+        for matter, place, text in design:
+            yield "by design", f"{matter}{f' ({place})' if place else ''}: {text}"
+    elif design:
+        yield "by design", ", ".join(f"{matter}{f' ({place})' if place else ''}" for matter, place, _ in design)
+    yield "not drawn", "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars"
+    missing = sorted(offer.missing)
+    if of_course := [name for name in missing if name in COURSE]:
+        yield "not offered", ", ".join(of_course)
+    if more := [name for name in missing if name not in COURSE]:
+        yield "" if of_course else "not offered", f"what homeworks 1 and 2 do not ask for: {', '.join(more)}"
     for text, count in result.absent.most_common(3):
         yield "", f"with some inputs: {text} ({count} cases)"
     for note in run.notes:
@@ -111,7 +136,12 @@ def table(run: Any) -> Iterator[tuple[str, str]]:
 
 def to_json(run: Any) -> list[dict[str, Any]]:
     """The entries as data."""
-    return [{**dataclasses.asdict(entry), "severity": SEVERITY[entry.severity]} for entry in run.entries]
+    of_the_run = {"ran", "follows"}  # for what follows from what
+    return [
+        {k: v for k, v in dataclasses.asdict(entry).items() if k not in of_the_run}
+        | {"severity": SEVERITY[entry.severity]}
+        for entry in run.entries
+    ]
 
 
 def write(run: Any) -> None:

@@ -43,7 +43,7 @@ class Phase:
             frames, of = frames_of(tb), home(self.ndl)
             where, inside = place(frames, of), _inside(frames, of)
             failure = Failure(
-                self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), _lines(tb, of), inside
+                self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), lines_of(tb, of), inside
             )
             tell()  # not before the message has been asked for: that is needle's code too
             raise Failed(failure) from None
@@ -63,7 +63,7 @@ def _inside(frames: tuple[Frame, ...], of: str) -> bool:
     return False
 
 
-def _lines(tb: TracebackType | None, of: str) -> tuple[str, ...]:
+def lines_of(tb: TracebackType | None, of: str) -> tuple[str, ...]:
     """The lines of a package on the way to an exception, the innermost first, each with the name of its function."""
     found = []
     while tb is not None:
