@@ -21,6 +21,14 @@ _LAYERS = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
 _TENSOR = ("Tensor.", "Value.", "Op.", "TensorOp.", "TensorTupleOp.", "TensorTuple.", "Module.", "Function.")
 
 
+_NAMES = (
+    "AttributeError",
+    "ImportError",
+    "NameError",
+    "TypeError",
+)  # of a name that is not there: that line is to blame
+
+
 def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> Suspect:
     """The suspect, by what the package calls it."""
     failure = divergence.failure
@@ -30,7 +38,11 @@ def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> S
     if failure is not None:
         if failure.kind in (CHANGED, ENDED) or not failure.theirs:
             return found
-        line, _, function = _guilty(failure.theirs, failure.phase).partition(" in ")
+        guilty = _innermost(failure.theirs) if failure.kind in _NAMES else _guilty(failure.theirs, failure.phase)
+        if "NoneType" in failure.message:  # the layer that hands on what it has not is to blame
+            layers = (p for p in failure.theirs if hasattr(ndl.nn, p.partition(" in ")[2].partition(".")[0]))
+            guilty = next((p for p in layers if not p.partition(" in ")[2].startswith("Module.")), guilty)
+        line, _, function = guilty.partition(" in ")
         return dataclasses.replace(
             found, what=function, line=line, place=f"{failure.kind} in {failure.phase}", key=function
         )
@@ -46,6 +58,11 @@ def _guilty(theirs: tuple[str, ...], phase: str) -> str:
             function = place.partition(" in ")[2]
             if function.endswith((".gradient", ".backward")) and not function.startswith(_TENSOR):
                 return place
+    return _innermost(theirs)
+
+
+def _innermost(theirs: tuple[str, ...]) -> str:
+    """The line that raised it, or called what raised it."""
     return next((place for place in theirs if not place.partition(" in ")[2].startswith(_TENSOR[2:])), theirs[0])
 
 
@@ -62,5 +79,9 @@ def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
             methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
             method = next((name for name in methods if hasattr(kind, name)), methods[0])
             return dataclasses.replace(found, line=line_in(kind, method), key=f"{kind.__name__}.{method}")
+    for name, kind in vars(ndl.ops).items() if hasattr(ndl, "ops") else ():
+        if isinstance(kind, type) and name.lower() == case.op.replace("_", ""):
+            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
+            return dataclasses.replace(found, line=line_in(kind, *methods) or line_in(kind))
     line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
     return dataclasses.replace(found, line=line)

@@ -76,7 +76,8 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
     if divergence.rule == "dtype" or divergence.quantity in ("kept", "untouched"):
         severity = HAZARD
     made = Entry(suspect.key or suspect.what, severity, sentence(case, divergence, suspect), _place(suspect))
-    made.follows = divergence.quantity in (*FORWARD, *BACKWARD) or failure is not None
+    following = (*FORWARD, *BACKWARD, "initial")
+    made.follows = (divergence.quantity in following or failure is not None) and divergence.rule != "dtype"
     made.ran = functions_run(case, ndl) if made.follows and severity != ENDS else frozenset()
     summed = suspect.what.startswith("accumulation")
     try:
@@ -180,7 +181,9 @@ def _of_failure(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
         return f"the state of the process is changed in {failure.phase}: {failure.message}"
     if failure.kind == ENDED:
         return f"{_subject(case)} does not return from {failure.phase}: {failure.message}"
-    return f"{_subject(case)} raises {failure.kind} in {failure.phase}: {failure.message}{removed(failure.kind, failure.message)}"
+    when = "when its value is asked for" if failure.phase == "being looked at" else f"in {failure.phase}"
+    hint = removed(failure.kind, failure.message)
+    return f"{_subject(case)} raises {failure.kind} {when}: {failure.message}{hint}"
 
 
 def removed(kind: str, message: str) -> str:

@@ -51,7 +51,8 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if finding is not None:
         assert evidence.findings is not None
         return _by_operator(case, divergence, finding, evidence, by_tensor)
-    looked = evidence.findings is not None and evidence.findings.nodes > evidence.findings.unknown
+    found = evidence.findings
+    looked = found is not None and found.nodes > found.unknown and not (divergence.quantity in FORWARD and found.bad)
     if looked and divergence.quantity in (*FORWARD, *BACKWARD):
         assert evidence.findings is not None
         unknown = f", as far as it is known ({evidence.findings.unknown} are not)" if evidence.findings.unknown else ""

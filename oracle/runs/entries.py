@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from oracle.apart import Broken, Died, apart
-from oracle.blame.entry import HAZARD, Entry, entry
+from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.runs import hazards
@@ -102,12 +102,20 @@ def _causes(found: Sequence[Entry]) -> list[Entry]:
     Tensor is no op of its own, and may be the cause of that too.
     """
     kept = sorted(found, key=lambda e: len(e.ran))
+    promotion = next((e for e in kept if e.key.startswith("float64 of")), None)
     for one in kept[::-1]:
+        if promotion is not None and one.severity == RAISES and "float64" in one.sentence:
+            promotion.count += one.count
+            promotion.also[one.key] = promotion.also.get(one.key, 0) + one.count
+            kept = [e for e in kept if e is not one]
+            continue
         right = any("every node of the tape is right" in text and "as far as" not in text for text in one.details)
         for cause in kept:
-            if cause is one or not one.follows or cause.key not in one.ran or len(cause.ran) >= len(one.ran):
+            touches = cause.key.endswith((" seeds", " draws")) and cause.place == one.place
+            runs = cause.key in one.ran and len(cause.ran) < len(one.ran)
+            if cause is one or not (touches or (one.follows and runs)):
                 continue
-            if right and not cause.key.startswith("Tensor."):
+            if right and not touches and not (cause.key.startswith("Tensor.") or "writes into" in cause.sentence):
                 continue
             cause.count += one.count
             cause.also[one.key] = cause.also.get(one.key, 0) + one.count

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from oracle.apart import Broken, Died, apart
-from oracle.blame.entry import HAZARD, HINT, Entry, run
+from oracle.blame.entry import HAZARD, HINT, WRONG, Entry, run
 from oracle.systems.candidate import candidate
 from oracle.systems.ours.model import array_of
 from oracle.systems.source import line_in, line_of
@@ -45,6 +45,38 @@ _LINEAR = "ndl.nn.Linear(3, 2)"
 _SGD = "SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)"
 _PLACES = {"SGD": ("optim.SGD", "step"), "Adam": ("optim.Adam", "step"), "BatchNorm1d": ("nn.BatchNorm1d", "forward"),
            "LayerNorm1d": ("nn.LayerNorm1d", "forward"), "Dropout": ("nn.Dropout", "forward")}  # fmt: skip
+
+
+_INITIAL: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("xavier_uniform", "√(6 / (fan_in + fan_out))", lambda r: (r.rand(5, 3) * 2 - 1) * np.sqrt(6 / 8)),
+    ("xavier_normal", "√(2 / (fan_in + fan_out))", lambda r: r.randn(5, 3) * np.sqrt(2 / 8)),
+    ("kaiming_uniform", "√2 · √(3 / fan_in)", lambda r: (r.rand(5, 3) * 2 - 1) * np.sqrt(2) * np.sqrt(3 / 5)),
+    ("kaiming_normal", "√2 / √fan_in", lambda r: r.randn(5, 3) * np.sqrt(2) / np.sqrt(5)),
+)
+
+
+def _initialisers(ndl: Any) -> list[Entry]:
+    """What they draw from the global generator, by the formula of the course."""
+    found = []
+    for name, formula, right in _INITIAL:
+        function = getattr(ndl.init, name, None)
+        if function is None:
+            continue
+        np.random.seed(3)
+        try:
+            made = array_of(function(5, 3))
+        except NotImplementedError:
+            continue
+        expected = right(np.random.RandomState(3))
+        if made.shape == expected.shape and np.allclose(made, expected, rtol=1e-5, atol=1e-6):
+            continue
+        text = (
+            f"import numpy as np\nimport needle as ndl\n\nnp.random.seed(3)\nprint(ndl.init.{name}(5, 3).numpy()[0])\n"
+        )
+        sentence = f"init.{name}(5, 3) is not what the course has: its bound, or its standard deviation, is {formula}"
+        row = str([float(f"{v:.6g}") for v in expected[0]])
+        found.append(Entry(name, WRONG, sentence, line_in(function), text, run(text)[0], exact=row))
+    return found
 
 
 Look = Callable[..., list[Entry]]
@@ -373,12 +405,13 @@ def _generator(ndl: Any) -> list[Entry]:
 def _looks() -> Iterator[tuple[Look, tuple[str, ...]]]:
     yield _growth, (_LINEAR, _SGD, "SGD")
     yield _growth, (_LINEAR, "Adam(model.parameters(), lr=0.1)", "Adam")
-    normed = "ndl.nn.Sequential(ndl.nn.BatchNorm1d(3), ndl.nn.Linear(3, 2))"
+    normed = "ndl.nn.Sequential(ndl.nn.Linear(3, 3), ndl.nn.BatchNorm1d(3), ndl.nn.Linear(3, 2))"
     yield _growth, (normed, "SGD(model.parameters(), lr=0.1)", "BatchNorm1d")
     yield _exponential, ()
     yield _recursive, ()
     yield _exhausted, ()
     yield _generator, ()
+    yield _initialisers, ()
     yield _cycles, ()
 
 

@@ -167,13 +167,13 @@ MISTAKES = (
         "every path is walked", "named", "core.py",
         "    for node in reversed(find_topo_sort([output])):\n        arrived = gathered.pop(id(node), None)\n"
         "        if arrived is None or not node.requires_grad:\n            continue\n",
-        "    stack = [(output, gathered.pop(id(output)))]\n    output.grad = None\n    while stack:\n"
+        "    stack, sums = [(output, gathered.pop(id(output)))], {}\n    while stack:\n"
         "        node, arrived = stack.pop()\n        if not node.requires_grad:\n            continue\n",
         r"exponential|times",
         more=(
             (
                 "            node.grad = arrived\n",
-                "            node.grad = arrived if node.grad is None else node.grad + arrived\n",
+                "            sums[id(node)] = node.grad = sums[id(node)] + arrived if id(node) in sums else arrived\n",
             ),
             (
                 "            gathered[id(x)] = gathered[id(x)] + part if id(x) in gathered else part\n",
@@ -317,7 +317,7 @@ MISTAKES = (
         "adam keeps its graph", "lazy", "optim.py",
         "yield id(p), p, p.grad.detach() + p.detach() * self.weight_decay",
         "yield id(p), p, p.grad + p.detach() * self.weight_decay",
-        r"graph", at="Optimizer",
+        r"graph", at="Optimizer SGD Adam",
     ),
     Mistake(
         "each gradient is clipped by itself", "arrays", "optim.py",
