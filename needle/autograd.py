@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import operator
 from contextvars import ContextVar
 from functools import reduce, wraps
@@ -467,8 +468,16 @@ class Tensor(Value):
     cached_data: Array
     if TYPE_CHECKING:
         grad: Tensor | None
-    # NumPy then leaves `ndarray * Tensor` to Tensor.__rmul__ instead of making an array of objects.
-    __array_ufunc__ = None
+
+    # NumPy then leaves `ndarray * Tensor`, np.exp(Tensor) and np.sum(Tensor) to needle, instead of making an array of
+    # objects or of bare numbers.
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _dispatch.ufunc(ufunc, method, inputs, kwargs)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        return _dispatch.function(function, args, kwargs)
 
     def __init__(
         self,
@@ -561,6 +570,10 @@ class Tensor(Value):
             raise ValueError(f"item() needs exactly one element, but the shape is {self.shape}")
         return self.cached_data.item()
 
+    def tolist(self) -> Any:
+        """Return the elements as a nested list of Python numbers, or as one where there are no dimensions."""
+        return self.cached_data.tolist()
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.cached_data, dtype=dtype, copy=copy)
 
@@ -582,14 +595,32 @@ class Tensor(Value):
     def __int__(self) -> int:
         return int(self.item())
 
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"an index must be an integer, but this Tensor has dtype {self.dtype}: use int(t)")
+        return operator.index(self.item())
+
     def __repr__(self) -> str:
+        data = self.cached_data
+        # As NumPy does, where it leaves out elements.
+        shape = f", shape={data.shape}" if data.size > np.get_printoptions()["threshold"] else ""
         dtype = "" if self.dtype == np.float64 else f", dtype={self.dtype}"
         graph = ", requires_grad=True" if self.requires_grad else ""
-        numbers = np.array2string(self.cached_data, prefix="needle.Tensor(", separator=", ")
-        return f"needle.Tensor({numbers}{dtype}{graph})"
+        numbers = np.array2string(data, prefix="needle.Tensor(", separator=", ")
+        return f"needle.Tensor({numbers}{shape}{dtype}{graph})"
 
     def __str__(self) -> str:
         return str(self.cached_data)
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.cached_data.size != 1:
+            raise TypeError(
+                f"the format {spec!r} needs exactly one element, but the shape is {self.shape}: format .tolist() or "
+                "single elements"
+            )
+        return format(self.item(), spec)
 
     # -- gradients
 
@@ -721,6 +752,9 @@ class Tensor(Value):
     def __pos__(self) -> Tensor:
         return self
 
+    def __abs__(self) -> Tensor:
+        return _ops.absolute(self)
+
     def _beside(self, other: Any) -> Any:
         """Turn a left operand into a Tensor that does not change the dtype of the result."""
         other = _operand(other)
@@ -803,6 +837,47 @@ class Tensor(Value):
         """Largest element over the axes (None = all); the axes are dropped, or kept with size 1."""
         return self._reduced("max", _ops.amax, axes, axis, keepdims, of_numpy)
 
+    def min(self, axes: Axes = None, *, axis: Axes = None, keepdims: bool = False, **of_numpy: None) -> Tensor:
+        """Smallest element over the axes (None = all); the axes are dropped, or kept with size 1."""
+        return self._reduced("min", _ops.amin, axes, axis, keepdims, of_numpy)
+
+    def var(
+        self,
+        axes: Axes = None,
+        *,
+        axis: Axes = None,
+        correction: float = 0,
+        keepdims: bool = False,
+        **of_numpy: Any,
+    ) -> Tensor:
+        """Variance over the axes (None = all); the axes are dropped, or kept with size 1.
+
+        The sum of the squared deviations is divided by n - correction: by n, as in NumPy, unless told otherwise.
+        (torch divides by n - 1.) ``ddof`` is NumPy's other name of the correction.
+        """
+        correction = of_numpy.pop("ddof", correction)
+        return self._reduced("var", lambda x, over: _ops.var(x, over, correction), axes, axis, keepdims, of_numpy)
+
+    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+        """Where along the axis (None = in the flattened tensor) the largest element is: a constant Tensor of int64."""
+        return _ops.argmax(self, axis, keepdims)
+
+    def argmin(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+        """Where along the axis (None = in the flattened tensor) the smallest element is: a constant Tensor of int64."""
+        return _ops.argmin(self, axis, keepdims)
+
+    def abs(self) -> Tensor:
+        """Absolute value, with gradient 0 at 0."""
+        return _ops.absolute(self)
+
+    def sqrt(self) -> Tensor:
+        """Square root."""
+        return _ops.sqrt(self)
+
+    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+        """The elements, but at least low and at most high (None = no limit)."""
+        return _ops.clip(self, low, high)
+
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
         """Repeat along new axes and axes of size 1 until the shape is reached."""
         return _ops.broadcast_to(self, shape)
@@ -810,6 +885,18 @@ class Tensor(Value):
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in another shape: t.reshape((2, 3)) or t.reshape(2, 3); -1 is worked out."""
         return _ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def flatten(self, start: int = 0, end: int = -1) -> Tensor:
+        """The axes from start to end, both included, as one; all of them unless told otherwise."""
+        shape = self.shape or (1,)
+        first, last = (_ops._axes(axis, len(shape), "flatten")[0] for axis in (start, end))
+        if first > last:
+            raise ValueError(f"flatten: axis start={start} comes after end={end} in the shape {self.shape}")
+        return _ops.reshape(self, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
+
+    def clone(self) -> Tensor:
+        """The same numbers in an array of their own; the gradient passes. ``detach().clone()`` is a constant."""
+        return _ops.cast(self, self.dtype)
 
     def transpose(self, axes: Sequence[int] | None = None) -> Tensor:
         """Swap a pair of axes; None = the last two."""
@@ -834,6 +921,13 @@ class Tensor(Value):
 
     def __getitem__(self, index: Any) -> Tensor:
         return _ops.get_item(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "elements of a Tensor cannot be assigned, because gradients are those of the numbers that it was made with: "
+            "write t = needle.where(mask, value, t) for a new Tensor, or, outside of any graph, change an array "
+            "a = t.numpy().copy() and set t.data = needle.Tensor(a)"
+        )
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -1148,5 +1242,6 @@ def __getattr__(name: str) -> int:
 
 # At the end, because both need the names above; and the course looks for its names here.
 from needle import course as _course  # noqa: E402
+from needle import dispatch as _dispatch  # noqa: E402
 from needle import ops as _ops  # noqa: E402
 from needle.course import CPUDevice, all_devices, compute_gradient_of_variables, cpu, find_topo_sort  # noqa: E402

@@ -13,14 +13,18 @@ op is entered, by this table, and nowhere else. *Default* is float32, as in need
 | floats                                             | the wider of them                                          |
 | a float, and integers or bools                     | the float's dtype, however wide the integers are           |
 | a float and a Python or NumPy number               | the float's dtype                                          |
-| integers or bools, in + - * ** relu max sum @      | as in NumPy: an integer dtype, which wraps around          |
+| integers or bools, in + - * ** relu max sum @,     | as in NumPy: an integer dtype, which wraps around          |
+| abs min clip maximum minimum where concatenate     |                                                            |
 | integers or bools, and a Python float              | default                                                    |
-| integers or bools, in / and in every other formula | default: exp log tanh sigmoid logsumexp logsoftmax mean, … |
-|                                                    | the norms, the loss (the norms: the dtype of the weight)   |
-| float16                                            | float16; whatever adds up (sum, mean, @, linear, conv, the |
-|                                                    | norms, logsumexp, logsoftmax, the loss, and the gradients  |
-|                                                    | of all of them) does so in float32 and is rounded once     |
+| integers or bools, in / and in every other formula | default: exp log tanh sigmoid sqrt logsumexp logsoftmax    |
+|                                                    | mean var, the norms, the loss (the norms: the dtype of the |
+|                                                    | weight)                                                    |
+| float16                                            | float16; whatever adds up (sum, mean, var, @, linear, conv,|
+|                                                    | the norms, logsumexp, logsoftmax, the loss, and the        |
+|                                                    | gradients of all of them) does so in float32 and is        |
+|                                                    | rounded once                                               |
 | anything, compared                                 | bool                                                       |
+| argmax, argmin                                     | int64                                                      |
 
 A gradient has the dtype of its tensor if that is a float; an integer tensor takes its gradient as it comes.
 
@@ -35,7 +39,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value, _integer, _integers, _numbers, _numpy
+from needle.autograd import (
+    Tensor,
+    TensorOp,
+    TensorTuple,
+    TensorTupleOp,
+    Value,
+    _integer,
+    _integers,
+    _numbers,
+    _numpy,
+    _operand,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -182,6 +197,8 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 # A product with ones, and a sum across rows, add one number after the other: what is longer is added up in blocks, or the
 # mean of 10^6 float32 numbers is off by 2e-4.
 _LONG, _BLOCK = 1024, 128
+_FEW_CLASSES = 64  # in a row: its maximum is then faster along the columns of a copy
+_ZEROS = 32_768  # elements: up to here `relu` has zeros at hand to compare with
 
 
 def _add_up(a: Array, axes: tuple[int, ...]) -> Any:
@@ -232,7 +249,7 @@ def _row_sums(x: Any) -> Any:
 
 def _row_maxima(x: Array) -> Array:
     """(n, m) -> (n, 1). Along the columns of a transposed copy where rows are short: in a third of the time."""
-    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= 64 else _max(x, 1, keepdims=True)
+    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= _FEW_CLASSES else _max(x, 1, keepdims=True)
 
 
 def _as_matrix(x: Any) -> Any:
@@ -245,6 +262,22 @@ def _no_broadcast(op: str, a: Any, b: Any) -> ValueError:
     return ValueError(
         f"{op}: shapes {a.shape} and {b.shape} do not broadcast; aligned at the right, sizes must be equal or 1"
     )
+
+
+def _both(op: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Two operands as Tensors; either may be an array or a number, which does not change the dtype of the result."""
+    if isinstance(a, Tensor):
+        pair = a, a._beside(b)
+    elif isinstance(b, Tensor):
+        pair = b._beside(a), b
+    elif isinstance(a, (*_numpy, *_numbers)):
+        return _both(op, Tensor(a, dtype=_DEFAULT if type(a) is float else None, requires_grad=False), b)
+    else:
+        pair = NotImplemented, b
+    for x, given in zip(pair, (a, b), strict=True):
+        if x is NotImplemented:
+            raise TypeError(f"{op} takes Tensors, arrays of numbers and numbers, but got {type(given).__name__}")
+    return pair
 
 
 class _Shapes:
@@ -546,7 +579,7 @@ class ReLU(TensorOp):
 
     def compute(self, a: Array) -> Any:
         # Against zeros of its own shape the maximum takes a third of the time that it takes against a number.
-        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= 32_768 else 0)
+        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= _ZEROS else 0)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g where y > 0, else 0."""
@@ -629,6 +662,193 @@ _softplus = Softplus()
 def softplus(a: Tensor) -> Tensor:
     """Softplus, ln(1 + exp(a)): any shape -> same shape."""
     return _softplus(a)
+
+
+class Abs(TensorOp):
+    """|a|, with gradient 0 at 0."""
+
+    reads_result = False
+
+    def compute(self, a: Array) -> Any:
+        return np.abs(a)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = g where a > 0, -g where a < 0, else 0."""
+        g, a = _float(g), _value(a)
+        return (g * _fixed(g, (a > 0).astype(g.dtype) - (a < 0)),)
+
+
+_absolute = Abs()
+
+
+def absolute(a: Tensor) -> Tensor:
+    """Absolute value: any shape -> same shape."""
+    return _absolute(a)
+
+
+class Sqrt(TensorOp):
+    """Square root."""
+
+    reads_inputs = False
+
+    def compute(self, a: Array) -> Any:
+        return np.sqrt(_float(a))
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = g / (2 y)."""
+        return (g / (2 * y),)
+
+
+_sqrt = Sqrt()
+
+
+def sqrt(a: Tensor) -> Tensor:
+    """Square root: any shape -> same shape."""
+    return _sqrt(a)
+
+
+class Clip(TensorOp):
+    """a, but at least low and at most high; None is no limit. Where a is a limit, the gradient passes."""
+
+    reads_result = False
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        self.low, self.high = _limit("low", low), _limit("high", high)
+        if low is None and high is None:
+            raise TypeError("clip needs a limit: low, high or both")
+
+    def compute(self, a: Array) -> Any:
+        for limit in (self.low, self.high):
+            a = _beside(a, limit) if limit is not None else a
+        low, high = self.low, self.high
+        if a.dtype.kind in "iu":  # NumPy refuses a limit out of range of the dtype, also one that limits nothing
+            low = None if low is not None and low < np.iinfo(a.dtype).min else low
+            high = None if high is not None and high > np.iinfo(a.dtype).max else high
+        return a.copy() if low is None and high is None else np.clip(a, low, high)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = g where low <= a <= high, else 0."""
+        g, a = _float(g), _value(a)
+        passes = a == a  # not where it is nan
+        if self.low is not None:
+            passes = passes & (a >= self.low)
+        if self.high is not None:
+            passes = passes & (a <= self.high)
+        return (Where(passes).on(g, _zero(g)),)
+
+
+def _limit(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, _numpy) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, _numbers):
+        raise TypeError(
+            f"clip: {name} must be a number, got {type(value).__name__}: "
+            "for limits that differ from element to element write needle.minimum(needle.maximum(x, low), high)"
+        )
+    if math.isnan(value):
+        raise ValueError(f"clip: {name} must not be nan")
+    return value
+
+
+def clip(a: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """a, but at least low and at most high (None = no limit): any shape -> same shape."""
+    return Clip(low, high)(a)
+
+
+class Maximum(TensorOp):
+    """The larger of a and b; shapes broadcast, and where both are equal they share the gradient equally."""
+
+    reads_result = False
+    _name = "maximum"
+    _better: Any = np.maximum
+    _loses: Any = np.less
+
+    def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
+        try:
+            return self._better(a, b)
+        except ValueError:
+            raise _no_broadcast(self._name, a, b) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """Rule: g goes to the one that was taken, and half of it to each where they are equal."""
+        shapes = a.shape, b.shape
+        g, (a, b) = _float(g), _alike(_value(a), _value(b))
+        shared = g * _fixed(g, np.where(a == b, 0.5, 1).astype(g.dtype))
+        da = db = None
+        if needs[0]:
+            da = _reduced(Where(self._loses(a, b)).on(_zero(g), shared), shapes[0])
+        if needs[1]:
+            db = _reduced(Where(self._loses(b, a)).on(_zero(g), shared), shapes[1])
+        return da, db
+
+
+_maximum = Maximum()
+
+
+def maximum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """The larger of each two elements: two broadcastable shapes -> their common shape."""
+    return _maximum(*_both("maximum", a, b))
+
+
+class Minimum(Maximum):
+    """The smaller of a and b; shapes broadcast, and where both are equal they share the gradient equally."""
+
+    _name = "minimum"
+    _better = np.minimum
+    _loses = np.greater
+
+
+_minimum = Minimum()
+
+
+def minimum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """The smaller of each two elements: two broadcastable shapes -> their common shape."""
+    return _minimum(*_both("minimum", a, b))
+
+
+class Where(_Shapes, TensorOp):
+    """a where the condition, an array of bools that nobody writes to, is true, and b elsewhere; shapes broadcast."""
+
+    def __init__(self, condition: Array) -> None:
+        self.condition = condition
+
+    def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
+        try:
+            return np.where(self.condition, a, b)
+        except ValueError:
+            raise ValueError(
+                f"where: a condition of shape {self.condition.shape} and shapes {a.shape} and {b.shape} do not "
+                "broadcast; aligned at the right, sizes must be equal or 1"
+            ) from None
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
+        """Rule: g goes to the one that was taken."""
+        g = _float(g)
+        return (
+            _reduced(self.on(g, _zero(g)), a.shape) if needs[0] else None,
+            _reduced(self.on(_zero(g), g), b.shape) if needs[1] else None,
+        )
+
+
+def _zero(like: Any) -> Any:
+    return _fixed(like, np.zeros((), like.dtype))
+
+
+def where(condition: Tensor | Array | bool, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """a where the condition is true, b elsewhere: three broadcastable shapes -> their common shape.
+
+    No gradient flows to the condition, which holds bools: ``where(x > 0, x, 0.0)``.
+    """
+    chosen = np.array(_value(condition))  # a copy: its owner may change it before the gradient is asked for
+    if chosen.dtype.kind != "b":
+        raise TypeError(f"where: the condition must be bools, but got dtype {chosen.dtype}: compare, as in x != 0")
+    return Where(chosen)(*_both("where", a, b))
 
 
 class Cast(_Shapes, TensorOp):
@@ -857,21 +1077,24 @@ def summation(a: Tensor, axes: Axes = None) -> Tensor:
 class Max(TensorOp):
     """Largest element over axes (None = all), which are dropped; ties share the gradient equally."""
 
+    _name = "max"
+    _extreme: Any = _max
+
     def __init__(self, axes: Axes = None) -> None:
         self.axes = _own(axes)
 
     def compute(self, a: Array) -> Any:
-        axes = _axes(self.axes, a.ndim, "max")
+        axes = _axes(self.axes, a.ndim, self._name)
         if not math.prod(a.shape[i] for i in axes):
-            raise ValueError(f"max over axes {axes} needs at least one element, but the shape is {a.shape}")
-        return _max(a, axes)
+            raise ValueError(f"{self._name} over axes {axes} needs at least one element, but the shape is {a.shape}")
+        return self._extreme(a, axes)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """Rule: da = g / k at each of the k largest elements, else 0."""
-        axes = _axes(self.axes, len(a.shape), "max")
+        """Rule: da = g / k at each of the k extreme elements, else 0."""
+        axes = _axes(self.axes, len(a.shape), self._name)
         kept = _kept(a.shape, axes)
-        largest = _value(a) == _value(y).reshape(kept)
-        share = largest / _sum(largest, axes, keepdims=True)
+        taken = _value(a) == _value(y).reshape(kept)
+        share = taken / _sum(taken, axes, keepdims=True)
         g = _float(g)
         return (Reshape(kept).on(g) * _fixed(g, share.astype(g.dtype)),)
 
@@ -879,6 +1102,84 @@ class Max(TensorOp):
 def amax(a: Tensor, axes: Axes = None) -> Tensor:
     """Largest element over axes (None = all): any shape -> the shape without the axes."""
     return Max(axes)(a)
+
+
+class Min(Max):
+    """Smallest element over axes (None = all), which are dropped; ties share the gradient equally."""
+
+    _name = "min"
+    _extreme = np.minimum.reduce
+
+
+def amin(a: Tensor, axes: Axes = None) -> Tensor:
+    """Smallest element over axes (None = all): any shape -> the shape without the axes."""
+    return Min(axes)(a)
+
+
+def argmax(a: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Where along an axis (None = in the flattened tensor) the largest element is, the first of them: a constant.
+
+    Any shape -> the shape without the axis, int64.
+    """
+    return _place_of("argmax", np.argmax, a, axis, keepdims)
+
+
+def argmin(a: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Where along an axis (None = in the flattened tensor) the smallest element is, the first of them: a constant.
+
+    Any shape -> the shape without the axis, int64.
+    """
+    return _place_of("argmin", np.argmin, a, axis, keepdims)
+
+
+def _place_of(op: str, find: Any, a: Tensor, axis: int | None, keepdims: bool) -> Tensor:
+    if axis is not None and not isinstance(axis, _integers):
+        raise TypeError(f"{op}: axis must be an integer or None, got axis={axis!r}")
+    axes = _axes(axis, a.ndim, op)
+    if not math.prod(a.shape[i] for i in axes):
+        raise ValueError(f"{op} over axes {axes} needs at least one element, but the shape is {a.shape}")
+    return Tensor.make_const(np.asarray(find(a.cached_data, axis, keepdims=keepdims), np.int64))
+
+
+class Var(TensorOp):
+    """Sum of the squared deviations from the mean over axes (None = all), which are dropped, by n - correction.
+
+    From centred values. NumPy's default is needle's: correction=0, the variance of the numbers themselves. (torch's is
+    correction=1, the estimate of the variance of what they were drawn from.)
+    """
+
+    reads_result = False
+
+    def __init__(self, axes: Axes = None, correction: float = 0) -> None:
+        self.axes = _own(axes)
+        self.correction = _number(correction)
+        if not 0 <= self.correction < math.inf:
+            raise ValueError(f"var: correction must be finite and not negative, got correction={correction}")
+
+    def _centred(self, a: Any) -> tuple[Any, tuple[int, ...], Any]:
+        """a without its mean, the axes, and what the sum of squares is divided by."""
+        axes = _axes(self.axes, len(a.shape), "var")
+        n = math.prod(a.shape[i] for i in axes)
+        if n <= self.correction:
+            raise ValueError(
+                f"var over axes {axes} needs more than correction={self.correction} elements, but the shape is {a.shape}"
+            )
+        return a - Reshape(_kept(a.shape, axes)).on(Summation(axes).on(a)) / n, axes, n - self.correction
+
+    def compute(self, a: Array) -> Any:
+        dtype = _float(a).dtype
+        centred, axes, n = self._centred(_wide(a))
+        return np.asarray(_add_up(np.asarray(centred * centred), axes) / n).astype(dtype, copy=False)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
+        """Rule: da = 2 g (a - mean) / (n - correction)."""
+        centred, axes, n = self._centred(_wide(a))
+        return (Reshape(_kept(a.shape, axes)).on(_wide(g)) * (2 / n) * centred,)
+
+
+def var(a: Tensor, axes: Axes = None, correction: float = 0) -> Tensor:
+    """Variance over axes (None = all), by n - correction: any shape -> the shape without the axes."""
+    return Var(axes, correction)(a)
 
 
 class LogSumExp(TensorOp):
@@ -1276,6 +1577,40 @@ class Split(_Shapes, TensorTupleOp):
 def split(a: Tensor, axis: int = 0) -> TensorTuple:
     """The slices along an axis of size k -> k tensors without that axis."""
     return Split(axis)(a)
+
+
+class Concatenate(_Shapes, TensorOp):
+    """Tensors one behind the other along an axis; all other sizes are equal."""
+
+    def __init__(self, axis: int = 0) -> None:
+        if not isinstance(axis, _integers):
+            raise TypeError(f"concatenate: axis must be an integer, got axis={axis!r}: flatten() what is to be one row")
+        self.axis = axis
+
+    def compute(self, *args: Array) -> Any:
+        shapes = [a.shape for a in args]
+        if not shapes or not shapes[0] or any(len(shape) != len(shapes[0]) for shape in shapes):
+            raise ValueError(f"concatenate needs one or more tensors of equal, not zero, rank, but got shapes {shapes}")
+        (axis,) = _axes(self.axis, len(shapes[0]), "concatenate")
+        if len({shape[:axis] + shape[axis + 1 :] for shape in shapes}) > 1:
+            raise ValueError(f"concatenate needs shapes that differ along axis {axis} alone, but got shapes {shapes}")
+        floats = [a.dtype for a in args if a.dtype.kind == "f"]
+        return np.concatenate(args, axis, dtype=np.result_type(*floats) if floats else None)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], *xs: Any) -> tuple[Any, ...]:
+        """Each tensor gets its part of g."""
+        (axis,) = _axes(self.axis, len(g.shape), "concatenate")
+        parts, start = [], 0
+        for x, need in zip(xs, needs, strict=True):
+            stop = start + x.shape[axis]
+            parts.append(GetItem((slice(None),) * axis + (slice(start, stop),)).on(g) if need else None)
+            start = stop
+        return tuple(parts)
+
+
+def concatenate(args: Sequence[Tensor] | TensorTuple, axis: int = 0) -> Tensor:
+    """Some tensors one behind the other along an axis of sizes n, m, ... -> one with an axis of size n + m + ..."""
+    return Concatenate(axis)(*map(_operand, args))
 
 
 # ----------------------------------------------------------------------------------------------- fused layers

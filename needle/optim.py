@@ -141,7 +141,9 @@ class Optimizer:
             for i, p in enumerate(self.params):
                 if p in kept:
                     value = kept[p]
-                    state[f"{of}.{i}"] = value if of in self._counts else np.array(getattr(value, "cached_data", value))
+                    # in the dtype of the parameter, as the next step would take it
+                    array = getattr(value, "cached_data", value)
+                    state[f"{of}.{i}"] = value if of in self._counts else np.array(array, p.dtype)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

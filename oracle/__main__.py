@@ -171,6 +171,9 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seed", type=seed, default=20_240_229, help="seed of the cases, held out from all tuning")
     calibrate.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     calibrate.add_argument("--accept", action="store_true", help="write reports/calibration.md and its baseline")
+    calibrate.add_argument(
+        "--check", action="store_true", help="oracle.check instead: correct pairs, planted faults, reports/check.md"
+    )
 
     subcommands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
 
@@ -266,6 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             accept=arguments.accept,
         )
+    if arguments.command == "calibrate" and arguments.check:
+        from oracle.trust.checked import table
+
+        names = [n.strip() for n in arguments.variants.split(",") if n.strip()]
+        return table.calibrate(seed=arguments.seed, accept=arguments.accept, names=names)
     if arguments.command == "calibrate":
         from oracle.trust.calibrate import calibrate
 

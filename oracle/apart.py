@@ -30,6 +30,9 @@ Frame = tuple[str, int, str]  # file, line, function
 CASE_SECONDS = 30.0  # generous: a case takes 20 ms
 LAST_WORDS = 2.0  # seconds that a process has to say where it is, before it is ended
 HEARD = 1 << 16  # bytes of what a candidate prints that are kept
+MEMORY = (
+    4 << 30
+)  # bytes that a child may add to what its parent had, or half of what the machine has: a case takes 2 GB at most
 FORKS = hasattr(os, "fork")
 
 
@@ -82,7 +85,10 @@ def plain(text: str, size: int = 500) -> str:
 def one_line(error: BaseException) -> str:
     """The message of an exception, in one line; an exception may well raise another when it is asked for it."""
     try:
-        return plain(str(error))
+        message = plain(str(error))
+        if isinstance(error, MemoryError) and _may_add is not None:
+            message = f"{message or 'out of memory'} (a case is given {_may_add / 1e9:.1f} GB)"
+        return message
     except BaseException as other:
         if isinstance(other, Interrupted):
             raise
@@ -184,7 +190,7 @@ def _child(pipes: tuple[int, int, int], quiet: bool, parent: int, function: Call
     leave_signals_to_parent()
     os.setsid()  # whatever it starts ends with it
     die_with_parent(parent, signal.SIGKILL)
-    _no_core()
+    _limit()
     if quiet:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for old, new in ((nothing, 0), (output, 1), (output, 2)):
@@ -208,11 +214,24 @@ def _child(pipes: tuple[int, int, int], quiet: bool, parent: int, function: Call
     os._exit(0)  # neither exit handlers nor threads of needle keep it
 
 
-def _no_core() -> None:
+_may_add: int | None = None  # bytes, where the system sees to it
+
+
+def _limit() -> None:
+    """No core files, and not all the memory of the machine: what asks for more than its share gets a MemoryError."""
+    global _may_add
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.platform == "linux":  # no other system counts what is mapped into this limit
+            mine = int(Path("/proc/self/statm").read_text("ascii").split()[5]) * os.sysconf("SC_PAGE_SIZE")
+            most = min(MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+            if (
+                resource.getrlimit(resource.RLIMIT_DATA)[1] == resource.RLIM_INFINITY
+            ):  # a child of a child has its share
+                resource.setrlimit(resource.RLIMIT_DATA, (mine + most, mine + most))
+            _may_add = most
 
 
 LULL = 0.005  # seconds: a child tells something hundreds of times a second, and to wake up for each costs both of them

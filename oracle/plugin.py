@@ -42,6 +42,20 @@ class Parted(Exception):
     """The text of a run that is no success."""
 
 
+class _Shown:
+    """A text that pytest shows with the failure alone: in CI, a string is in the short summary, too, at any length."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def toterminal(self, writer: Any) -> None:
+        """Called by pytest."""
+        writer.line(self.text)
+
+
 class NeedleItem(pytest.Item):
     """One run of ``oracle diff``; it passes if that exits with 0."""
 
@@ -59,21 +73,21 @@ class NeedleItem(pytest.Item):
             # one thread: a process per core, and sums then have one order
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
-        self.add_report_section("call", "oracle", done.stderr)
         if done.stdout:
             summary = json.loads(done.stdout)
             for key in ("tensors", "digest", "seed"):
                 self.user_properties.append((f"oracle {key}", summary[key]))
         if done.returncode != ExitCode.AGREE:
             raise Parted(done.stderr.strip())
+        self.add_report_section("call", "oracle", done.stderr)  # of a failure it is the text, and shown once
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """What the run says, without a traceback."""
         if isinstance(excinfo.value, Parted):
-            return str(excinfo.value)
+            return _Shown(str(excinfo.value))
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:

@@ -41,7 +41,7 @@ def git(*arguments: str) -> str:
     """What git answers, or Unusable."""
     command = ["git", "-C", str(ROOT), "-c", f"core.hooksPath={os.devnull}", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except FileNotFoundError:
         raise Unusable("git, which has the needle to compare with, is not installed") from None
     if done.returncode:
@@ -78,7 +78,9 @@ class Process:
         command = [sys.executable, "-m", "oracle.bench.contestant", str(folder)]
         pipe = subprocess.PIPE
         self.folder = folder
-        self.process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+        self.process = subprocess.Popen(
+            command, env=environment, encoding="utf-8", errors="replace", stdin=pipe, stdout=pipe, stderr=pipe
+        )
 
     def __enter__(self) -> Process:
         return self

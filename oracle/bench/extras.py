@@ -45,7 +45,9 @@ Tick = Callable[[], None]
 def child(*arguments: str, **variables: str) -> str:
     """What a fresh Python with our import path, and these environment variables, prints."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **variables}
-    run = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if run.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} failed:\n{run.stderr}")
     return run.stdout

@@ -29,7 +29,8 @@ from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
 from oracle.pages import terminal as pages
-from oracle.pages.html import inline, render, svg
+from oracle.pages.html import inline, svg
+from oracle.pages.templates import render
 from oracle.systems.workloads import WORKLOADS
 
 FORMAT = 1

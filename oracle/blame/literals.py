@@ -61,7 +61,7 @@ def _element(value: Any) -> str:
     return short if np.isnan(value) or value.dtype.type(float(short)) == value else repr(float(value))
 
 
-def mapping(values: dict[str, Any]) -> str:
+def mapping(values: dict[Any, Any]) -> str:
     """A dict of ready expressions."""
     if not values:
         return "{}"

@@ -13,11 +13,12 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from oracle.blame.programs import of_program
 from oracle.blame.words import clip_words, optimizer_words
 from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
-from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Suspect
+from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Suspect
 from oracle.systems.trace import CHANGED, UNSEEN
 
 
@@ -38,6 +39,8 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     """The suspect, from everything that is known."""
     if divergence.failure is not None:
         return _exception(divergence)
+    if isinstance(case, c.ProgramCase):
+        return of_program(case, divergence, evidence)
     if evidence.within is not None and evidence.within.divergence is not None:
         return investigate(evidence.within.case, evidence.within.divergence, evidence.within.evidence)
     by_tensor = _by_tensor(case, divergence, evidence)
@@ -127,7 +130,7 @@ def _by_operator(
     return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key, finding.line)
 
 
-_METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient")}
+_METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------
@@ -148,13 +151,17 @@ def _mode(divergence: Divergence, evidence: Evidence) -> Suspect | None:
 # -- the first bad tensor ---------------------------------------------------------------------------------------------
 
 
-def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect:
+def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Divergence, evidence: Evidence) -> Suspect:
     quantity, name = divergence.quantity, divergence.name.split("#")[0]
     if isinstance(case, c.OpCase):
         if quantity == "kept":
             return Suspect(f"{case.op} writes into its operand")
         if quantity == "activation":
             return Suspect(f"{case.op} forward")
+        if quantity in HIGHER:
+            return Suspect(
+                f"{case.op} {quantity.partition(' ')[0]} backward", f"by the {name}", "first gradients agree"
+            )
         graph = " with create_graph" if quantity == "gradient with graph" else ""
         return Suspect(f"{case.op} backward{graph}", f"the gradient of {name}")
     layers = dict(c.walk(case.model))
@@ -164,7 +171,7 @@ def _by_tensor(case: c.Case, divergence: Divergence, evidence: Evidence) -> Susp
         mode = "in evaluation mode" if quiet else "in training mode"
         return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
-        line = ("nn.SoftmaxLoss", "forward") if isinstance(case.loss, c.SoftmaxLoss) else ()
+        line = (f"nn.{type(case.loss).__name__}", "forward") if isinstance(case.loss, c.SoftmaxLoss | c.MSELoss) else ()
         return Suspect(f"{type(case.loss).__name__} forward", known="all layer outputs agree", definition=line)
     if quantity == "adjoint":
         path = _consumer(layers, name)

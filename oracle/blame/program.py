@@ -83,6 +83,8 @@ def program(case: c.Case, divergence: Divergence) -> str:
     """The program; TooLong where it would not be a small one."""
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
+    if isinstance(case, c.ProgramCase):
+        raise TooLong("a program of its own")
     return _model(case, divergence)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -27,9 +26,10 @@ from oracle.blame.sources import operations_text
 from oracle.blame.written import model_values
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.pages import templates
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate, home
-from oracle.systems.trace import CHANGED, ENDED, UNSEEN, State
+from oracle.systems.trace import CHANGED, ENDED, HIGHER, UNSEEN, State
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +44,8 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
         return _second(case, divergence)
+    if isinstance(case, c.ProgramCase):
+        raise ValueError("a program has no script yet; replay the case")
     return _train(case, divergence, ndl, replayed)
 
 
@@ -81,15 +83,7 @@ def fails(text: str) -> bool:
 
 
 def _render(template: str, **values: Any) -> str:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    text = environment.get_template(template).render(**values)
+    text = templates.render(Path(__file__).parent / "templates" / template, escaped=False, **values)
     text = re.sub(r"\n{3,}(?=[ \t])", "\n\n", text)  # one blank line inside a block, two outside
     return re.sub(r"\n{4,}", "\n\n\n", text)
 
@@ -293,6 +287,11 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         ("COTANGENT", literal(case.cotangent_array)),
         ("CONSTANTS", repr(case.constants)),
     ]
+    if case.order > 1:
+        shapes = {f"operand {i}": o.shape for i, o in enumerate(case.operands)} | {"cotangent": case.result_shape}
+        drawn = {(n + 1, name): case.direction(n, name, shapes[name]) for n in range(1, case.order) for name in shapes}
+        data.append(("DIRECTIONS", mapping({place: literal(value) for place, value in drawn.items()})))
+        data.append(("QUANTITIES", repr(HIGHER)))
     given = {k: f"np.float64({v!r})" if isinstance(v, float) else repr(v) for k, v in case.attributes.items()}
     ours = (
         "{" + ", ".join(f"{k!r}: {v}" for k, v in given.items()) + "}" if case.numpy_scalars else repr(case.attributes)
@@ -304,6 +303,7 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         ops=operations_text([case.op]),
         graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),
         op_name=repr(case.op),
+        order=case.order,
         needle_attributes=ours,
         attributes=repr(case.attributes),
         packed=any("unpack(" in v for _, v in data),

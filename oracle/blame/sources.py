@@ -21,7 +21,8 @@ def _sides() -> tuple[dict[str, ast.FunctionDef], dict[str, str], dict[str, tupl
             if isinstance(node, ast.Import):
                 imports |= {a.asname or a.name: ast.unparse(node) for a in node.names}
             elif isinstance(node, ast.FunctionDef):
-                functions[node.name] = node
+                if not node.decorator_list:  # a definition: a side that calls one would be judged by itself
+                    functions[node.name] = node
                 for call in node.decorator_list:
                     if isinstance(call, ast.Call) and ast.unparse(call.func) == "operation":
                         said = {keyword.arg: keyword.value for keyword in call.keywords}

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from oracle.blame.sources import operations_text
 from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.cases.built import build_layers
+from oracle.cases.layers.layer import Shape
 
 DROPOUT = '''class Dropout(torch.nn.Module):
     """Dropout with the mask that needle draws."""
@@ -167,6 +173,22 @@ def variable(path: str) -> str:
     return "layer_" + path.replace(".", "_")
 
 
+def layouts(case: c.TrainCase | c.SecondOrderCase) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Parameters that torch holds in another layout: the order of the axes, needle's shape, torch's."""
+    found = {}
+    for slot in inputs.slots(case)[0]:
+        numbered = np.arange(math.prod(slot.shape)).reshape(slot.shape)
+        there = c.LAYERS[slot.layer].to_torch(slot.name.rpartition(".")[2], numbered)
+        if there.shape != slot.shape or not np.array_equal(there, numbered):
+            axes = next(
+                axes
+                for axes in itertools.permutations(range(numbered.ndim))
+                if np.array_equal(numbered.transpose(axes).ravel(), there.ravel())
+            )
+            found[slot.name] = axes, slot.shape, there.shape
+    return found
+
+
 def model_values(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Any]:
     """What the templates say of the model."""
     needle, torch = WrittenSide(in_torch=False), WrittenSide(in_torch=True)
@@ -184,6 +206,7 @@ def model_values(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Any]:
         "quiet_text": ", ".join(map(str, built.quiet)),
         "apply": any("Apply(" in line for line in needle.lines),
         "ops": operations_text(needle.ops) if needle.ops else "",
+        "layouts": layouts(case),
         "loss": type(case.loss).__name__,
         "rows": case.data.rows,
     }

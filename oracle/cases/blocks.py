@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oracle.cases import case as c
 from oracle.cases.drawing import choice
-from oracle.operations import result_shape
+from oracle.operations import MOST, result_shape
 
 Shape = tuple[int, ...]
 Draw = Callable[..., Any]
@@ -69,6 +69,8 @@ def _exponential(b: _Builder, x: int) -> int:
 def _batched(b: _Builder, x: int) -> int:
     """A batched product whose batch dimension broadcasts: (n, 1, d) @ (d, d)."""
     n, d = b.shapes[x]
+    if n * d * d > MOST:  # behind a layer that widens
+        return x
     s = b.small(x)
     square = b("matmul", b("transpose", s), s)
     return b("reshape", b("matmul", b("reshape", x, shape=(n, 1, d)), square), shape=(n, d))
@@ -110,6 +112,27 @@ def _dilated(b: _Builder, x: int) -> int:
     return b("getitem", wide, index=((None, None, None), (None, None, 2)))
 
 
+def _spread_out(b: _Builder, x: int) -> int:
+    """x by the root of its variance, which is kept away from 0."""
+    return b("divide", x, b("sqrt", b("add_scalar", b("var", x, axes=(0, 1)), c=0.5)))
+
+
+def _chained(b: _Builder, x: int) -> int:
+    """Three tensors one behind the other, each with a weight of its own; two of them are used."""
+    _, d = b.shapes[x]
+    s = b.small(x)
+    wide = b("concatenate", b("mul_scalar", s, c=2.0), x, s, axis=-1)
+    return b("getitem", wide, index=((None, None, None), (d // 2, d // 2 + d, None)))
+
+
+def _chosen(b: _Builder, x: int) -> int:
+    """The larger, the smaller and the absolute value of what is never close to being equal, or to 0."""
+    s = b.small(x)
+    larger = b("larger", s, b("rsub", s, c=3.0))
+    smaller = b("smaller", b("absolute", b("add_scalar", s, c=-2.0)), b("add_scalar", s, c=8.0))
+    return b("where", b.positive(s), b("multiply", larger, smaller), b("clip", s, low=-2.0))
+
+
 def _diamonds(b: _Builder, x: int) -> int:
     """24 diamonds, one on the other: whoever walks every path instead of every node never comes back."""
     y = b.small(x)
@@ -138,6 +161,8 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
     lambda b, x: b("divide", x, b.positive(x)),
     lambda b, x: b("power", b.positive(b.small(x)), b.small(x)),
     lambda b, x: b("logsoftmax", x),
+    lambda b, x: b("multiply", x, b("softmax", x)),
+    lambda b, x: b("softmax", x, axis=0),
     lambda b, x: b("subtract", x, b.spread(b("logsumexp", x, axes=(1,)), 1, x)),
     lambda b, x: b("multiply", x, b("logsumexp", b.small(x))),
     lambda b, x: b("transpose", b("multiply", b("transpose", x), b("transpose", x, axes=(0, 1)))),
@@ -153,6 +178,9 @@ _MACROS: tuple[Callable[[_Builder, int], int], ...] = (
     _picked,
     _sliced,
     _dilated,
+    _spread_out,
+    _chained,
+    _chosen,
     _diamonds,
 )
 

@@ -32,13 +32,17 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Place = Annotated[int, Meta(ge=0, lt=2**31)]  # counts elements or parameters, modulo their number
 Step = Annotated[int, Meta(ge=1, le=100_000)]
+Extent = Annotated[int, Meta(ge=1, le=64)]  # of an image or a kernel
+Margin = Annotated[int, Meta(ge=0, le=64)]
 Argument = Annotated[int, Meta(ge=0, lt=MOST_PARTS)]
 
 _Axis = Annotated[int, Meta(ge=-MOST_AXES, lt=MOST_AXES)]
-_Extent = Annotated[int, Meta(ge=0, le=MOST)]
-_Shape = Annotated[tuple[_Extent, ...], Meta(max_length=MOST_AXES)]
+_Shape = Annotated[tuple[Annotated[int, Meta(ge=-1, le=MOST)], ...], Meta(max_length=MOST_AXES)]  # -1 in a reshape
 _Whole = Annotated[int, Meta(gt=-(2**31), lt=2**31)]
 _Slice = tuple[_Whole | None, _Whole | None, Annotated[int, Meta(ge=1, lt=2**31)] | None]
+# {"array": (2, 0, 2)}, {"mask": (1, 0, 1)}, {"number": (2,)} or {"ellipsis": ()}: see oracle.operations.indexing.slices.
+# Not a union with int and Literal, nor with bounds of its own: beside a tuple of fixed length msgspec crashes on those.
+_Place = dict[str, Annotated[tuple[_Whole, ...], Meta(max_length=64)]]
 _ATTRIBUTES: dict[str, Any] = {
     "c": Number,
     "c1": Number,
@@ -50,9 +54,14 @@ _ATTRIBUTES: dict[str, Any] = {
     "stride": Annotated[int, Meta(ge=1, le=64)],
     "pick": _Whole,
     "labels": Annotated[tuple[Annotated[int, Meta(ge=0, lt=4096)], ...], Meta(max_length=4096)],
-    "index": Annotated[tuple[_Slice, ...], Meta(max_length=MOST_AXES)],
+    "index": Annotated[tuple[_Slice | _Place | None, ...], Meta(max_length=MOST_AXES)],
+    "low": Number | None,
+    "high": Number | None,
+    "correction": NonNegative,
+    "largest": bool,
 }
 _AXES: dict[Any, Any] = {  # which forms an op takes, its definition says
+    int | None: _Axis | None,
     int | tuple[int, ...] | None: _Axis | tuple[_Axis, ...] | None,
     int | tuple[int, ...]: _Axis | tuple[_Axis, ...],
     tuple[int, ...]: tuple[_Axis, ...],

@@ -1,9 +1,10 @@
 """Case: one complete experiment as data. Frozen, validated when it is made, strict JSON both ways.
 
-A case knows neither needle nor torch. Three kinds exist:
+A case knows neither needle nor torch. Four kinds exist:
 
 - `TrainCase`: a model, data, a loss, an optimizer and a number of steps;
 - `SecondOrderCase`: the gradient of a function of the gradients of a model;
+- `ProgramCase`: what a user does with a model and its optimizers, action by action;
 - `OpCase`: one operation on explicit operands.
 
 >>> case = TrainCase(model=(Linear(2),), data=Data(rows=1, features=1), loss=SoftmaxLoss(), optimizer=SGD(), seed=0)
@@ -13,11 +14,10 @@ True
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from oracle.cases import layers
+from oracle.cases.actions import Action, AnyAction, Pass
 from oracle.cases.bounds import (
     LARGEST_FILE,
     MOST_PARTS,
@@ -46,6 +47,8 @@ from oracle.cases.bounds import (
     too_deep,
 )
 from oracle.cases.bounds import CaseError as CaseError
+from oracle.cases.kept import generator as generator
+from oracle.cases.kept import remembered as remembered
 from oracle.cases.layers import ACTIVATIONS as ACTIVATIONS
 from oracle.cases.layers import LAYERS as LAYERS
 from oracle.cases.layers import BatchNorm as BatchNorm
@@ -69,7 +72,7 @@ from oracle.cases.model import Checked
 from oracle.cases.model import output_width as output_width
 from oracle.cases.model import trains as trains
 from oracle.cases.model import walk as walk
-from oracle.operations import MOST_AXES, extent, largest, result_shape
+from oracle.operations import MOST, MOST_AXES, extent, largest, result_shape
 
 FORMAT = 1
 
@@ -130,6 +133,10 @@ class MeanSquare(Part, frozen=True, tag="MeanSquare"):
     """((out − target) ** 2).sum() / rows, with a drawn target."""
 
 
+class MSELoss(Part, frozen=True, tag="MSELoss"):
+    """``nn.MSELoss`` against a drawn target."""
+
+
 class WeightedSum(Part, frozen=True, tag="WeightedSum"):
     """(out · c).sum() with a drawn c: a scalar loss with a random cotangent."""
 
@@ -138,7 +145,7 @@ class Cotangent(Part, frozen=True, tag="Cotangent"):
     """``out.backward(c)`` with a drawn c: no scalar loss at all."""
 
 
-Loss = SoftmaxLoss | MeanSquare | WeightedSum | Cotangent
+Loss = SoftmaxLoss | MeanSquare | MSELoss | WeightedSum | Cotangent
 
 
 class SGD(Part, frozen=True, tag="SGD"):
@@ -191,40 +198,6 @@ class Memory(Part, frozen=True, tag="Memory"):
     allocators: Literal["malloc", "python"] = "malloc"  # "python" traces every small object too
     evaluate: bool = True  # the model is also run in evaluation mode after every third step
     create_graph: bool = False  # the norm of the gradients is differentiated too
-
-
-# -- what follows from a case -----------------------------------------------------------------------------------------
-
-_GENERATORS: dict[str, np.random.RandomState] = {}
-
-
-def generator(purpose: str, seed: int) -> np.random.RandomState:
-    """The generator of a purpose, seeded anew: to make one takes as long as all that a case draws.
-
-    RandomState: its streams are frozen across NumPy versions.
-    """
-    if purpose not in _GENERATORS:
-        _GENERATORS[purpose] = np.random.RandomState()
-    _GENERATORS[purpose].seed(seed)
-    return _GENERATORS[purpose]
-
-
-_Asked = TypeVar("_Asked")
-_Answer = TypeVar("_Answer")
-
-
-def remembered(function: Callable[[_Asked], _Answer]) -> Callable[[_Asked], _Answer]:
-    """``function(case)``, kept for the case that was asked about last: all the questions about a case come in a row."""
-    last: tuple[_Asked, _Answer] | None = None
-
-    @functools.wraps(function)
-    def answer(case: _Asked) -> _Answer:
-        nonlocal last
-        if last is None or last[0] is not case:
-            last = case, function(case)
-        return last[1]
-
-    return answer
 
 
 # -- the three kinds of cases -----------------------------------------------------------------------------------------
@@ -316,21 +289,94 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
         _check_model(self)
 
 
-class Operand(Part, frozen=True, tag="Operand"):
-    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory."""
+class ProgramCase(_Case, frozen=True, tag="program"):
+    """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
 
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=4096)], ...], Meta(max_length=MOST_AXES)]
-    values: tuple[Number | Special, ...]
-    layout: Literal["C", "F", "strided", "reversed"] = "C"
+    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
+    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
+    """
+
+    model: tuple[Layer, ...]
+    data: Data
+    loss: Loss
+    optimizer: Optimizer
+    seed: Seed
+    actions: Annotated[tuple[AnyAction, ...], Meta(max_length=100)]
+    held: Literal["sequential", "list", "dict"] = "sequential"
+    again: Place | None = None
+    functions: bool = False
+    weight_scale: NonNegative = 1.0
+    keep_init: bool = False
 
     def __post_init__(self) -> None:
-        size = math.prod(self.shape)
-        require(len(self.values) == size, f"an operand of shape {self.shape} has {size} values, not {len(self.values)}")
+        require(len(self.model) > 0, "model: a program needs a layer")
+        for path, layer in walk(self.model):
+            kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
+            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+        run = self.training
+        if self.again is not None:
+            at, widths = self.again % len(self.model), input_widths(run)
+            same = widths[str(at)] == widths[str(len(self.model))]
+            require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
+            modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+
+    @property
+    def training(self) -> TrainCase:
+        """A training run with a step for each pass, and one more; the layer that is applied twice stands in it twice."""
+        return training_of(self)
+
+    def alias(self, name: str) -> str:
+        """The tensor of the program behind a tensor of ``training``."""
+        last = f"{len(self.model)}."
+        return (
+            f"{self.again % len(self.model)}.{name[len(last) :]}"
+            if self.again is not None and name.startswith(last)
+            else name
+        )
+
+
+@remembered
+def training_of(case: ProgramCase) -> TrainCase:
+    """See `ProgramCase.training`."""
+    twice = () if case.again is None else (case.model[case.again % len(case.model)],)
+    return TrainCase(
+        model=(*case.model, *twice),
+        data=case.data,
+        loss=case.loss,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        steps=1 + sum(isinstance(action, Pass) for action in case.actions),
+        keep_init=case.keep_init,
+        weight_scale=case.weight_scale,
+    )
+
+
+class Operand(Part, frozen=True, tag="Operand"):
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
+
+    The values of a long one are ``cycled``: given once, and taken from the beginning again until it is full.
+    """
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MOST)], ...], Meta(max_length=MOST_AXES)]
+    values: tuple[Number | Special, ...]
+    layout: Literal["C", "F", "strided", "reversed"] = "C"
+    cycled: bool = False
+
+    def __post_init__(self) -> None:
+        size, given = math.prod(self.shape), len(self.values)
+        require(size <= MOST, f"an operand of shape {self.shape} has {size:,} values: {MOST:,} are the most")
+        if self.cycled:
+            require(0 < given <= size, f"an operand of shape {self.shape} cannot be filled from {given} values")
+        else:
+            require(given == size, f"an operand of shape {self.shape} has {size} values, not {given}")
 
     @property
     def array(self) -> Array:
         """The operand as a float32 array with the memory layout asked for."""
-        flat = np.array([float(v) for v in self.values], dtype=np.float32).reshape(self.shape)
+        flat = np.array([float(v) for v in self.values], dtype=np.float32)
+        flat = (np.resize(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
         if self.layout == "F" and self.shape:
             return np.asfortranarray(flat)
         if self.layout == "strided" and self.shape:
@@ -351,6 +397,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
     constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
+    order: Literal[1, 2, 3] = 1  # how often it is differentiated, by the operands and the cotangent
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "attributes", attributes(self.op, self.attributes))
@@ -378,8 +425,14 @@ class OpCase(_Case, frozen=True, tag="op"):
         shape = self.result_shape
         return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
 
+    def direction(self, order: int, name: str, shape: Shape) -> Array:
+        """What the gradient of that order by ``name`` is multiplied with before it is differentiated again, float32."""
+        return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)
 
-Case = TrainCase | SecondOrderCase | OpCase
+
+Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
+_IN_PROGRAMS: tuple[type, ...] = (Linear, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
+_IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 # -- the model of a case ----------------------------------------------------------------------------------------------
 
@@ -396,6 +449,8 @@ def cost(case: Case) -> tuple[float, float]:
         shapes = [o.shape for o in case.operands]
         numbers = sum(map(extent, shapes)) + largest(shapes, case.attributes)
         return 350.0 * numbers, 4e-5 * numbers
+    if isinstance(case, ProgramCase):
+        case = case.training
     checked = Checked(case.model, case.data.rows, case.data.features)
     width = checked.width
     train = isinstance(case, TrainCase)
@@ -426,8 +481,8 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_ALL = {"train": TrainCase, "second": SecondOrderCase, "op": OpCase}
-_C = TypeVar("_C", TrainCase, SecondOrderCase, OpCase)
+_ALL = {"train": TrainCase, "second": SecondOrderCase, "program": ProgramCase, "op": OpCase}
+_C = TypeVar("_C", TrainCase, SecondOrderCase, ProgramCase, OpCase)
 
 
 def encode(case: Case) -> bytes:
@@ -480,6 +535,8 @@ def describe(case: Case) -> str:
     """One line: what the case trains."""
 
     def one(part: Any) -> str:
+        if isinstance(part, Action):
+            return part.text
         if isinstance(part, OpStep):
             return part.op
         nested = part.described(many) if isinstance(part, layers.Layer) else ""
@@ -496,11 +553,15 @@ def describe(case: Case) -> str:
     if isinstance(case, OpCase):
         operands = ", ".join(f"{o.shape}" + (f" {o.layout}" if o.layout != "C" else "") for o in case.operands)
         named = "".join(f", {k}={v}" for k, v in case.attributes.items())
-        return f"{case.op}({operands}{named})"
+        times = {1: "", 2: ", differentiated twice", 3: ", differentiated three times"}[case.order]
+        return f"{case.op}({operands}{named}){times}"
     text = f"{many(case.model)}, {one(case.data)}, {one(case.loss)}"
     if isinstance(case, SecondOrderCase):
         return f"second order of {text}"
     extras = [one(case.optimizer)]
+    if isinstance(case, ProgramCase):
+        built = [f"held={case.held}"] * (case.held != "sequential") + [f"again={case.again}"] * (case.again is not None)
+        return f"{text}, {', '.join(extras + built)}: {many(case.actions)}"
     if case.clip is not None:
         extras.append(one(case.clip))
     if case.gap is not None:

@@ -6,14 +6,18 @@ case does. `steer` gives a part of the cases of a shard the features that the fe
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from oracle.cases import case as c
+from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
-from oracle.cases.features import EDITS, LABELS, TABLE
+from oracle.cases.features import EDITS, LABELS, PARAMETERS, TABLE
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -22,6 +26,8 @@ def covered(case: c.Case) -> set[str]:
     """The labels of `TABLE` that a case reaches: "op exp", "layer Linear", "momentum with decay", …."""
     if isinstance(case, c.OpCase):
         return set(_of_op(case))
+    if isinstance(case, c.ProgramCase):
+        return set(_of_program(case))
     found = set(_of_model(case))
     if isinstance(case, c.SecondOrderCase):
         seconds = {f"second {label.partition(' ')[2]}" for label in found if label.startswith("layer ")}
@@ -32,6 +38,8 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
+    if case.order > 1:
+        yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
     shapes = [o.shape for o in case.operands]
     for shape in shapes:
         if not shape:
@@ -44,6 +52,11 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
             yield "shape square"
         if any(n > 32 for n in shape):
             yield "shape above 32"
+        if case.op == "softmax_loss":
+            yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
+        if any(n > 64 for n in shape) and 0 not in shape:
+            yield f"long {case.op}"
+            yield from _of_sizes(case.op, shape)
     if len(set(shapes)) > 1:
         yield "shape broadcast"
     for operand in case.operands:
@@ -71,12 +84,64 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
             yield "argument negative axis"
     elif case.op in _WITH_AXES:
         yield "argument no axes"
+    yield from _of_arguments(case)
 
 
-_WITH_AXES = ("summation", "maximum", "logsumexp", "transpose")
+def _of_sizes(op: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """Where needle may do something else than with small shapes."""
+    longest, size = max(shape), math.prod(shape)
+    yield f"size axis {'65 to 1,024' if longest <= 1024 else 'above 1,024'}"
+    if longest > 1024:
+        yield f"size axis above 1,024, {'a rest beside its blocks' if longest % 128 else 'of whole blocks'}"
+    if size >= 5000:
+        yield f"size {'5,000 to 32,768' if size <= 32_768 else 'above 32,768'} elements"
+    if op == "relu":
+        yield f"size relu {'to' if size <= 32_768 else 'above'} 32,768"
 
 
-def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
+_WITH_AXES = ("summation", "maximum", "minimum", "var", "logsumexp", "transpose")
+
+
+def _of_arguments(case: c.OpCase) -> Iterator[str]:
+    """Kinds of indices, shapes and powers, and axes from the end."""
+    first, given = case.operands[0].shape, case.attributes
+    if max(len(operand.shape) for operand in case.operands) >= 3:
+        yield f"shape rank {max(len(operand.shape) for operand in case.operands)}"
+    if given.get("axis", 0) < 0:
+        yield f"argument negative axis of {case.op}"
+    if case.op in ("dilate", "flip") and any(axis < 0 for axis in given["axes"]):
+        yield f"argument negative axis of {case.op}"
+    if -1 in given.get("shape", ()):
+        yield "argument -1 in a shape"
+    new_axis = case.op == "broadcast_to" and first and given["shape"][1:] == first
+    if new_axis and given["shape"][0] > 1 and given["shape"][0] in (first[:1] + first[-1:]):
+        yield "argument a new axis as long as another"
+    for part in given.get("index", ()):
+        kind = next(iter(part)) if isinstance(part, dict) else "new axis" if part is None else "slice"
+        yield f"index {kind} of {case.op}"
+        if kind == "array" and len(set(part["array"])) < len(part["array"]):
+            yield f"index repeats of {case.op}"
+        if kind == "array" and min(part["array"], default=0) < 0:
+            yield f"index negative places of {case.op}"
+    if "power" in case.op and all(isinstance(v, float) for operand in case.operands for v in operand.values):
+        bases, exponents = case.operands[0].array, np.array(given.get("c", 1.0))
+        if "c" not in given:
+            shapes = [operand.shape for operand in case.operands]
+            values = (operand.array for operand in case.operands)
+            bases, exponents = (np.broadcast_to(v, np.broadcast_shapes(*shapes)) for v in values)
+        whole = exponents % 1 == 0
+        for name, found in (
+            ("a whole power of a negative number", whole & (bases < 0) & (np.abs(exponents) > 1)),
+            ("a fractional power of a negative number", ~whole & (bases < 0)),
+            ("a positive power of 0", (bases == 0) & (exponents > 0)),
+            ("a negative power of 0", (bases == 0) & (exponents < 0)),
+            ("0 to the power of 0", (bases == 0) & (exponents == 0)),
+        ):
+            if found.any():
+                yield f"power {name}{'' if 'c' in given else ', of two tensors'}"
+
+
+def _of_model(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> Iterator[str]:
     for _, layer in c.walk(case.model):
         yield f"layer {type(layer).__name__}"
         for name, variant in layer.variants.items():
@@ -86,6 +151,19 @@ def _of_model(case: c.TrainCase | c.SecondOrderCase) -> Iterator[str]:
             for step in layer.steps:
                 yield f"op {step.op}"
                 yield f"block {step.op}"
+
+
+def _of_program(case: c.ProgramCase) -> Iterator[str]:
+    yield from _of_model(case)
+    yield f"loss {type(case.loss).__name__}"
+    yield f"optimizer {type(case.optimizer).__name__}"
+    for action in case.actions:
+        yield f"program {action.words}"
+    yield f"program layers in a {case.held}"
+    if case.again is not None:
+        yield "program same module twice"
+    if case.functions and any(map(programs.function_of, case.model)):
+        yield "program Residual of a function"
 
 
 def _of_training(case: c.TrainCase) -> Iterator[str]:
@@ -107,6 +185,11 @@ def _of_training(case: c.TrainCase) -> Iterator[str]:
         yield from _of_data(case.data)
     if case.classes == 1:
         yield "batch 1 class"
+    if case.classes > 64 and isinstance(case.loss, c.SoftmaxLoss):
+        yield "batch labels above 63"
+    sizes = [math.prod(slot.shape) for slot in inputs.slots(case)[0]]
+    for limit, name in PARAMETERS:
+        yield f"parameter {'above' if max(sizes) > limit else 'to'} {name}"
 
 
 def _of_optimizer(case: c.TrainCase) -> Iterator[str]:
@@ -191,6 +274,12 @@ def _of_data(data: c.Data) -> Iterator[str]:
         yield "batch rows = features"
     if data.rows > 32:
         yield "batch above 32 rows"
+    if data.rows > 64:
+        yield "batch above 64 rows"
+    if data.rows > 1024:
+        yield "batch above 1,024 rows"
+    if data.features > 64:
+        yield "batch above 64 features"
     if data.features > 32:
         yield "batch above 32 features"
     if data.scale != 1:
@@ -218,7 +307,7 @@ def missed(coverage: Mapping[str, int], lacking: Mapping[str, Any] | frozenset[s
 # -- steering ---------------------------------------------------------------------------------------------------------
 
 # One case in so many of its kind gets so many features that the run lacks most. Second order has few cases; they are many.
-SHARE = {c.TrainCase: (4, 1), c.OpCase: (4, 1), c.SecondOrderCase: (2, 2)}
+SHARE = {c.TrainCase: (4, 1), c.OpCase: (4, 1), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 2)}
 TRIES = 6  # features that are tried on a case, the rarest first: not every case can have every feature
 
 

@@ -13,8 +13,9 @@ from oracle.operations.drawn import Drawn, Shape
 # A strategy is made once, here and not while drawing: making one costs more than drawing from it.
 
 _SIZES = st.sampled_from([1, 2, 3, 4, 2, 3, 5, 2, 3, 4, 7, 33, 2, 3, 1, 0])
-_RANKS = st.sampled_from([0, 1, 2, 3, 2, 1, 2, 3])
-_TUPLES = [st.tuples(*[_SIZES] * rank) for rank in range(5)]
+_SHORT = st.sampled_from([2, 3, 1, 2, 3, 4, 2, 3, 2, 1, 5, 2, 3, 2, 3, 0])  # three of them are many numbers
+_RANKS = st.sampled_from([0, 1, 2, 3, 2, 1, 4, 3])
+_TUPLES = [st.tuples(*[_SIZES if rank < 3 else _SHORT] * rank) for rank in range(5)]
 _FLOATS = st.floats(0.25, 4, width=32)
 
 BOOLEANS = st.booleans()
@@ -65,7 +66,7 @@ class HypothesisDraw:
     def __init__(self, draw: Callable[..., Any]) -> None:
         self._draw = draw
 
-    def shape(self, min_rank: int = 0, max_rank: int = 3) -> Shape:
+    def shape(self, min_rank: int = 0, max_rank: int = 4) -> Shape:
         """A small shape, with size-1, zero-size and, rarely, long dimensions."""
         shape: Shape = self._draw(_shapes(min_rank, max_rank))
         return shape

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases.blocks import block_with
 from oracle.operations import OPERATIONS
@@ -140,8 +142,8 @@ def value(value: float | str) -> Edit:
 
     def edit(case: c.OpCase) -> c.Case:
         op, first = OPERATIONS[case.op], case.operands[0]
-        allowed = value in op.special if isinstance(value, str) else op.values == "real"
-        if not (allowed and first.values):
+        allowed = value in op.special if isinstance(value, str) else op.domain(0) == "real"
+        if not (allowed and first.values) or (case.order > 1 and isinstance(value, str)):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
         changed: Any = (*first.values[:at], value, *first.values[at + 1 :])
@@ -153,3 +155,104 @@ def value(value: float | str) -> Edit:
 def numpy_scalars(case: c.OpCase) -> c.Case:
     """A NumPy scalar as attribute, where the operation has one."""
     return _replace(case, numpy_scalars="c" in case.attributes)
+
+
+# -- another operation, on the operand that the case has --------------------------------------------------------------
+
+
+def turned(op: str, make: Callable[[c.Operand], tuple[tuple[c.Operand, ...], dict[str, Any]]]) -> Edit:
+    """The operation, on operands and with attributes made from the first operand, if that has an axis and numbers."""
+
+    def edit(case: c.OpCase) -> c.Case:
+        first = case.operands[0]
+        if not first.shape or first.cycled or not first.values or not all(isinstance(v, float) for v in first.values):
+            raise c.CaseError(f"{op}: an operand with an axis and numbers is needed")
+        operands, attributes = make(first)
+        return c.OpCase(op=op, operands=operands, attributes=attributes, cotangent=case.cotangent)
+
+    return edit
+
+
+def index(of_length: Callable[[int], Any]) -> Edit:
+    """An index that begins with a part, made from the length of the first axis."""
+    return turned("getitem", lambda x: ((x,), {"index": (of_length(x.shape[0]),)}))
+
+
+def place(of_length: Callable[[int], Any]) -> Edit:
+    """The same, of what is put into zeros."""
+    return turned(
+        "put_item",
+        lambda x: ((x,), {"shape": (x.shape[0] + 1, *x.shape[1:]), "index": (of_length(x.shape[0]),)}),
+    )
+
+
+def power_of_number(base: float, exponent: float) -> Edit:
+    """Such a base among the elements, and such an exponent."""
+    op = "power_scalar" if exponent % 1 else "whole_power_scalar"
+    return turned(
+        op, lambda x: ((_replace(x, values=(base, *np.abs(x.array.reshape(-1)[1:]).tolist())),), {"c": exponent})
+    )
+
+
+def power_of_tensors(base: float, exponent: float) -> Edit:
+    """Such a base and such an exponent beside it."""
+
+    def made(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
+        bases = _replace(x, values=(base, *np.abs(x.array.reshape(-1)[1:]).clip(max=4).tolist()))
+        return (bases, c.Operand((x.shape[-1],), (exponent,) * x.shape[-1])), {}
+
+    return turned("power" if exponent % 1 else "whole_power", made)
+
+
+def from_the_end(op: str, copies: int = 1, **attributes: Any) -> Edit:
+    """The last axis, counted from the end, of so many copies of the operand."""
+    return turned(op, lambda x: ((x,) * copies, attributes))
+
+
+def flat(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
+    """A shape to be worked out."""
+    return (x,), {"shape": (-1,)}
+
+
+def wider(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
+    """A new axis as long as the first."""
+    return (x,), {"shape": (x.shape[0], *x.shape)}
+
+
+# -- programs -----------------------------------------------------------------------------------------------------------
+
+
+def action(example: a.Action) -> Edit:
+    """The action before the last pass of a program; before its last step, if it needs gradients, and followed by both."""
+
+    def edit(case: c.ProgramCase) -> c.Case:
+        optimizer, last = case.optimizer, (a.Pass(), a.Step())
+        if isinstance(example, a.Set | a.Refuse) and example.setting not in (*optimizer.__struct_fields__, "max_norm"):
+            optimizer = c.Adam() if isinstance(optimizer, c.SGD) else c.SGD(momentum=0.5)
+        before: tuple[a.Action, ...] = (a.NewOptimizer(),) if example == a.Step(1) else ()
+        if isinstance(example, a.Freeze) and not example.frozen:
+            before = (a.Freeze(),)
+        if isinstance(example, a.Pass):
+            added: tuple[a.Action, ...] = (example, a.Step())
+        else:
+            added = (a.Pass(), example, a.Step(), *last) if example.needs_gradients else (*before, example, *last)
+        if example == a.Step(1):
+            added = (*before, a.Pass(), a.Step(1), *last)
+        return _replace(case, optimizer=optimizer, actions=(*case.actions, *added))
+
+    return edit
+
+
+def applied_twice(case: c.ProgramCase) -> c.Case:
+    """Its first layer that can be, or one more."""
+    for at in range(len(case.model)):
+        try:
+            return _replace(case, again=at)
+        except c.CaseError:
+            continue
+    return _replace(case, model=(*case.model, c.LayerNorm()), again=len(case.model))
+
+
+def function(case: c.ProgramCase) -> c.Case:
+    """A Residual around a function."""
+    return _replace(case, model=(*case.model, c.Residual((c.Tanh(),))), again=None, functions=True)

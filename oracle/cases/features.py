@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oracle.cases import case as c
 from oracle.cases import edits as e
+from oracle.cases.actions import EXAMPLES
 from oracle.cases.blocks import BLOCK_OPS
 from oracle.cases.edits import Edit
 from oracle.operations import OPERATIONS
@@ -32,6 +33,26 @@ _VARIANTS: dict[str, Edit] = {
     for what, variant in kind.variants.items()
 }
 
+# elements of a parameter at which the optimizers do something else
+PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
+# The numbers at which needle does something else, and the labels of the two sides.
+SWITCHES = {
+    1024: ("size axis 65 to 1,024", "size axis above 1,024"),
+    128: ("size axis above 1,024, of whole blocks", "size axis above 1,024, a rest beside its blocks"),
+    64: ("size to 64 classes", "size above 64 classes"),
+    32_768: ("size relu to 32,768", "size relu above 32,768"),
+    **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
+}
+NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
+
+_POWERS = {
+    "a whole power of a negative number": (-2.0, 3.0),
+    "a fractional power of a negative number": (-2.0, 1.5),
+    "a positive power of 0": (0.0, 2.0),
+    "a negative power of 0": (0.0, -1.0),
+    "0 to the power of 0": (0.0, 0.0),
+}
+
 # "default" leaves the keyword out. Second order has 3 cases in 100, and its labels are counted apart.
 TABLE: dict[str, Group] = {
     "layer": Group(
@@ -39,6 +60,8 @@ TABLE: dict[str, Group] = {
         {**_LAYERS, **_VARIANTS},
     ),
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "twice": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "three times": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,
@@ -49,6 +72,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
     "optimizer": Group(
@@ -188,8 +212,13 @@ TABLE: dict[str, Group] = {
             "rows = features": None,
             "above 32 rows": None,
             "above 32 features": None,
+            "above 64 rows": None,
+            "above 1,024 rows": None,
+            "above 64 features": None,
+            "labels above 63": None,
         },
     ),
+    "parameter": Group(c.TrainCase, {f"{side} {name}": None for _, name in PARAMETERS for side in ("to", "above")}),
     "data": Group(
         c.TrainCase,
         {
@@ -210,7 +239,45 @@ TABLE: dict[str, Group] = {
             "atom above 100": e.atom(1e4),
         },
     ),
-    "shape": Group(c.OpCase, dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32"))),
+    "shape": Group(
+        c.OpCase,
+        dict.fromkeys(("scalar", "size 1", "square", "broadcast", "zero size", "above 32", "rank 3", "rank 4")),
+    ),
+    "size": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
+                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
+                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
+            )
+        ),
+    ),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
+    "index": Group(
+        c.OpCase,
+        {
+            "slice of getitem": None,
+            "array of getitem": e.index(lambda n: {"array": (n - 1, 0)}),
+            "repeats of getitem": e.index(lambda n: {"array": (0, n - 1, 0)}),
+            "negative places of getitem": e.index(lambda n: {"array": (-1, 0)}),
+            "mask of getitem": e.index(lambda n: {"mask": tuple(i % 2 for i in range(1, n + 1))}),
+            "number of getitem": e.index(lambda n: {"number": (n - 1,)}),
+            "ellipsis of getitem": e.index(lambda n: {"ellipsis": ()}),
+            "new axis of getitem": e.index(lambda n: None),
+            "slice of put_item": e.place(lambda n: (1, n + 1, None)),
+            "array of put_item": e.place(lambda n: {"array": tuple(range(1, n + 1))}),
+            "repeats of put_item": e.place(lambda n: {"array": (0,) * n}),
+            "negative places of put_item": e.place(lambda n: {"array": tuple(range(-n, 0))}),
+        },
+    ),
+    "power": Group(
+        c.OpCase,
+        {
+            **{name: e.power_of_number(*numbers) for name, numbers in _POWERS.items()},
+            **{f"{name}, of two tensors": e.power_of_tensors(*numbers) for name, numbers in _POWERS.items()},
+        },
+    ),
     "memory": Group(
         c.OpCase,
         {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
@@ -237,6 +304,25 @@ TABLE: dict[str, Group] = {
             "one axis": None,
             "several axes": None,
             "negative axis": None,
+            "negative axis of stack": e.from_the_end("stack", 2, axis=-1),
+            "negative axis of split": e.from_the_end("split", axis=-1, pick=0),
+            "negative axis of concatenate": e.from_the_end("concatenate", 2, axis=-1),
+            "negative axis of dilate": e.from_the_end("dilate", axes=(-1,), dilation=1),
+            "negative axis of softmax": e.from_the_end("softmax", axis=-1),
+            "negative axis of flip": e.from_the_end("flip", axes=(-1,)),
+            "-1 in a shape": e.turned("reshape", e.flat),
+            "a new axis as long as another": e.turned("broadcast_to", e.wider),
+        },
+    ),
+    "program": Group(
+        c.ProgramCase,
+        {
+            **{words: e.action(example) for words, example in EXAMPLES.items()},
+            "layers in a sequential": e.having(held="sequential"),
+            "layers in a list": e.having(held="list"),
+            "layers in a dict": e.having(held="dict"),
+            "same module twice": e.applied_twice,
+            "Residual of a function": e.function,
         },
     ),
     "second": Group(
@@ -248,6 +334,7 @@ TABLE: dict[str, Group] = {
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
+            "MSELoss": e.having(loss=c.MSELoss()),
         },
     ),
 }
@@ -261,5 +348,5 @@ EDITS: dict[type, dict[str, Edit]] = {
         for name, edit in part.labels.items()
         if edit is not None
     }
-    for kind in (c.TrainCase, c.SecondOrderCase, c.OpCase)
+    for kind in (c.TrainCase, c.SecondOrderCase, c.ProgramCase, c.OpCase)
 }

@@ -18,6 +18,7 @@ from oracle.operations import result_shape
 
 BROADCASTING = "implicit broadcasting"
 CLIPPED_ADAM = "optimizer Adam, clipping"
+BASE = "power of a base that is not positive"
 ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two operands, which NumPy broadcasts
 
 # What the course leaves open, so that no needle is asked for it (`oracle.systems.ours.contract` has the words).
@@ -25,6 +26,7 @@ LEFT_OPEN = frozenset(
     {
         "layer Linear, frozen", "layer BatchNorm, frozen", "layer LayerNorm, frozen", "layer Unused",
         "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf",
+        "op whole_power", BASE,
     }
 )  # fmt: skip
 
@@ -35,6 +37,10 @@ def needs(case: c.Case) -> set[str]:
     if isinstance(case, c.OpCase):
         if case.op in ELEMENTWISE and len({o.shape for o in case.operands}) > 1:
             found.add(BROADCASTING)
+        if case.op == "power" and not all(isinstance(v, float) and v > 0 for v in case.operands[0].values):
+            found.add(BASE)
+        return found
+    if isinstance(case, c.ProgramCase):
         return found
     if isinstance(case, c.TrainCase) and case.clip is not None and isinstance(case.optimizer, c.Adam):
         found.add(CLIPPED_ADAM)
@@ -55,6 +61,10 @@ def _broadcasts(block: c.Ops, rows: int, width: int) -> bool:
 
 def fitted(case: c.Case, lacking: Collection[str]) -> c.Case | None:
     """The case without what is lacking; None where nothing would be left of it."""
+    if isinstance(case, c.ProgramCase):
+        return None  # it tries promises that ours makes, and the course does not
+    if isinstance(case, c.OpCase) and case.order > 1:
+        case = replace(case, order=1)  # it is differentiated twice in models of its own
     if needs(case).isdisjoint(lacking):
         return case
     try:
@@ -69,6 +79,9 @@ def _op(case: c.OpCase) -> c.OpCase | None:
     operands = tuple(
         replace(o, values=tuple(1.0 if isinstance(v, str) else v for v in o.values)) for o in case.operands
     )
+    if case.op == "power":
+        base = tuple(0.5 if isinstance(v, str) or v <= 0 else v for v in operands[0].values)
+        operands = (replace(operands[0], values=base), *operands[1:])
     if case.op in ELEMENTWISE:
         shape = np.broadcast_shapes(*(o.shape for o in operands))
         operands = tuple(_expanded(o, shape) for o in operands)

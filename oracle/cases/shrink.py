@@ -6,6 +6,7 @@ hand-written, or found by the memory gates. Greedy and deterministic.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import msgspec
 
 from oracle.cases import case as c
 
-_C = TypeVar("_C", c.TrainCase, c.SecondOrderCase, c.OpCase)
+_C = TypeVar("_C", c.TrainCase, c.SecondOrderCase, c.ProgramCase, c.OpCase)
 _replace = msgspec.structs.replace
 
 
@@ -38,7 +39,10 @@ def shrink(case: c.Case, fails: Callable[[c.Case], bool], budget: int = 400) -> 
 
 def candidates(case: c.Case) -> Iterator[c.Case]:
     """Simpler cases, the largest simplifications first; invalid ones are left out."""
-    changes = _op_changes(case) if isinstance(case, c.OpCase) else _run_changes(case)
+    if isinstance(case, c.OpCase):
+        changes = _op_changes(case)
+    else:
+        changes = itertools.chain(_program_changes(case) if isinstance(case, c.ProgramCase) else (), _run_changes(case))
     while True:
         try:
             change = next(changes)
@@ -55,7 +59,23 @@ def candidates(case: c.Case) -> Iterator[c.Case]:
 # -- training runs and second-order cases -----------------------------------------------------------------------------
 
 
-def _run_changes(case: c.TrainCase | c.SecondOrderCase) -> Iterator[dict[str, Any]]:
+def _program_changes(case: c.ProgramCase) -> Iterator[dict[str, Any]]:
+    """Fewer actions, half of them at first; then simpler ones, and a simpler way to hold the model."""
+    actions = case.actions
+    size = len(actions) // 2
+    while size:
+        for start in range(0, len(actions) - size + 1, size):
+            yield {"actions": actions[:start] + actions[start + size :]}
+        size //= 2
+    for i, action in enumerate(actions):
+        for simpler in action.simpler():
+            yield {"actions": (*actions[:i], simpler, *actions[i + 1 :])}
+    for name, simple in (("again", None), ("held", "sequential"), ("functions", False)):
+        if getattr(case, name) != simple:
+            yield {name: simple}
+
+
+def _run_changes(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> Iterator[dict[str, Any]]:
     if isinstance(case, c.TrainCase):
         for steps in (1, 2, case.steps // 2, case.steps - 1):
             if 1 <= steps < case.steps:
@@ -80,12 +100,12 @@ def _run_changes(case: c.TrainCase | c.SecondOrderCase) -> Iterator[dict[str, An
             for new in (1, 2, 3):
                 if new < old:
                     yield from _resized(case, old, new)
-    if isinstance(case, c.TrainCase):
+    if not isinstance(case, c.SecondOrderCase):
         for optimizer in _simpler(case.optimizer, {"weight_decay": (None, 0.1), "lr": (0.1,), "momentum": (None, 0.9),
                                                     "beta1": (None,), "beta2": (None,), "eps": (None,)}):  # fmt: skip
             yield {"optimizer": optimizer}
-        if case.clip is not None and case.clip.max_norm not in (None, 1.0):
-            yield {"clip": c.Clip(1.0)}
+    if isinstance(case, c.TrainCase) and case.clip is not None and case.clip.max_norm not in (None, 1.0):
+        yield {"clip": c.Clip(1.0)}
 
 
 def _simpler(part: Any, values: dict[str, tuple[Any, ...]]) -> Iterator[Any]:
@@ -137,11 +157,11 @@ def _smaller_or_none(body: tuple[c.Layer, ...]) -> Iterator[tuple[c.Layer, ...]]
     yield from _smaller(body)
 
 
-def _sizes(case: c.TrainCase | c.SecondOrderCase) -> set[int]:
+def _sizes(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> set[int]:
     return {case.data.rows, case.data.features} | {n for _, x in c.walk(case.model) for n in x.sizes()}
 
 
-def _resized(case: c.TrainCase | c.SecondOrderCase, old: int, new: int) -> Iterator[dict[str, Any]]:
+def _resized(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase, old: int, new: int) -> Iterator[dict[str, Any]]:
     """Every width ``old`` made ``new``; then the rows, the features and the layers each on their own."""
     rows = _replace(case.data, rows=new) if case.data.rows == old else case.data
     both = _replace(rows, features=new) if rows.features == old else rows
@@ -172,6 +192,8 @@ def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
             yield {"cotangent": cotangent}
     yield {"numpy_scalars": False}
     yield {"constants": ()}
+    for order in range(1, case.order):
+        yield {"order": order}
 
 
 def _swapped(name: str, value: Any, old: int, new: int) -> Any:
@@ -184,8 +206,9 @@ def _swapped(name: str, value: Any, old: int, new: int) -> Any:
 
 def _cropped(operand: c.Operand, old: int, new: int) -> c.Operand:
     shape = tuple(new if n == old else n for n in operand.shape)
-    values = tuple(operand.values[: math.prod(shape)])
-    return c.Operand(shape, values, operand.layout)
+    size = math.prod(shape)
+    values = tuple(operand.values[:size])
+    return c.Operand(shape, values, operand.layout, operand.cycled and len(values) < size)
 
 
 def _simpler_operand(operand: c.Operand) -> Iterator[c.Operand]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from oracle.check.arrays import Array, array
 from oracle.check.difference import Difference, as_if, line, number
 from oracle.check.measuring import LIMIT, Measured, Program, replicas
-from oracle.operations.tape import U
+from oracle.operations.tape import REPLICAS, U
 from oracle.rules.compare import made_by_both, unravelled
 
 # More replicas only widen the tolerance: who uses no more than this share of the limit needs no more of them.
@@ -98,15 +99,33 @@ def tap(name: str, value: torch.Tensor) -> torch.Tensor:
     return value if taps is None else taps(name, value)
 
 
-def same(
-    candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT, report: bool = False, note: str = ""
-) -> Agreement:
+def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT, report: bool = False) -> Agreement:
     """Hold arrays to what ``program()`` gives, by name; `Difference` where rounding does not explain what differs.
 
     candidate: name -> array (NumPy's, or anything with ``.numpy()``, ``__array__`` or ``__dlpack__``); None stands for zero.
     program: ordinary float32 torch that returns name -> tensor; it is run nine times from the same state, and what it writes to is put
     back. It must not depend on anything else that changes from call to call. Returns the largest share used, of 16, or a bound
     of it, because replicas end as soon as a quarter is not used; ``report=True`` runs all and prints a table. A candidate of lower precision than the program is judged at its own.
+    """
+
+    def show(agreement: Agreement) -> None:
+        if report:
+            print("\n".join([str(agreement), *agreement.findings]))
+
+    return compared(candidate, program, limit, early=not report, show=show)
+
+
+def compared(
+    candidate: Mapping[str, Any],
+    program: Program,
+    limit: float,
+    *,
+    early: bool = True,
+    most: int = REPLICAS,
+    show: Callable[[Agreement], None] = lambda agreement: None,
+) -> Agreement:
+    """See `same`. ``early``: no more replicas than it takes. With fewer than all of them (``most``), what fails may yet be
+    right: it is no verdict. ``show``: what to do with the table, before a failure is raised.
     """
     ours: dict[str, Array | None] = {}
     unit = 0.0
@@ -125,41 +144,40 @@ def same(
             _taps.reset(token)
         return {**taps.seen, **given}
 
-    for found in replicas(run, unit if unit > U else 0.0):
-        _form(ours, found, note)
-        rows = [_compared(name, ours[name], found, limit) for name in found.truth]
-        if not report and max((row.share for row in rows), default=0.0) <= limit * EARLY:
+    for found in itertools.islice(replicas(run, unit if unit > U else 0.0), most - 1):
+        _form(ours, found)
+        rows = [_row(name, ours[name], found, limit) for name in found.truth]
+        if early and max((row.share for row in rows), default=0.0) <= limit * EARLY:
             break
     agreement = Agreement(tuple(rows))
-    if report:
-        print("\n".join([str(agreement), *agreement.findings]))
+    show(agreement)
     bad = [row.name for row in rows if row.share > limit]
     if bad:
-        raise _difference(bad, ours, found, agreement, limit, note)
+        raise _difference(bad, ours, found, agreement, limit)
     return agreement
 
 
-def _form(ours: Mapping[str, Array | None], found: Measured, note: str) -> None:
+def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
     """Names, shapes, and complex parts, before any number is compared."""
     extra = [k for k, v in ours.items() if k not in found.truth and v is not None and v.any()]
     missing = [k for k in found.truth if k not in ours]
     if extra or missing:
         said = [f"the torch program has no {', '.join(extra)}"] if extra else []
         said += [f"the candidate has no {', '.join(missing)}"] if missing else []
-        message = f"{'; '.join(said)}{note and ' ' + note}\n" + line("torch has", ", ".join(found.truth))
+        message = f"{'; '.join(said)}\n" + line("torch has", ", ".join(found.truth))
         raise _failure(message, (extra + missing)[0], tuple(extra + missing))
     for name, truth in found.truth.items():
         a = ours[name]
         if a is None:
             continue
         if a.shape != truth.shape:
-            lines = [f"{name} has another shape than torch's{note and ' ' + note}", line("yours", str(a.shape))]
+            lines = [f"{name} has another shape than torch's", line("yours", str(a.shape))]
             lines += [line("torch", str(truth.shape))]
             hint = as_if(a.astype(truth.dtype), truth, name, found.truth) if a.dtype.kind != "c" else ""
             raise _failure("\n".join([*lines, *([line("as if", hint)] if hint else [])]), name, (name,))
         if (a.dtype.kind == "c") != (truth.dtype.kind == "c"):
             which = ("real", "complex") if truth.dtype.kind == "c" else ("complex", "real")
-            raise _failure(f"{name} is {which[0]}, torch's is {which[1]}{note and ' ' + note}", name, (name,))
+            raise _failure(f"{name} is {which[0]}, torch's is {which[1]}", name, (name,))
 
 
 def _failure(message: str, name: str, bad: tuple[str, ...]) -> Difference:
@@ -181,11 +199,13 @@ def _shares(name: str, a: Array, found: Measured) -> tuple[Array, Array, Array]:
 def shared_error(ours: Array, peer: Array, truth: Array) -> Array:
     """Where torch makes at least half of the error, in the same direction: rounding that both share."""
     with np.errstate(all="ignore"):
+        ours, peer = ours.astype(truth.dtype), peer.astype(truth.dtype)
         same = (ours == peer) | (np.isnan(ours) & np.isnan(peer))
-    return np.asarray(made_by_both(ours.astype(truth.dtype), peer.astype(truth.dtype), truth) | same)
+        near = made_by_both(ours, peer, truth) & np.isfinite(ours - peer)
+    return np.asarray(near | same)
 
 
-def _compared(name: str, ours: Array | None, found: Measured, limit: float) -> Row:
+def _row(name: str, ours: Array | None, found: Measured, limit: float) -> Row:
     truth = found.truth[name]
     a = np.zeros_like(truth) if ours is None else ours.astype(truth.dtype)
     if not truth.size:
@@ -205,7 +225,6 @@ def _difference(
     found: Measured,
     agreement: Agreement,
     limit: float,
-    note: str,
 ) -> Difference:
     """The first tensor that differs, at the element where it is worst."""
     name, names = bad[0], list(found.truth)
@@ -220,7 +239,7 @@ def _difference(
     peer = found.torch.get(name)
     allowed = float(found.allowed[name][at]) * limit / LIMIT
     lines = [
-        f"{name} differs from torch by more than rounding{note and ' ' + note}",
+        f"{name} differs from torch by more than rounding",
         line("where", f"{list(at)}; {wrong} of {a.size} elements"),
         line("yours", number(a[at]) + ("   (None, which means zero)" if given is None else "")),
         *([line("torch", f"{number(peer[at])}   ({peer.dtype})")] if peer is not None else []),

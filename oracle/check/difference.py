@@ -13,7 +13,7 @@ from oracle.check.arrays import Array
 
 class Difference(AssertionError):
     """What rounding cannot explain. The message says it; ``name``, ``index``, ``ours``, ``torch``, ``truth``, ``error``,
-    ``allowed`` and ``share`` (of 16) have the numbers, ``bad`` all names that differ, ``inputs`` the arrays of a drawn case.
+    ``allowed`` and ``share`` (of 16) have the numbers, ``bad`` all names that differ, ``inputs`` and ``cotangents`` the arrays of a drawn case.
     """
 
     name: str = ""
@@ -26,6 +26,7 @@ class Difference(AssertionError):
     share: float = math.inf
     bad: tuple[str, ...] = ()
     inputs: tuple[Array, ...] = ()
+    cotangents: tuple[Array, ...] = ()
 
 
 def line(what: str, text: str) -> str:
@@ -71,7 +72,7 @@ def as_if(ours: Array, truth: Array, name: str, others: Mapping[str, Array]) -> 
     if factor and 1e-6 < abs(factor) < 1e6 and _near(ours, factor * truth):
         return "" if abs(factor - 1) < 1e-5 else _times(factor, truth)
     if truth.size > 1 and _near(ours, truth + mean):
-        return f"torch's plus {number(mean)[:12]}"
+        return f"torch's plus {mean:.6g}"
     return ""
 
 
@@ -87,6 +88,9 @@ def _times(factor: Any, truth: Array) -> str:
                 return f"torch's times {factor:.6g} ({what})"
             if math.isclose(factor, sign / value, rel_tol=1e-4):
                 return f"torch's times {factor:.6g} (1 / {what})"
+    for value, words in ((1 / factor, f"1/{round(abs(1 / factor))}"), (factor, "")):
+        if round(abs(value)) > 1 and math.isclose(value, round(value), rel_tol=1e-5):
+            return f"torch's times {factor:.6g}" + (f" ({words})" if words else "")
     root = round(1 / factor**2) if factor > 0 else 0
     if 2 <= root <= 4096 and math.isclose(factor, 1 / math.sqrt(root), rel_tol=1e-5):
         return f"torch's times {factor:.6g} (1/√{root})"

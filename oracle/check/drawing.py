@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import EllipsisType
@@ -116,12 +117,12 @@ def assigned(name: str, a: Array) -> str:
 def _short(x: Any) -> str:
     """The shortest text that gives the same number."""
     if np.iscomplexobj(x):
-        return f"{_short(x.real)}{'+' if x.imag >= 0 or np.isnan(x.imag) else ''}{_short(x.imag)}j"
-    if np.isfinite(x) and x == np.round(x) and abs(x) < 1e6:
+        return f"{_short(x.real)}{'' if str(x.imag).startswith('-') else '+'}{_short(x.imag)}j"
+    size = abs(float(x))
+    if not math.isfinite(size):
+        return f"{'-' if x < 0 else ''}np.{'inf' if size > 0 else 'nan'}"
+    if float(x).is_integer() and size < 1e6:
         return str(int(x))
-    text = (
-        np.format_float_positional(x, unique=True, trim="-")
-        if 1e-4 <= abs(x) < 1e6
-        else np.format_float_scientific(x, unique=True, trim="-")
-    )
-    return text if np.isfinite(x) else f"np.{text}".replace("np.-inf", "-np.inf")
+    if 1e-4 <= size < 1e6:
+        return np.format_float_positional(x, unique=True, trim="-")
+    return np.format_float_scientific(x, unique=True, trim="-")

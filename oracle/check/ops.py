@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from oracle.check.arrays import Array, array
-from oracle.check.comparing import Agreement, same
+from oracle.check.comparing import Agreement, compared
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, SIZES, assigned, length, named, numbers, resolved
 from oracle.check.measuring import LIMIT
+from oracle.operations.tape import REPLICAS
+from oracle.systems.noise import current, widened
 
 _DTYPES = {
     "float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.float32,
@@ -50,7 +52,7 @@ def op(
         raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
     shapes = [x for x in inputs if isinstance(x, tuple)]
     names = named(shapes)
-    trial = _Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
+    trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
@@ -75,13 +77,13 @@ def _random_bytes(seed: int) -> Draw:
     return lambda n: rng.bytes(n)
 
 
-def _drawn(trial: _Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
+def _drawn(trial: Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
     """Some draws of one kind, by Hypothesis, which also makes a failing one small."""
     import hypothesis
     from hypothesis import strategies as st
 
     found: list[Agreement] = []
-    smaller = _Smaller()
+    smaller = _Smaller(trial)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -98,7 +100,7 @@ def _drawn(trial: _Trial, kind: str, names: list[str], leads: bool, draws: int, 
     def run(data: Any) -> None:
         sizes = {n: data.draw(st.sampled_from(SIZES)) for n in names}
         leading = data.draw(st.sampled_from(LEADING)) if leads else ()
-        agreement = smaller(lambda: trial(kind, sizes, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n))))
+        agreement = smaller(kind, sizes, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n)))
         if agreement is None:
             hypothesis.reject()
         found.append(agreement)
@@ -110,7 +112,7 @@ def _drawn(trial: _Trial, kind: str, names: list[str], leads: bool, draws: int, 
     except (Exception, _Enough):  # whatever words Hypothesis has for the end
         if smaller.best is None:
             raise
-        raise smaller.best from None
+        raise smaller.confirmed() from None
     return found
 
 
@@ -119,40 +121,59 @@ class _Enough(BaseException):
 
 
 class _Smaller:
-    """How long a failing draw is made smaller: so many calls and no more, however slow the operation is."""
+    """How a failing draw is made smaller: by so many calls and no more, however slow the operation is, and with few replicas.
+    What comes out of it is judged by all of them.
+    """
 
-    MOST = 120
+    MOST, FEW = 120, 3
 
-    def __init__(self) -> None:
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
         self.calls = 0
         self.best: Exception | None = None
+        self._first: Exception | None = None
         self._key: tuple[float, ...] = ()
         self._hint = ""
 
-    def __call__(self, trial: Callable[[], Any]) -> Any:
+    def __call__(self, kind: str, *drawn: Any) -> Any:
         """One call. What fails and is the smallest so far is kept."""
         if self.best is not None:
             self.calls += 1
         if self.calls > self.MOST:
             raise _Enough
+        self.trial.most = REPLICAS if self.best is None else self.FEW
         try:
-            return trial()
+            return self.trial(kind, *drawn)
         except Exception as error:
             key = _size(error)
             if self.best is None or key < self._key:
-                self.best, self._key = error, key
+                self.best, self._key, self.kind = error, key, kind
+            self._first = self._first or error
             if isinstance(error, Difference):
-                self._said(error)
+                self._hint = self._hint or _hint(error)
             raise
 
-    def _said(self, difference: Difference) -> None:
-        """What the first failing draw looked like, for one that is too small for words."""
-        start = line("as if", "")
-        own = [text for text in str(difference).splitlines() if text.startswith(start)]
-        self._hint = self._hint or "".join(own[:1])
-        if self._hint and not own:
-            head, again, rest = str(difference).partition(line("inputs", ""))
-            difference.args = (f"{head}{self._hint}, before it was made small\n{again}{rest}",)
+    def confirmed(self) -> Exception:
+        """The smallest failure, judged by all replicas; if it is none then, the first one."""
+        best, self.trial.most = self.best, REPLICAS
+        assert best is not None
+        if isinstance(best, Difference) and best is not self._first:
+            try:
+                self.trial.once_more(best, self.kind)
+            except Difference as again:
+                best = again
+            else:
+                assert self._first is not None
+                best = self._first
+        if isinstance(best, Difference) and self._hint and not _hint(best):  # too small for words
+            head, inputs, rest = str(best).partition(line("inputs", ""))
+            best.args = (f"{head}{self._hint}, before it was made small\n{inputs}{rest}",)
+        return best
+
+
+def _hint(difference: Difference) -> str:
+    """The line that says what the numbers look like."""
+    return next((text for text in str(difference).splitlines() if text.startswith(line("as if", ""))), "")
 
 
 def _size(error: Exception) -> tuple[float, ...]:
@@ -163,7 +184,21 @@ def _size(error: Exception) -> tuple[float, ...]:
     return (sum(a.size for a in arrays), sum(int(np.count_nonzero(a)) for a in arrays), len(str(error)))
 
 
-class _Trial:
+def _passed_back(
+    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int]
+) -> dict[str, Any]:
+    """The candidate's gradients by name."""
+    copies = tuple(c.copy() for c in cotangents)
+    back = vjp(*copies) if len(copies) == 1 else vjp(copies)
+    back = list(back) if isinstance(back, tuple | list) else [back]
+    if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
+        back = [back[i] for i in wanted]
+    if len(back) != len(wanted):
+        raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
+    return {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+
+
+class Trial:
     """The operation on one draw."""
 
     def __init__(
@@ -177,6 +212,7 @@ class _Trial:
     ) -> None:
         self.candidate, self.torch_fn, self.inputs = candidate, torch_fn, inputs
         self.dtype, self.cotangents, self.limit = dtype, cotangents, limit
+        self.most = REPLICAS
 
     def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
         """The agreement; None if torch refuses shapes that were drawn."""
@@ -190,13 +226,26 @@ class _Trial:
                 given.append(array(x)[0])
             else:
                 given.append(x)
-        arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
-            shown = self._outputs(given)
+            shown = self.outputs(given)
         except (RuntimeError, IndexError, ValueError):
             if sizes or leading:  # torch has no meaning for such a shape either
                 return None
             raise
+        return self._judged(given, shown, draw, kind)
+
+    def once_more(self, difference: Difference, kind: str) -> Agreement:
+        """The arrays of a failure again."""
+        arrays = iter(difference.inputs)
+        given = [next(arrays) if isinstance(x, tuple) or _is_array(x) else x for x in self.inputs]
+        had, self.cotangents = self.cotangents, difference.cotangents or self.cotangents
+        try:
+            return self._judged(given, self.outputs(given), _random_bytes(0), kind)
+        finally:
+            self.cotangents = had
+
+    def _judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
             return self._compared(given, shown, draw, kind)
         except Difference as difference:
@@ -209,7 +258,8 @@ class _Trial:
             )
             raise
 
-    def _outputs(self, given: list[Any]) -> list[torch.Tensor]:
+    def outputs(self, given: list[Any]) -> list[torch.Tensor]:
+        """What torch gives, for its form."""
         with torch.no_grad():
             return _several(self.torch_fn(*(self._tensor(x) for x in given)))
 
@@ -220,6 +270,18 @@ class _Trial:
         return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
 
     def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        mine, program, cotangents = self.paired(given, shown, draw)
+        try:
+            return compared(mine, program, self.limit, most=self.most)
+        except Difference as difference:
+            difference.cotangents = tuple(cotangents)
+            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
+            raise
+
+    def paired(
+        self, given: list[Any], shown: list[torch.Tensor], draw: Draw
+    ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]], list[Array]]:
+        """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
         got = self.candidate(*frozen)
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
@@ -231,45 +293,32 @@ class _Trial:
         cotangents: list[Array] = []
         if vjp is not None:
             cotangents = self._cotangents(shown, draw)
-            back = (
-                vjp(*(c.copy() for c in cotangents))
-                if len(cotangents) == 1
-                else vjp(tuple(c.copy() for c in cotangents))
-            )
-            back = list(back) if isinstance(back, tuple | list) else [back]
-            if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
-                back = [back[i] for i in wanted]
-            if len(back) != len(wanted):
-                raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
-            mine |= {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+            mine |= _passed_back(vjp, cotangents, given, wanted)
 
         def program() -> dict[str, Any]:
             tensors = [self._tensor(x) for x in given]
+            if current() is not None:  # a float32 leaf would get its gradient rounded
+                tensors = [widened(t) for t in tensors]
             for i in wanted:
                 tensors[i].requires_grad_(vjp is not None)
             results = _several(self.torch_fn(*tensors))
             named = dict(zip(names, results, strict=True))
-            if vjp is not None:
-                pairs = [
-                    (o, self._tensor(c).to(o.dtype))
-                    for o, c in zip([r for r in results if _has_gradient(r)], cotangents, strict=True)
-                    if o.requires_grad
-                ]
-                leaves = [tensors[i] for i in wanted]
-                grads: Sequence[Any] = [None] * len(leaves)
-                if pairs:
-                    grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
-                named |= {
-                    f"gradient of input {i}": torch.zeros_like(t) if g is None else g
-                    for i, t, g in zip(wanted, leaves, grads, strict=True)
-                }
+            if vjp is None:
+                return named
+            pairs = [
+                (o, self._tensor(c).to(o.dtype))
+                for o, c in zip([r for r in results if _has_gradient(r)], cotangents, strict=True)
+                if o.requires_grad
+            ]
+            leaves = [tensors[i] for i in wanted]
+            grads: Sequence[Any] = [None] * len(leaves)
+            if pairs:
+                grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
+            for i, t, g in zip(wanted, leaves, grads, strict=True):
+                named[f"gradient of input {i}"] = torch.zeros_like(t) if g is None else g
             return named
 
-        try:
-            return same(mine, program, limit=self.limit)
-        except Difference as difference:
-            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
-            raise
+        return mine, program, cotangents
 
     def _cotangents(self, shown: list[torch.Tensor], draw: Draw) -> list[Array]:
         outs = [o for o in shown if _has_gradient(o)]

@@ -116,7 +116,9 @@ def history(path: Path = PATH) -> list[tuple[str, File]]:
 
 def _git(*arguments: str) -> str:
     try:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=False)
+        run = subprocess.run(
+            ["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout if run.returncode == 0 else ""

@@ -100,6 +100,13 @@ print(json.dumps([blas.read_back(), features, [name for name in m.__cpu_dispatch
 
 def machine() -> Machine:
     """Look at this machine, in a child: in this process a variable may have switched features off."""
-    run = subprocess.run([sys.executable, "-c", _LOOK], env=environment(), capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", _LOOK],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+    )
     kernel, features, dispatched = json.loads(run.stdout)
     return Machine(kernel, frozenset(features), tuple(dispatched))

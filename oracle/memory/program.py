@@ -84,6 +84,8 @@ class Program:
             return out, (drawn,)
         if isinstance(loss, c.WeightedSum):
             return (out * drawn).sum(), ()
+        if isinstance(loss, c.MSELoss):
+            return ndl.nn.MSELoss()(out, drawn), ()
         return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
 
     def _accumulate(self, t: int) -> None:

@@ -17,8 +17,9 @@ from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
 from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
-from oracle.pages.html import inline, render, svg
+from oracle.pages.html import inline, svg
 from oracle.pages.markdown import table as markdown_table
+from oracle.pages.templates import render
 from oracle.pages.terminal import table
 
 WIDTH = 120

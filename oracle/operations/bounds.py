@@ -246,11 +246,11 @@ class BoundTape(Tape):
         """The careful way, which a node of needle's takes."""
         return careful()
 
-    def variance(self, x: Any, centred: Any, mean: Any, axis: int) -> Any:
+    def variance(self, x: Any, centred: Any, mean: Any, axes: tuple[int, ...]) -> Any:
         """An error of the mean is the same in all of x − mean, whose sum is 0: to first order it cancels."""
-        size, off, n = np.abs(centred.v), mean.error, centred.shape[axis]
-        v = (size * size).sum(axis, keepdims=True) / n
-        e = (n / 2 + 5) * U * v + off * off + 2 * off * U * size.sum(axis, keepdims=True) / n + TINY
+        size, off, n = np.abs(centred.v), mean.error, math.prod(centred.shape[axis] for axis in axes)
+        v = (size * size).sum(axes, keepdims=True) / n
+        e = (n / 2 + 5) * U * v + off * off + 2 * off * U * size.sum(axes, keepdims=True) / n + TINY
         return Bounded(v, e, 0.0)
 
     def constant(self, c: float, shape: tuple[int, ...]) -> Any:

@@ -15,7 +15,7 @@ POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
 class Draw(Protocol):
     """Who draws; see `oracle.drawing`."""
 
-    def shape(self, min_rank: int = 0, max_rank: int = 3) -> Shape:
+    def shape(self, min_rank: int = 0, max_rank: int = 4) -> Shape:
         """A small shape, with size-1, zero-size and, rarely, long dimensions."""
 
     def size(self) -> int:
@@ -55,6 +55,11 @@ def two(d: Draw) -> Drawn:
         dims = tuple(1 if d.maybe() and d.maybe() else n for n in wide)
         pair.append(dims[d.whole(0, len(dims)) :] if d.maybe() else dims)
     return pair, {}
+
+
+def an_axis(d: Draw, rank: int) -> int:
+    """An axis of a shape of this rank, from either end."""
+    return d.whole(-rank, rank - 1)
 
 
 def scalar(values: Sequence[float]) -> Callable[[Draw], Drawn]:

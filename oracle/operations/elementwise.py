@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from oracle.operations.drawn import NUMBERS, POWERS, one, scalar, two
-from oracle.operations.operation import operation, scalar_of
+from oracle.operations.drawn import NUMBERS, POWERS, Draw, Drawn, one, scalar, two
+from oracle.operations.operation import meaning, operation, scalar_of
 from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand, moved, reduced
 
 
@@ -34,6 +34,16 @@ def by_both(t: Tape, x: Var, f: Callable[[Array], Array], df: Callable[[Array, A
     """f(x) with derivative df(x, f(x)); both see noisy operands."""
     y = f(t.noisy(x.value))
     return t.emit(y, (x,), lambda g: (t.noisy(g) * df(t.noisy(x.value), t.noisy(y)),))
+
+
+def _at_the_ends(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """f, which may be infinite or no number at 0 and below: what is there is compared with torch's."""
+
+    def quiet(x: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return f(x)
+
+    return quiet
 
 
 def broadcast(t: Tape, a: Var, b: Var) -> tuple[Array, Array]:
@@ -110,8 +120,60 @@ def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
 
 
 @operation(
-    # half of it past the cast: a float32 tensor then gets a float64 contribution, which must become float32
-    needle=lambda n, x: n.ops.cast((n.ops.cast(x, "float64") + x) * 0.5, "float32"),
+    needle=lambda n, x: abs(x) if len(x.shape) % 2 else n.absolute(x),
+    torch=lambda t, x: t.abs(x),
+    drawn=one,
+    node="Abs",
+    special=("inf", "-inf"),
+)
+def absolute(t: Tape, x: Var) -> Var:
+    """|x|, gradient 0 at 0."""
+    sign = np.sign(x.value[:1])
+    return t.emit(t.noisy(x.value) * sign, (x,), lambda g: (t.noisy(g) * sign,))
+
+
+@operation(
+    needle=lambda n, x: x.sqrt() if len(x.shape) % 2 else n.sqrt(x),
+    torch=lambda t, x: t.sqrt(x),
+    drawn=one,
+    node="Sqrt",
+    values="positive",
+    hard=(1e-20, 1e-30, 1e20, 1e-3),
+)
+def sqrt(t: Tape, x: Var) -> Var:
+    """√x; its derivative comes from the saved output: 1 / 2y."""
+    return by_output(t, x, np.sqrt, lambda y: 0.5 / y)
+
+
+def limited(d: Draw) -> Drawn:
+    """Any shape, and one limit or two."""
+    low = d.of((-1.0, 0.0, 0.5, -2.0))
+    high = d.of((low + 1.0, low, None))
+    return [d.shape()], {"high": low + 1.0} if d.maybe() and d.maybe() else {"low": low} | (
+        {"high": high} if high is not None else {}
+    )
+
+
+@operation(
+    needle=lambda n, x, **a: x.clip(**a) if len(x.shape) % 2 else n.clip(x, **a),
+    torch=lambda t, x, low=None, high=None: t.clamp(x, low, high),
+    drawn=limited,
+    node="Clip",
+    hard=(-1.0, 0.0, 0.5, -2.0, 1.5),  # the limits themselves
+    attributes=lambda op, x: {"low": op.low, "high": op.high},
+)
+def clip(t: Tape, x: Var, *, low: float | None = None, high: float | None = None) -> Var:
+    """x, but at least ``low`` and at most ``high``; the gradient passes where x is a limit, too."""
+    lowest, highest = -math.inf if low is None else low, math.inf if high is None else high
+    exact = x.value[:1]
+    passes = ((exact >= lowest) & (exact <= highest)).astype(np.float64)
+    limit = np.clip(exact, lowest, highest)  # nan stays nan
+    return t.emit(np.where(passes > 0, t.noisy(x.value), limit), (x,), lambda g: (t.noisy(g) * passes,))
+
+
+@operation(
+    # half of it past the cast, as a copy: a float32 tensor then gets a float64 contribution, which must become float32
+    needle=lambda n, x: n.ops.cast((n.ops.cast(x, "float64") + x.clone()) * 0.5, "float32"),
     torch=lambda t, x: x.double().float(),
     drawn=one,
     node="Cast",
@@ -176,15 +238,30 @@ def divide_scalar(t: Tape, x: Var, *, c: float) -> Var:
     attributes=scalar_of,
     values="positive",
     special=(),
+    hard=(0.0, -0.0, -2.0, 1e-20, 1e-3),  # a fraction of them as exponent: nan, 0 or infinite on both sides
 )
 def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
     """x ** c."""
 
+    @_at_the_ends
     def slope(x: Array) -> Array:
         # c = 0 has derivative 0 everywhere, also where x ** -1 is infinite
         return np.zeros_like(x) if c == 0 else t.noisy(c * t.noisy(x ** (c - 1)))
 
-    return by_input(t, x, lambda x: t.noisy(x**c), slope)
+    return by_input(t, x, _at_the_ends(lambda x: t.noisy(x**c)), slope)
+
+
+@operation(
+    needle=door("power_scalar", operator.pow),
+    torch=lambda t, x, c: x**c,
+    drawn=lambda d: ([d.shape()], {"c": d.of((2.0, 3.0, 1.0, 0.0, -1.0, -2.0, 4.0, 5.0, -3.0))}),
+    covers=("PowerScalar",),
+    special=(),
+    hard=(0.0, -0.0, -2.0, 0.0),
+)
+def whole_power_scalar(t: Tape, x: Var, *, c: float) -> Var:
+    """x ** c for a whole c: of numbers of either sign, and of 0."""
+    return power_scalar(t, x, c=c)
 
 
 @operation(
@@ -283,16 +360,109 @@ def divide(t: Tape, a: Var, b: Var) -> Var:
     node="EWisePow",
     values="positive",
     special=(),
+    hard=(0.0, -0.0, -2.0, 1e-3),
 )
 def power(t: Tape, a: Var, b: Var) -> Var:
-    """a ** b, for a > 0."""
-    x, y = broadcast(t, a, b)
-    out = x**y
+    """a ** b. No slope at exponent 0, nor for the exponent at base 0; no number for a fraction of a negative one."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    base, exponent = expand(a.value[:1], shape), expand(b.value[:1], shape)
+
+    def raised(less: int) -> Array:
+        """a ** (b - less), with the rounding of |a| and of b; 0 has no rounding, and whether b is whole is exact."""
+        x, y = broadcast(t, a, b)
+        odd = np.abs((exponent - less) % 2)
+        sign = np.where(base < 0, np.where(odd == 1, -1.0, np.where(odd == 0, 1.0, np.nan)), 1.0)
+        return np.abs(x) ** np.where(base == 0, exponent - less, y - less) * sign
+
+    with np.errstate(all="ignore"):
+        out = raised(0)
 
     def vjp(g: Array) -> Sequence[Array]:
         x, y = broadcast(t, a, b)
-        da = t.noisy(g) * y * t.noisy(x ** (y - 1))
-        db = t.noisy(g) * t.noisy(out) * t.noisy(np.log(x))
+        with np.errstate(all="ignore"):
+            da = t.noisy(g) * y * t.noisy(raised(1))
+            db = t.noisy(g) * t.noisy(out) * t.noisy(np.log(x))
+        da = np.where(exponent == 0, 0.0, da)
+        db = np.where((base == 0) & (exponent >= 0), 0.0, db)
         return reduced(t, da, a.shape), reduced(t, db, b.shape)
 
     return t.emit(out, (a, b), vjp)
+
+
+@operation(
+    needle=lambda n, a, b: a**b,
+    torch=lambda t, a, b: t.pow(a, b),
+    drawn=two,
+    covers=("EWisePow",),
+    values=("real", "whole"),
+    special=(),
+    ordinary=True,
+)
+def whole_power(t: Tape, a: Var, b: Var) -> Var:
+    """a ** b for a whole b: of numbers of either sign, and of 0."""
+    return power(t, a, b)
+
+
+def chosen(t: Tape, a: Var, b: Var, takes_a: Array, of_a: Array, of_b: Array) -> Var:
+    """a or b, element by element, and what share of the gradient each gets there: three of shape (1, steps, *shape)."""
+    shape = takes_a.shape[LEAD:]
+    x, y = t.noisy(expand(a.value, shape)), t.noisy(expand(b.value, shape))
+
+    def vjp(g: Array) -> Sequence[Array | None]:
+        shares = zip((a, b), (of_a, of_b), strict=True)
+        return [reduced(t, t.noisy(g) * share, v.shape) if v.needs else None for v, share in shares]
+
+    return t.emit(np.where(takes_a, x, y), (a, b), vjp)
+
+
+def better(t: Tape, a: Var, b: Var, sign: int) -> Var:
+    """The larger of a and b (sign 1), or the smaller (-1). Equal ones share the gradient; nan beside a number is taken."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    x, y = sign * expand(a.value[:1], shape), sign * expand(b.value[:1], shape)
+    half = np.where(x == y, 0.5, 1.0)
+    return chosen(t, a, b, (x >= y) | np.isnan(x), half * ~(x < y), half * ~(y < x))
+
+
+@operation(needle=lambda n, a, b: n.maximum(a, b), torch=lambda t, a, b: t.maximum(a, b), drawn=two, node="Maximum")
+def larger(t: Tape, a: Var, b: Var) -> Var:
+    """The larger of each two elements; equal ones share the gradient."""
+    return better(t, a, b, 1)
+
+
+@operation(needle=lambda n, a, b: n.minimum(a, b), torch=lambda t, a, b: t.minimum(a, b), drawn=two, node="Minimum")
+def smaller(t: Tape, a: Var, b: Var) -> Var:
+    """The smaller of each two elements; equal ones share the gradient."""
+    return better(t, a, b, -1)
+
+
+def three(d: Draw) -> Drawn:
+    """Three shapes that broadcast, often square ones."""
+    if d.maybe():
+        n = d.whole(2, 4)
+        return [(n, n)] * 3, {}
+    (a, b), _ = two(d)
+    return [tuple(1 if d.maybe() and d.maybe() else n for n in np.broadcast_shapes(a, b)), a, b], {}
+
+
+@operation(
+    needle=lambda n, x, a, b: n.where(x > 0, a, b),
+    torch=lambda t, x, a, b: t.where(x > 0, a, b),
+    drawn=three,
+    covers=("Where",),
+)
+def where(t: Tape, x: Var, a: Var, b: Var) -> Var:
+    """a where x > 0, b elsewhere; no gradient flows to x."""
+    return select(t, a, b, condition=x.value[:1] > 0)
+
+
+@meaning("Where")
+def where_of_a_node(t: Tape, op: Any, a: Var, b: Var) -> Var:
+    """A node holds its condition."""
+    return select(t, a, b, condition=np.asarray(op.condition)[None, None])
+
+
+def select(t: Tape, a: Var, b: Var, *, condition: Array) -> Var:
+    """a where the condition (1, steps, *shape) holds, b elsewhere."""
+    shape = np.broadcast_shapes(a.shape, b.shape, condition.shape[LEAD:])
+    share = expand(condition, shape).astype(np.float64)
+    return chosen(t, a, b, share > 0, share, 1 - share)

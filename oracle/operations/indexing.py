@@ -14,8 +14,26 @@ from oracle.operations.tape import LEAD, Array, Tape, Var
 
 
 def slices(index: Sequence[Any]) -> tuple[Any, ...]:
-    """An index as NumPy takes it: a case writes (start, stop, step) for a slice."""
-    return tuple(slice(*part) if isinstance(part, tuple) else part for part in index)
+    """An index as NumPy takes it.
+
+    A case writes (start, stop, step) for a slice, None for a new axis, {"array": (2, 0, 2)} for an array of places,
+    {"mask": (1, 0, 1)} for one of bools, {"number": (2,)} for a place and {"ellipsis": ()} for the axes between.
+    """
+    return tuple(map(part_of, index))
+
+
+def part_of(part: Any) -> Any:
+    """A part of an index as NumPy takes it; ValueError for what is none."""
+    if isinstance(part, tuple):
+        return slice(*part)
+    if not isinstance(part, dict):
+        return part
+    ((kind, values),) = part.items()
+    if kind not in ("array", "mask", "number", "ellipsis") or (kind == "number" and len(values) != 1):
+        raise ValueError(f"{part} is no part of an index: an array, a mask, a number and an ellipsis are")
+    if kind in ("array", "mask"):
+        return np.array(values, bool if kind == "mask" else np.intp)
+    return values[0] if kind == "number" else Ellipsis
 
 
 def index_of(op: Any) -> tuple[Any, ...]:
@@ -57,31 +75,61 @@ def positions(shape: Shape, index: Sequence[Any]) -> Array:
 
 
 def indexed(d: Draw) -> Drawn:
-    """A shape, and slices of its first axes."""
+    """A shape, and an index of its first axes: slices, or whatever else NumPy takes."""
     shape = d.shape(min_rank=1)
-    index = []
-    for n in shape[: d.whole(1, len(shape))]:
+    if d.maybe() and shape[0] < 5:
+        shape = (shape[0],) * len(shape)  # what is taken along a wrong axis then has the right shape
+    plain = d.maybe()
+    # Beside an array, NumPy takes a number for one, and puts the axes elsewhere; torch does not. Both together are not drawn.
+    others = d.of((("array", "array", "mask"), ("number",)))
+    arrays = d.whole(1, 4)  # as long as one another, or they would not broadcast
+    index: list[Any] = []
+    axes = list(shape[: d.whole(1, len(shape))])
+    for n in axes:
+        kind = "slice" if plain else d.of(("slice", *others, *others, "new axis"))
+        if kind == "array" and n:
+            index.append({"array": tuple(d.whole(-n, n - 1) for _ in range(arrays))})
+            continue
+        if kind == "mask" and n < 8 and not any(isinstance(part, dict) for part in index):
+            index.append({"mask": tuple(int(d.maybe()) for _ in range(n))})
+            arrays = sum(index[-1]["mask"])
+            continue
+        if kind == "number" and n:
+            index.append({"number": (d.whole(-n, n - 1),)})
+            continue
+        if kind == "new axis":
+            index.append(None)
         start, stop = (d.whole(-n, n) if d.maybe() else None for _ in range(2))
         index.append((start, stop, d.of((None, 1, 2))))
+    if not plain and d.maybe():  # the last axes
+        index = [{"ellipsis": ()}, *index[::-1]]
+        shape = (*shape[len(axes) :], *axes[::-1])
     return [shape], {"index": tuple(index)}
 
 
 @operation(
     needle=lambda n, x, index: x[slices(index)],
-    torch=lambda t, x, index: x[slices(index)],
+    torch=lambda t, x, index: x[tuple(t.from_numpy(p) if isinstance(p, np.ndarray) else p for p in slices(index))],
     drawn=indexed,
     node="GetItem",
     attributes=lambda op, x: {"index": index_of(op)},
 )
 def getitem(t: Tape, x: Var, *, index: Sequence[Any]) -> Var:
-    """Slicing, one (start, stop, step) per leading axis; a node's index may be any that NumPy takes."""
+    """What is at an index, see `slices`; a node's index may be any that NumPy takes."""
     return t.emit(taken(t, x.value, index), (x,), lambda g: (put(t, g, x.shape, index),))
 
 
 def placed(d: Draw) -> Drawn:
-    """A shape, and an index that takes a slice of that shape out of a larger one."""
+    """A shape, and an index that takes a part of that shape out of another one."""
     shape = d.shape(min_rank=1)
-    wide, index = [], []
+    wide: list[int] = []
+    index: list[Any] = []
+    if d.maybe() and shape[0] < 8:
+        n = d.whole(1, 4)
+        return [shape], {
+            "shape": (n, *shape[1:]),
+            "index": ({"array": tuple(d.whole(-n, n - 1) for _ in range(shape[0]))},),
+        }
     for n in shape:
         start, step = d.whole(0, 2), d.whole(1, 2)
         stop = start + n * step
@@ -91,10 +139,12 @@ def placed(d: Draw) -> Drawn:
 
 
 def torch_put(t: Any, x: Any, shape: Shape, index: Any) -> Any:
-    """Zeros, and x at a slice."""
+    """Zeros, and x added at an index."""
     out = x.new_zeros(shape)
-    out[slices(index)] = x
-    return out
+    if slices_alone(index):
+        out[slices(index)] = x
+        return out
+    return out.index_put(tuple(t.from_numpy(part) for part in slices(index)), x, accumulate=True)
 
 
 @operation(

@@ -10,7 +10,7 @@ import numpy as np
 from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.operation import meaning, operation
 from oracle.operations.reductions import shifted, softmax_from
-from oracle.operations.tape import LEAD, Array, Tape, Var, mean_of, summed
+from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, mean_of, summed
 
 
 def matrix(d: Draw) -> Drawn:
@@ -35,6 +35,35 @@ def logsoftmax(t: Tape, x: Var) -> Var:
     def vjp(g: Array) -> Sequence[Array]:
         total_g = summed(t, t.noisy(g), (g.ndim - 1,), keepdims=True)
         return (t.noisy(g) - t.noisy(t.noisy(softmax_from(t, x.value, lse)) * t.noisy(total_g)),)
+
+    return t.emit(y, (x,), vjp)
+
+
+def along_an_axis(d: Draw) -> Drawn:
+    """A shape with at least one element along each axis, and an axis of it, now and then by default."""
+    shape = tuple(max(n, 1) for n in d.shape(min_rank=2 if d.maybe() else 1))
+    return [shape], {} if d.maybe() and d.maybe() else {"axis": d.whole(-len(shape), len(shape) - 1)}
+
+
+@operation(
+    needle=lambda n, x, **a: n.softmax(x, **a),
+    torch=lambda t, x, axis=-1: t.softmax(x, axis),
+    drawn=along_an_axis,
+    node="Softmax",
+    attributes=lambda op, x: {"axis": op.axis},
+    layer="Softmax",
+    special=(),
+    hard=(1e3, -1e3, 300.0, 100.0),
+)
+def softmax(t: Tape, x: Var, *, axis: int = -1) -> Var:
+    """eˣ / Σ eˣ along an axis."""
+    over = axes_of(axis, len(x.shape))
+    _, _, e, total = shifted(t, x.value, over)
+    y = t.noisy(e) / t.noisy(total)
+
+    def vjp(g: Array) -> Sequence[Array]:
+        inner = summed(t, t.noisy(t.noisy(g) * t.noisy(y)), over, keepdims=True)
+        return (t.noisy(y) * t.noisy(t.noisy(g) - t.noisy(inner)),)
 
     return t.emit(y, (x,), vjp)
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from oracle.operations.drawn import Draw, Drawn
-from oracle.operations.operation import meaning, operation, unusual
+from oracle.operations.operation import operation, unusual
 from oracle.operations.shapes import reshape
 from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand_rows, mean_of, summed
 
 
-def normalised(min_rows: int) -> Callable[[Draw], Drawn]:
-    """Rows, weight, bias, and eps."""
+def normalised(min_rows: int, any_rank: bool = False) -> Callable[[Draw], Drawn]:
+    """Rows, weight, bias, and eps; of ``any_rank``, now and then a vector, or several batches of rows."""
 
     def drawn(d: Draw) -> Drawn:
         n, k = d.whole(min_rows, 6), d.whole(1, 6)
-        return [(n, k), (k,), (k,)], {"eps": d.of((1e-5, 1e-3, 1.0))}
+        lead: tuple[int, ...] = (n,)
+        if any_rank and d.maybe():
+            lead = d.of(((), (2, n), (n, 3), (2, 1, n)))
+        return [(*lead, k), (k,), (k,)], {"eps": d.of((1e-5, 1e-3, 1.0))}
 
     return drawn
 
@@ -47,7 +49,7 @@ def _normalised(t: Tape, x: Var, axis: int, eps: float) -> tuple[Array, Array, A
         return x.value, 0 * x.value, inv, _normalised_again(t, x, x.value, inv)
     mean = mean_of(t, t.noisy(x.value), (axis,))
     centred = t.noisy(x.value) - t.noisy(mean)
-    var = t.variance(x.value, centred, mean, axis)
+    var = t.variance(x.value, centred, mean, (axis,))
     inv = 1 / np.sqrt(t.noisy(var) + eps)
     return mean, var, inv, t.noisy(centred) * t.noisy(inv)
 
@@ -118,13 +120,17 @@ def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var
 @operation(
     needle=lambda n, x, w, b, eps: n.ops.layer_norm(x, w, b, **unusual(eps=(eps, 1e-5))),
     torch=lambda t, x, w, b, eps: t.nn.functional.layer_norm(x, (x.shape[-1],), w, b, eps),
-    drawn=normalised(min_rows=1),
-    covers=("LayerNorm",),
+    drawn=normalised(min_rows=1, any_rank=True),
+    node="LayerNorm",
+    attributes=lambda op, *xs: {"eps": float(op.eps)},
     special=(),
     ordinary=True,
 )
 def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
-    """Normalisation over the feature axis: (n, d), (d,), (d,) -> (n, d)."""
+    """Normalisation over the feature axis: (…, d), (d,), (d,) -> (…, d)."""
+    if len(x.shape) != 2:  # the rows of a matrix
+        rows = reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(t, layer_norm(t, rows, weight, bias, eps=eps), shape=x.shape)
     mean, _, inv, xh = _normalised(t, x, LEAD + 1, eps)
     w, b = (expand_rows(v.value[:, :, None], x.shape) for v in (weight, bias))
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)
@@ -135,10 +141,3 @@ def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) ->
         return dx, summed(t, t.noisy(g) * t.noisy(again), (LEAD,)), summed(t, t.noisy(g), (LEAD,))
 
     return t.emit(y, (x, weight, bias), vjp)
-
-
-@meaning("LayerNorm")
-def layer_norm_of_any_rank(t: Tape, op: Any, x: Var, w: Var, b: Var) -> Var:
-    """The definition is that of a matrix."""
-    y = layer_norm(t, reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), w, b, eps=float(op.eps))
-    return reshape(t, y, shape=x.shape)

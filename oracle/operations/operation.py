@@ -26,11 +26,16 @@ class Operation:
     torch: Callable[..., Any]
     drawn: Callable[[Draw], Drawn]
     covers: tuple[str, ...] = ()  # classes of needle.ops
-    values: str = "real"  # "real", "positive" or "nonzero": what the operands are made of
+    # What the operands are made of, all of them or each: "real", "positive", "nonzero", "whole" (-3 to 3) or "far" (100 above).
+    values: str | tuple[str, ...] = "real"
     special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
     ordinary: bool = False  # products of large values: kept to ordinary ones
     layer: str = ""  # needle's layer that is this op alone: cases have layers of that name then
+
+    def domain(self, operand: int) -> str:
+        """What an operand is made of."""
+        return self.values if isinstance(self.values, str) else self.values[operand]
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -125,6 +130,9 @@ def largest(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> int:
         n, h, w, _ = image
         around = 2 * attributes.get("padding", 0)
         found = max(found, extent((n, h + around, w + around)) * max(extent(kernel[:3]), extent(kernel[3:])))
+    for part in attributes.get("index", ()):
+        if isinstance(part, dict):
+            found *= max(map(len, part.values()), default=1) or 1
     if "dilation" in attributes:
         found *= (1 + attributes["dilation"]) ** len(attributes.get("axes", ()))
     return found

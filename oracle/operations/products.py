@@ -12,7 +12,7 @@ from oracle.operations.elementwise import add
 from oracle.operations.operation import operation, unusual
 from oracle.operations.tape import LEAD, Array, Tape, Var, expand, product, reduced, swapped
 
-BATCHES = (((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,)))
+BATCHES = (((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,)), ((2, 3), (2, 3)))
 
 
 def multiplied(d: Draw) -> Drawn:
@@ -45,10 +45,11 @@ def matmul(t: Tape, a: Var, b: Var) -> Var:
 
 
 def affine(d: Draw) -> Drawn:
-    """Rows, now and then of two batches, a weight, and a bias or none."""
+    """Rows, now and then of several batches, a weight, and a bias or none."""
     n, k, m = d.whole(1, 5), d.whole(1, 5), d.whole(1, 5)
     bias = ((1, m) if d.maybe() else (m,),) if d.maybe() else ()
-    return [(2, n, k) if d.maybe() and d.maybe() else (n, k), (k, m), *bias], {}
+    lead: tuple[int, ...] = d.of(((2, n), (n, 3), (2, 1, n))) if d.maybe() and d.maybe() else (n,)
+    return [(*lead, k), (k, m), *bias], {}
 
 
 @operation(
@@ -65,11 +66,14 @@ def linear(t: Tape, x: Var, w: Var, b: Var | None = None) -> Var:
 
 
 def convolved(d: Draw) -> Drawn:
-    """Images and a square kernel that fits."""
-    k, stride, padding = d.whole(1, 4), d.whole(1, 3), d.whole(0, 2)
+    """Images and a kernel that fits, square or oblong; now and then a stride or a padding that is larger than it."""
+    far = d.maybe() and d.maybe()
+    stride, padding = (d.whole(3, 6), d.whole(3, 5)) if far else (d.whole(1, 3), d.whole(0, 2))
+    k = d.whole(1, 4)
+    k2 = d.whole(1, 5) if d.maybe() else k
     n, channels, out = d.whole(1, 3), d.whole(1, 3), d.whole(1, 4)
-    h, w = (max(d.whole(1, 8), k - 2 * padding, 1) for _ in range(2))
-    return [(n, h, w, channels), (k, k, channels, out)], {"stride": stride, "padding": padding}
+    h, w = (max(d.whole(1, 8), side - 2 * padding, 1) for side in (k, k2))
+    return [(n, h, w, channels), (k, k2, channels, out)], {"stride": stride, "padding": padding}
 
 
 def torch_conv(t: Any, x: Any, w: Any, stride: int, padding: int) -> Any:
@@ -89,7 +93,7 @@ def torch_conv(t: Any, x: Any, w: Any, stride: int, padding: int) -> Any:
     ordinary=True,
 )
 def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
-    """Cross-correlation: (N, H, W, C) and (k, k, C, O) -> (N, H', W', O), as a product of patches and kernel."""
+    """Cross-correlation: (N, H, W, C) and (k, k2, C, O) -> (N, H', W', O), as a product of patches and kernel."""
     n, h, wd, c = x.shape
     k, k2, c2, o = w.shape
     if c != c2:

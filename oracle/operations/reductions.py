@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from oracle.operations.drawn import over_axes
+from oracle.operations.drawn import Draw, Drawn, over_axes
 from oracle.operations.operation import axes_of_op, operation
-from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, summed
+from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, mean_of, moved, summed
 
 
 def dims(x: Any, axes: Any) -> Any:
@@ -35,6 +36,17 @@ def summation(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> 
     return t.emit(summed(t, t.noisy(x.value), over, as_mean=True), (x,), vjp)
 
 
+def extreme(t: Tape, x: Var, end: Array, over: tuple[int, ...]) -> Var:
+    """The element of x that is ``end``; ties share the gradient equally."""
+    hit = (x.value[:1] == end[:1]).astype(np.float64)
+    share = hit / hit.sum(axis=over, keepdims=True)
+
+    def vjp(g: Array) -> Sequence[Array]:
+        return (t.noisy(g.reshape(g.shape[:LEAD] + end.shape[LEAD:])) * share,)
+
+    return t.emit(np.squeeze(end, axis=over), (x,), vjp)
+
+
 @operation(
     needle=lambda n, x, axes=None: x.max(axes),
     torch=lambda t, x, axes=None: t.amax(x, dims(x, axes)),
@@ -46,14 +58,103 @@ def summation(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> 
 def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
     """Largest element over axes, which are dropped; ties share the gradient equally."""
     over = axes_of(axes, len(x.shape))
-    top = x.value.max(axis=over, keepdims=True)
-    hit = (x.value[:1] == top[:1]).astype(np.float64)
-    share = hit / hit.sum(axis=over, keepdims=True)
+    return extreme(t, x, x.value.max(axis=over, keepdims=True), over)
+
+
+@operation(
+    needle=lambda n, x, axes=None: x.min(axes) if len(x.shape) % 2 else n.amin(x, axes),
+    torch=lambda t, x, axes=None: t.amin(x, dims(x, axes)),
+    drawn=over_axes(min_size=1),
+    node="Min",
+    attributes=axes_of_op,
+    values="whole",  # for the sake of ties
+    special=(),
+)
+def minimum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
+    """Smallest element over axes, which are dropped; ties share the gradient equally."""
+    over = axes_of(axes, len(x.shape))
+    return extreme(t, x, x.value.min(axis=over, keepdims=True), over)
+
+
+def along(d: Draw) -> Drawn:
+    """A matrix, an axis of it or none, and which end."""
+    shape = d.whole(1, 4), d.whole(1, 5)
+    return [shape], {"axes": d.of((None, 0, 1, -1, -2)), "largest": d.maybe()}
+
+
+def needle_picked(n: Any, x: Any, axes: int | None, largest: bool) -> Any:
+    """By the functions where an axis is named, by the methods elsewhere."""
+    find, method = (n.argmax, "argmax") if largest else (n.argmin, "argmin")
+    if axes is None:
+        return x.flatten()[getattr(x, method)()]
+    places = find(x, axes).numpy()
+    return x[places, np.arange(x.shape[1])] if axes % 2 == 0 else x[np.arange(x.shape[0]), places]
+
+
+def torch_picked(t: Any, x: Any, axes: int | None, largest: bool) -> Any:
+    """What is at the place that torch names."""
+    find = t.argmax if largest else t.argmin
+    return x.reshape(-1)[find(x)] if axes is None else x.gather(axes, find(x, axes, keepdim=True)).squeeze(axes)
+
+
+@operation(
+    needle=needle_picked,
+    torch=torch_picked,
+    drawn=along,
+    covers=("GetItem", "Reshape"),
+    values="whole",  # for the sake of ties
+    special=(),
+)
+def picked(t: Tape, x: Var, *, axes: int | None, largest: bool) -> Var:
+    """The element at the place that argmax or argmin names: of several, the first gets the whole gradient."""
+    find = np.argmax if largest else np.argmin
+    exact = x.value[0, 0]
+    at = find(exact, axis=axes, keepdims=True)
+    place = np.zeros(exact.shape)
+    if axes is None:
+        place.reshape(-1)[at.reshape(-1)] = 1
+    else:
+        np.put_along_axis(place, at, 1.0, axes)
+    return summation(t, select_by(t, x, place), axes=axes)
+
+
+def select_by(t: Tape, x: Var, place: Array) -> Var:
+    """x times zeros and ones."""
+    return moved(t, x, lambda v: v * place, lambda g: g * place)
+
+
+def varied(d: Draw) -> Drawn:
+    """Any shape, axes of it, and a correction that leaves something."""
+    (shape,), attributes = over_axes(min_size=1)(d)
+    n = math.prod(shape[i - LEAD] for i in axes_of(attributes.get("axes"), len(shape)))
+    correction = d.whole(0, 1) if n > 1 else 0
+    return [shape], attributes | ({"correction": correction} if correction or d.maybe() else {})
+
+
+@operation(
+    needle=lambda n, x, axes=None, **a: x.var(axes, **a) if len(x.shape) % 2 else n.var(x, axes, **a),
+    torch=lambda t, x, axes=None, correction=0: x.var(dims(x, axes), correction=int(correction)),
+    drawn=varied,
+    node="Var",
+    values="far",  # from 0, where squares cancel
+    attributes=lambda op, x: {**axes_of_op(op), "correction": op.correction},
+    special=(),
+)
+def var(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None, correction: float = 0) -> Var:
+    """Σ (x − mean)² / (n − correction) over axes, which are dropped."""
+    over = axes_of(axes, len(x.shape))
+    n = math.prod(x.value.shape[a] for a in over)
+    if n <= correction:
+        raise ValueError(f"{n} elements are not more than correction={correction}")
+    mean = mean_of(t, t.noisy(x.value), over)
+    centred = t.noisy(x.value) - t.noisy(mean)
+    y = t.variance(x.value, centred, mean, over) * (n / (n - correction))
 
     def vjp(g: Array) -> Sequence[Array]:
-        return (t.noisy(g.reshape(g.shape[:LEAD] + top.shape[LEAD:])) * share,)
+        spread = t.noisy(g.reshape(g.shape[:LEAD] + mean.shape[LEAD:]))
+        return (spread * t.noisy(centred) * (2 / (n - correction)),)
 
-    return t.emit(np.squeeze(top, axis=over), (x,), vjp)
+    return t.emit(t.moved(y, lambda v: np.squeeze(v, axis=over)), (x,), vjp)
 
 
 def shifted(t: Tape, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,11 @@ def reshaped(d: Draw) -> Drawn:
     for n in shape:
         flat = (flat[0] * n,)
     targets = [flat, shape[::-1], (1, *shape), (*shape, 1), tuple(n for n in shape if n != 1)]
-    return [shape], {"shape": targets[d.whole(0, 4)]}
+    target = targets[d.whole(0, 4)]
+    if target and 0 not in target and d.maybe():
+        at = d.whole(0, len(target) - 1)
+        target = (*target[:at], -1, *target[at + 1 :])
+    return [shape], {"shape": target}
 
 
 @functools.cache
@@ -80,8 +85,27 @@ def reshape(t: Tape, x: Var, *, shape: Shape) -> Var:
     return moved(t, x, lambda v: v.reshape(v.shape[:LEAD] + tuple(shape)), lambda g: g.reshape(g.shape[:LEAD] + old))
 
 
+def ranked(d: Draw) -> Drawn:
+    """A shape of at least one axis."""
+    return [d.shape(min_rank=1, max_rank=4)], {}
+
+
+@operation(
+    needle=lambda n, x: n.nn.Flatten()(x),
+    torch=lambda t, x: t.flatten(x, 1) if x.ndim > 1 else x.reshape(-1, 1),
+    drawn=ranked,
+    covers=("Reshape",),
+)
+def flatten(t: Tape, x: Var) -> Var:
+    """``nn.Flatten``: all axes behind the first as one."""
+    return reshape(t, x, shape=(x.shape[0], math.prod(x.shape[1:])))
+
+
 def broadcasted(d: Draw) -> Drawn:
-    """A shape, and one that it broadcasts to."""
+    """A shape, and one that it broadcasts to; often with a new axis as long as the first or the last one."""
+    if d.maybe():
+        shape = d.shape(min_rank=1, max_rank=3)
+        return [shape], {"shape": (shape[0 if d.maybe() else -1], *shape)}
     (shape, other), _ = two(d)
     rank = max(len(shape), len(other))
     pairs = zip((1,) * (rank - len(shape)) + shape, (1,) * (rank - len(other)) + other, strict=True)
@@ -126,11 +150,12 @@ def dilated(d: Draw) -> Drawn:
     """A shape, axes of it, and how many zeros."""
     shape = d.shape(min_rank=1)
     axes = d.distinct(len(shape), len(shape))
-    return [shape], {"axes": tuple(axes), "dilation": d.whole(0, 3)}
+    return [shape], {"axes": tuple(a - len(shape) if d.maybe() else a for a in axes), "dilation": d.whole(0, 3)}
 
 
 def torch_dilate(t: Any, x: Any, axes: Shape, dilation: int) -> Any:
     """Zeros, and x at some of the places."""
+    axes = tuple(a % x.dim() for a in axes)
     out = x.new_zeros([n * (dilation + 1) if i in axes else n for i, n in enumerate(x.shape)])
     where = tuple(slice(None, None, dilation + 1) if i in axes else slice(None) for i in range(x.dim()))
     out[where] = x
@@ -138,9 +163,8 @@ def torch_dilate(t: Any, x: Any, axes: Shape, dilation: int) -> Any:
 
 
 def dilation_of(op: Any, x: Var) -> dict[str, Any]:
-    """Axes from 0 on; those out of range are ignored, as in the course."""
-    rank, axes = len(x.shape), op.axes if isinstance(op.axes, tuple | list) else (op.axes,)
-    return {"axes": tuple(int(a) % rank for a in axes if -rank <= a < rank), "dilation": op.dilation}
+    """The axes of a node as a tuple; an integer is one axis."""
+    return {"axes": op.axes if isinstance(op.axes, tuple | list) else (op.axes,), "dilation": op.dilation}
 
 
 @operation(
@@ -151,8 +175,8 @@ def dilation_of(op: Any, x: Var) -> dict[str, Any]:
     attributes=dilation_of,
 )
 def dilate(t: Tape, x: Var, *, axes: tuple[int, ...], dilation: int) -> Var:
-    """``dilation`` zeros after every element along axes (axes out of range are ignored, as in the course)."""
-    over = {LEAD + a for a in axes if a < len(x.shape)}
+    """``dilation`` zeros after every element along axes."""
+    over = set(axes_of(axes, len(x.shape)))
     shape = tuple(n * (dilation + 1) if LEAD + i in over else n for i, n in enumerate(x.shape))
     where = tuple(slice(None, None, dilation + 1) if i in over else slice(None) for i in range(LEAD + len(shape)))
 

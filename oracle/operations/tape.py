@@ -140,15 +140,16 @@ class Tape:
         np.add.at(out, (slice(None),) * LEAD + where, x)
         return out
 
-    def variance(self, x: Array, centred: Array, mean: Array, axis: int) -> Array:
-        """The mean of the squares of x − mean. Welford's update, which torch has, errs by the rounding of the mean times
+    def variance(self, x: Array, centred: Array, mean: Array, axes: tuple[int, ...]) -> Array:
+        """The mean of the squares of x − mean over axes. Welford's update, which torch has, errs by the rounding of the mean times
         the deviation from it.
         """
-        var = mean_of(self, self.noisy(centred) ** 2, (axis,))
+        var = mean_of(self, self.noisy(centred) ** 2, axes)
         if self.noise is None:
             return var
         deviation = np.abs(centred[:1] * x[:1])
-        return self.roughened(var, deviation.sum(axis=axis, keepdims=True) / x.shape[axis], 1.0)
+        n = math.prod(x.shape[axis] for axis in axes)
+        return self.roughened(var, deviation.sum(axis=axes, keepdims=True) / n, 1.0)
 
     def either(self, usual: Callable[[], Array], careful: Callable[[], Array]) -> Array:
         """A value that one program computes in a ``careful`` way and another as ``usual``: noise is that of the usual way,

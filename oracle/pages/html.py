@@ -1,24 +1,13 @@
-"""A page from its template, and a plot that goes into it."""
+"""A plot that goes into a page."""
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
-
-
-def render(template: Path, **values: Any) -> str:
-    """The template with its values; a name that it does not get is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template.read_text("utf-8")).render(values)
 
 
 def svg(figure: Figure) -> str:

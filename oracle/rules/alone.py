@@ -87,9 +87,9 @@ def _equal(a: Any, b: Any) -> bool:
         return False
 
 
-def findings_for(ndl: Any) -> Findings:
-    """Rule OP as it can be applied to a needle."""
-    return Findings() if is_ours(ndl) else Alone(ndl)
+def findings_for(ndl: Any, *, again: bool = False) -> Findings:
+    """Rule OP as it can be applied to a needle; ``again`` as in `Findings`."""
+    return Findings(again=again) if is_ours(ndl) else Alone(ndl)
 
 
 class Alone(Findings):

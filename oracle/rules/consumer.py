@@ -14,7 +14,7 @@ from oracle.operations.tape import Tape, Var
 from oracle.rules.node import Array, Shape, compare, derived, in_float64, parts_of
 from oracle.systems.recorded import Node
 
-_BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "BroadcastTo", "MatMul")
+_BROADCASTING = ("EWiseAdd", "EWiseMul", "EWiseDiv", "EWisePow", "Maximum", "Minimum", "Where", "BroadcastTo", "MatMul")
 
 
 def alone_is_right(node: Node, j: int, values: Callable[[Any], Any], second: bool) -> bool | None:

@@ -9,7 +9,6 @@ import torch
 
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.operations.tape import REPLICAS
 from oracle.rules import compare as cmp
 from oracle.rules.alone import findings_for
 from oracle.rules.hearing import promoted, raised
@@ -46,16 +45,13 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
     exact = in_torch(case, kinks, torch.float64, None, written_out=True)
-    noisy = [
-        in_torch(case, kinks, torch.float64, case.seed_for(f"rounding {m}"), written_out=True)
-        for m in range(1, REPLICAS)
-    ]
+    noisy = in_torch(case, kinks, torch.float64, case.seed_for("rounding"), written_out=True)
     clock.turn("torch")
     peer = in_torch(case, kinks, torch.float32, None, written_out=False)
     clock.turn("rules")
     for quantity, values in exact.items():
         for name, value in values.items():
-            replicas = np.stack([value, *(n[quantity][name] for n in noisy)])[:, None]
+            replicas = np.concatenate([value[None], noisy[quantity][name]])[:, None]
             if not np.abs(replicas).max(initial=0) < DOMAIN:
                 verdict.out_of_domain = 1
                 return verdict
@@ -98,7 +94,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = findings_for(ndl)
+        evidence.findings = findings_for(ndl, again=True)
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
         ours_side.run_second(case, ndl, *about, evidence.findings)
     return evidence

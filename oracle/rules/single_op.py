@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from oracle.rules.alone import findings_for
 from oracle.rules.compare import Array
 from oracle.rules.hearing import promoted, raised
 from oracle.rules.verdict import Divergence, Verdict
+from oracle.systems import higher
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
-from oracle.systems.trace import Clock
+from oracle.systems.trace import Clock, Observation
+from oracle.systems.truth import DOMAIN
 
 
 def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:
@@ -75,14 +78,16 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
             for name in seen.values.get(quantity, {}).keys() - values.keys():
                 message = f"needle has a {quantity} of {name}, which asks for none"
                 found.append(Divergence(0, quantity, name, "unexpected", message))
-        for name, same in seen.values["kept"].items():
+        if ours and case.order > 1:
+            found.extend(_higher(verdict, seen, peer_too))
+        for name, same in seen.values.get("kept", {}).items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
             if not same:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
         if seen.failure is None:
-            verdict.evidence.findings = findings_for(ndl)
+            verdict.evidence.findings = findings_for(ndl, again=case.order > 1)
             ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=ours)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")
@@ -106,7 +111,8 @@ def _values(
         tame = small & (np.isfinite(peer) | (share <= 1))
         share = np.where(tame, share, 0.0)
         # a result that overflows may do so a little earlier or later; nan and the sign of inf are not negotiable
-        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | (np.abs(exact) >= 1e37) & ~np.isnan(ours))
+        overflows = (np.abs(exact) >= 1e37) & (np.abs(ours) >= 1e36) & ((ours > 0) == (exact > 0))
+        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | overflows)
     top = float(share.max(initial=0.0))
     verdict.tally.count(f"{rule} op {case.op}", top, 1, ours.size, f"{case.digest} {quantity} {name}")
     if odd.any():
@@ -119,3 +125,49 @@ def _values(
         allowed = cmp.G_LIMIT * cmp.tolerance(calm)[0]
         return cmp.numeric(0, quantity, name, rule, at, ours, peer, exact, allowed)
     return None
+
+
+def _higher(verdict: Verdict, seen: Observation, peer_too: bool) -> Iterator[Divergence]:
+    """Rule G on the gradients of the second order and the third; what torch does not have must be zero."""
+    case = verdict.case
+    assert isinstance(case, c.OpCase)
+    peer = higher.peer(case) if peer_too else {}
+    for quantity, values in higher.truth(case).items():
+        for name, made in values.items():
+            replicas, value = made[:, None], made[0]
+            if not np.abs(replicas).max(initial=0) < DOMAIN:
+                verdict.out_of_domain = 1
+                return
+            ours, theirs = seen.values.get(quantity, {}).get(name), peer.get(quantity, {}).get(name)
+            if ours is None and not value.any():
+                verdict.tally.count(f"G {quantity}", 0.0, 1, value.size)
+                continue
+            wrong = cmp.check_form(0, quantity, name, ours, value.shape, "float32")
+            if wrong is None:
+                assert ours is not None
+                wrong = _within(verdict, quantity, name, ours, theirs, replicas, "G")
+            if wrong is not None:
+                yield wrong
+            if theirs is not None:
+                off = _within(verdict, quantity, name, theirs, theirs, replicas, "P")
+                if off is not None:
+                    verdict.oracle_errors.append(f"rule P: torch's {off.message}")
+        for name in seen.values.get(quantity, {}).keys() - values.keys():
+            if seen.values[quantity][name].any():
+                message = f"needle has a {quantity} by {name}, which torch has not"
+                yield Divergence(0, quantity, name, "unexpected", message)
+
+
+def _within(
+    verdict: Verdict, quantity: str, name: str, ours: Array, peer: Array | None, replicas: Array, rule: str
+) -> Divergence | None:
+    share = cmp.share_g(ours[None], replicas)[0]
+    if not share.size:
+        return None
+    at = cmp.worst(share)
+    where = f"{verdict.case.digest} {quantity} {name}"
+    verdict.tally.count(f"{rule} {quantity}", float(share[at]), 1, ours.size, where)
+    if share[at] <= 1:
+        return None
+    allowed = cmp.G_LIMIT * cmp.tolerance(replicas)[0]
+    return cmp.numeric(0, quantity, name, rule, at, ours, peer, replicas[0, 0], allowed)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from oracle.operations import MEANINGS
+from oracle.rules.again import wrong_again
 from oracle.rules.arrival import Arrival
 from oracle.rules.consumer import alone_is_right, reduction_is_wrong
 from oracle.rules.node import Vjp, compare, derived, dtype_of, in_float64, parts_of
@@ -34,7 +35,7 @@ class Finding:
     """A node, or what arrives at a tensor, that is not what its definition says."""
 
     kind: str  # class of the op; of the first consumer for an accumulation
-    direction: str  # "forward", "backward", "accumulation", "seed"
+    direction: str  # "forward", "backward", "second backward", "accumulation", "seed"
     node: int  # place in the tape, oldest first
     fault: str  # "value", "shape", "dtype", "missing"
     message: str
@@ -75,6 +76,7 @@ class Findings:
     where: str = ""
     tapes: int = 0
     outputs: dict[str, int] = field(default_factory=dict)  # layer -> place of its output in the last tape
+    again: bool = False  # where all is right on a tape that is differentiated again: each op alone, twice
 
     def judge(
         self,
@@ -89,6 +91,12 @@ class Findings:
         if nodes:
             with np.errstate(all="ignore"):
                 _Judge(nodes, self, labels or {}, second).run(seed, backward)
+                if self.again and second and not self.bad:
+                    self.bad.extend(
+                        Finding(n.kind, "second backward", i, "value", f"the gradient of {n.kind} has a wrong gradient")
+                        for i, n in enumerate(nodes)
+                        if wrong_again(n)
+                    )
             self.tapes += 1
 
     def note(self, share: float, size: int, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,8 +117,10 @@ def clipping(
     g = joined.steps(rows).astype(np.float64)
     norm = np.sqrt((g * g).sum(axis=1, keepdims=True))
     count = joined.size
-    # a float32 accumulation in any order errs by about sqrt(count) roundings
-    bound = (4 + np.sqrt(count)) * U * norm + TINY
+    # a float32 accumulation errs by about sqrt(count) roundings; a long one, of squares alone, by one and the same way in
+    # every term that is small beside the sum so far: with 16 sums side by side, as in torch, by count/32 at most
+    added = max(math.sqrt(count), count / 32)
+    bound = (4 + added) * U * norm + TINY
     # squares below the smallest float32 are lost: count x TINY in the square of the norm
     lost = count * TINY
     bound = bound + np.minimum(np.sqrt(lost), lost / np.maximum(norm, TINY))
@@ -125,7 +128,7 @@ def clipping(
     off = h.within(seen, peers, alone, norm, bound, rule, np.dtype(np.float64))
     yield from off.values()
     value = g * clip_factor(norm, max_norm)
-    rounding = 6 * U if rule == "L" else (6 + np.sqrt(count)) * U
+    rounding = 6 * U if rule == "L" else (6 + added) * U
     allowed = L_LIMIT * (rounding * np.abs(value) + TINY)
     yield from h.within(seen, peers, joined, value, allowed, rule).values()
 

@@ -19,7 +19,8 @@ from oracle.systems.trace import QUANTITIES, Failure
 Array = npt.NDArray[Any]
 
 FORWARD = ("activation", "loss", "evaluation")
-BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", "operator")
+HIGHER = ("second gradient", "third gradient")
+BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", *HIGHER, "operator")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Evidence:
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
     update: Update | None = None
     clipping: Clipping | None = None
+    optimizer: c.Optimizer | None = None  # of a program: with the hyperparameters that are in force
     within: Verdict | None = None  # of a second-order case: the verdict on the training step within it
 
 

@@ -233,9 +233,9 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     from oracle.cases import coverage
 
     result = run.result
-    kinds = {"train": "training runs", "op": "single operations", "second": "second order"}
+    kinds = {"train": "training runs", "op": "single operations", "second": "second order", "program": "programs"}
     yield "cases", f"{total:,}: " + ", ".join(f"{result.cases[k]:,} {v}" for k, v in kinds.items())
-    yield "compared", f"{result.tally.tensors:,} tensors of {result.steps:,} training steps, synchronised"
+    yield "compared", f"{result.tally.tensors:,} tensors of {result.steps:,} steps and actions"
     if verbose:
         yield "elements", f"{result.tally.elements:,}; shape and dtype first"
     if verbose or (total and result.out_of_domain > 0.2 * total):
@@ -250,6 +250,8 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
         d = run.digits
         learned = f", test accuracy {d.accuracy:.1%}" if math.isfinite(d.accuracy) else ""
         yield "real data", f"UCI digits: {d.steps} steps, {d.tensors:,} tensors{learned}"
+    if result.surface:
+        yield "surface", _surface(result, verbose)
     if not verbose and not run.failures:
         lacking = run.plan.offer.missing
         missed = coverage.missed(result.coverage, lacking)
@@ -263,6 +265,24 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
     yield "time", f"{run.wall:.0f} s, {speed}{total / max(result.cpu_seconds, 1e-9):.0f} per second of a core"
     yield "digest", f"{result.digest} of the verdicts, the same for every number of workers"
+
+
+def _surface(result: Any, verbose: bool) -> str:
+    """How much of what needle offers the cases call, and what they do not, by the tests that look after it."""
+    from oracle.runs import surface
+
+    unreached = [item for item, called in result.surface.items() if not called]
+    total = len(result.surface)
+    share = f"{1 - len(unreached) / total:.0%} of the {total} functions, methods, keywords and defaults of needle"
+    if not verbose:
+        return f"{share} were called by the first cases; for the rest there are unit tests (--verbose)"
+    groups = [(excuse.of(unreached), " and ".join(excuse.by)) for excuse in surface.excuses()]
+    known = {item for names, _ in groups for item in names}
+    listed = [f"by {tests}: {', '.join(names)}" for names, tests in groups if names]
+    rare = ", ".join(item for item in unreached if item not in known)
+    return f"{share}; of the others are checked {'; '.join(listed)}" + (
+        f"; not by these cases alone: {rare}" if rare else ""
+    )
 
 
 def percent(share: float) -> str:
@@ -364,6 +384,7 @@ def to_json(run: Any) -> dict[str, Any]:
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
         "missed": coverage.missed(result.coverage, run.plan.offer.missing),
+        "surface": result.surface,
         "largest_share": dict(sorted(result.tally.largest.items())),
         "largest_share_at": dict(sorted(result.tally.where.items())),
         "largest_difference": result.largest_difference,

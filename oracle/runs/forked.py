@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from oracle.apart import leave_signals_to_parent
+from oracle.apart import die_with_parent, leave_signals_to_parent
 
 Task = TypeVar("Task")
 
@@ -57,6 +57,7 @@ def forked(
 
 def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> tuple[int, int]:
     reading, writing = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         os.close(writing)
@@ -64,6 +65,7 @@ def _fork(task: Task, work: Callable[[Task, Callable[[bytes], None]], None]) -> 
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         leave_signals_to_parent()
+        die_with_parent(parent, signal.SIGKILL)
         os.close(reading)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)

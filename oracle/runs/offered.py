@@ -110,7 +110,7 @@ def _to_try() -> list[tuple[str, list[c.Case]]]:
             layer = kind((linear,)) if kind.bodies else kind.example(2)
             tried(f"layer {name}", train(layer) if isinstance(layer, c.Linear) or kind.bodies else train(linear, layer))
     tried("layer Linear, no bias", train(c.Linear(2, bias=False)))
-    for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.Cotangent()):
+    for loss in (c.SoftmaxLoss(), c.MeanSquare(), c.MSELoss(), c.Cotangent()):
         tried(f"loss {type(loss).__name__}", train(linear, loss=loss))
     tried("optimizer SGD", train(linear))
     tried("optimizer Adam", train(linear, optimizer=c.Adam()))

@@ -120,6 +120,8 @@ def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
 
     verdict = verdict_on(case, validate=True)
     verdict.evidence = Evidence()  # holds on to needle, which no pickle can
+    if isinstance(case, c.ProgramCase):
+        return _actions(case, verdict), verdict
     if not isinstance(case, c.TrainCase):
         return [], verdict
     begin()
@@ -132,11 +134,25 @@ def _judged(case: c.Case) -> tuple[list[tuple[str, ...]], Any]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Table:
-    headings = ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict")
-    table = terminal.table(headings, left=("verdict",))
+    headings: tuple[str, ...] = ("step", "lr", "loss (needle)", "loss (torch)", "|gradients|", "|update|", "verdict")
+    if len(rows[0]) == 3:  # of a program
+        headings = ("action", "what", "verdict")
+    table = terminal.table(headings, left=("what", "verdict"))
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _actions(case: c.ProgramCase, verdict: Any) -> list[tuple[str, ...]]:
+    """Every action of a program, and whether it does what it must."""
+    rows: list[tuple[str, ...]] = []
+    found = verdict.divergence
+    for i, action in enumerate(case.actions):
+        word = "agrees" if i < verdict.steps else "out of domain" if verdict.out_of_domain else "-"
+        if found is not None and found.step <= i:
+            word = f"[bold red]parts: {found.place.replace('[', chr(92) + '[')}[/]" if found.step == i else "-"
+        rows.append((str(i), action.text.replace("[", chr(92) + "["), word))
+    return rows
 
 
 def _steps(case: c.TrainCase, ndl: Any, verdict: Any) -> list[tuple[str, ...]]:

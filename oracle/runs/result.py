@@ -62,6 +62,7 @@ class Result:
     failed: list[Failed] = field(default_factory=list)
     oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself
     harness_errors: list[str] = field(default_factory=list)  # the harness itself failed
+    surface: dict[str, bool] = field(default_factory=dict)  # what needle offers, and whether the first cases call it
     unjudged: int = 0  # cases behind an endless loop in their shard: each of them could take as long
     digests: list[str] = field(default_factory=list)  # one per shard: cases and verdicts
 
@@ -80,6 +81,7 @@ class Result:
         self.common += other.common
         self.oracle_errors.extend(other.oracle_errors)
         self.harness_errors.extend(other.harness_errors)
+        self.surface |= {item: called or self.surface.get(item, False) for item, called in other.surface.items()}
         self.unjudged += other.unjudged
         self.digests.extend(other.digests)
         for failed in other.failed:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
 
-from oracle.apart import Died, apart, begin
+from oracle.apart import Broken, Died, apart, begin
+from oracle.blame import judged
 from oracle.cases import case as c
 from oracle.cases import fitting
 from oracle.cases.battery import battery
 from oracle.rules.verdict import Verdict
+from oracle.runs import surface
 from oracle.runs.draws import shard_cases
 from oracle.runs.judgement import died, of_needle
 from oracle.runs.result import Result
+from oracle.systems.candidate import candidate
+from oracle.systems.ours import is_ours
 
 
 def run_shard(
@@ -34,6 +39,9 @@ def run_shard(
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
     result = judge_apart(cases, enough)
     result.left_out = len(drawn) - len(cases)
+    if index == 0 and not result.failed:
+        with contextlib.suppress(Broken, Died):
+            result.surface = apart(surface_of, cases)
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
@@ -45,6 +53,15 @@ def run_battery(lacking: frozenset[str]) -> Result:
     result = judge_apart(battery(lacking))
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
     return result
+
+
+def surface_of(cases: Sequence[c.Case]) -> dict[str, bool]:
+    """What needle offers, and whether the cases call it; nothing for another needle, which has another surface."""
+    ndl = candidate()
+    if not is_ours(ndl):
+        return {}
+    reached = surface.reached_by(cases, ndl, judged)
+    return {item: item in reached for item in surface.Surface(ndl).items}
 
 
 def judge_all(cases: Sequence[c.Case], enough: int | None = None) -> Result:

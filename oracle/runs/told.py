@@ -13,7 +13,8 @@ from rich.console import Console
 from oracle import commands, files
 from oracle.blame.entry import HINT, SEVERITY, Entry
 from oracle.exits import ExitCode
-from oracle.pages import html, markdown
+from oracle.pages import markdown
+from oracle.pages.templates import render
 
 AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -81,6 +82,10 @@ def verdict(run: Any) -> str:
     return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
 
 
+NOT_DRAWN = (
+    "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars as operands, powers of what is "
+    "not positive, programs that change a model between steps, ops differentiated three times"
+)
 # What homeworks 1 and 2 ask for.
 _OPS = (
     "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
@@ -122,7 +127,7 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
             yield "by design", f"{matter}{f' ({place})' if place else ''}: {text}"
     elif design:
         yield "by design", ", ".join(f"{matter}{f' ({place})' if place else ''}" for matter, place, _ in design)
-    yield "not drawn", "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars"
+    yield "not drawn", f"{NOT_DRAWN}; by the course's contract, which leaves them open"
     missing = sorted(offer.missing)
     if of_course := [name for name in missing if name in COURSE]:
         yield "not offered", ", ".join(of_course)
@@ -149,9 +154,7 @@ def write(run: Any) -> None:
     files.save(run.plan.folder / "needle.md", _markdown(run))
     rows = [(name, text) for name, text in table(run)]
     entries = [(entry, list(_lines(entry)), SEVERITY[entry.severity]) for entry in run.entries]
-    page = html.render(
-        TEMPLATE, folder=commands.shown(run.plan.needle), verdict=verdict(run), entries=entries, rows=rows
-    )
+    page = render(TEMPLATE, folder=commands.shown(run.plan.needle), verdict=verdict(run), entries=entries, rows=rows)
     files.save(run.plan.folder / "needle.html", page)
 
 

@@ -194,6 +194,13 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return shifted - torch.exp(shifted).sum(dim, keepdim=True).log()
 
 
+def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    top = x.amax(dims, keepdim=True) if x.numel() else x.sum(dims, keepdim=True)
+    top = torch.where(top.abs() == math.inf, 0.0, top)  # a row of −∞ has the sum 0
+    return torch.exp(x - top).sum(dims, keepdim=keepdim).log() + (top if keepdim else top.squeeze(dims))
+
+
 def _top(x: Tensor, dim: int) -> Tensor:
     return x.amax(dim, keepdim=True) if x.numel() else x.sum(dim, keepdim=True)
 
@@ -210,6 +217,7 @@ def _log_softmax_backward(grad: Tensor, out: Tensor, dim: int, dtype: Any) -> Te
 # The quickest of them are written out too: torch's go through layers of checks that cost more than the numbers.
 OWN: dict[str, Callable[..., Any]] = {
     **{k: _variance(k) for k in ("var", "std", "var_mean", "std_mean")},
+    "logsumexp": _logsumexp,
     "_softmax": _softmax,
     "_log_softmax": _log_softmax,
     "_softmax_backward_data": _softmax_backward,

@@ -131,6 +131,13 @@ def _last(slot: Slot) -> str:
     return slot.name.rpartition(".")[2]
 
 
+def biased(module: nn.BatchNorm1d, before: Array, after: Array, n: int) -> Array:
+    """Contract: needle's running variance takes the biased batch variance, torch's the unbiased one, of n rows."""
+    assert module.momentum is not None
+    rest = (1 - module.momentum) * before.astype(np.float64)
+    return np.asarray((rest + (after - rest) * ((n - 1) / n)).astype(after.dtype))
+
+
 class TorchRun:
     """A training run in torch, one step at a time: ``load(state)``, ``step(t, kinks)``, ``state()``, ``evaluate(t)``."""
 
@@ -286,7 +293,6 @@ class TorchRun:
             dropout.mask = torch.from_numpy(self.masks[path][t, m]).to(self.dtype)
 
     def _bias_variances(self, before: Mapping[str, Array], obs: Observation) -> None:
-        """Contract: needle's running variance takes the biased batch variance, torch's the unbiased one."""
         n = self.case.data.rows
         buffers = {}
         for slot in self.buffer_slots:
@@ -294,9 +300,7 @@ class TorchRun:
             module = self.model.modules[slot.name.rsplit(".", 1)[0]]
             if slot.name.endswith("running_var") and module.training:
                 assert isinstance(module, nn.BatchNorm1d)
-                assert module.momentum is not None
-                rest = (1 - module.momentum) * before[slot.name].astype(np.float64)
-                after = (rest + (after - rest) * ((n - 1) / n)).astype(after.dtype)
+                after = biased(module, before[slot.name], after, n)
                 with torch.no_grad():
                     self.buffers[slot.name].copy_(torch.from_numpy(after))
             buffers[slot.name] = after
@@ -346,6 +350,8 @@ def torch_loss(
         return out, drawn
     if isinstance(case.loss, c.WeightedSum):
         return (out * drawn).sum(), None
+    if isinstance(case.loss, c.MSELoss):
+        return nn.functional.mse_loss(out, drawn), None
     return ((out - drawn) ** 2).sum() / case.data.rows, None
 
 

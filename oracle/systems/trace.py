@@ -19,12 +19,15 @@ Array = npt.NDArray[Any]
 QUANTITIES = (
     "parameters",  # names that model.parameters() gives, each once
     "initial",  # values as the constructors made them
+    "promise",  # of an action of a program
     "activation",  # output of every layer
     "loss",
     "second",  # second-order gradients, in a case that has them
     "adjoint",  # gradient of every layer output, last layer first
     "gradient",  # of every parameter, last layer first
     "gradient with graph",  # of an operation, by create_graph=True
+    "second gradient",  # of an operation's gradient, by its operands and by the cotangent
+    "third gradient",  # of that
     "operator",  # a node of the tape, judged by itself (rule OP)
     "clip norm",  # what clip_grad_norm returned
     "clipped",  # gradients after clipping
@@ -40,8 +43,11 @@ QUANTITIES = (
     "graph",  # Tensors with an op that outlive the step
     "live tensors",  # how many more, or fewer, than after the step before
     "cycles",  # objects that only the cycle collector frees
+    "twin",  # of a copy in a program: what it and its original do must be the same
+    "state",  # of a program: what an action does not name keeps its bits
 )
 
+HIGHER = {2: "second gradient", 3: "third gradient"}
 STATE = {"velocity": "u", "first moment": "m", "second moment": "v"}
 
 

@@ -5,7 +5,8 @@ Every step starts from a synchronised state, so the steps are independent of eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +50,13 @@ class _Pass:
     outputs: dict[str, Var] = field(default_factory=dict)
     inside: dict[str, Array] = field(default_factory=dict)  # what is huge on the way to the output of a layer
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
+    # path -> whether it trains, where that is not as in a training run
+    modes: Mapping[str, bool] = field(default_factory=dict)
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
-            x = layer.meaning(self, x, path, training)
+            x = layer.meaning(self, x, path, self.modes.get(path, training))
             self.outputs[path] = x
         return x
 
@@ -81,6 +84,7 @@ def training(
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
     first: int = 0,
+    modes: Mapping[str, bool] | None = None,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
     tape = Tape(noise)
@@ -95,7 +99,7 @@ def training(
         mark = f"#{m}" if m else ""
         x = Var(batches.x[window, m].astype(np.float64)[None], needs=getattr(case, "input_grad", False))
         branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
-        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch)
+        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch, modes=modes or {})
         out = run.body(case.model, x, "", True)
         for path, var in run.outputs.items():
             truth.put("activation", path + mark, var.value)
@@ -140,7 +144,11 @@ def _loss(
         return out, drawn
     if isinstance(case.loss, c.WeightedSum):
         return reductions.summation(tape, elementwise.multiply(tape, out, _constant(drawn))), one
-    squares = elementwise.power_scalar(tape, elementwise.subtract(tape, out, _constant(drawn)), c=2.0)
+    off = elementwise.subtract(tape, out, _constant(drawn))
+    if isinstance(case.loss, c.MSELoss):
+        total = reductions.summation(tape, elementwise.multiply(tape, off, off))
+        return elementwise.divide_scalar(tape, total, c=float(math.prod(out.shape))), one
+    squares = elementwise.power_scalar(tape, off, c=2.0)
     return elementwise.divide_scalar(tape, reductions.summation(tape, squares), c=float(case.data.rows)), one
 
 

@@ -184,7 +184,9 @@ def look(setting: Setting) -> str:
     """What a child of this setting reads back; "" if it cannot say."""
     what = {PLAIN_NUMPY: "numpy", PLAIN_TORCH: "torch"}.get(setting.name, "kernel")
     command = [sys.executable, "-c", _LOOK, what]
-    done = subprocess.run(command, env=setting.environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, env=setting.environment, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", check=False
+    )
     return done.stdout.strip()
 
 

@@ -196,10 +196,11 @@ def _fails_alike(case: c.Case, like: Divergence) -> bool:
 
 
 def size(case: c.Case) -> tuple[int, int]:
-    """Layers and steps of a case; a single operation is one of each."""
+    """Layers and steps of a case, of a program its actions; a single operation is one of each."""
     if isinstance(case, c.OpCase):
         return 1, 1
-    return sum(1 for _ in c.walk(case.model)), getattr(case, "steps", 1)
+    steps = len(case.actions) if isinstance(case, c.ProgramCase) else getattr(case, "steps", 1)
+    return sum(1 for _ in c.walk(case.model)), steps
 
 
 def probability(cases: Cases, count: int) -> float:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from found import agreed
 
 from oracle.cases import case as c
 
@@ -44,7 +45,7 @@ def diff(folder, out):
 
 def test_a_good_one_agrees(tmp_path):
     done, summary = diff(other(tmp_path / "good"), tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    agreed(done.returncode, tmp_path / "out", done.stdout + done.stderr)
     assert summary["not_offered"] == {}
     assert summary["left_out"] == 0
     assert summary["tensors"] > 5_000
@@ -71,7 +72,7 @@ def test_what_one_does_not_offer_is_replaced_and_listed(tmp_path):
         autograd=("def retain_grad", "def _retain_grad"),
     )
     done, summary = diff(folder, tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    agreed(done.returncode, tmp_path / "out", done.stdout + done.stderr)
     assert {"op tanh", "layer Tanh", "optimizer clipping"} <= set(summary["not_offered"])
     assert summary["left_out"] == 0
     assert sum(summary["cases"].values()) > 300, "others are judged in their place"

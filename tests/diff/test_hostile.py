@@ -16,7 +16,7 @@ import pytest
 import needle
 from oracle import exits
 from oracle.__main__ import main
-from oracle.apart import Died, apart, begin, tell
+from oracle.apart import Broken, Died, apart, begin, tell
 from oracle.cases import case as c
 from oracle.exits import ExitCode
 from oracle.runs import runner
@@ -34,6 +34,9 @@ hostile = importlib.util.module_from_spec(SPEC)
 sys.modules["hostile"] = hostile
 SPEC.loader.exec_module(hostile)
 
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the system does neither end a process with its parent nor limit it"
+)
 OP = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, -1.0)),))
 PLAIN = c.OpCase(op="exp", operands=(c.Operand((2,), (0.5, -1.0)),))
 TRAIN = c.TrainCase(
@@ -171,6 +174,36 @@ def test_time_begins_anew_with_each_piece_of_work():
     assert caught.value.frames[0][2] == "work"
 
 
+@linux
+def test_a_child_has_its_share_of_the_memory(monkeypatch):
+    monkeypatch.setattr("oracle.apart.MEMORY", 1 << 28)
+    assert apart(lambda: len(bytearray(1 << 26))) == 1 << 26
+    with pytest.raises(Broken, match=r"MemoryError: out of memory \(a case is given 0\.3 GB\)"):
+        apart(lambda: len(bytearray(1 << 29)))
+    program = (
+        f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', 'bytearray({1 << 29})']).returncode)"
+    )
+    assert apart(lambda: subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)).returncode == 1
+
+
+@linux
+def test_a_needle_that_wants_all_memory_is_at_fault(monkeypatch):
+    def tanh(self, a):
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 24))
+
+    monkeypatch.setattr(needle.ops.Tanh, "compute", tanh)
+    monkeypatch.setattr("oracle.apart.MEMORY", 1 << 28)
+    result = judge_apart([PLAIN, OP, TRAIN])
+    assert result.harness_errors == []
+    assert sum(result.cases.values()) == 3
+    (failed,) = result.failed
+    assert failed.count == 2
+    assert failed.divergence.failure.kind == "MemoryError"
+    assert "(a case is given 0.3 GB)" in failed.divergence.failure.message
+
+
 def test_nothing_that_a_child_starts_outlives_it():
     def work():
         process = subprocess.Popen(["sleep", "999"])
@@ -264,9 +297,6 @@ def left(family):
     while not all(map(gone, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return [pid for pid in family if not gone(pid)]
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the system does not end a process with its parent")
 
 
 @linux

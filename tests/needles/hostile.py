@@ -94,6 +94,10 @@ WRONG = {
     "an exception group": "raise ExceptionGroup('two', [ValueError(1), TypeError(2)])",
     "an exception caused by itself": "e = ValueError(1); e.__cause__ = e; raise e",
     "memory that nobody has": "import numpy; numpy.ones(1 << 50)",
+    "memory without end": "import numpy\nkept = []\nwhile True: kept.append(numpy.ones(1 << 21))",
+    "memory without end, whatever is raised": "kept = []\nwhile True:\n try: kept.append(bytearray(1 << 24))\n except BaseException: pass",
+    "memory without end, in small pieces": "kept = []\nwhile True: kept.append([0] * 999)",
+    "memory without end, in another process": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(1 << 31)'], check=True)",
     "UnicodeDecodeError": "b'\\xff'.decode()",
     "np.seterr": "import numpy; numpy.seterr(all='raise')",
     "warnings filters": "import warnings; warnings.simplefilter('ignore')",
@@ -150,6 +154,7 @@ IMPORTED = {
         0,
     ),
     "import: segmentation fault": ("import ctypes; ctypes.string_at(0)", 2),
+    "import: memory without end": ("kept = []\nwhile True: kept.append(bytearray(1 << 24))", 2),
     "import: asks the user": ("input('go on? ')", 2),
     "import: prints": ("print('\\ud800 \\x00' * 1_000_000, flush=True)", 0),
     "import: closes sys.stdout": ("import sys; sys.stdout.close(); sys.stderr = None", 0),
@@ -214,6 +219,7 @@ def _planted(name: str, folder: Path) -> Outcome:
         number = os.open(screen, os.O_WRONLY | os.O_CREAT)
         os.dup2(number, 1)
         os.dup2(number, 2)
+        apart.MEMORY = 1 << 30
         apart.CASE_SECONDS, shrinking.ENDLESS_SECONDS, offered.TRY_SECONDS = (
             CASE_SECONDS,
             CASE_SECONDS / 4,
@@ -261,7 +267,7 @@ def _imported(name: str, folder: Path) -> Outcome:
     shutil.copytree(ROOT / "needle", folder / "other" / "needle", ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "other" / "needle" / "__init__.py").open("a", encoding="utf-8") as file:
         file.write(f"\n{IMPORTED[name][0]}\n")
-    program = "import sys; from oracle import exits; from oracle.__main__ import main; exits.IMPORT_SECONDS = 4; sys.exit(exits.supervised(main))"
+    program = "import sys; from oracle import apart, exits; from oracle.__main__ import main; apart.MEMORY = 1 << 30; exits.IMPORT_SECONDS = 4; sys.exit(exits.supervised(main))"
     line = [
         sys.executable,
         "-c",

@@ -294,3 +294,26 @@ def test_any_encoding_of_the_output_works(encoding, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "needle and torch agree" in done.stdout.decode(encoding)
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "command", "shown"),
+    [
+        (
+            "ascii",
+            ("diff", "--cases", "100", "--seed", "0", "--workers", "1", "--no-digits", "--verbose"),
+            "0 divergences in 100",
+        ),
+        ("cp1252", ("memory", "--model", "MLP", "--workers", "1"), "1 models"),
+    ],
+    ids=["diff", "memory"],
+)
+def test_any_encoding_of_the_output_works_for_a_whole_run(encoding, command, shown, tmp_path):
+    if command[0] == "memory":
+        pytest.importorskip("memray", reason="memray does not exist on this system")
+    env = os.environ | {"PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "PYTHONUTF8": "0"}
+    line = [sys.executable, "-m", "oracle", *command, "--out", tmp_path]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # what memory comes to is another test's
+    assert shown in done.stdout.decode(encoding)
+    assert done.stderr == b""

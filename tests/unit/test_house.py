@@ -73,3 +73,18 @@ def test_a_rule_says_which_fault_proves_it(name):
     named = re.findall(r"``([\w-]+)``", proof)
     assert named or "tests" in proof
     assert set(named) <= set(FAULTS), f"no such fault: {set(named) - set(FAULTS)}"
+
+
+def unencoded(path):
+    """Lines that read what another process prints in the encoding of the terminal, which may be any."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call))
+    given = ((call.lineno, {keyword.arg for keyword in call.keywords}) for call in calls)
+    return [
+        f"{path}:{line}" for line, names in given if names & {"text", "universal_newlines"} and "encoding" not in names
+    ]
+
+
+def test_what_processes_print_is_read_in_an_encoding_that_is_named(tmp_path):
+    assert [place for path in ROOT.glob("**/*.py") for place in unencoded(path)] == []
+    (tmp_path / "bad.py").write_text("subprocess.run(command, text=True)")
+    assert unencoded(tmp_path / "bad.py") == [f"{tmp_path / 'bad.py'}:1"]

@@ -12,7 +12,7 @@ from oracle.cases.layers.dropout import Dropout
 from oracle.cases.layers.layer import Layer, Part, Pass, Side, Site, Slot, Variant
 from oracle.cases.layers.norms import BatchNorm, LayerNorm
 from oracle.cases.layers.passive import Flatten, Identity
-from oracle.cases.layers.products import Linear
+from oracle.cases.layers.products import Conv, Linear
 from oracle.cases.layers.programs import Ops, OpStep
 from oracle.cases.layers.unused import Unused
 
@@ -22,6 +22,7 @@ __all__ = [
     "AnyLayer",
     "BatchNorm",
     "Branch",
+    "Conv",
     "Dropout",
     "Eval",
     "Flatten",

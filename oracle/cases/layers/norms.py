@@ -137,7 +137,10 @@ class LayerNorm(_Norm, frozen=True):
 def _normalised(t: Any, module: Any, x: Any, axis: int) -> Any:
     """Normalisation along an axis, in torch's elementary operations."""
     n = x.shape[axis]
-    # The mean of one number is that number: noise there would take the replicas to where no correct program goes.
-    centred = 0 * x if n == 1 else x - x.sum(axis, keepdim=True) / n
+    if n == 1:
+        # as in first order: the mean of a single number is that number, in every order; only x·inv − mean·inv rounds
+        scaled = x * (1 / t.sqrt(0 * x + module.eps))
+        return (scaled - scaled.view_as(scaled)) * module.weight + module.bias
+    centred = x - x.sum(axis, keepdim=True) / n
     var = (centred * centred).sum(axis, keepdim=True) / n
     return centred * (1 / t.sqrt(var + module.eps)) * module.weight + module.bias

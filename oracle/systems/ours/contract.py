@@ -203,6 +203,9 @@ BY_DESIGN: tuple[Design, ...] = (
     Design("running variance of BatchNorm", "biased", "biased or unbiased", "judged as the one that it is", _tried(_unbiased),
            (("nn.BatchNorm1d", "forward"),)),
     Design("nan and infinities as operands", "as in PyTorch", "anything", "are not drawn", _always),
+    Design("powers of a base that is not positive", "as in PyTorch", "anything", "are not drawn", _always),
+    Design("programs of a user", "modules shared, added, frozen, replaced between steps, …", "train, evaluate, step",
+           "are not drawn", _always),
     Design("arrays that a user holds", "never written into", "may be written into by the optimizer's step",
            "are not looked at", _always),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from oracle.systems import recorded
 from oracle.systems.ours.contract import contract_of
 from oracle.systems.ours.model import array_of, grad_of
 from oracle.systems.ours.phase import Failed, Phase
-from oracle.systems.trace import Clock, Observation
+from oracle.systems.trace import HIGHER, Clock, Observation
 
 
 def run_op(
@@ -45,6 +45,10 @@ def run_op(
             out = op(ndl, *operands, **attributes)
             obs.put("activation", case.op, array_of(out))
         tape = recorded.record(out) if findings is not None else []
+        if array_of(out).shape != case.cotangent_array.shape:  # the shape is wrong, and not the backward pass
+            if findings is not None:
+                findings.judge(tape, backward=False)
+            return obs
         with phase("backward"):
             out.backward(ndl.Tensor(case.cotangent_array, requires_grad=False))
         if findings is not None:
@@ -67,6 +71,46 @@ def run_op(
                     obs.put("gradient with graph", f"operand {i}", array_of(tensor.grad))
                     if findings is not None:
                         findings.judge(recorded.record(tensor.grad, retain=False), backward=False)
+        if graph and case.order > 1:
+            _higher(case, ndl, lambda: op(ndl, *operands, **attributes), operands, obs, phase, findings)
     except Failed as failed:
         obs.failure = failed.failure
     return obs
+
+
+def _higher(
+    case: c.OpCase,
+    ndl: Any,
+    result: Callable[[], Any],
+    operands: Sequence[Any],
+    obs: Observation,
+    phase: Callable[[str], Phase],
+    findings: recorded.TapeJudge | None,
+) -> None:
+    """The gradient of the inner product of all gradients so far with drawn directions, by the operands and the cotangent."""
+    cotangent = ndl.Tensor(case.cotangent_array)
+    with phase("backward with create_graph"):
+        for tensor in operands:
+            tensor.grad = None
+        result().backward(cotangent, create_graph=True)
+    by = {f"operand {i}": x for i, x in enumerate(operands) if i not in case.constants} | {"cotangent": cotangent}
+    for order in range(2, case.order + 1):
+        quantity = HIGHER[order]
+        with phase(f"{quantity.partition(' ')[0]} backward"):
+            total: Any = None
+            for name, x in by.items():
+                if x.grad is not None and (order > 2 or x is not cotangent):
+                    direction = case.direction(order - 1, name, array_of(x).shape)
+                    part = (x.grad * ndl.Tensor(direction, requires_grad=False)).sum()
+                    total = part if total is None else total + part
+            for x in by.values():
+                x.grad = None
+            if total is None or not total.requires_grad:
+                return
+            tape = recorded.record(total) if findings is not None else []
+            total.backward(create_graph=order < case.order)
+        if findings is not None:
+            findings.judge(tape, second=order < case.order)
+        for name, x in by.items():
+            if x.grad is not None:
+                obs.put(quantity, name, array_of(x.grad))

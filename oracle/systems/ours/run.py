@@ -160,6 +160,8 @@ class NeedleRun:
             return out, drawn
         if isinstance(loss, c.WeightedSum):
             return (out * drawn).sum(), None
+        if isinstance(loss, c.MSELoss):
+            return ndl.nn.MSELoss()(out, drawn), None
         return ((out - drawn) ** 2).sum() / self.case.data.rows, None
 
     def backward(self, loss: Any, cotangent: Any, obs: Observation) -> None:

@@ -10,14 +10,18 @@ of needle.ops stands for the names of its operations (`oracle.operations`).
 
 from oracle.trust.faults import (
     adam,
+    arguments,
     clipping,
     conditional,
     dropout,
     elementwise,
+    higher,
+    large,
     layers,
     losses,
     norms,
     products,
+    programs,
     reductions,
     sgd,
     shapes,
@@ -34,8 +38,8 @@ _CHAPTERS = [
     chapter.fault
     for chapter in (
         *(sgd, adam, clipping, walk),
-        *(elementwise, shapes, reductions, products, tuples, losses),
-        *(norms, dropout, layers, conditional, small),
+        *(elementwise, shapes, reductions, products, tuples, losses, arguments),
+        *(norms, dropout, layers, conditional, small, large, higher, programs),
     )
 ]
 FAULTS: dict[str, Fault] = {}

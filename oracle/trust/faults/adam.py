@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oracle.trust.faults.chapter import Chapter
-from oracle.trust.faults.sgd import step_written_out
+from oracle.trust.faults.sgd import held, step_written_out
 from oracle.trust.patches import Patch, replace, wrap
 
 fault = Chapter("optimizer")
@@ -19,15 +19,15 @@ def adam(**formulas: Callable[[Any], Any]) -> Patch:
     """Adam.step written out plainly, with some of its formulas replaced."""
     rules = {
         "skip": lambda s: s.grad is None,
-        "m0": lambda s: s.o.m[s.p].cached_data if s.p in s.o.m else np.zeros(s.p.shape, s.p.dtype),
-        "v0": lambda s: s.o.v[s.p].cached_data if s.p in s.o.v else np.zeros(s.p.shape, s.p.dtype),
+        "m0": lambda s: held(s.o.m, s.p),
+        "v0": lambda s: held(s.o.v, s.p),
         "t": lambda s: s.o.t.get(s.p, 0) + 1,
         "lr": lambda s: s.o.lr,
         "b1": lambda s: s.o.beta1,
         "b2": lambda s: s.o.beta2,
         "eps": lambda s: s.o.eps,
         "decay": lambda s: s.o.weight_decay,
-        "d": lambda s: s.grad.cached_data + s.decay * s.x,
+        "d": lambda s: s.grad.cached_data.astype(s.x.dtype, copy=False) + s.decay * s.x,
         "m": lambda s: s.b1 * s.m0 + (1 - s.b1) * s.d,
         "v": lambda s: s.b2 * s.v0 + (1 - s.b2) * s.d * s.d,
         "kept": lambda s: s.m,

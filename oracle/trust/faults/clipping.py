@@ -28,11 +28,14 @@ def clip(
     """clip_grad_norm written out plainly, with some of its parts replaced."""
 
     def clip_grad_norm(self: Any, max_norm: float = 0.25) -> float:
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be positive, got {max_norm}")
         params = which([p for p in self.params if p.grad is not None])
         total = norm([p.grad.cached_data for p in params])
         f = factor(total, max_norm)
         for p in params:
-            p.grad = const(apply(p.grad.cached_data, f))
+            g = apply(p.grad.cached_data, f)
+            p.grad = const(g if f == 1 else g.astype(p.dtype, copy=False))
         return answer(total, f)
 
     return replace("optim.Optimizer.clip_grad_norm", clip_grad_norm)

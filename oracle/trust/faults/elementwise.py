@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from needle import ops
-from oracle.trust.faults.chapter import Chapter, f16, number16
+from needle.autograd import Value
+from oracle.trust.faults.chapter import Chapter, f16, number16, square, swap
 from oracle.trust.patches import compute, contribution, replace, vjp, wrap
 
 fault = Chapter("op")
@@ -206,3 +208,85 @@ fault(
     "Softplus backward",
     vjp("Softplus", lambda r, g, y, a: (g * ops.Sigmoid().on(-a),)),
 )
+fault(
+    "abs-forward",
+    "small negative numbers keep their sign",
+    "Abs forward",
+    compute("Abs", lambda y, a: np.where(y < 0.1, a, y)),
+)
+fault(
+    "abs-backward-at-zero",
+    "the gradient at exactly 0 is 1",
+    "Abs backward",
+    vjp("Abs", lambda r, g, y, a: (np.where(a == 0, g, r[0]),)),
+)
+fault("sqrt-forward", "√(x + 1e-6)", "Sqrt forward", compute("Sqrt", lambda y, a: np.sqrt(a + np.float32(1e-6))))
+fault("sqrt-backward", "1 / y instead of 1 / 2y", "Sqrt backward", vjp("Sqrt", lambda r, g, y, a: (g / y,)))
+fault(
+    "clip-forward",
+    "of two limits the lower one is forgotten",
+    "Clip forward",
+    wrap(
+        "ops.Clip.compute",
+        lambda old: lambda self, a: old(self, a) if None in (self.low, self.high) else np.minimum(a, self.high),
+    ),
+)
+fault(
+    "clip-backward-at-limit",
+    "the gradient does not pass where x is a limit",
+    "Clip backward",
+    wrap(
+        "ops.Clip.vjp",
+        lambda old: (
+            lambda self, g, y, needs, a: (
+                old(self, g, y, needs, a)
+                if isinstance(g, Value)
+                else (old(self, g, y, needs, a)[0] * ((a != self.low) & (a != self.high)),)
+            )
+        ),
+    ),
+)
+fault("clip-backward", "the gradient passes everywhere", "Clip backward", vjp("Clip", lambda r, g, y, a: (g,)))
+fault(
+    "maximum-forward-nan",
+    "a number is larger than nan",
+    "Maximum forward",
+    replace("ops.Maximum._better", np.fmax),
+)
+fault(
+    "maximum-backward-ties",
+    "equal ones both get the whole gradient",
+    "Maximum backward|Minimum backward",
+    vjp("Maximum", lambda r, g, y, a, b: [_whole_share(c, g, x.shape, a == b) for c, x in zip(r, (a, b), strict=True)]),
+)
+fault(
+    "minimum-forward",
+    "the one that is closer to 0",
+    "Minimum forward",
+    replace("ops.Minimum._better", staticmethod(lambda a, b: np.where(np.abs(a) < np.abs(b), a, b))),
+)
+fault(
+    "minimum-backward",
+    "the gradient goes to the larger one",
+    "Minimum backward",
+    replace("ops.Minimum._loses", np.less),
+)
+fault(
+    "where-forward",
+    "the condition is transposed where it is square",
+    "Where forward",
+    wrap(
+        "ops.Where.compute",
+        lambda old: lambda self, a, b: old(ops.Where(swap(self.condition)) if square(self.condition) else self, a, b),
+    ),
+)
+fault(
+    "where-backward",
+    "b gets the gradient of a, too",
+    "Where backward",
+    vjp("Where", lambda r, g, y, a, b: (r[0], ops._reduced(g, b.shape))),
+)
+
+
+def _whole_share(c: Any, g: Any, shape: tuple[int, ...], equal: Any) -> Any:
+    return None if c is None else c + ops._reduced(np.asarray(np.where(equal, g / 2, 0).astype(g.dtype)), shape)

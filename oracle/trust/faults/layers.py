@@ -251,6 +251,72 @@ fault(
     "ReLU forward",
     replace("nn.ReLU.forward", lambda self, x: ops.relu(-x)),
 )
+fault(
+    "conv-layer-bias",
+    "nn.Conv leaves its bias out",
+    "Conv forward|Conv backward",
+    around("nn.Conv._ops", lambda old, self, x: tuple(step for step in old(self, x) if step[0] is not ops._ewise_add)),
+)
+fault(
+    "conv-layer-padding",
+    "nn.Conv pads by half its kernel, whatever it is told",
+    "Conv forward|Reshape forward",  # the rows that a case makes of the images do not fit then
+    wrap("nn.Conv.__init__", lambda old: lambda self, *args, padding=None, **named: old(self, *args, **named)),
+)
+fault(
+    "conv-layer-turned",
+    "nn.Conv reads its images with rows and columns exchanged",
+    "Conv forward",
+    around("nn.Conv._ops", lambda old, self, x: _turned(old(self, x))),
+)
+fault(
+    "conv-layer-initial",
+    "the weight of nn.Conv starts as if a number had kernel_size inputs of each channel, and not their square",
+    "Conv constructor",
+    wrap("nn.Conv.__init__", lambda old: lambda self, *args, **named: _too_large(self, old(self, *args, **named))),
+)
+fault(
+    "softmax-layer-axis",
+    "nn.Softmax adds up over the batch",
+    "Softmax forward",
+    wrap("nn.Softmax.__init__", lambda old: lambda self, axis=0: old(self, axis)),
+)
+fault(
+    "mse-sum-over-features",
+    "MSELoss is the mean over the batch alone",
+    "MSELoss",
+    around("nn.MSELoss.forward", lambda old, self, p, t: old(self, p, t) * (p.size // p.shape[0])),
+)
+fault(
+    "mse-half",
+    "MSELoss is half the mean square, whose gradient is the difference",
+    "MSELoss",
+    around("nn.MSELoss.forward", lambda old, self, p, t: old(self, p, t) * 0.5),
+)
+fault(
+    "mse-absolute",
+    "MSELoss takes the absolute difference where that is larger than 4",
+    "MSELoss",
+    around("nn.MSELoss.forward", lambda old, self, p, t: old(self, *(_shrunk(v, p, t) for v in (p, t)))),
+)
+
+
+def _turned(steps: Any) -> Any:
+    """Rows and columns exchanged in front of the convolution, and exchanged back behind it."""
+    swap = (ops.Transpose((1, 2)), ())
+    place = next(i for i, step in enumerate(steps) if isinstance(step[0], ops.Conv))
+    return (*steps[:place], swap, steps[place], swap, *steps[place + 1 :])
+
+
+def _too_large(layer: Any, built: None) -> None:
+    layer.weight.cached_data = layer.weight.cached_data * np.float32(math.sqrt(layer.kernel_size))
+
+
+def _shrunk(v: Any, p: Any, t: Any) -> Any:
+    """Where p and t are far apart, the root of what they are."""
+    far = np.abs(p.cached_data - t.cached_data)
+    factor = np.where(far > 4, 1 / np.sqrt(np.maximum(far, 1e-20)), 1).astype(far.dtype)
+    return v * const(factor)
 
 
 def _added_in_place(y: Any, x: Any) -> Any:

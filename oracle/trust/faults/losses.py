@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from oracle.trust.faults.chapter import Chapter, softmax
-from oracle.trust.patches import compute, vjp
+from oracle.trust.patches import compute, vjp, wrap
 
 fault = Chapter("op")
 
@@ -52,4 +52,28 @@ fault(
     "the gradient does not depend on the incoming one",
     "SoftmaxCrossEntropy backward",
     vjp("SoftmaxCrossEntropy", lambda r, g, y, z, labels: (r[0] / np.where(g == 0, np.float32(1), g), None)),
+)
+fault(
+    "softmax-forward-overflow",
+    "what goes into the softmax is not shifted",
+    "Softmax forward",
+    wrap("ops.Softmax.compute", lambda old: lambda self, x: np.exp(x) / np.exp(x).sum(self.axis, keepdims=True)),
+)
+fault(
+    "softmax-forward-axis",
+    "the softmax is over the last axis, whatever it is told",
+    "Softmax forward",
+    wrap("ops.Softmax.compute", lambda old: lambda self, x: old(type(self)(), x)),
+)
+fault(
+    "softmax-backward-elementwise",
+    "the gradient of the softmax is that of an elementwise function",
+    "Softmax backward",
+    vjp("Softmax", lambda r, g, y, x: (g * y * (1 - y),)),
+)
+fault(
+    "softmax-backward-axis",
+    "the gradient of the softmax adds up over the last axis, whatever the axis was",
+    "Softmax backward",
+    vjp("Softmax", lambda r, g, y, x: (y * (g - (g * y).sum(-1, keepdims=True)),)),
 )

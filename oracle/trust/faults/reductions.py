@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from needle import ops
+from needle.autograd import Value
 from oracle.trust.faults.chapter import Chapter, square, swap
 from oracle.trust.patches import around, compute, replace, vjp, wrap
 
@@ -71,6 +72,66 @@ fault(
     "Max backward",
     vjp("Max", lambda r, g, y, a: (np.full_like(r[0], r[0].mean()),)),
 )
+fault(
+    "min-forward",
+    "the smallest absolute value",
+    "Min forward",
+    replace("ops.Min._extreme", staticmethod(lambda a, axes: np.minimum.reduce(np.abs(a), axes))),
+)
+fault(
+    "min-backward-ties",
+    "of several smallest, each gets the whole gradient",
+    "Min backward",
+    wrap(
+        "ops.Max.vjp",
+        lambda old: (
+            lambda self, g, y, needs, a: (
+                _not_shared(old(self, g, y, needs, a)[0], g, a, self.axes)
+                if isinstance(self, ops.Min) and not isinstance(g, Value)
+                else old(self, g, y, needs, a)
+            )
+        ),
+    ),
+)
+fault(
+    "argmax-last",
+    "of several largest, the last is named",
+    "picked",
+    around("ops._place_of", lambda old, op, find, a, axis, kept: _last(old, op, find, a, axis, kept)),
+)
+fault(
+    "argmin-absolute",
+    "argmin goes by absolute values",
+    "picked",
+    around(
+        "ops._place_of",
+        lambda old, op, find, a, *rest: old(op, find, ops.absolute(a) if op == "argmin" else a, *rest),
+    ),
+)
+fault(
+    "var-forward",
+    "E x² − (E x)², which cancels",
+    "Var forward",
+    wrap("ops.Var.compute", lambda old: lambda self, a: _uncentred(old, self, a)),
+)
+fault(
+    "var-forward-correction",
+    "the correction is forgotten",
+    "Var forward",
+    wrap("ops.Var.compute", lambda old: lambda self, a: old(ops.Var(self.axes), a)),
+)
+fault(
+    "var-backward-correction",
+    "the correction is forgotten in the gradient",
+    "Var backward",
+    wrap(
+        "ops.Var.vjp",
+        lambda old: (
+            lambda self, g, y, needs, a: old(self if isinstance(g, Value) else ops.Var(self.axes), g, y, needs, a)
+        ),
+    ),
+)
+fault("var-backward", "the gradient lacks the 2", "Var backward", vjp("Var", lambda r, g, y, a: (r[0] / 2,)))
 fault(
     "logsumexp-forward",
     "no shift by the maximum",
@@ -136,3 +197,21 @@ def _other_end(old: Any, self: Any, a: Any) -> Any:
 def _long(a: Any, axes: tuple[int, ...]) -> bool:
     """Whether the first axis is added up in blocks."""
     return 0 in axes and len(a) > 2 and bool(a.strides[0] != a.itemsize)
+
+
+def _not_shared(share: Any, g: Any, a: Any, axes: Any) -> Any:
+    kept = ops._kept(a.shape, ops._axes(axes, a.ndim, "min"))
+    return ((share != 0) * g.reshape(kept),)
+
+
+def _last(old: Any, op: str, find: Any, a: Any, axis: Any, kept: bool) -> Any:
+    flipped = old(op, find, ops.flip(a, axis), axis, kept)
+    return (a.size if axis is None else a.shape[axis]) - 1 - flipped
+
+
+def _uncentred(old: Any, self: Any, a: Any) -> Any:
+    axes = ops._axes(self.axes, a.ndim, "var")
+    n = math.prod(a.shape[i] for i in axes)
+    mean = a.sum(axes) / n
+    right = np.asarray(old(self, a))
+    return np.asarray(((a * a).sum(axes) / n - mean * mean) * (n / (n - self.correction))).astype(right.dtype)

@@ -20,12 +20,12 @@ def sgd(**formulas: Callable[[Any], Any]) -> Patch:
     """SGD.step written out plainly, with some of its formulas replaced; each sees what came before it."""
     rules = {
         "skip": lambda s: s.grad is None,
-        "old": lambda s: s.o.u[s.p].cached_data if s.p in s.o.u else np.zeros(s.p.shape, s.p.dtype),
+        "old": lambda s: held(s.o.u, s.p),
         "lr": lambda s: s.o.lr,
         "beta": lambda s: s.o.momentum,
         "decay": lambda s: s.o.weight_decay,
         "rest": lambda s: 1 - s.beta,
-        "g": lambda s: s.grad.cached_data,
+        "g": lambda s: s.grad.cached_data.astype(s.x.dtype, copy=False),
         "d": lambda s: s.g + s.decay * s.x,
         "v": lambda s: s.beta * s.old + s.rest * s.d,
         "kept": lambda s: s.v,
@@ -34,11 +34,18 @@ def sgd(**formulas: Callable[[Any], Any]) -> Patch:
     return replace("optim.SGD.step", step_written_out(rules, formulas, ("u",)))
 
 
+def held(state: dict[Any, Any], p: Any) -> Any:
+    """What an optimizer has kept for a parameter, whatever a user has put there; zeros at first."""
+    value = state.get(p)
+    return np.zeros(p.shape, p.dtype) if value is None else np.asarray(getattr(value, "cached_data", value), p.dtype)
+
+
 def step_written_out(rules: dict[str, Any], formulas: dict[str, Any], states: Sequence[str]) -> Any:
     assert set(formulas) <= set(rules), f"no such formula: {set(formulas) - set(rules)}"
     rules = {**rules, **formulas}
 
     def step(self: Any) -> None:
+        self._check()
         done = vars(self).setdefault("steps_done", 0)
         self.steps_done = done + 1
         for p in self.params:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from needle.autograd import Value
 from oracle.trust.faults.chapter import Chapter
 from oracle.trust.patches import vjp, wrap
 
@@ -39,3 +42,46 @@ fault(
     "TupleGetItem backward|Split|Stack",
     wrap("ops.TupleGetItem.vjp", lambda old: lambda self, g, y, needs, a: (old(self, g, y, needs, a)[0][::-1],)),
 )
+fault(
+    "concatenate-forward",
+    "the tensors come in reverse where they are of one shape",
+    "Concatenate forward",
+    wrap(
+        "ops.Concatenate.compute",
+        lambda old: lambda self, *args: old(self, *(args[::-1] if len({a.shape for a in args}) == 1 else args)),
+    ),
+)
+fault(
+    "concatenate-backward",
+    "every tensor gets the gradient of the first places",
+    "Concatenate backward",
+    wrap(
+        "ops.Concatenate.vjp",
+        lambda old: (
+            lambda self, g, y, needs, *xs: (
+                old(self, g, y, needs, *xs)
+                if isinstance(g, Value)
+                else tuple(
+                    np.take(g, range(x.shape[self.axis]), self.axis) if n else None
+                    for x, n in zip(xs, needs, strict=True)
+                )
+            )
+        ),
+    ),
+)
+fault(
+    "concatenate-backward-equal",
+    "all parts are taken to be as long as the first",
+    "Concatenate backward",
+    wrap("ops.Concatenate.vjp", lambda old: lambda self, g, y, needs, *xs: _as_the_first(old, self, g, y, needs, *xs)),
+)
+
+
+def _as_the_first(old: Any, self: Any, g: Any, y: Any, needs: Any, *xs: Any) -> Any:
+    right = old(self, g, y, needs, *xs)
+    n = xs[0].shape[self.axis]
+    if isinstance(g, Value) or not n:
+        return right
+    starts = [min(i * n, g.shape[self.axis] - x.shape[self.axis]) for i, x in enumerate(xs)]
+    places = [range(start, start + x.shape[self.axis]) for start, x in zip(starts, xs, strict=True)]
+    return tuple(None if r is None else np.take(g, p, self.axis) for r, p in zip(right, places, strict=True))

@@ -42,6 +42,8 @@ def both(y, x, cotangent=None):
         (ops.tanh, np.tanh),
         (ops.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
         (ops.softplus, lambda x: np.log1p(np.exp(x))),
+        (ops.sqrt, np.sqrt),
+        (ops.var, np.var),
         (lambda x: x / 3, lambda x: x / 3),
         (lambda x: 3 / x, lambda x: 3 / x),
         (lambda x: x / x, lambda x: x / x),
@@ -63,6 +65,8 @@ def both(y, x, cotangent=None):
         "tanh",
         "sigmoid",
         "softplus",
+        "sqrt",
+        "var",
         "x/3",
         "3/x",
         "x/x",
@@ -138,6 +142,57 @@ def test_integers_among_themselves_stay_integers():
     assert x.max().dtype == BYTE
 
 
+def test_integers_that_are_compared_and_chosen_stay_integers():
+    x = t([[250, 3], [7, 0]], BYTE)
+    for y, expected in [
+        (abs(x), [[250, 3], [7, 0]]),
+        (x.min(0), [7, 0]),
+        (x.clip(5, 100), [[100, 5], [7, 5]]),
+        (x.clip(-5, 300), [[250, 3], [7, 0]]),
+        (x.clip(low=-1), [[250, 3], [7, 0]]),
+        (ops.maximum(x, 5), [[250, 5], [7, 5]]),
+        (ops.minimum(5, x), [[5, 3], [5, 0]]),
+        (ops.where(x > 4, x, 1), [[250, 1], [7, 1]]),
+        (ops.concatenate([x, x], 1), [[250, 3, 250, 3], [7, 0, 7, 0]]),
+        (x.flatten(), [250, 3, 7, 0]),
+        (x.clone(), [[250, 3], [7, 0]]),
+    ]:
+        assert y.dtype == BYTE
+        assert y.tolist() == expected
+    assert abs(t([-3, 2], np.int8)).tolist() == [3, 2]
+    assert abs(t([True, False], bool)).dtype == bool
+    for y in (x.argmax(), x.argmin(1), t([0.5, 2], HALF).argmax()):
+        assert y.dtype == np.int64
+        assert not y.requires_grad
+    check(ops.where(np.array([True, False]), 1, 2), [1, 2], np.int64)
+    check(ops.where(np.array([True, False]), 1, 0.5), [1, 0.5], SINGLE)
+
+
+@pytest.mark.parametrize("other", [HALF, SINGLE, np.float64])
+def test_beside_a_float_integers_are_chosen_in_its_dtype(other):
+    whole, x = t([1, 4], np.int64), t([2.5, 3], other)
+    check(ops.maximum(whole, x), [2.5, 4], other)
+    check(ops.minimum(x, whole), [1, 3], other)
+    check(ops.where(x > 2.5, whole, x), [2.5, 4], other)
+    check(ops.concatenate([whole, x]), [1, 4, 2.5, 3], other)
+    for y in (ops.maximum(x, 0.1), x.clip(0.1, 9), ops.where(x > 0, x, 0.1), ops.minimum(np.float64(9), x)):
+        check(y, [2.5, 3], other)
+    for y in (ops.maximum(whole, 0.5), whole.clip(0.5), ops.where(whole > 0, whole, 0.5)):
+        check(y, [1, 4], SINGLE)
+
+
+def test_gradients_of_integers_that_are_chosen():
+    x = t([3, 1, 3, 0], np.int64)
+    check(ndl.Tensor(both(x.min() * 0.5, x)), [0, 0, 0, 0.5], SINGLE)
+    check(ndl.Tensor(both((abs(x - 1) * 0.5).sum(), x)), [0.5, 0, 0.5, -0.5], SINGLE)
+    check(ndl.Tensor(both((x.clip(1, 2) * 0.5).sum(), x)), [0, 0.5, 0, 0], SINGLE)
+    check(ndl.Tensor(both((ops.maximum(x, 1) * 0.5).sum(), x)), [0.5, 0.25, 0.5, 0], SINGLE)
+    check(ndl.Tensor(both((ops.where(x > 1, x, 7) * 0.5).sum(), x)), [0.5, 0, 0.5, 0], SINGLE)
+    check(ndl.Tensor(both((ops.concatenate([x, x]) * 0.5).sum(), x)), [1] * 4, SINGLE)
+    check(ndl.Tensor(both(x.var(), x)), [0.625, -0.375, 0.625, -0.875], SINGLE)
+    check(ndl.Tensor(both(ops.sqrt(x + 1).sum(), x)), [0.25, 8**-0.5, 0.25, 0.5], SINGLE)
+
+
 @pytest.mark.parametrize(
     ("difference", "expected", "dtype"),
     [
@@ -209,6 +264,16 @@ def test_sums_and_means_in_half_precision():
     check(ops.logsoftmax(ndl.Tensor(np.zeros((1, 70_000), HALF)))[0, 0], -math.log(70_000), HALF, 1e-3)
     loss = nn.SoftmaxLoss()(ndl.Tensor(np.zeros((70_000, 2), HALF)), ndl.Tensor(np.zeros(70_000, BYTE)))
     check(loss, math.log(2), HALF, 1e-3)
+
+
+def test_variances_in_half_precision():
+    x = (600 + 300 * (np.arange(4_000) % 2)).astype(HALF)  # the sum, the squares and their sum are out of range
+    check(ndl.Tensor(x).var(), 22_500, HALF, 1e-3)
+    x = ndl.Tensor(np.array([[700, 100]], HALF))
+    with np.errstate(over="ignore"):
+        assert np.isinf(x.var().item())  # 90,000, which float16 does not have
+    check(ndl.Tensor(both((x / 100).var(1), x)), [[0.03, -0.03]], HALF, 1e-3)
+    check(ops.sqrt(t([6e4, 1e-7], HALF)), [244.9, 3.45e-4], HALF, 2e-3)
 
 
 def test_norms_in_half_precision():

@@ -469,3 +469,28 @@ def test_the_warning_is_once_for_a_process_also_where_every_warning_is_shown():
     run = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)
     assert run.stderr.count("PrecisionWarning") == 1
     assert "<string>:3: PrecisionWarning" in run.stderr
+
+
+# -- digits
+
+
+def test_drawn_digits_are_the_same_for_a_seed_and_leave_the_generator_alone():
+    before = np.random.get_state()[1].tobytes()
+    images, labels = ndl.data.drawn_digits(50, seed=3)
+    assert np.random.get_state()[1].tobytes() == before
+    assert images.shape == (50, 9, 7)
+    assert (images.dtype, labels.dtype) == (np.float32, np.uint8)
+    again, _ = ndl.data.drawn_digits(50, seed=3)
+    np.testing.assert_array_equal(images, again)
+    assert (ndl.data.drawn_digits(50, seed=4)[0] != images).any()
+
+
+def test_drawn_digits_without_noise_are_ten_glyphs_in_nine_places():
+    images, labels = ndl.data.drawn_digits(3000, noise=0)
+    kinds = {(int(label), (image > 0).tobytes()) for image, label in zip(images, labels, strict=True)}
+    assert len(kinds) == 90
+    assert len({image for _, image in kinds}) == 90
+    assert (images > 0).any(0).all()
+    for bad in (-1.0, "x", float("nan")):
+        with pytest.raises(ValueError, match="drawn_digits: noise must be finite and not negative"):
+            ndl.data.drawn_digits(1, noise=bad)

@@ -553,3 +553,16 @@ def test_a_small_error_is_not_taken_for_rounding(test, method, monkeypatch):
     monkeypatch.setattr(SGD, method, off(getattr(SGD, method)))
     with pytest.raises(AssertionError):
         test()
+
+
+@pytest.mark.parametrize("given", [np.float64, np.float16, np.int64])
+def test_a_velocity_of_another_dtype_goes_through_a_state_dict_as_the_next_step_would_take_it(given):
+    one, two = parameter(2), parameter(2)
+    sgd, other = SGD([one], momentum=0.5), SGD([two], momentum=0.5)
+    sgd.u[one] = ndl.Tensor(np.array([3, -2], given), requires_grad=False)
+    other.load_state_dict(sgd.state_dict())
+    for p, optimizer in ((one, sgd), (two, other)):
+        give(p)
+        optimizer.step()
+    assert sgd.u[one].dtype == other.u[two].dtype == np.float32
+    assert np.array_equal(sgd.u[one].numpy(), other.u[two].numpy())

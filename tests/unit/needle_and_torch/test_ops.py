@@ -1,6 +1,7 @@
 """Every op against its torch twin in float64: values, gradients and second-order gradients."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -50,6 +51,11 @@ def twin_dilate(a, axes, dilation):
 ROWS = np.array([2, 0, 2])
 LABELS = np.array([2, 0, 1, 1, 2])
 
+
+def ops_concatenated(a, b):
+    return ops.concatenate([a, b])
+
+
 # name: (ours, torch's, inputs)
 CASES = {
     "EWiseAdd": (ops.add, torch.add, [normal(3, 4), normal(3, 4, seed=1)]),
@@ -83,6 +89,29 @@ CASES = {
     "Sigmoid tails": (ops.sigmoid, torch.sigmoid, [np.array([-700.0, -40.0, 0.0, 40.0, 700.0])]),
     "Softplus": (ops.softplus, torch.nn.functional.softplus, [normal(3, 4, scale=3)]),
     "Softplus tails": (ops.softplus, torch.nn.functional.softplus, [np.array([-700.0, -40.0, 0.0, 40.0, 700.0])]),
+    "Abs": (lambda a: ops.absolute(a) * a, lambda a: a.abs() * a, [np.array([-2.0, 0.0, -0.0, 3.0])]),
+    "Sqrt": (ops.sqrt, torch.sqrt, [positive(3, 4)]),
+    "Clip": (lambda a: ops.clip(a, -1, 1) * a, lambda a: a.clamp(-1, 1) * a, [np.array([-2.0, -1.0, 0.5, 1.0, 3.0])]),
+    "Clip low": (lambda a: a.clip(0.5), lambda a: a.clamp(0.5), [np.array([-2.0, 0.5, 0.75])]),
+    "Clip high": (lambda a: a.clip(high=0.5), lambda a: a.clamp(max=0.5), [np.array([-2.0, 0.5, 0.75])]),
+    "Clip crossed": (lambda a: a.clip(2, 0) + a, lambda a: a.clamp(2, 0) + a, [np.array([-2.0, 0.0, 1.0, 2.0, 3.0])]),
+    "Maximum": (
+        lambda a, b: ops.maximum(a, b) * a,
+        lambda a, b: torch.maximum(a, b) * a,
+        [np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, -0.0])],
+    ),
+    "Maximum broadcast": (ops.maximum, torch.maximum, [normal(3, 1), normal(2, 1, 4)]),
+    "Minimum": (
+        lambda a, b: ops.minimum(a, b) * b,
+        lambda a, b: torch.minimum(a, b) * b,
+        [np.array([[1.0, 2.0, 3.0]]), np.array([[2.0], [1.0]])],
+    ),
+    "Minimum zeros": (ops.minimum, torch.minimum, [np.zeros((0, 3)), normal(3)]),
+    "Where": (
+        lambda a, b: ops.where(np.eye(3) > 0, a * a, b),
+        lambda a, b: torch.where(torch.eye(3) > 0, a * a, b),
+        [normal(3, 1), normal(2, 1, 3)],
+    ),
     "Cast": (lambda a: ops.cast(a * a, "float64"), lambda a: a * a, [normal(3, 4)]),
     "Transpose": (lambda a: ops.transpose(a), lambda a: a.transpose(-1, -2), [normal(2, 3, 4)]),
     "Transpose pair": (lambda a: ops.transpose(a, (-1, 0)), lambda a: a.transpose(-1, 0), [normal(2, 3, 4)]),
@@ -121,6 +150,16 @@ CASES = {
         lambda a: a.max((0, 1)) ** 2,
         lambda a: a.amax((0, 1)) ** 2,
         [np.array([[2.0, 1.0], [2.0, 2.0]])],
+    ),
+    "Min": (lambda a: a.min((0, -1)), lambda a: a.amin((0, -1)), [normal(2, 3, 4)]),
+    "Min ties": (lambda a: a.min() ** 2, lambda a: a.amin((0, 1)) ** 2, [np.array([[2.0, 3.0], [2.0, 2.0]])]),
+    "Var": (lambda a: a.var(), lambda a: a.var(correction=0), [normal(3, 4)]),
+    "Var axes": (lambda a: a.var((0, -1), correction=1), lambda a: a.var((0, -1)), [normal(2, 3, 4)]),
+    "Var offset": (lambda a: a.var(1), lambda a: a.var(1, correction=0), [normal(3, 4, offset=1e3)]),
+    "Var kept": (
+        lambda a: a.var(axis=0, keepdims=True),
+        lambda a: a.var(0, correction=0, keepdim=True),
+        [normal(3, 4)],
     ),
     "LogSumExp": (lambda a: ops.logsumexp(a), lambda a: a.logsumexp((0, 1)), [normal(3, 4, scale=3)]),
     "LogSumExp axis": (lambda a: ops.logsumexp(a, 1), lambda a: a.logsumexp(1), [normal(3, 4, 2)]),
@@ -163,6 +202,15 @@ CASES = {
         lambda a, b: torch.stack([a, b, a], -1),
         [normal(2, 3), normal(2, 3, seed=1)],
     ),
+    "Concatenate": (
+        lambda a, b: ops.concatenate([a, b, a * b.max()], -1),
+        lambda a, b: torch.cat([a, b, a * b.amax()], -1),
+        [normal(2, 3), normal(2, 5)],
+    ),
+    "Concatenate one": (lambda a: ops.concatenate([a]) * a, lambda a: a * a, [normal(2, 3)]),
+    "Concatenate nothing": (ops_concatenated, lambda a, b: torch.cat([a, b]), [np.zeros((0, 3)), normal(2, 3)]),
+    "flatten": (lambda a: a.flatten(1) @ a.flatten(1).T, lambda a: a.flatten(1) @ a.flatten(1).T, [normal(2, 3, 2)]),
+    "clone": (lambda a: a.clone() * a, lambda a: a.clone() * a, [normal(2, 3)]),
     "Split": (
         lambda a: ops.split(a, 1)[2] * ops.split(a, 1)[0],
         lambda a: a.unbind(1)[2] * a.unbind(1)[0],
@@ -313,6 +361,22 @@ def test_a_norm_far_from_zero_rounds_its_mean_alike_on_the_way_back(op, shape):
             np.testing.assert_array_equal(a, t.numpy())
 
 
+@pytest.mark.parametrize(
+    "name", ["Sqrt", "Var", "Var axes", "Abs", "Clip", "Maximum", "Minimum", "Where", "Min", "Concatenate"]
+)
+def test_third_order(name):
+    """Of the cube of an op, so that none of its derivatives is a constant."""
+    ours, theirs, arrays = CASES[name]
+    x, t = ndl.Tensor(arrays[0]), torch.tensor(arrays[0], requires_grad=True)
+    y = (ours(x, *map(ndl.Tensor, arrays[1:])) ** 3).sum()
+    z = (theirs(t, *map(torch.tensor, arrays[1:])) ** 3).sum()
+    for order in range(3):
+        y.backward(create_graph=True)
+        (grad,) = torch.autograd.grad(z, t, create_graph=True)
+        close(x.grad, grad, f"derivative {order + 1}")
+        y, z, x.grad = (x.grad**2).sum(), (grad**2).sum(), None
+
+
 def test_every_op_has_a_case():
     classes = {n for n, c in vars(ops).items() if inspect.isclass(c) and issubclass(c, ndl.Op)}
     classes -= {"TensorOp", "TensorTupleOp"}
@@ -360,6 +424,23 @@ def test_power_at_zero_has_the_limits_of_torch():
     (tx**te).sum().backward()
     close(x.grad, tx.grad, "base")
     close(e.grad, te.grad, "exponent")
+
+
+def test_gradients_at_nan_and_infinity_are_those_of_torch():
+    values, other = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0]), np.array([1.0, 1.0, 1.0, np.nan, np.inf])
+    for name, mine, theirs in [
+        ("abs", ndl.absolute, torch.abs),
+        ("clip", lambda x: x.clip(0, 2), lambda x: x.clamp(0, 2)),
+        ("maximum", lambda x: ndl.maximum(x, other), lambda x: torch.maximum(x, torch.tensor(other))),
+        ("minimum", lambda x: ndl.minimum(other, x), lambda x: torch.minimum(torch.tensor(other), x)),
+        ("where", lambda x: ndl.where(x > 0, x, 0.0), lambda x: torch.where(x > 0, x, 0.0)),
+    ]:
+        x, t = ndl.Tensor(values), torch.tensor(values, requires_grad=True)
+        y, z = mine(x), theirs(t)
+        np.testing.assert_array_equal(y.numpy(), z.detach().numpy(), err_msg=name)
+        y.backward()
+        z.sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), t.grad.numpy(), err_msg=name)
 
 
 def test_logsumexp_of_infinities():
@@ -425,6 +506,36 @@ MESSAGES = {
     "axis twice": (lambda: a(2, 3).sum((0, -2)), ValueError, "name an axis twice"),
     "max axis": (lambda: a(2, 3).max(5), ValueError, "max: axis 5 does not exist"),
     "max empty": (lambda: a(2, 0).max(1), ValueError, r"at least one element, but the shape is \(2, 0\)"),
+    "min axis": (lambda: a(2, 3).min(5), ValueError, "min: axis 5 does not exist"),
+    "min empty": (lambda: a(2, 0).min(1), ValueError, r"min over axes \(1,\) needs at least one element"),
+    "argmax axes": (lambda: a(2, 3).argmax((0, 1)), TypeError, r"argmax: axis must be an integer or None.*\(0, 1\)"),
+    "argmin axis": (lambda: a(2, 3).argmin(2), ValueError, "argmin: axis 2 does not exist"),
+    "argmin empty": (lambda: a(0).argmin(), ValueError, "argmin over axes .* at least one element"),
+    "var axis": (lambda: a(2, 3).var(2), ValueError, "var: axis 2 does not exist"),
+    "var of one": (lambda: a(2, 1).var(1, correction=1), ValueError, r"more than correction=1 elements, .*\(2, 1\)"),
+    "var of none": (lambda: a(0).var(), ValueError, "more than correction=0 elements"),
+    "var correction": (lambda: a(3).var(correction=-1), ValueError, "finite and not negative, got correction=-1"),
+    "var unbiased": (lambda: a(3).var(unbiased=True), TypeError, "axes .* and keepdims, but got unbiased=True"),
+    "clip nothing": (lambda: a(2).clip(), TypeError, "needs a limit: low, high or both"),
+    "clip nan": (lambda: a(2).clip(math.nan), ValueError, "clip: low must not be nan"),
+    "clip tensor": (lambda: a(2).clip(0, a(2)), TypeError, r"high must be a number, got Tensor: .*needle.minimum\("),
+    "maximum": (lambda: ops.maximum(a(3), a(2)), ValueError, r"maximum: shapes \(3,\) and \(2,\) do not"),
+    "minimum": (lambda: ops.minimum(a(3), a(2)), ValueError, r"minimum: shapes \(3,\) and \(2,\) do not"),
+    "minimum list": (lambda: ops.minimum(a(2), [1, 2]), TypeError, "minimum takes Tensors, arrays .*got list"),
+    "maximum text": (lambda: ops.maximum("a", a(2)), TypeError, "maximum takes Tensors, arrays .*got str"),
+    "where": (lambda: ops.where([True] * 4, a(3), a(3)), ValueError, r"where: a condition of shape \(4,\) and shapes"),
+    "where number": (lambda: ops.where(a(3), a(3), a(3)), TypeError, "must be bools, but got dtype float64: compare"),
+    "concatenate": (lambda: ops.concatenate([a(2, 3), a(3, 2)]), ValueError, r"axis 0 alone, .*\[\(2, 3\), \(3, 2\)\]"),
+    "concatenate rank": (lambda: ops.concatenate([a(2), a(2, 3)]), ValueError, "equal, not zero, rank"),
+    "concatenate numbers": (lambda: ops.concatenate([a(), a()]), ValueError, "equal, not zero, rank"),
+    "concatenate nothing": (lambda: ops.concatenate([]), ValueError, r"one or more .* but got shapes \[\]"),
+    "concatenate axis": (lambda: ops.concatenate([a(2)], 1), ValueError, "concatenate: axis 1 does not exist"),
+    "concatenate None": (lambda: ops.concatenate([a(2)], None), TypeError, r"an integer, got axis=None: flatten\(\)"),
+    "concatenate floats": (lambda: ops.concatenate([a(2), 1.0]), TypeError, "takes needle Tensors, but got float"),
+    "flatten": (lambda: a(2, 3).flatten(1, 0), ValueError, r"axis start=1 comes after end=0 in the shape \(2, 3\)"),
+    "assignment": (lambda: a(2).__setitem__(0, 1), TypeError, r"cannot be assigned.* needle.where\(mask, value, t\)"),
+    "format": (lambda: f"{a(2):.3f}", TypeError, r"'.3f' needs exactly one element, but the shape is \(2,\)"),
+    "index of a float": (lambda: [1, 2][a()], TypeError, "an index must be an integer, .* dtype float64"),
     "logsumexp axis": (lambda: ops.logsumexp(a(2), 1), ValueError, "logsumexp: axis 1"),
     "logsumexp empty": (lambda: ops.logsumexp(a(2, 0), 1), ValueError, "at least one element"),
     "mean empty": (lambda: a(0).mean(), ValueError, "at least one element"),

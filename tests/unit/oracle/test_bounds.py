@@ -102,7 +102,7 @@ def test_the_variance_of_values_far_from_zero_is_known_well():
     mean = t.noisy(x).sum(axis=2, keepdims=True) / 64
     centred = t.noisy(x) - mean
     assert (mean.error > 0.01).all()
-    plain, better = (centred * centred).sum(axis=2, keepdims=True) / 64, t.variance(x, centred, mean, 2)
+    plain, better = (centred * centred).sum(axis=2, keepdims=True) / 64, t.variance(x, centred, mean, (2,))
     assert np.allclose(plain.v, better.v)
     assert (better.error < plain.error / 20).all()
 

@@ -80,7 +80,21 @@ ATTRIBUTES = {
     "pick": whole(-(2**31), 2**31), "labels": each(whole(0, 4095), 4096),
     "index": each(lambda s: isinstance(s, list) and len(s) == 3 and all(maybe(whole(-(2**31), 2**31))(v) for v in s), 8),
 }  # fmt: skip
-CASE = {"kind": of("train", "second", "op"), "format": lambda v: type(v) is int and v == 1}
+ON = {"optimizer": PLACE}
+FORM = {"form": lambda v: isinstance(v, str), "parameter": PLACE}
+SETTING = {"setting": of("lr", "momentum", "weight_decay", "beta1", "beta2", "eps", "max_norm")}
+ACTIONS = {
+    "Pass": {"backward": of("once", "twice"), "reset": flag, "add": flag, "to_input": flag, "keep": flag},
+    "Step": ON, "Reset": ON, "ClipNorm": ON | {"at": lambda v: isinstance(v, str)},
+    "Set": ON | SETTING | {"value": number(0)}, "Refuse": ON | SETTING | {"value": lambda v: True},
+    "Freeze": {"parameter": PLACE, "frozen": flag}, "ReplaceData": FORM, "ReplaceGradient": FORM,
+    "ReplaceState": FORM | ON | {"second": flag}, "AddParameter": {"parameter": PLACE},
+    "NewOptimizer": {"optimizer": of("SGD", "Adam"), "settings": lambda v: isinstance(v, dict)},
+    "Mode": {"part": maybe(PLACE), "training": flag}, "Evaluate": {"constant": flag}, "NoGrad": {"how": lambda v: isinstance(v, str)},
+    "Load": {}, "Copy": {"how": of("deepcopy", "pickle")},
+    "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE},
+}  # fmt: skip
+CASE = {"kind": of("train", "second", "op", "program"), "format": lambda v: type(v) is int and v == 1}
 MODEL = {
     "model": BODY, "data": lambda v: isinstance(v, dict), "loss": lambda v: isinstance(v, dict), "seed": whole(0, 2**32 - 1),
     "weight_scale": number(0), "keep_init": flag,
@@ -93,16 +107,26 @@ RANGES = {
         "input_grad": flag, "memory": maybe(lambda v: isinstance(v, dict)),
     },
     "second": CASE | MODEL,
+    "program": CASE | MODEL | {
+        "optimizer": lambda v: isinstance(v, dict), "actions": BODY, "held": of("sequential", "list", "dict"),
+        "again": maybe(PLACE), "functions": flag,
+    },
+    **ACTIONS,
     "op": CASE | OP | {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
+        "order": whole(1, 3),
     },
     "Operand": {
-        "shape": each(whole(0, 4096), 8), "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
+        "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
         "layout": of("C", "F", "strided", "reversed"),
     },
     "OpStep": OP | {"args": each(ARGUMENT)},
     "Ops": {"steps": BODY},
     "Linear": {"out": SIZE, "bias": flag, "frozen": flag, "tie": maybe(ARGUMENT)},
+    "Conv": {
+        **dict.fromkeys(("out", "channels", "height", "kernel", "stride"), whole(1, 64)), "padding": maybe(whole(0, 64)),
+        "bias": flag, "frozen": flag,
+    },
     "BatchNorm": {"eps": maybe(POSITIVE), "momentum": maybe(number(0, 1)), "frozen": flag},
     "LayerNorm": {"eps": maybe(POSITIVE), "frozen": flag},
     "Dropout": {"p": maybe(number(0, 1))},
@@ -116,7 +140,7 @@ RANGES = {
     },
     "Digits": {"rows": SIZE},
     "SoftmaxLoss": {"labels": of("int64", "int32", "uint8")},
-    "MeanSquare": {}, "WeightedSum": {}, "Cotangent": {},
+    "MeanSquare": {}, "MSELoss": {}, "WeightedSum": {}, "Cotangent": {},
     "SGD": {"lr": maybe(POSITIVE), "momentum": maybe(BELOW_1), "weight_decay": maybe(number(0))},
     "Adam": {
         "lr": maybe(POSITIVE), "beta1": maybe(BELOW_1), "beta2": maybe(BELOW_1), "eps": maybe(POSITIVE),
@@ -132,7 +156,7 @@ RANGES = {
 
 # where one kind alone is possible, a file need not say which
 ALONE = {
-    ("op", "operands"): "Operand", ("second", "data"): "Data", ("Data", "atoms"): "Atom", ("train", "clip"): "Clip",
+    ("op", "operands"): "Operand", ("second", "data"): "Data", ("program", "data"): "Data", ("Data", "atoms"): "Atom", ("train", "clip"): "Clip",
     ("train", "lr_changes"): "LrChange", ("train", "gap"): "Gap", ("Ops", "steps"): "OpStep", ("train", "memory"): "Memory",
 }  # fmt: skip
 
@@ -153,7 +177,7 @@ def outside(raw, kind=None):
             return f"attribute {name}={value!r:.60}"
     for name, value in raw.items():
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, dict) and name != "attributes":
+            if isinstance(part, dict) and name not in ("attributes", "settings"):
                 found = outside(part, ALONE.get((kind, name)))
                 if found:
                     return found
@@ -340,7 +364,8 @@ DAMAGES = (
 
 def good_cases():
     """Some thirty drawn cases of all kinds."""
-    return [c.encode(case) for kind, n in (("train", 16), ("op", 13), ("second", 4)) for case in draw(kind, n, 14)]
+    kinds = (("train", 16), ("op", 13), ("second", 4), ("program", 6))
+    return [c.encode(case) for kind, n in kinds for case in draw(kind, n, 14)]
 
 
 # -- the trial --------------------------------------------------------------------------------------------------------

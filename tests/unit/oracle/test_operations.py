@@ -100,7 +100,12 @@ def test_a_layer_is_a_part_of_cases_by_its_block_alone():
 
 def test_every_layer_of_needle_can_be_in_a_case():
     classes = {n for n, k in inspect.getmembers(needle.nn, inspect.isclass) if issubclass(k, needle.nn.Module)}
-    known = {kind.called or name for name, kind in c.LAYERS.items()} | {"SoftmaxLoss", "Module"}
+    known = {kind.called or name for name, kind in c.LAYERS.items()} | {
+        "SoftmaxLoss",
+        "MSELoss",
+        "Module",
+        "ModuleList",
+    }
     assert classes <= known, f"no case has a {classes - known}"
 
 
@@ -113,7 +118,8 @@ def ordinary(name, count=30):
     found = []
     for case in draw_from(op_cases([name]), 3 * count, 1):
         numbers = [v for o in case.operands for v in o.values]
-        if numbers and all(isinstance(v, float) and abs(v) < 50 for v in numbers):
+        far = 150 if OPERATIONS[name].values == "far" else 50
+        if numbers and all(isinstance(v, float) and abs(v) < far for v in numbers):
             found.append(case)
     return found[:count]
 
@@ -164,8 +170,9 @@ def wrong(name, of_value, of_gradient):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_definition_is_found_by_rule_p(name, factors, monkeypatch):
     """torch in float32 does not agree with it, whatever needle does: the oracle says that the oracle is wrong."""
+    cases = ordinary(name)  # of the right one: what an op takes is read off its definition, once in a process
     monkeypatch.setitem(OPERATIONS, name, wrong(name, *factors))
-    found = (e for case in ordinary(name) if not case.constants for e in judged(case, needle).oracle_errors)
+    found = (e for case in cases if not case.constants for e in judged(case, needle).oracle_errors)
     assert next(found, "nothing found").startswith("rule P: torch's ")
 
 

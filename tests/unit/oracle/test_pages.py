@@ -6,7 +6,7 @@ import jinja2
 import pytest
 from rich.console import Console
 
-from oracle.pages import html, markdown, terminal
+from oracle.pages import html, markdown, templates, terminal
 
 
 def test_where_nobody_watches_progress_is_a_line_now_and_then_or_nothing():
@@ -54,6 +54,6 @@ def test_a_page_escapes_what_is_text_and_misses_no_name(tmp_path):
     page = tmp_path / "page.html"
     page.write_text("{{ text }}{{ plot }}", "utf-8")
     plot = html.inline('<?xml version="1.0"?>\n<svg></svg>')
-    assert html.render(page, text="<b>", plot=plot) == "&lt;b&gt;<svg></svg>"
+    assert templates.render(page, text="<b>", plot=plot) == "&lt;b&gt;<svg></svg>"
     with pytest.raises(jinja2.UndefinedError, match="'plot' is undefined"):
-        html.render(page, text="")
+        templates.render(page, text="")

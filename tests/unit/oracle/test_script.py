@@ -13,9 +13,11 @@ from msgspec import structs
 import needle
 from oracle.blame import headline, judged, report, script
 from oracle.cases import case as c
+from oracle.cases.features import EDITS
+from oracle.cases.strategies import every_op
 from oracle.commands import Asked
 from oracle.rules.verdict import Divergence
-from oracle.runs.draws import draw
+from oracle.runs.draws import draw, draw_from
 from oracle.systems.ours import again_unwatched
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import around, compute, replace, wrap
@@ -48,6 +50,32 @@ CASES = {
     ),
     "op": c.OpCase(op="tanh", operands=(c.Operand((2, 2), (0.5, 1.0, -1.0, 0.25), layout="F"),)),
 }
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_alone_it_differentiates_an_operation_again(order, tmp_path):
+    case = c.OpCase(op="tanh", operands=(c.Operand((3,), (0.5, 1.0, -1.0)),), cotangent=(2.0, -1.0), order=order)
+    right, cut = "(g * (1 - y * y),)", "(g * (1 - y * _fixed(g, _value(y))),)"  # half of its own derivative
+    source = (ROOT / "needle" / "ops.py").read_text(encoding="utf-8")
+    assert source.count(right) == 1
+
+    def constant(self, g, y, needs, a):
+        return (g * (1 - y * needle.ops._fixed(g, needle.ops._value(y))),)
+
+    with wrap("ops.Tanh.vjp", lambda old: constant).applied():
+        found = judged(case, needle).divergence
+        assert found is not None
+        assert found.quantity == "second gradient"
+        assert found.suspect.what == "tanh second backward"
+        report.write(case, found, Asked(folder=tmp_path))
+    text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "needle", tmp_path / "needle", ignore=shutil.ignore_patterns("__pycache__"))
+    run = alone(tmp_path, text)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (tmp_path / "needle" / "ops.py").write_text(source.replace(right, cut), encoding="utf-8")
+    run = alone(tmp_path, text)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert f"truth    {headline.number(found.truth)}   (float64)" in run.stdout
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -163,6 +191,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.filterwarnings("ignore::needle.ops.PrecisionWarning")  # a fault in the dtype is what it warns of
 def test_it_fails_with_the_fault_and_agrees_without(name):
     patch, case = PLANTED[name]
     with patch.applied():
@@ -182,6 +211,20 @@ def test_scripts_of_right_cases_agree():
         text = script.script(case, found, needle)
         compile(text, "script", "exec")
         assert not script.fails(text), case.digest
+
+
+def test_scripts_of_right_operations_agree():
+    # what a side of a block calls is written down with it: every kind of index, and every block with helpers
+    base = c.OpCase(op="negate", operands=(c.Operand((3, 2), (1.0, -2.0, 0.5, 3.0, 0.25, -1.0)),))
+    kinds = "index", "argument negative", "argument -1", "argument a new"
+    cases = [edit(base) for label, edit in EDITS[c.OpCase].items() if label.startswith(kinds)]
+    drawn = draw_from(every_op(["picked", "var", "where", "clip", "concatenate"]), 4, 7)
+    cases += [case for each in drawn for case in each if 0 not in case.result_shape]
+    assert len({case.op for case in cases}) >= 12
+    for case in cases:
+        first = (0,) * len(case.result_shape)
+        found = Divergence(0, "activation", case.op, "G", "planted", first, 0.0, 0.0, 0.0, "float32", 1.0, 1e9)
+        assert not script.fails(script.script(case, found, needle)), c.describe(case)
 
 
 def test_a_script_that_cannot_be_written_does_not_lose_the_case(tmp_path, monkeypatch):
@@ -281,3 +324,14 @@ def test_a_script_ends_whatever_hangs(planted_scripts, tmp_path):
     done = run_at(path)
     assert (done.returncode, done.stderr) == (4, "")
     assert "not done within 3 s" in done.stdout
+
+
+@pytest.mark.parametrize("loss", c.Loss.__args__, ids=lambda loss: loss.__name__)
+def test_a_script_of_every_loss_agrees_in_both_orders(loss):
+    """With a Conv, whose weight torch holds in another layout."""
+    about = {"data": c.Data(rows=3, features=2), "loss": loss(), "seed": 1}
+    model = (c.Linear(6), c.Conv(2, 1, 2, 2), c.Linear(2))
+    train = c.TrainCase(model=model, optimizer=c.SGD(momentum=0.9), steps=2, **about)
+    assert not script.fails(script.script(train, Divergence(1, "parameter", "1.weight", "T", ""), needle))
+    second = c.SecondOrderCase(model=model, **about)
+    assert not script.fails(script.script(second, Divergence(0, "second", "1.weight", "G", ""), needle))

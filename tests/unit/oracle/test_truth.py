@@ -112,7 +112,9 @@ def test_replica_0_is_exact_and_the_others_differ_by_roundings():
     ],
     ids=lambda layers: "-".join(type(x).__name__ for x in layers),
 )
-@pytest.mark.parametrize("loss", [c.SoftmaxLoss(), c.MeanSquare(), c.WeightedSum(), c.Cotangent()], ids=type)
+@pytest.mark.parametrize(
+    "loss", [c.SoftmaxLoss(), c.MeanSquare(), c.MSELoss(), c.WeightedSum(), c.Cotangent()], ids=type
+)
 def test_the_truth_is_torch_in_float64(layers, loss):
     case = c.TrainCase(
         model=layers,

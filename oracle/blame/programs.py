@@ -1,0 +1,90 @@
+"""Who is to blame for what a program shows? The phase of the optimizer, the action, or what writes into something held."""
+
+from __future__ import annotations
+
+import msgspec
+
+from oracle.blame.words import clip_words, optimizer_words
+from oracle.cases import actions as a
+from oracle.cases import case as c
+from oracle.cases import programs
+from oracle.rules.verdict import Divergence, Evidence, Suspect
+
+_HELD = "what the user holds is not written to: "
+_LINES: dict[type[a.Action], tuple[str, ...]] = {
+    a.Pass: ("Tensor", "backward"),
+    a.Freeze: ("Tensor", "backward"),
+    a.Load: ("nn.Module", "load_state_dict"),
+    a.Copy: ("autograd.Value", "__getstate__"),
+    a.NoGrad: ("no_grad", "__exit__"),
+    a.Evaluate: ("nn.Module", "eval"),
+    a.ReplaceData: ("Tensor", "data"),
+}
+
+
+def of_program(case: c.ProgramCase, f: Divergence, evidence: Evidence) -> Suspect:
+    """The suspect of a divergence that is no exception."""
+    action = case.actions[f.step]
+    kind = programs.kind_at(case, f.step)
+    place = f"action {f.step}, {action.text}"
+    if f.quantity in ("velocity", "first moment", "second moment", "parameter"):
+        words = ""
+        if f.rule == "dtype":
+            words = f"its dtype is {f.ours} and not {f.truth}"
+        elif evidence.update is not None and evidence.optimizer is not None:
+            words = optimizer_words(_with(case, optimizer=evidence.optimizer), f.quantity, evidence.update)
+        phase = "parameter update" if f.quantity == "parameter" else f"{f.quantity} update"
+        known = "all gradients agree" if f.quantity != "parameter" else "all gradients and the optimizer's state agree"
+        return Suspect(f"{kind} {phase}", f"{place}, {f.name}", known, words, (f"optim.{kind}", "step"))
+    if f.quantity in ("clip norm", "clipped"):
+        words = ""
+        if evidence.clipping is not None and isinstance(action, a.ClipNorm):
+            most = action.max_norm(list(evidence.clipping.raw.values()))
+            words = clip_words(_with(case, clip=c.Clip(most)), f.quantity, evidence.clipping)
+        what = "clip norm" if f.quantity == "clip norm" else "clip scaling"
+        return Suspect(what, place, "", words, (f"optim.{kind}", "clip_grad_norm"))
+    if f.quantity == "state":
+        return _state(case, f, action, kind, place)
+    if f.quantity == "promise" and f.name.startswith(_HELD):
+        held = f.name.removeprefix(_HELD)
+        return Suspect(f"something writes into a {held.split(' of ')[0]} that a user may hold (alias)", place)
+    if f.quantity == "promise" and f.name.startswith("eval()"):
+        return Suspect("Module.eval", place, definition=("nn.Module", "eval"))
+    if f.quantity in ("promise", "twin"):
+        what = f"{action.words}: {f.name.split(': ')[0]}"
+        return Suspect(what, place, definition=_LINES.get(type(action), ()))
+    if f.quantity in ("gradient", "adjoint"):
+        what = "gradients of a program" if f.rule != "unexpected" else "gradient that should not exist (requires_grad)"
+        return Suspect(what, f"{place}, {f.name}", "the loss agrees", definition=("Tensor", "backward"))
+    mode = "evaluation mode" if f.quantity == "evaluation" else "the modes that are set"
+    what = "running statistics" if f.quantity == "buffer" else f"forward in {mode}"
+    return Suspect(f"{what} (program)", f"{place}, {f.name}", definition=("nn.Sequential", "forward"))
+
+
+def _with(case: c.ProgramCase, **fields: object) -> c.TrainCase:
+    return msgspec.structs.replace(case.training, **fields)
+
+
+def _state(case: c.ProgramCase, f: Divergence, action: a.Action, kind: str, place: str) -> Suspect:
+    """What an action has changed and must not, or the other way round."""
+    owner, _, rest = f.name.rpartition(": ")
+    entry = rest.split(" ")[0] if owner or not rest else f.name.split(" ")[0]
+    place = f"{place}, {f.name}"
+    if isinstance(action, a.Step):
+        line = (f"optim.{kind}", "step")
+        if entry == "gradient":
+            return Suspect(f"{kind}.step writes into gradients", place, definition=line)
+        if entry == "parameter" or owner:
+            return Suspect(f"{kind} skip", place, f.message, definition=line)
+    if isinstance(action, a.ClipNorm):
+        what = "clip scaling" if entry == "gradient" else f"clip: {entry}"
+        return Suspect(what, place, definition=(f"optim.{kind}", "clip_grad_norm"))
+    if isinstance(action, a.Evaluate) and entry == "mode":
+        return Suspect("Module.train", place, definition=("nn.Module", "train"))
+    if isinstance(action, a.Mode):
+        return Suspect(
+            f"Module.{'train' if action.training else 'eval'}",
+            place,
+            definition=("nn.Module", "train" if action.training else "eval"),
+        )
+    return Suspect(f"{action.words}: {entry}", place, definition=_LINES.get(type(action), ()))

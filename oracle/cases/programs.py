@@ -1,0 +1,91 @@
+"""What follows from a program: its names, its state at the start, and the mode that each pass runs in. NumPy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from oracle.cases import actions as a
+from oracle.cases import case as c
+from oracle.cases import inputs
+from oracle.cases.known import SETTINGS, Known
+
+Array = npt.NDArray[Any]
+
+
+def start(case: c.ProgramCase) -> Known:
+    """The state before the first action."""
+    names, paths, run = names_of(case), switched(case), case.training
+    added = late(case)
+    kind = type(case.optimizer).__name__
+    k = Known(case.seed, names, paths, late=added)
+    k.optimizers = [(kind, [name for name in names if name not in added])]
+    buffers = {slot.name for slot in inputs.slots(run)[1]}
+    for name, value in inputs.initial_state(run).items():
+        if case.alias(name) == name:
+            k.values[f"{'buffer' if name in buffers else 'parameter'} {name}"] = value
+    k.values |= {f"requires_grad {name}": True for name in names}
+    k.values |= {f"mode {path}": True for path in paths}
+    for name, default in SETTINGS[kind].items():
+        given = getattr(case.optimizer, name)
+        k.values[f"optimizer 0: {name}"] = default if given is None else given
+    return k
+
+
+def flowing(k: Known) -> list[str]:
+    """The parameters that a backward pass reaches: all layers of a program are used."""
+    return [name for name in k.parameters if k.values[f"requires_grad {name}"]]
+
+
+def modes(case: c.ProgramCase, k: Known) -> Mapping[str, bool]:
+    """Of every layer of the training run: whether it trains."""
+    return {path: k.values.get(f"mode {case.alias(path + '.')[:-1]}", True) for path, _ in c.walk(case.training.model)}
+
+
+def masks(case: c.ProgramCase, t: int, training: Mapping[str, bool]) -> dict[str, Array]:
+    """Dropout masks of pass t, (1, 1, rows, width), as the global generator gives them to the layers that train."""
+    run, found = case.training, {}
+    rng = c.generator("masks", inputs.step_seed(run, t))
+    for path, layer, width, _ in inputs.plain_layers(run):
+        if layer.draws and training[path]:
+            found[path] = layer.mask(rng, (run.data.rows, width))[None, None]
+    return found
+
+
+def switched(case: c.ProgramCase) -> list[str]:
+    """Paths of the modules that can be switched between the modes; what a function stands for is no module."""
+    functions = tuple(f"{i}." for i, layer in enumerate(case.model) if case.functions and function_of(layer))
+    return [path for path, _ in c.walk(case.model) if not functions or not path.startswith(functions)]
+
+
+def function_of(layer: c.Layer) -> str:
+    """The op of a Residual around one activation, which may be given as a function; empty for other layers."""
+    one = layer.body[0] if isinstance(layer, c.Residual) and len(layer.body) == 1 else None
+    return str(getattr(one, "op", "")) if type(one).__name__ in c.ACTIVATIONS else ""
+
+
+def last(case: c.ProgramCase) -> str:
+    """The path of the last layer of the training run, whose output is the model's."""
+    return str(len(case.training.model) - 1)
+
+
+def late(case: c.ProgramCase) -> list[str]:
+    """The parameters that the first optimizer does not have until they are added; one parameter it always has."""
+    names = names_of(case)
+    added = {names[action.parameter % len(names)] for action in case.actions if isinstance(action, a.AddParameter)}
+    return [name for name in names if name in added][: len(names) - 1]
+
+
+def names_of(case: c.ProgramCase) -> list[str]:
+    """Names of the parameters, in the order of the model."""
+    return [slot.name for slot in inputs.slots(case.training)[0] if case.alias(slot.name) == slot.name]
+
+
+def kind_at(case: c.ProgramCase, index: int) -> str:
+    """The kind of the optimizer that an action is about."""
+    kinds = [type(case.optimizer).__name__]
+    kinds += [action.optimizer for action in case.actions[:index] if isinstance(action, a.NewOptimizer)]
+    place = getattr(case.actions[index], "optimizer", 0)
+    return kinds[place % len(kinds)] if isinstance(place, int) else place

@@ -1,0 +1,28 @@
+"""Modules of a user's own, with their layers in a list or a dict. By names of this file, so that they can be pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_made: dict[tuple[Any, str], Any] = {}
+
+
+def held(ndl: Any, kind: str, layers: Sequence[Any]) -> Any:
+    """A module with these layers, one after the other."""
+    name = {"list": "InList", "dict": "InDict"}[kind]
+    base = ndl.nn.Module
+    if (base, name) not in _made:
+
+        def init(self: Any, layers: Sequence[Any]) -> None:
+            base.__init__(self)
+            self.layers = list(layers) if kind == "list" else {f"layer {i}": layer for i, layer in enumerate(layers)}
+
+        def forward(self: Any, x: Any) -> Any:
+            for layer in self.layers if kind == "list" else self.layers.values():
+                x = layer(x)
+            return x
+
+        space = {"__init__": init, "forward": forward, "__module__": __name__, "__qualname__": name}
+        _made[base, name] = globals()[name] = type(name, (base,), space)
+    return _made[base, name](layers)

@@ -1,0 +1,327 @@
+"""A needle in the hands of a user who does this and that: the `Hands` of `oracle.cases.actions`.
+
+Nothing of needle is wrapped or loaded in between. After every action all of the state is read, as copies, and no array is held
+on to unless the program asks for it: an optimizer may write into what nobody holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from oracle.cases import actions as a
+from oracle.cases import case as c
+from oracle.cases import known, programs
+from oracle.cases.inputs import Batches, Slot, initial_state, step_seed
+from oracle.cases.known import SETTINGS, STATES, State
+from oracle.systems.ours.held import held
+from oracle.systems.ours.model import Array, array_of, build
+from oracle.systems.ours.phase import Phase
+from oracle.systems.trace import Clock, Observation, same_bits
+
+_SEED = 7  # of NumPy's global generator, before an evaluation, which must not draw from it
+_NEXT = np.random.RandomState(_SEED).bytes(8)
+
+
+@dataclass
+class Parts:
+    """What is copied together: a model, its modules by path, its parameters by name, and optimizers of them."""
+
+    model: Any
+    modules: dict[str, Any]
+    parameters: dict[str, Any]
+    optimizers: list[Any]
+
+
+class World:
+    """One user's needle. Actions work on it, and ``look`` tells its state."""
+
+    def __init__(
+        self, case: c.ProgramCase, ndl: Any, slots: tuple[list[Slot], list[Slot]],
+        batches: Batches, clock: Clock,
+    ) -> None:  # fmt: skip
+        self.case, self.ndl, self.batches, self.clock = case, ndl, batches, clock
+        self.parameter_slots, self.buffer_slots = slots
+        self.index = self.passes = 0
+        self.flows: Sequence[str] = ()  # the parameters that a backward pass reaches, as things stand
+        self.seen = Observation(0)
+        self.promises: dict[str, bool] = {}
+        self.kept: list[tuple[str, Any, Array]] = []
+        self.twin: World | None = None
+        self.late = programs.late(case)
+        with self.phase("build"):
+            np.random.seed(case.seed_for("build"))
+            self.softmax_loss = ndl.nn.SoftmaxLoss()
+            self.parts = self._built()
+            state = initial_state(case.training)
+            for name, p in self.parameters.items():
+                p.data = ndl.Tensor(state[name], requires_grad=False)
+            for slot in self.buffer_slots:
+                self._buffer(slot).data = ndl.Tensor(state[slot.name], requires_grad=False)
+            spec = case.optimizer
+            given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
+            first = [p for name, p in self.parameters.items() if name not in self.late]
+            self.parts.optimizers.append(getattr(ndl.optim, type(spec).__name__)(first, **given))
+
+    def phase(self, name: str) -> Phase:
+        """Needle at work: what it raises there is a failure of this phase."""
+        return Phase(name, self.clock, self.ndl)
+
+    def _built(self) -> Parts:
+        case, nn = self.case, self.ndl.nn
+        whole = build(case.training, self.ndl)
+        paths = programs.switched(case)
+        made = []
+        for i, layer in enumerate(case.model):
+            module = whole.modules[str(i)]
+            if case.functions and (op := programs.function_of(layer)):
+                module = whole.modules[str(i)] = nn.Residual(getattr(self.ndl, op))
+            made.append(module)
+        made += [] if case.again is None else [made[case.again % len(made)]]
+        model = nn.Sequential(*made) if case.held == "sequential" else held(self.ndl, case.held, made)
+        parameters = {}
+        for slot in self.parameter_slots:
+            path, attribute = slot.name.rsplit(".", 1)
+            parameters[slot.name] = getattr(whole.modules[path], attribute)
+        return Parts(model, {path: whole.modules[path] for path in paths}, parameters, [])
+
+    def _buffer(self, slot: Slot) -> Any:
+        path, attribute = slot.name.rsplit(".", 1)
+        return getattr(self.modules[path], attribute)
+
+    # -- what actions find ----------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """The whole model."""
+        return self.parts.model
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """Its modules by path."""
+        return self.parts.modules
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters by name."""
+        return self.parts.parameters
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """All optimizers, the first one first."""
+        return self.parts.optimizers
+
+    def parameter(self, place: int) -> tuple[str, Any]:
+        """See `oracle.cases.actions.Hands`."""
+        return list(self.parameters.items())[place % len(self.parameters)]
+
+    def optimizer(self, place: int) -> Any:
+        """Likewise."""
+        return self.optimizers[place % len(self.optimizers)]
+
+    def listed(self, optimizer: int, place: int) -> tuple[str, Any]:
+        """Likewise."""
+        names = self._names(self.optimizer(optimizer))
+        name = names[place % len(names)]
+        return name, self.parameters[name]
+
+    def _names(self, optimizer: Any) -> list[str]:
+        names = {id(p): name for name, p in self.parameters.items()}
+        return [names[id(p)] for p in optimizer.params]
+
+    def numbers(self, parameter: Any, *, positive: bool = False) -> Array:
+        """Likewise."""
+        return known.numbers(self.case.seed, self.index, parameter.shape, positive=positive)
+
+    def write(self, tensor: Any, values: Array) -> bool:
+        """Likewise."""
+        array = tensor.cached_data
+        others = [*self._arrays().values(), *(array_of(thing) for _, thing, _ in self.kept)]
+        mine = sum(np.may_share_memory(array, other) for other in others)
+        if mine > 1 or not array.flags.writeable:
+            return False
+        array[...] = values
+        return True
+
+    def hold(self, name: str, thing: Any) -> None:
+        """Likewise."""
+        self.kept.append((name, thing, np.array(array_of(thing))))
+
+    def promise(self, name: str, kept: bool) -> None:
+        """Likewise."""
+        self.promises[name] = self.promises.get(name, True) and bool(kept)
+
+    # -- what actions ask for -------------------------------------------------------------------------------------------
+
+    def run(self, action: a.Pass) -> None:
+        """A pass; what flows is taken down before anything is added to it."""
+        t = self.passes
+        before = {n: p.grad for n, p in self.parameters.items() if p.grad is not None and p.grad.dtype == p.dtype}
+        np.random.seed(step_seed(self.case.training, t))
+        x = self._tensor("input", self.batches.x[t, 0], requires_grad=action.to_input)
+        out = self.model(x)
+        loss, cotangent = self._loss(out, t)
+        self.seen.put("activation", programs.last(self.case), array_of(out))
+        if loss is not out:
+            self.seen.put("loss", "loss", array_of(loss))
+        flows = bool(self.flows) or action.to_input
+        self.promise("a loss requires a gradient if a parameter does", bool(loss.requires_grad) == flows)
+        if not loss.requires_grad:
+            return
+        if action.backward == "twice":
+            loss.backward(*cotangent, retain_graph=True)
+            first = self._gradients()
+        loss.backward(*cotangent)
+        if action.backward == "twice":
+            again = self._gradients()
+            same = first.keys() == again.keys() and all(same_bits(first[n], again[n]) for n in first)
+            self.promise("a second backward pass gives the same gradients", same)
+            try:
+                loss.backward(*cotangent)
+            except RuntimeError:
+                pass
+            else:
+                self.promise("a third backward pass, through the freed graph, is refused", False)
+        for name in reversed(self.flows):
+            p = self.parameters[name]
+            if p.grad is not None:
+                self.seen.put("gradient", name, array_of(p.grad))
+        if action.to_input and x.grad is not None:
+            self.seen.put("adjoint", "input", array_of(x.grad))
+        if action.add:
+            for name in self.flows:
+                if name in before and self.parameters[name].grad is not None:
+                    self.parameters[name].grad = before[name].data + self.parameters[name].grad.data
+        if action.keep:
+            self.hold("loss", loss)
+            self.hold("output", out)
+
+    def _gradients(self) -> dict[str, Array]:
+        return {n: np.array(array_of(p.grad)) for n, p in self.parameters.items() if p.grad is not None}
+
+    def _tensor(self, name: str, values: Array, *, requires_grad: bool = False) -> Any:
+        """A Tensor that the user hands in, and goes on holding."""
+        tensor = self.ndl.Tensor(np.array(values), requires_grad=requires_grad)
+        self.hold(name, tensor)
+        return tensor
+
+    def _loss(self, out: Any, t: int) -> tuple[Any, tuple[Any, ...]]:
+        """The loss, and the cotangent that its backward pass starts from, if it is no scalar."""
+        loss, batches = self.case.loss, self.batches
+        if isinstance(loss, c.SoftmaxLoss):
+            assert batches.labels is not None
+            return self.softmax_loss(out, self._tensor("labels", batches.labels[t, 0])), ()
+        assert batches.drawn is not None
+        drawn = self._tensor("out_grad" if isinstance(loss, c.Cotangent) else "target", batches.drawn[t, 0])
+        if isinstance(loss, c.Cotangent):
+            return out, (drawn,)
+        if isinstance(loss, c.WeightedSum):
+            return (out * drawn).sum(), ()
+        if isinstance(loss, c.MSELoss):
+            return self.ndl.nn.MSELoss()(out, drawn), ()
+        return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
+
+    def evaluate(self, *, constant: bool) -> None:
+        """A forward pass on the next batch."""
+        np.random.seed(_SEED)
+        self.promise("eval() switches every layer", not any(module.training for module in self.modules.values()))
+        with self.ndl.no_grad() if constant else nullcontext():
+            out = self.model(self._tensor("input", self.batches.x[self.passes, 0]))
+        self.seen.put("evaluation", programs.last(self.case), array_of(out))
+        self.promise("evaluation leaves the random state alone", np.random.bytes(8) == _NEXT)
+        if constant:
+            self.promise("under no_grad the output requires no gradient", not out.requires_grad)
+
+    def clip(self, optimizer: Any, max_norm: float | None) -> None:
+        """Clip, and take down the norm that is returned."""
+        norm = optimizer.clip_grad_norm(*(() if max_norm is None else (max_norm,)))
+        self.seen.put("clip norm", "norm", np.float64(norm))
+
+    def another(self, kind: str, settings: dict[str, float]) -> None:
+        """One more optimizer."""
+        self.optimizers.append(getattr(self.ndl.optim, kind)(list(self.model.parameters()), **settings))
+
+    def loaded(self, *, optimizer: bool) -> None:
+        """Go on with a fresh model; the old one is left as it is."""
+        state = self.model.state_dict()
+        np.random.seed(self.case.seed_for("fresh"))
+        fresh = self._built()
+        fresh.model.load_state_dict(state)
+        for name, p in self.parameters.items():
+            self.hold(f"{name} of the model whose state was loaded", p)
+        for slot in self.buffer_slots:
+            self.hold(f"{slot.name} of the model whose state was loaded", self._buffer(slot))
+        for value in state.values():
+            value[...] = np.nan
+        for old in self.optimizers:
+            new = [fresh.parameters[name] for name in self._names(old)]
+            if not optimizer:
+                settings = {name: getattr(old, name) for name in SETTINGS[type(old).__name__]}
+                fresh.optimizers.append(type(old)(new, **settings))
+                continue
+            state = old.state_dict()
+            fresh.optimizers.append(type(old)(new))
+            fresh.optimizers[-1].load_state_dict(state)
+            for value in state.values():
+                if isinstance(value, np.ndarray):
+                    value[...] = np.nan
+        self.parts = fresh
+
+    def copied(self, how: str) -> None:
+        """Go on with a copy; the original becomes the twin, which does the same."""
+        made = copy.deepcopy(self.parts) if how == "deepcopy" else pickle.loads(pickle.dumps(self.parts))
+        self.twin = copy.copy(self)
+        self.twin.twin, self.twin.kept = None, []
+        self.parts = made
+        theirs, mine = self.twin._arrays(), self._arrays()
+        shared = any(np.may_share_memory(theirs[key], mine[key]) for key in theirs.keys() & mine.keys())
+        self.promise("a copy shares nothing with its original", not shared)
+
+    def _arrays(self) -> dict[str, Array]:
+        """All arrays of parameters, gradients, buffers and optimizer states, by name."""
+        found = {f"parameter {name}": array_of(p) for name, p in self.parameters.items()}
+        found |= {f"gradient {n}": array_of(p.grad) for n, p in self.parameters.items() if p.grad is not None}
+        found |= {f"buffer {slot.name}": array_of(self._buffer(slot)) for slot in self.buffer_slots}
+        for i, optimizer in enumerate(self.optimizers):
+            for attribute in STATES[type(optimizer).__name__].values():
+                held = getattr(optimizer, attribute)
+                found |= {f"{attribute} {i} {n}": array_of(held[p]) for n, p in self.parameters.items() if p in held}
+        return found
+
+    # -- what is seen ---------------------------------------------------------------------------------------------------
+
+    def look(self) -> State:
+        """All of the state, as copies."""
+        state: State = {}
+        for name, p in self.parameters.items():
+            state[f"parameter {name}"] = np.array(array_of(p))
+            state[f"requires_grad {name}"] = bool(p.requires_grad)
+            if p.grad is not None:
+                state[f"gradient {name}"] = np.array(array_of(p.grad))
+        for slot in self.buffer_slots:
+            state[f"buffer {slot.name}"] = np.array(array_of(self._buffer(slot)))
+        for path, module in self.modules.items():
+            state[f"mode {path}"] = bool(module.training)
+        for i, optimizer in enumerate(self.optimizers):
+            kind = type(optimizer).__name__
+            state |= {f"optimizer {i}: {name}": getattr(optimizer, name) for name in SETTINGS[kind]}
+            for name in self._names(optimizer):
+                p = self.parameters[name]
+                for quantity, attribute in STATES[kind].items():
+                    if p in (held_in := getattr(optimizer, attribute)):
+                        state[f"optimizer {i}: {quantity} {name}"] = np.array(array_of(held_in[p]))
+                if kind == "Adam" and p in optimizer.t:
+                    state[f"optimizer {i}: t {name}"] = optimizer.t[p]
+        return state
+
+    def unkept(self) -> Iterator[str]:
+        """What is held and has not kept its bits."""
+        for name, thing, before in self.kept:
+            if not same_bits(array_of(thing), before):
+                yield name

@@ -1,0 +1,83 @@
+"""What needle offers is what the cases call, or stands in a list with the test that checks it instead."""
+
+from pathlib import Path
+from types import ModuleType
+
+import needle
+from oracle.blame import judged
+from oracle.runs import surface
+from oracle.runs.draws import OP_NAMES, draw, shard_cases
+
+ROOT = Path(__file__).parents[2]
+SHARDS = 3  # of seed 0, of which those cases are run that have something new, and eight more of each operation
+
+
+def test_what_needle_offers_is_what_the_cases_call():
+    cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
+    cases += draw("op", 8 * len(OP_NAMES), 0)
+    reached = surface.reached_by(cases, needle, judged)
+    items = surface.Surface(needle).items
+    assert reached <= set(items)
+    found = surface.problems(items, reached, surface.excuses(), ROOT)
+    assert not found, "\n".join(["", *found])
+
+
+def offered(**things):
+    """A package that offers these, and nothing else."""
+    module = ModuleType("fake")
+    module.__all__ = list(things)
+    for name, thing in things.items():
+        thing.__module__ = "fake"
+        setattr(module, name, thing)
+    return module
+
+
+def test_calls_keywords_and_defaults_are_told_apart(tmp_path):
+    def scale(x, by=2.0, *, dtype=None):
+        return x * by
+
+    class Base:
+        def run(self, times=1):
+            return times
+
+    class _Hidden:
+        def step(self):
+            return 0
+
+    class Child(Base, _Hidden):
+        pass
+
+    _Hidden.__module__ = "fake"
+    fake = offered(scale=scale, Base=Base, Child=Child)
+    seen = surface.Surface(fake)
+    with surface.Watch(seen) as watch:
+        scale(1.0)
+        scale(1.0, by=2.0)
+        Child().run(times=3)
+    unreached = [item for item in seen.items if item not in watch.reached]
+    assert unreached == ["Base", "scale(by=…)", "scale(dtype=…)", "Base.run(times by default)", "Child.step"]
+    with surface.Watch(seen) as watch:
+        Base().run()
+        Child().step()
+    assert watch.reached == {"Base", "Base.run", "Base.run(times by default)", "Child", "Child.step"}
+
+
+def test_what_is_wrong_with_the_list_is_said(tmp_path):
+    (tmp_path / "test_it.py").write_text("scale(by=3)")
+    items = ["scale", "scale(by=…)", "scale(dtype=…)", "Base", "fresh"]
+    excuses = [
+        surface.Excuse(("scale(*=…)",), ("test_it.py",), ""),
+        surface.Excuse(("Base", "gone"), ("test_none.py",), ""),
+        surface.Excuse(("scale",), ("test_it.py",), ""),
+    ]
+    found = surface.problems(items, {"scale"}, excuses, tmp_path)
+    assert [text.partition(": let")[0] for text in found] == [
+        "no case reaches fresh",
+        "unreached.toml names test_none.py, which is no file",
+        "unreached.toml lists gone, but needle has no such thing: take it out",
+        "unreached.toml lists scale, but cases reach it: take it out",
+        "test_none.py: said to check Base, which is not mentioned",
+        "test_it.py: said to check scale(dtype=…), which is not mentioned",
+    ]
+    assert "let one call it" in found[0]
+    assert "unreached.toml with the test that checks it" in found[0]

@@ -1,0 +1,492 @@
+"""`oracle.check` as somebody uses it: what agrees, what does not, and what is said then."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import needle as ndl
+from oracle import check
+from oracle.systems.noise import Refused
+
+ROOT = Path(__file__).parents[3]
+f32 = np.float32
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(f32)
+
+
+def log_softmax(x):
+    shifted = x - x.max(-1, keepdims=True)
+    y = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return y, lambda g: g - np.exp(y) * g.sum(-1, keepdims=True)
+
+
+def log_softmax_with_a_wrong_vjp(x):
+    y, _ = log_softmax(x)
+    return y, lambda g: g - np.exp(y) * g.mean(-1, keepdims=True)
+
+
+def attention(scaled):
+    def compute(q, k, v):
+        scores = q @ np.swapaxes(k, -1, -2)
+        if scaled:
+            scores = scores / np.sqrt(f32(q.shape[-1]))
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        return p / p.sum(-1, keepdims=True) @ v
+
+    return compute
+
+
+def convolution(x, w):
+    size = x.shape[-1] - w.shape[-1] + 1
+    return sum(np.einsum("bit,oi->bot", x[..., j : j + size], w[..., j]) for j in range(w.shape[-1]))
+
+
+# -- op ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("candidate", "torch_fn", "shapes"),
+    [
+        (log_softmax, lambda x: F.log_softmax(x, -1), [(..., "k")]),
+        (attention(True), F.scaled_dot_product_attention, [("b", 3, 4), ("b", 5, 4), ("b", 5, 4)]),
+        (convolution, F.conv1d, [(2, 3, 9), (4, 3, 2)]),
+        (lambda x: x.sum(0), lambda x: x.sum(0), [("n", "m")]),
+        (lambda a, b: (a * b, a + b), lambda a, b: (a * b, a + b), [(..., 3), (3,)]),
+        (check.needle(ndl.tanh), torch.tanh, [("n", "m")]),
+        (check.needle(ndl.logsoftmax), lambda x: F.log_softmax(x, -1), [(4, "k")]),
+        (check.needle(ndl.matmul), torch.matmul, [(3, "k"), ("k", 2)]),
+    ],
+)  # fmt: skip
+def test_what_is_right_agrees(candidate, torch_fn, shapes):
+    assert 0 <= check.op(candidate, torch_fn, *shapes) <= check.LIMIT / 2
+
+
+def test_a_wrong_gradient_is_found_made_small_and_shown_again():
+    with pytest.raises(check.Difference) as caught:
+        check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), (..., "k"))
+    found = caught.value
+    assert found.name == "gradient of input 0"
+    assert found.share > check.LIMIT
+    assert found.error > found.allowed
+    assert found.inputs[0].size <= 8, "few elements"
+    message = str(found)
+    lines = message.splitlines()
+    assert lines[0] == "gradient of input 0 differs from torch by more than rounding"
+    assert [text.split()[0] for text in lines[1:6]] == ["where", "yours", "torch", "truth", "error"]
+    assert "before it  output agree" in message
+    given = {}
+    exec(
+        "\n".join(text.strip() for text in lines if text.startswith("    ") and "check.op" not in text),
+        {"np": np},
+        given,
+    )
+    x0, g0 = given["x0"], given["g0"]
+    assert "check.op(candidate, torch_fn, x0, cotangents=[g0])" in lines[-1]
+    with pytest.raises(check.Difference) as again:
+        check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
+    assert (again.value.name, again.value.index) == (found.name, found.index)
+    check.op(log_softmax, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
+
+
+def test_attention_without_its_scale_is_found():
+    with pytest.raises(check.Difference, match="output differs from torch by more than rounding"):
+        check.op(attention(False), F.scaled_dot_product_attention, ("b", 2, 4), ("b", 2, 4), ("b", 2, 4))
+
+
+def test_the_same_seed_is_the_same_draws():
+    def messages(seed):
+        with pytest.raises(check.Difference) as caught:
+            check.op(lambda x: x * f32(1.001), lambda x: x * 1, ("n", 3), seed=seed)
+        return str(caught.value)
+
+    assert messages(1) == messages(1)
+    seen = []
+    check.op(lambda x: seen.append(x.copy()) or x, lambda x: x * 1, ("n", "m"), draws=40, kinds=["normal"])
+    assert {0, 1} <= {n for x in seen for n in x.shape}, "shapes with sizes 1 and 0 are drawn"
+
+
+def test_an_op_takes_few_runs():
+    """A tenth of a second: twelve draws, each the program as it is, the exact replica, and few of those with noise."""
+    calls = []
+    check.op(log_softmax, lambda x: calls.append(1) or F.log_softmax(x, -1), (4, 7))
+    assert 12 * 4 <= len(calls) <= 12 * 6
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "complex64", "complex128"])
+def test_other_precisions(dtype):
+    """A product of sums in another order agrees; an error of some roundings of that precision does not."""
+
+    def in_torch(fault):
+        def candidate(a, b):
+            a, b = (torch.from_numpy(x) for x in (a, b))
+            if dtype == "bfloat16":
+                a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
+            return (b * a + b) * (1 + fault)
+
+        return candidate
+
+    unit = {"float64": 2.0**-53, "complex128": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-24)
+    shares = check.op(in_torch(0), lambda a, b: (a + 1) * b, (4, 5), (5,), dtype=dtype, kinds=["normal", "ties"])
+    assert shares < check.LIMIT / 2
+    with pytest.raises(check.Difference):
+        check.op(in_torch(200 * unit), lambda a, b: (a + 1) * b, (4, 5), (5,), dtype=dtype, kinds=["normal", "ties"])
+
+
+def test_whole_numbers_and_other_arguments_are_handed_on():
+    labels = np.array([2, 0, 1])
+
+    def cross_entropy(x, labels, reduction):
+        y, _ = log_softmax(x)
+        return -y[np.arange(3), labels].mean()
+
+    torch_fn = lambda x, labels, reduction: F.cross_entropy(x, labels, reduction=reduction)  # noqa: E731
+    check.op(cross_entropy, torch_fn, (3, 4), labels, "mean")
+    with pytest.raises(check.Difference, match=r"torch's times 0\.333333 \(1/3\)"):
+        check.op(cross_entropy, torch_fn, (3, 4), labels, "sum")
+
+
+def test_an_error_of_the_candidate_says_on_what():
+    with pytest.raises(ZeroDivisionError) as caught:
+        check.op(lambda x: 1 // 0, torch.tanh, (2, 2))
+    assert "check.op called the candidate with" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"dtype": "int8"}, ValueError, "dtype is one of float32"),
+        ({"kinds": ["odd"]}, ValueError, "kinds are normal"),
+        ({"draws": 0}, ValueError, "at least one kind and one draw"),
+    ],
+)
+def test_usage(arguments, error, words):
+    with pytest.raises(error, match=words):
+        check.op(np.tanh, torch.tanh, (2,), **arguments)
+
+
+def test_a_shape_of_something_else_is_refused():
+    with pytest.raises(TypeError, match=r"numbers from 0 on, names, or \.\.\., but got 2\.5"):
+        check.op(np.tanh, torch.tanh, (2.5,))
+
+
+def test_shapes_that_torch_refuses_are_not_drawn():
+    check.op(lambda x: x.max(), torch.max, ("n",))  # torch has no maximum of nothing
+
+
+# -- same ----------------------------------------------------------------------------------------------------------------
+
+
+X, W1, W2 = drawn(5, 8), drawn(8, 16, seed=1) * f32(0.4), drawn(16, 4, seed=2) * f32(0.4)
+
+
+def network(variance_fault=False, scale_fault=False):
+    h = np.tanh(X @ W1)
+    n = h - h.mean(-1, keepdims=True)
+    n = n / np.sqrt(n.var(-1, ddof=int(variance_fault), keepdims=True) + f32(1e-5))
+    y = np.maximum(n, 0) @ W2
+    return {"h": h, "n": n, "a": np.maximum(n, 0), "y": y * f32(1 + 1e-4) if scale_fault else y}
+
+
+def program():
+    x, w1, w2 = map(torch.from_numpy, (X, W1, W2))
+    h = check.tap("h", torch.tanh(x @ w1))
+    n = check.tap("n", F.layer_norm(h, (16,)))
+    a = check.tap("a", torch.relu(n))
+    return {"y": a @ w2}
+
+
+def test_taps_judge_every_stage_by_itself():
+    assert check.same(network(), program) < check.LIMIT / 2
+    with pytest.raises(check.Difference) as caught:
+        check.same(network(True, True), program)
+    assert caught.value.bad == ("n", "y"), "two independent faults, and not what lies between them"
+    assert "before it  h agree" in str(caught.value)
+    assert "after it   y differ too" in str(caught.value)
+
+
+def test_a_report_is_a_table(capsys):
+    agreement = check.same(network(), program, report=True)
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()] == ["tensor", "h", "n", "a", "y", "largest"]
+    assert [row.name for row in agreement.rows] == ["h", "n", "a", "y"]
+    assert agreement.rows[3].shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda t: t.T, "transposed"),
+        (lambda t: t / f32(2), r"torch's times 0.5 \(1/√4\)|torch's times 0.5"),
+        (lambda t: t + f32(0.25), "torch's plus 0.25"),
+        (lambda t: np.maximum(t, 0), "torch's relu"),
+        (lambda t: t * 0, "all zero"),
+        (lambda t: t[::-1], "reversed along axis 0"),
+        (lambda t: t / f32(np.sqrt(7)), "1/√7"),
+    ],
+)
+def test_a_message_says_what_the_numbers_look_like(fault, words):
+    x = drawn(4, 4)
+    run = lambda: {"relu": torch.relu(torch.from_numpy(x)), "y": torch.from_numpy(x) * 1}  # noqa: E731
+    with pytest.raises(check.Difference, match=f"as if      .*{words}"):
+        check.same({"relu": np.maximum(x, 0), "y": fault(x)}, run)
+
+
+class Handed:
+    """An array of somebody else's: it is handed over in one way alone."""
+
+    def __init__(self, a, way):
+        setattr(type(self), way, lambda self, *args, **kwargs: getattr(a, way)(*args, **kwargs))
+
+
+@pytest.mark.parametrize("way", ["__array__", "__dlpack__", "numpy"])
+def test_arrays_of_anybody(way):
+    x = drawn(3)
+    a = torch.from_numpy(x * 2) if way == "numpy" else x * 2
+    kind = type("Handed", (), {way: lambda self, *args, **kwargs: getattr(a, way)(*args, **kwargs)})
+    if way == "__dlpack__":
+        kind.__dlpack_device__ = lambda self: a.__dlpack_device__()
+    check.same({"y": kind()}, lambda: {"y": torch.from_numpy(x) * 2})
+    check.same({"y": ndl.Tensor(x * 2, dtype="float32")}, lambda: {"y": torch.from_numpy(x) * 2})
+    with pytest.raises(TypeError, match="not an array of numbers"):
+        check.same({"y": "words"}, lambda: {"y": torch.from_numpy(x) * 2})
+
+
+def test_no_gradient_is_a_gradient_of_zero():
+    check.same({"g": None}, lambda: {"g": torch.zeros(3)})
+    check.same({"g": np.zeros(3)}, lambda: {"y": None} | {"g": torch.zeros(3)})
+    with pytest.raises(check.Difference, match="None, which means zero"):
+        check.same({"g": None}, lambda: {"g": torch.ones(3)})
+
+
+def test_an_ordinary_program_works_as_it_is_written_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).to("cpu")
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    model(torch.ones(2, 4)).sum().backward()
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    x, labels = drawn(6, 4), np.array([0, 2, 1, 0, 2, 1])
+
+    def run():
+        torch.manual_seed(5)
+        model.train().to("cpu")
+        optimizer.zero_grad()
+        out = model(torch.tensor(x, device="cpu"))
+        loss = F.cross_entropy(out, torch.as_tensor(labels))
+        loss.backward()
+        weights = model[0].weight.grad.clone()
+        model.eval()
+        with torch.no_grad():
+            predicted = model(torch.from_numpy(x).float())
+        running = {n: b.clone() for n, b in model.named_buffers()}
+        return {"loss": loss, "g": weights, "predicted": predicted, "best": predicted.argmax(1), **running}
+
+    peer = {n: t.detach().clone() for n, t in run().items()}
+    model.load_state_dict(state)
+    for n, p in model.named_parameters():
+        p.grad = grads[n].clone()
+    table = check.same(peer, run, report=True)
+    assert table < check.LIMIT / 2
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert all(p.grad is None or torch.equal(p.grad, grads[n]) for n, p in model.named_parameters())
+    for name in ("loss", "g", "predicted", "1.running_mean", "1.running_var"):
+        wrong = {**peer, name: peer[name] * 1.001}
+        with pytest.raises(check.Difference, match=f"^{name} differs"):
+            check.same(wrong, run)
+    with pytest.raises(check.Difference, match=r"^1\.num_batches_tracked differs"):
+        check.same({**peer, "1.num_batches_tracked": peer["1.num_batches_tracked"] + 1}, run)
+
+
+def test_parameters_of_a_model_outside_are_what_they_were_after_a_step():
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    x = drawn(4, 3)
+
+    def run():
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        optimizer.zero_grad()
+        model(torch.from_numpy(x)).square().sum().backward()
+        optimizer.step()
+        return {"w": model.weight.detach().clone()}
+
+    right = run()["w"]
+    with torch.no_grad():
+        model.weight.copy_(before)
+        model.bias.copy_(model.bias + 0.1 * model.bias.grad)
+    check.same({"w": right}, run)
+    assert torch.equal(model.weight, before)
+    with pytest.raises(check.Difference):
+        check.same({"w": right * 1.0001}, run)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda: nn.Linear(3, 2)(torch.ones(1, 3)), "autocast"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]).to_padded_tensor(0), "nested tensors"),
+        (lambda: torch.eye(3).to_sparse() @ torch.eye(3), "layout torch.sparse"),
+    ],
+)
+def test_what_noise_cannot_follow_is_refused(run, words):
+    def inside():
+        if words == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return {"y": run()}
+        return {"y": run()}
+
+    with pytest.raises(Refused, match=words):
+        check.same({"y": np.ones((1, 2))}, inside)
+
+
+def test_tolerance_alone():
+    found = check.tolerance(lambda: {"y": torch.softmax(torch.from_numpy(X), 1)})
+    assert found.truth["y"].dtype == np.float64
+    assert found.allowed["y"].shape == X.shape
+    assert (np.abs(found.torch["y"] - found.truth["y"]) < found.allowed["y"]).all()
+    assert 1 < (found.allowed["y"] / (16 * 2.0**-24 * found.truth["y"])).min() < 20
+
+
+def test_a_number_beyond_the_range_is_infinite():
+    run = lambda: {"y": torch.exp(torch.tensor([200.0, 1.0]))}  # noqa: E731
+    check.same({"y": np.array([np.inf, np.exp(1)], f32)}, run)
+    with pytest.raises(check.Difference):
+        check.same({"y": np.array([-np.inf, np.exp(1)], f32)}, run)
+    with pytest.raises(check.Difference):
+        check.same({"y": np.array([3e38, np.exp(1)], f32)}, run)
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+torch.manual_seed(20240229)
+NET = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+BATCHES = [(drawn(9, 6, seed=s), np.arange(9) % 3) for s in range(4)]
+
+
+def loop(update):
+    def candidate(parameters, batches):
+        p, state, seen = dict(parameters), {n: {} for n in parameters}, {}
+        for i, (x, labels) in enumerate(batches):
+            h = np.tanh(x @ p["0.weight"].T + p["0.bias"])
+            y, vjp = log_softmax(h @ p["2.weight"].T + p["2.bias"])
+            seen[f"step {i} loss"] = -y[np.arange(len(labels)), labels].mean()
+            cotangent = np.zeros_like(y)
+            cotangent[np.arange(len(labels)), labels] = f32(-1 / len(labels))
+            dz = vjp(cotangent)
+            dh = dz @ p["2.weight"] * (1 - h * h)
+            g = {"0.weight": dh.T @ x, "0.bias": dh.sum(0), "2.weight": dz.T @ h, "2.bias": dz.sum(0)}
+            seen |= {f"step {i} grad {n}": a for n, a in g.items()}
+            p = {n: update(p[n], g[n], state[n], i + 1) for n in p}
+            seen |= {f"step {i} {n}": a for n, a in p.items()}
+        return seen
+
+    return candidate
+
+
+def adam(lr=0.01, b1=0.9, b2=0.999, eps=1e-8):
+    def update(p, g, s, t):
+        s["m"] = f32(b1) * s.get("m", 0) + f32(1 - b1) * g
+        s["v"] = f32(b2) * s.get("v", 0) + f32(1 - b2) * g * g
+        return p - f32(lr) * (s["m"] / f32(1 - b1**t)) / (np.sqrt(s["v"] / f32(1 - b2**t)) + f32(eps))
+
+    return update
+
+
+def dampened(beta=0.9):
+    def update(p, g, s, t):
+        s["u"] = f32(beta) * s.get("u", 0) + f32(1 - beta) * g
+        return p - f32(0.1) * s["u"]
+
+    return update
+
+
+def torch_dampened(parameters):
+    """torch's buffer starts as the undampened gradient; needle's rule starts at zero."""
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, dampening=0.9)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def torch_adam(parameters):
+    return torch.optim.Adam(parameters, 0.01)
+
+
+@pytest.mark.parametrize(("update", "optimizer"), [(adam(), torch_adam), (dampened(), torch_dampened)])
+def test_training_that_is_right_agrees(update, optimizer):
+    assert check.training(loop(update), NET, optimizer, BATCHES) < check.LIMIT / 2
+
+
+@pytest.mark.parametrize(
+    ("update", "optimizer"),
+    [
+        (adam(lr=0.01 * (1 + 1e-4)), torch_adam),
+        (adam(eps=1e-7), torch_adam),
+        (dampened(0.9001), torch_dampened),
+        (dampened(), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.9)),
+    ],
+    ids=["lr", "eps", "momentum", "first step"],
+)
+def test_training_that_is_wrong_by_a_ten_thousandth_does_not(update, optimizer, request):
+    size = f32(1e-4 if "eps" in request.node.name else 1)  # an eps shows on small gradients
+    with pytest.raises(check.Difference, match=r"^step \d .* differs from torch by more than rounding"):
+        check.training(loop(update), NET, optimizer, [(x * size, labels) for x, labels in BATCHES])
+
+
+def test_a_candidate_of_a_loop_may_leave_out_a_kind_but_no_tensor():
+    def only(*kinds):
+        return lambda p, b: {n: a for n, a in loop(adam())(p, b).items() if n.split()[2] in kinds or "0." in kinds}
+
+    check.training(only("0.weight", "0.bias", "2.weight", "2.bias"), NET, torch_adam, BATCHES[:1])
+    with pytest.raises(check.Difference, match=r"the candidate has no step 0 2\.bias"):
+        check.training(only("0.weight", "0.bias", "2.weight"), NET, torch_adam, BATCHES[:1])
+
+
+# -- modules -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_of_needle_against_one_of_torch():
+    ours = ndl.nn.Sequential(ndl.nn.Linear(5, 5), ndl.nn.ReLU(), ndl.nn.LayerNorm1d(5), ndl.nn.Linear(5, 3))
+    theirs = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 3))
+    assert check.module(ours, theirs, (7, 5)) < check.LIMIT / 2
+    theirs[2].eps = 1e-3
+    with pytest.raises(check.Difference, match=r"^output differs"):
+        check.module(ours, theirs, (7, 5))
+    with pytest.raises(check.Difference, match="the modules have other names"):
+        check.module(ndl.nn.Linear(5, 3), theirs, (7, 5))
+
+
+def test_buffers_of_a_module_are_compared_too():
+    ours, theirs = ndl.nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    with pytest.raises(check.Difference, match=r"^buffer running_var differs"):  # needle's is the biased one
+        check.module(ours, theirs, (6, 4))
+    ours.eval()
+    theirs.eval()
+    check.module(ours, theirs, (6, 4))
+
+
+# -- as a package --------------------------------------------------------------------------------------------------------
+
+
+def test_importing_check_loads_torch_and_little_else():
+    show = """
+import sys, torch, numpy.random
+before = set(sys.modules)
+from oracle import check
+print(*{m.split('.')[0] for m in set(sys.modules) - before})
+"""
+    run = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) - sys.stdlib_module_names <= {"oracle", "msgspec", "torch", "numpy"}

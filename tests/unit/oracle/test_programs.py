@@ -1,0 +1,164 @@
+"""Programs: every action does what its meaning says, and for every action there is a mistake that shows in it alone."""
+
+from contextvars import copy_context
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+import needle
+from needle import autograd
+from oracle.blame import culprit, judged, suspect
+from oracle.cases import actions as a
+from oracle.cases import case as c
+from oracle.cases import features, shrink
+from oracle.rules.judge import judge
+from oracle.runs import offered
+from oracle.runs.draws import draw
+from oracle.trust.faults import FAULTS
+from oracle.trust.kill_table import matches
+
+MODEL = (c.Linear(3), c.BatchNorm(), c.Residual((c.Linear(3), c.Dropout(0.25))), c.Linear(3))
+BASE = c.ProgramCase(
+    model=MODEL, data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(), optimizer=c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1),
+    seed=3, actions=(a.Pass(), a.Step()),
+)  # fmt: skip
+ADAM = c.Adam(lr=0.1, weight_decay=0.1)
+EDITS = features.EDITS[c.ProgramCase]
+
+# action -> a label of the coverage, and the fault that a program with it must show
+SHOWN_BY = {
+    a.Pass: ("pass, two backward", "program-backward-adds"),
+    a.Step: ("step of the second optimizer", "program-second-optimizer-shares"),
+    a.ClipNorm: ("clip, max_norm inf", "program-clip-inf-nan"),
+    a.Reset: ("reset", "program-reset-zeros"),
+    a.Set: ("set weight_decay above 1", "program-decay-at-most-1"),
+    a.Refuse: ("refuse momentum", "program-momentum-unchecked"),
+    a.Freeze: ("freeze", "program-freeze-undone"),
+    a.ReplaceData: ("data augmented", "program-augmented-twice"),
+    a.ReplaceState: ("velocity array", "program-velocity-array-ignored"),
+    a.ReplaceGradient: ("gradient reversed", "program-gradient-reversed-flat"),
+    a.NewOptimizer: ("second optimizer SGD", "program-second-optimizer-resets"),
+    a.AddParameter: ("parameter added late", "program-late-parameter-ignored"),
+    a.Mode: ("eval a part", "program-eval-part-ignored"),
+    a.Evaluate: ("evaluation in between", "program-eval-clears-gradients"),
+    a.NoGrad: ("no_grad, exception", "program-no-grad-exception"),
+    a.Load: ("state_dict into a fresh model", "program-load-no-buffers"),
+    a.Copy: ("pickle", "program-copy-loses-buffers"),
+    a.Keep: ("kept numpy", "program-held-data-written"),
+}
+
+
+def with_feature(label, case=BASE):
+    return EDITS[f"program {label}"](case)
+
+
+def test_needle_does_what_every_form_of_every_action_means():
+    forms = (*a.EXAMPLES, "layers in a list", "layers in a dict", "same module twice", "Residual of a function")
+    for i, words in enumerate(forms):
+        base = replace(BASE, optimizer=ADAM) if i % 3 == 0 else BASE
+        verdict = judge(with_feature(words, base), needle, validate=True)
+        assert verdict.divergence is None, words
+        assert verdict.oracle_errors == [], words
+        assert verdict.steps == len(verdict.case.actions), "all of it is judged"
+
+
+def test_every_action_is_in_the_table():
+    assert set(SHOWN_BY) == set(a.ACTIONS)
+
+
+@pytest.mark.parametrize("kind", SHOWN_BY, ids=lambda kind: kind.__name__)
+def test_a_mistake_in_an_action_shows_and_has_the_right_suspect(kind):
+    label, name = SHOWN_BY[kind]
+    fault, case = FAULTS[name], with_feature(label)
+    with fault.patch.applied():
+        found = copy_context().run(judged, case, needle).divergence
+    assert found is not None
+    assert matches(fault.suspect, suspect(case, found)), suspect(case, found)
+    plain = judged(BASE, needle)
+    assert plain.divergence is None
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("layers in a dict", "program-dict-not-found"),
+        ("same module twice", "program-module-twice-once"),
+        ("Residual of a function", "program-residual-function-detached"),
+    ],
+)
+def test_a_mistake_in_how_a_model_is_held_shows(label, name):
+    case = with_feature(label, replace(BASE, actions=(a.Pass(), a.Evaluate(), a.Step())))
+    with FAULTS[name].patch.applied():
+        assert judged(case, needle).divergence is not None
+
+
+def test_a_program_shrinks_to_its_fewest_actions():
+    case = with_feature("set weight_decay above 1", with_feature("pickle", with_feature("kept data")))
+    assert len(case.actions) > 8
+    with FAULTS["program-decay-at-most-1"].patch.applied():
+        wanted = culprit(case, judged(case, needle).divergence)
+
+        def fails(smaller):
+            found = judged(smaller, needle).divergence
+            return found is not None and culprit(smaller, found) == wanted
+
+        smallest = shrink.shrink(case, fails)
+    kinds = [type(action) for action in smallest.actions]
+    # with or without a pass: the decay needs a gradient, whoever has made it
+    assert len(kinds) == 3
+    assert kinds[-1] is a.Step
+    assert a.Set in kinds
+
+
+def test_what_is_wrong_with_an_optimizer_is_put_into_words():
+    case = replace(BASE, actions=(a.Pass(), a.Step(), a.Set("lr", 0.3), a.Pass(), a.Step()))
+    with FAULTS["sgd-lr-captured"].patch.applied():
+        found = judged(case, needle).divergence
+    assert "the learning rate is stale: 0.1, not 0.3" in suspect(case, found)
+
+
+def test_no_grad_that_is_never_left_ends_with_its_program():
+    with FAULTS["program-no-grad-exception"].patch.applied():
+        assert judge(with_feature("no_grad, exception"), needle).divergence is not None
+    assert autograd._is_recording()
+
+
+def test_a_seed_gives_the_same_programs_and_no_two_alike():
+    one, two = draw("program", 16, 4), draw("program", 16, 4)
+    assert one == two
+    assert len({case.digest for case in one}) == 16
+    assert draw("program", 16, 5) != one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": (c.ReLU(), c.Linear(2))},
+        {"model": (c.Linear(3, frozen=True), c.Linear(2))},
+        {"again": 1},  # a BatchNorm has a state
+        {"model": (c.Linear(3), c.Linear(2)), "again": 0},
+    ],
+)
+def test_a_program_that_cannot_be_judged_cannot_exist(change):
+    with pytest.raises(c.CaseError):
+        replace(BASE, **change)
+
+
+def test_set_and_refuse_are_opposites():
+    with pytest.raises(c.CaseError, match="Refuse"):
+        a.Set("momentum", 1.0)
+    with pytest.raises(c.CaseError, match="must not be refused"):
+        a.Refuse("lr", 0.5)
+
+
+def test_a_needle_that_lacks_what_an_action_needs_is_left_out_of_it(monkeypatch):
+    ndl = SimpleNamespace(**{name: getattr(needle, name) for name in dir(needle) if not name.startswith("__")})
+    del ndl.no_grad
+    tries = [(name, case) for name, case in offered._to_try() if name.startswith("program ")]
+    assert len(tries) == len(a.EXAMPLES)
+    monkeypatch.setattr(offered, "candidate", lambda: ndl)
+    lacking = offered._tried(tries)
+    assert set(lacking) == {
+        f"program {words}" for words in a.EXAMPLES if "no_grad" in words or words == "data augmented"
+    }
