@@ -34,6 +34,7 @@ def diff(
     digits: bool,
     folder: Path,
     needle: Path | None = None,
+    require: Sequence[str] = (),
     verbose: bool = False,
     formats: Formats | None = None,
 ) -> int:
@@ -57,6 +58,8 @@ def diff(
             from oracle.runs.draws import SHARD_SIZE
 
         offer = _offer() if needle is not None else None
+        if offer is not None:
+            offer.required = tuple(require)
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,

@@ -6,8 +6,11 @@ not offer at all is found out by `oracle.runs.offered`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from oracle.cases import coverage
 
 ESSENTIAL = ("layer Linear", "loss SoftmaxLoss", "optimizer SGD")
 
@@ -35,9 +38,16 @@ class Offer:
     @property
     def absent(self) -> list[str]:
         """What was required and is not there: ``tanh`` is ``op tanh`` or ``layer Tanh``."""
-        names = {name.lower() for name in self.missing}
-        known = {*names, *(name.partition(" ")[2] for name in names)}
-        return [name for name in self.required if name.lower() in known]
+        missing = _by_any_name(self.missing)
+        there = _by_any_name(coverage.LABELS) - missing
+        return [name for name in self.required if name.lower() in missing or name.lower() not in there]
+
+
+def _by_any_name(labels: Iterable[str]) -> set[str]:
+    """Labels of the coverage as somebody may write them: "op tanh", "tanh", "BatchNorm1d"."""
+    names = {name.lower() for name in labels}
+    names |= {name.partition(" ")[2] for name in names}
+    return names | {f"{name}1d" for name in names if name.endswith("norm")}
 
 
 class ForeignError(ValueError):
