@@ -29,7 +29,8 @@ from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
 from oracle.pages import terminal as pages
-from oracle.pages.html import inline, svg
+from oracle.pages.html import COLOURS, inline, styled, svg
+from oracle.pages.made import commit
 from oracle.pages.templates import render
 from oracle.systems.workloads import WORKLOADS
 
@@ -188,11 +189,22 @@ def op_table(ops: Mapping[str, Timing]) -> Table:
 
 
 def write(results: Results, folder: Path) -> None:
-    """bench.json, bench.svg and bench.html."""
+    """bench.json, bench.svg and bench.html; the page compares with the bench.json that was there."""
+    earlier = _earlier(folder / "bench.json")
+    with styled():
+        bars = ratio_plot(results)
+        files.save(folder / "bench.svg", svg(bars, alone=True))
+        files.save(folder / "bench.html", page(results, svg(bars), earlier))
     files.save(folder / "bench.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
-    bars = svg(ratio_plot(results))
-    files.save(folder / "bench.svg", bars)
-    files.save(folder / "bench.html", page(results, bars))
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """The run before as data; None if there is none that can be read."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) and data.get("kind") == "bench" else None
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -256,6 +268,7 @@ def environment(threads: int) -> dict[str, Any]:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": str(torch.__version__),
@@ -276,39 +289,54 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-COLOURS = ("#1f77b4", "#d62728", "#ff9896", "#9467bd", "#8c564b", "#2ca02c")
+SYSTEMS = {
+    "needle": "needle", "torch": "torch", "torch fused": "torch-light", "limit": "hand", "numpy": "hand",
+    "MyGrad": "other-1", "HIPS autograd": "other-2", "JAX": "other-3",
+}  # fmt: skip
+"""What is timed, and its colour, which is the same in every plot."""
+CUT = 1.35
+"""A bar longer than this multiple of the longest of needle, torch and the targets is cut: it would squeeze the others."""
 
 
 def ratio_plot(results: Results) -> Figure:
-    """Bars: cost of a step over the limit, per workload and library; a black line is needle's target."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    """Bars from 0: cost of a step over the limit, per workload and library; a stroke is needle's target."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots()
     names = [name for name in results.names if name != "limit"]
     timings = list(results.timed())
     width = 0.8 / max(1, len(names))
+    targets = [WORKLOADS[key].target_limit for key, _ in timings]
+    most = [timing.ratio(name, "limit").high for _, timing in timings for name in names if name not in ON_REQUEST]
+    cut = CUT * max([1.0, *(t for t in targets if t), *sorted(most)])
     for i, name in enumerate(names):
         spreads = [timing.ratio(name, "limit") for _, timing in timings]
         at = [j - 0.4 + (i + 0.5) * width for j in range(len(timings))]
         errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
         if spreads:
             bars = axes.bar(
-                at, [s.median for s in spreads], width, yerr=errors, label=name,
-                color=COLOURS[i % len(COLOURS)], error_kw={"lw": 0.8, "capsize": 2},
+                at, [s.median for s in spreads], width, yerr=errors, label=name, color=COLOURS[SYSTEMS[name]],
+                error_kw={"lw": 0.8, "capsize": 2, "ecolor": COLOURS["ink"]},
             )  # fmt: skip
-            axes.bar_label(bars, [f"{s.median:.2f}" for s in spreads], fontsize=7, padding=2)
-    for j, (key, _) in enumerate(timings):
-        target = WORKLOADS[key].target_limit
+            for bar, s in zip(bars, spreads, strict=True):
+                beyond = s.median > cut
+                axes.annotate(
+                    f"{s.median:.2f}" + " ↑" * beyond, (bar.get_x() + width / 2, min(s.high, cut)), (0, -9 if beyond else 2),
+                    textcoords="offset points", ha="center", fontsize=7, color=COLOURS["ink"],
+                )  # fmt: skip
+    for j, target in enumerate(targets):
         if target:
-            axes.hlines(target, j - 0.4, j - 0.4 + width, color="black", lw=2)
-    axes.axhline(1, color="grey", lw=0.8)
-    axes.set_yscale("log")
+            axes.hlines(target, j - 0.4, j - 0.4 + width, color=COLOURS["ink"], lw=2)
+    axes.axhline(1, color=COLOURS["axis"], lw=0.8)
+    axes.set_ylim(0, cut * 1.02)
     labels = [f"{key}\n{WORKLOADS[key].title.partition(',')[0]}" for key, _ in timings]
     axes.set_xticks(range(len(timings)), labels)
     axes.tick_params("x", labelsize=7)
-    axes.set_ylabel("cost of a step / hand-written NumPy")
-    axes.set_title("process CPU time, median of rounds with range; black: needle's target", fontsize=9)
+    axes.set_ylabel("cost of a step / NumPy by hand")
+    axes.set_title(
+        "Cost of a step over the limit: median with the range of the rounds; the thick stroke is needle's target"
+    )
     if timings:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=4)
     return figure
 
 
@@ -317,31 +345,35 @@ def scaling_plot(found: Extras) -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     by_depth, per_op, by_width = figure.subplots(1, 3)
     _lines(by_depth, found.depth, "ops in the chain", "seconds, forward + backward")
+    by_depth.set_title("Cost over depth")
     _lines(per_op, found.depth, "ops in the chain", "µs per op", per_key=1e6)
+    per_op.set_title("Cost per op over depth")
     per_op.set_yscale("linear")
     per_op.set_ylim(bottom=0)
     _lines(by_width, found.width, "width of MLP w-w-w, batch 32", "seconds per step")
+    by_width.set_title("Cost over width")
     return figure
 
 
 def _lines(axes: Axes, timings: Mapping[int, Timing], x: str, y: str, per_key: float = 0.0) -> None:
     for name in next(iter(timings.values())).cpu if timings else ():
         costs = [t.cost(name).median * (per_key / key if per_key else 1) for key, t in timings.items()]
-        axes.plot(list(timings), costs, marker="o", ms=3, label=name)
+        axes.plot(list(timings), costs, marker="o", ms=3, label=name, color=COLOURS[SYSTEMS[name]])
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
+    axes.grid()
     if timings:
         axes.legend(fontsize=8)
 
 
-def page(results: Results, bars: str) -> str:
-    """One HTML page, without links to anything."""
+def page(results: Results, bars: str, earlier: dict[str, Any] | None) -> str:
+    """One HTML page, without links to anything; ``earlier`` is the data of the run before."""
     found = results.extras
     others = [name for name in results.names if name not in ("limit", "needle")]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    now = environment(results.threads)
     for key, timing in results.timed():
         workload = WORKLOADS[key]
         judged = []
@@ -354,20 +386,46 @@ def page(results: Results, bars: str) -> str:
                 "name": f"{key} {workload.title}",
                 "limit": f"{timing.cost('limit').median * 1e6:,.0f}",
                 "judged": judged,
+                "was": _was(earlier, key),
                 "others": [_spread(timing.ratio(name, "limit")) for name in others],
             }
         )
+    targets = [j["met"] for row in rows for j in row["judged"] if j["target"] is not None]
     return render(
         Path(__file__).with_name("page.html"),
         results=results,
-        environment=environment(results.threads),
+        environment=now,
+        judged=len(targets),
+        missed=targets.count(False),
+        earlier=_about(earlier, now),
         others=others,
         rows=rows,
-        bars=inline(bars),
-        scaling=inline(svg(scaling_plot(found))) if found.depth and found.width else "",
+        bars=inline(
+            bars, "Cost of a training step over the limit", "Bars per workload and library; the table has the numbers"
+        ),
+        scaling=inline(svg(scaling_plot(found)), "Cost over depth and width, needle and torch")
+        if found.depth and found.width
+        else "",
         lines=[line.plain for line in extra_lines(found)],
         ops=[
             (name, *(f"{t.cost(who).median * 1e6:.2f}" for who in ("needle", "torch", "numpy")))
             for name, t in found.ops.items()
         ],
     )
+
+
+def _was(earlier: dict[str, Any] | None, key: str) -> str:
+    """needle over the limit in the run before."""
+    try:
+        return f"{earlier['workloads'][key]['over_limit']['needle']['median']:.2f}" if earlier else "-"
+    except (LookupError, TypeError, ValueError):
+        return "-"
+
+
+def _about(earlier: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any] | None:
+    """When the run before was, of which commit, and what of its environment is another one."""
+    if earlier is None:
+        return None
+    then = dict(earlier.get("environment") or {})
+    other = [f"{k} {then.get(k)}" for k in now if k not in ("when", "commit") and then.get(k) != now[k]]
+    return {"when": then.get("when", "an unknown date"), "commit": then.get("commit"), "other": ", ".join(other)}

@@ -22,6 +22,7 @@ from oracle.apart import CASE_SECONDS
 from oracle.blame.headline import headline, shown
 from oracle.blame.literals import listed, literal, mapping, number, safe
 from oracle.blame.locate import suspect
+from oracle.blame.program_script import program_values
 from oracle.blame.sources import operations_text
 from oracle.blame.written import model_values
 from oracle.cases import case as c
@@ -45,7 +46,7 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
     if isinstance(case, c.SecondOrderCase):
         return _second(case, divergence)
     if isinstance(case, c.ProgramCase):
-        raise ValueError("a program has no script yet; replay the case")
+        return _render("script_program.py.j2", **_common(case, divergence) | program_values(case, divergence))
     return _train(case, divergence, ndl, replayed)
 
 

@@ -12,7 +12,7 @@ to do, it does nothing. ``examples`` are its forms, a label of the coverage each
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Union
 
@@ -27,6 +27,7 @@ from oracle.operations.drawn import Draw
 
 Array = npt.NDArray[Any]
 Special = Literal["nan", "inf", "-inf"]
+Write = Callable[[Array], str]
 
 
 class Hands(Protocol):
@@ -132,6 +133,10 @@ class Action(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", 
     def meaning(self, k: Known) -> None:
         """What it does to the state."""
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script, with ``model``, ``layers``, ``parameters`` and ``optimizers``; ``write`` gives an array as text."""
+        raise NotImplementedError
+
     def simpler(self) -> Iterable[Action]:
         """The same with less to it."""
         fields = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False))
@@ -192,6 +197,25 @@ class Pass(Action, frozen=True, tag="Pass"):
             keep=kind == "keep",
         )
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        if self.reset:
+            yield "optimizers[0].reset_grad()"
+        yield "before = {n: p.grad for n, p in parameters.items() if p.grad is not None and p.grad.dtype == p.dtype}"
+        yield f"np.random.seed(SEEDS[{k.passes}])"
+        yield f"x = ndl.Tensor(X[{k.passes}], requires_grad={self.to_input})"
+        yield "out = model(x)"
+        yield f"loss, start = loss_of(out, {k.passes})"
+        yield "if loss.requires_grad:"
+        if self.backward == "twice":
+            yield "    loss.backward(*start, retain_graph=True)"
+        yield "    loss.backward(*start)"
+        yield "fresh = {n: p.grad for n, p in parameters.items() if p.grad is not None}"
+        if self.add:
+            yield "for n in before:"
+            yield "    if parameters[n].requires_grad:"
+            yield "        parameters[n].grad = before[n].data + parameters[n].grad.data"
+
     def needle(self, w: Hands) -> None:
         """``loss.backward()``."""
         if self.reset:
@@ -239,6 +263,10 @@ class Step(Action, frozen=True, tag="Step"):
         """Of any optimizer."""
         return cls(plan.optimizer(draw))
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield f"optimizers[{k.optimizer(self.optimizer)}].step()"
+
     def needle(self, w: Hands) -> None:
         """``optimizer.step()``."""
         w.optimizer(self.optimizer).step()
@@ -278,8 +306,15 @@ class ClipNorm(Action, frozen=True, tag="ClipNorm"):
     def max_norm(self, gradients: Iterable[Array]) -> float | None:
         """The argument."""
         norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients)) or 1.0
-        places = {"norm": 1.0, "below": 1 / 3, "far below": 1e-4, "above": 1.5, "far above": 1e3, "inf": math.inf}
-        return None if self.at == "default" else 3.0 if self.at == "three" else norm * places[self.at]
+        return None if self.at == "default" else 3.0 if self.at == "three" else norm * _PLACES[self.at]
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        i = k.optimizer(self.optimizer)
+        yield f"graded = [p.grad.cached_data for p in optimizers[{i}].params if p.grad is not None]"
+        yield "size = float(np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in graded))) or 1.0"
+        given = {"default": "", "three": "3.0"}.get(self.at, f"{_PLACES.get(self.at)} * size")
+        yield f"norm = optimizers[{i}].clip_grad_norm({given})"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.clip_grad_norm(…)``; what held the gradients is left alone."""
@@ -294,6 +329,7 @@ class ClipNorm(Action, frozen=True, tag="ClipNorm"):
         k.judged |= {f"gradient {name}" for name in k.graded(k.optimizer(self.optimizer))}
 
 
+_PLACES = {"norm": 1.0, "below": 1 / 3, "far below": 1e-4, "above": 1.5, "far above": 1e3, "inf": math.inf}
 _CLIPS: tuple[Any, ...] = ("below", "default", "norm", "far below", "above", "far above", "inf", "three")
 ClipNorm.examples = tuple(ClipNorm(at) for at in _CLIPS)
 
@@ -310,6 +346,10 @@ class Reset(Action, frozen=True, tag="Reset"):
     def words(self) -> str:
         """What it is called."""
         return "reset"
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield f"optimizers[{k.optimizer(self.optimizer)}].reset_grad()"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.reset_grad()``."""
@@ -364,6 +404,12 @@ class Set(Action, frozen=True, tag="Set"):
         i = plan.optimizer(draw)
         name = draw.of(_NAMES[plan.optimizers[i]])
         return cls(name, draw.of(_VALUES[name]), i)
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        i = k.optimizer(self.optimizer)
+        if f"optimizer {i}: {self.setting}" in k.values:
+            yield f"optimizers[{i}].{self.setting} = {self.value}"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.lr = …``."""
@@ -422,6 +468,26 @@ class Refuse(Action, frozen=True, tag="Refuse"):
         i = plan.optimizer(draw)
         name = draw.of(_REFUSING[plan.optimizers[i]])
         return cls(name, draw.of(_REFUSED_VALUES[name]), i)
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        i = k.optimizer(self.optimizer)
+        optimizer, value = f"optimizers[{i}]", f"float({str(self.value)!r})"
+        if self.setting != "max_norm" and f"{f'optimizer {i}'}: {self.setting}" not in k.values:
+            return
+        yield "refused = False"
+        if self.setting != "max_norm":
+            yield f"sound = {optimizer}.{self.setting}"
+        yield "try:"
+        if self.setting == "max_norm":
+            yield f"    {optimizer}.clip_grad_norm({value})"
+        else:
+            yield f"    {optimizer}.{self.setting} = {value}"
+            yield f"    {optimizer}.step()"
+        yield "except ValueError:"
+        yield "    refused = True"
+        if self.setting != "max_norm":
+            yield f"{optimizer}.{self.setting} = sound"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.lr = …``, ``optimizer.step()``."""
@@ -504,6 +570,10 @@ class Freeze(Action, frozen=True, tag="Freeze"):
         """Any parameter; unfrozen nearly as often, which matters where it was frozen."""
         return cls(plan.parameter(draw), draw.whole(1, 3) != 1)
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield f"parameters[{k.parameter(self.parameter)!r}].requires_grad = {not self.frozen}"
+
     def needle(self, w: Hands) -> None:
         """``parameter.requires_grad = …``."""
         w.parameter(self.parameter)[1].requires_grad = not self.frozen
@@ -537,6 +607,23 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
     def drawn(cls, draw: Draw, plan: Plan) -> ReplaceData:
         """Any form of any parameter."""
         return cls(draw.of(_DATA), plan.parameter(draw))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        name = k.parameter(self.parameter)
+        p, values = f"parameters[{name!r}]", k.numbers(name)
+        if self.form == "augmented":
+            yield f"kept.append({p}.data)"
+            yield f"with ndl.no_grad():\n    {p} *= 0.5"
+        elif self.form == "shared":
+            yield f"{p}.data = parameters[{_partner(k.parameters, k.shape, name)!r}].data"
+        elif self.form == "in place":
+            yield f"{p}.cached_data[...] = {write(values)}"
+        else:
+            flat = self.form == "vector" and values.shape[:-1] == (1,)
+            yield f"given = tensor({self.form!r}, {write(values.reshape(-1) if flat else values)})"
+            yield f"{p}.data = given"
+            yield "kept.append(given)" if self.form not in ("plain", "vector") else "del given"
 
     def needle(self, w: Hands) -> None:
         """``p.data = …``."""
@@ -598,6 +685,25 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
     def _gradient(self, quantity: str, present: bool) -> bool:
         # a second moment is a square, and a gradient is not
         return self.form == "gradient" and quantity != "second moment" and present
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        i = k.optimizer(self.optimizer)
+        kind, names = k.optimizers[i]
+        name = names[self.parameter % len(names)]
+        quantity, attribute = self._state(kind)
+        state, values = f"optimizers[{i}].{attribute}", k.numbers(name, positive=quantity == "second moment")
+        p, grad = f"parameters[{name!r}]", k.values.get(f"gradient {name}")
+        if self.form == "in place" and f"optimizer {i}: {quantity} {name}" in k.values:
+            yield f"{state}[{p}].cached_data[...] = {write(values)}"
+        elif self._gradient(quantity, grad is not None and grad.dtype == np.float32):
+            yield f"{state}[{p}] = {p}.grad"
+        elif self.form == "array":
+            yield f"{state}[{p}] = {write(values)}"
+        else:
+            yield f"{state}[{p}] = tensor({self.form!r}, {write(values)})"
+            if self.form in ("kept", "strided", "read-only", "float64"):
+                yield f"kept.append({state}[{p}])"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.u[p] = …``."""
@@ -665,6 +771,21 @@ class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
     def drawn(cls, draw: Draw, plan: Plan) -> ReplaceGradient:
         """Any form."""
         return cls(draw.of(_GRADIENTS), plan.parameter(draw))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        name = k.parameter(self.parameter)
+        p, values = f"parameters[{name!r}]", _whole(self.form, k.numbers(name))
+        if self.form in ("none", "parameter"):
+            yield f"{p}.grad = {'None' if self.form == 'none' else p + '.data'}"
+        elif self.form == "in place" and f"gradient {name}" in k.values:
+            yield f"{p}.grad.cached_data[...] = {write(values)}"
+        else:
+            yield f"{p}.grad = tensor({self.form!r}, {write(values)})"
+            if self.form == "shared":
+                yield f"parameters[{_partner(k.parameters, k.shape, name)!r}].grad = {p}.grad"
+            if self.form != "plain":
+                yield f"kept.append({p}.grad)"
 
     def needle(self, w: Hands) -> None:
         """``p.grad = …``."""
@@ -751,6 +872,11 @@ class NewOptimizer(Action, frozen=True, tag="NewOptimizer"):
         plan.optimizers.append(kind)
         return cls(kind, {"lr": draw.of(_NEW_LRS), **({"momentum": 0.5} if kind == "SGD" else {})})
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        given = "".join(f", {name}={value}" for name, value in self.settings.items())
+        yield f"optimizers.append(ndl.optim.{self.optimizer}(model.parameters(){given}))"
+
     def needle(self, w: Hands) -> None:
         """``optim.SGD(model.parameters(), …)``."""
         w.another(self.optimizer, dict(self.settings))
@@ -783,6 +909,12 @@ class AddParameter(Action, frozen=True, tag="AddParameter"):
     def drawn(cls, draw: Draw, plan: Plan) -> AddParameter:
         """Any parameter."""
         return cls(plan.parameter(draw))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        name = k.parameter(self.parameter)
+        if name not in k.optimizers[0][1]:
+            yield f"optimizers[0].params.append(parameters[{name!r}])"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.params.append(p)``."""
@@ -821,6 +953,11 @@ class Mode(Action, frozen=True, tag="Mode"):
         """A part, as a rule."""
         return cls(None if (draw.whole(1, 4) == 1) else draw.whole(0, plan.layers - 1), (draw.whole(1, 3) == 1))
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        module = "model" if self.part is None else f"layers[{k.layer(self.part)!r}]"
+        yield f"{module}.{'train' if self.training else 'eval'}()"
+
     def needle(self, w: Hands) -> None:
         """``module.eval()``."""
         module = w.model if self.part is None else w.modules[list(w.modules)[self.part % len(w.modules)]]
@@ -855,6 +992,15 @@ class Evaluate(Action, frozen=True, tag="Evaluate"):
         """Either."""
         return cls(draw.whole(1, 2) == 1)
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield "model.eval()"
+        if self.constant:
+            yield f"with ndl.no_grad():\n    out = model(ndl.Tensor(X[{k.passes}], requires_grad=False))"
+        else:
+            yield f"out = model(ndl.Tensor(X[{k.passes}], requires_grad=False))"
+        yield "model.train()"
+
     def needle(self, w: Hands) -> None:
         """``model(x)``."""
         w.model.eval()
@@ -885,6 +1031,10 @@ class NoGrad(Action, frozen=True, tag="NoGrad"):
     def drawn(cls, draw: Draw, plan: Plan) -> NoGrad:
         """Any."""
         return cls(draw.of(_HOWS))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield f"nested_no_grad({self.how!r})"
 
     def needle(self, w: Hands) -> None:
         """``with no_grad(): …``."""
@@ -945,6 +1095,20 @@ class Load(Action, frozen=True, tag="Load"):
         """Either."""
         return cls(draw.maybe())
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        yield "state = model.state_dict()"
+        yield "named = {id(p): n for n, p in parameters.items()}"
+        yield "model, layers, parameters = build()"
+        yield "model.load_state_dict(state)"
+        yield "for a in state.values():\n    a[...] = np.nan"
+        yield "old, optimizers = optimizers, []"
+        yield "for o in old:"
+        yield "    settings = {n: getattr(o, n) for n in SETTINGS[type(o).__name__]}"
+        yield "    optimizers.append(type(o)([parameters[named[id(p)]] for p in o.params], **settings))"
+        if self.optimizer:
+            yield "    optimizers[-1].load_state_dict(o.state_dict())"
+
     def needle(self, w: Hands) -> None:
         """``load_state_dict``."""
         w.loaded(optimizer=self.optimizer)
@@ -984,6 +1148,12 @@ class Copy(Action, frozen=True, tag="Copy"):
         """Either."""
         return cls(draw.of(_COPIES))
 
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        whole = "(model, layers, parameters, optimizers)"
+        how = f"copy.deepcopy({whole})" if self.how == "deepcopy" else f"pickle.loads(pickle.dumps({whole}))"
+        yield f"model, layers, parameters, optimizers = {how}"
+
     def needle(self, w: Hands) -> None:
         """``deepcopy``."""
         w.copied(self.how)
@@ -1012,6 +1182,18 @@ class Keep(Action, frozen=True, tag="Keep"):
     def drawn(cls, draw: Draw, plan: Plan) -> Keep:
         """Anything."""
         return cls(draw.of(_KEPT), plan.parameter(draw), plan.optimizer(draw))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        i = k.optimizer(self.optimizer)
+        kind, names = k.optimizers[i]
+        name = names[self.parameter % len(names)]
+        p, state = f"parameters[{name!r}]", f"optimizers[{i}].{next(iter(STATES[kind].values()))}"
+        shown = {
+            "data": f"{p}.data", "numpy": f"{p}.numpy()", "part": f"{p}.numpy()[..., :1]", "gradient": f"{p}.grad",
+            "velocity": f"{state}.get({p})",
+        }  # fmt: skip
+        yield f"kept.append({shown[self.what]})"
 
     def needle(self, w: Hands) -> None:
         """Hold it."""

@@ -29,6 +29,7 @@ from msgspec import Meta, Struct
 from oracle.cases import layers
 from oracle.cases.actions import Action, AnyAction, Pass
 from oracle.cases.bounds import (
+    FLOAT32,
     LARGEST_FILE,
     MOST_PARTS,
     Argument,
@@ -474,6 +475,11 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
     if isinstance(case, TrainCase):
         for change in case.lr_changes:
             require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
+        if isinstance(case.optimizer, Adam):
+            beta1 = 0.9 if case.optimizer.beta1 is None else case.optimizer.beta1
+            for lr in (case.optimizer.lr or 0.0, *(change.lr for change in case.lr_changes)):
+                fits = lr <= FLOAT32 * (1 - beta1)
+                require(fits, f"Adam: lr / (1 - beta1), the first step, must be a float32, got lr={lr}, beta1={beta1}")
         if case.gap is not None:
             require(case.gap.step < case.steps, f"gap: step {case.gap.step} is not below steps={case.steps}")
             require(case.clip is None, "gap: not together with clip, which takes the norm of all gradients")

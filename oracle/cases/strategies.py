@@ -270,7 +270,7 @@ def legal(value: float, domain: str) -> float:
     if domain == "whole":
         return float(round(max(-3.0, min(3.0, value))))
     if domain == "far":
-        return value + 100.0
+        return value + 30.0
     return value
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from oracle import files
 from oracle.memory.blas import read_back
 from oracle.memory.probe import Measured, Site
+from oracle.pages.made import commit, git
 
 PATH = Path("reports/baselines/memory.json")
 
@@ -65,12 +65,6 @@ def key() -> dict[str, str]:
     }
 
 
-def commit() -> str:
-    """The commit checked out, short; "+" where files differ from it; "" outside of git."""
-    head = _git("rev-parse", "--short", "HEAD").strip()
-    return head + ("+" if head and _git("status", "--porcelain", "--", "needle").strip() else "")
-
-
 def read(path: Path = PATH) -> File:
     """The file, or an empty one."""
     try:
@@ -103,22 +97,12 @@ def accept(path: Path, own: dict[str, str], measured: dict[str, tuple[str, Measu
 def history(path: Path = PATH) -> list[tuple[str, File]]:
     """(short commit, file) for every commit that changed the file, oldest first, the working copy last."""
     found = []
-    for line in reversed(_git("log", "--format=%h", "--", path.as_posix()).split()):
+    for line in reversed(git("log", "--format=%h", "--", path.as_posix()).split()):
         try:
-            found.append((line, msgspec.json.decode(_git("show", f"{line}:{path.as_posix()}"), type=File)))
+            found.append((line, msgspec.json.decode(git("show", f"{line}:{path.as_posix()}"), type=File)))
         except (msgspec.DecodeError, json.JSONDecodeError):
             continue
     now = read(path)
     if now.entries and (not found or found[-1][1] != now):
         found.append(("now", now))
     return found
-
-
-def _git(*arguments: str) -> str:
-    try:
-        run = subprocess.run(
-            ["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout if run.returncode == 0 else ""

@@ -17,7 +17,8 @@ from oracle.memory import baseline
 from oracle.memory.gates import GATES, Row, moved
 from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
-from oracle.pages.html import inline, svg
+from oracle.pages.html import COLOURS, inline, styled, svg
+from oracle.pages.made import now
 from oracle.pages.markdown import table as markdown_table
 from oracle.pages.templates import render
 from oracle.pages.terminal import table
@@ -200,6 +201,7 @@ def to_json(run: Run) -> dict[str, Any]:
     """Everything, as data."""
     return {
         "key": run.key,
+        "when": now(),
         "commit": run.commit,
         "baseline_key": run.baseline_key,
         "seed": run.plan.seed,
@@ -248,9 +250,7 @@ def markdown(run: Run) -> str:
 
 def html(run: Run) -> str:
     """One page: plots as inline SVG, no assets."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    with styled():
         return _page(run)
 
 
@@ -261,7 +261,8 @@ def _page(run: Run) -> str:
     return render(
         TEMPLATE,
         run=run,
-        facts=_facts(run).split("\n"),
+        earlier=_earlier(run.plan.folder),
+        facts=[f"{now()}, seed {run.plan.seed}", *_facts(run).split("\n")],
         verdict=verdict(run).partition("]")[2].replace("[/]", "") if "]" in verdict(run) else verdict(run),
         state="bad" if run.failed else "open" if run.errors or run.interrupted else "good",
         headings=HEADINGS,
@@ -275,21 +276,21 @@ def _page(run: Run) -> str:
     )
 
 
-INK, NEEDLE, TORCH, HAND, BAD = "#1f2933", "#2563a8", "#d9822b", "#8a9ba8", "#c23030"
+INK, NEEDLE, TORCH, HAND, BAD = (COLOURS[name] for name in ("ink", "needle", "torch", "hand", "bad"))
 
 
-STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": "#c5ced6",
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """Date, commit and peaks of the run before, whose report was set aside; None if there is none that can be read."""
+    try:
+        data = msgspec.json.decode((folder / files.EARLIER / "memory.json").read_bytes())
+        peaks = {
+            row["name"]: f"{row['runs']['malloc']['peak']:,}"
+            for row in data["rows"]
+            if row["panel"] and not row["runs"].get("malloc", {"error": "-"}).get("error")
+        }
+        return {"when": data["when"], "commit": data["commit"], "peaks": peaks}
+    except (OSError, msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -324,14 +325,15 @@ def _series_plot(rows: Sequence[Row]) -> str:
         x, y = _curve(row.main)
         scale, unit = _unit(max(y))
         flat = "C" not in row.failures
-        colour = NEEDLE if flat else BAD
-        ax.axvspan(FIRST, x[-1], color=colour, alpha=0.06, lw=0)
-        ax.plot(x, [v / scale for v in y], color=colour, lw=1.5)
+        ax.axvspan(FIRST, x[-1], color=NEEDLE if flat else BAD, alpha=0.08, lw=0)
+        ax.plot(x, [v / scale for v in y], color=NEEDLE, lw=1.5)
         ax.set_ylim(0, max(y) / scale * 1.25)
         ax.set_xlim(0, x[-1])
         ax.set_title(f"{row.name}, {unit}", color=INK if flat else BAD)
         ax.tick_params(length=2, labelsize=8)
-    return inline(svg(figure))
+    return inline(
+        svg(figure), "Live bytes of needle over steps", f"A panel per model: {', '.join(r.name for r in rows)}"
+    )
 
 
 def _failure_plot(row: Row) -> str:
@@ -347,10 +349,11 @@ def _failure_plot(row: Row) -> str:
         ("objects for the collector", list(range(1, len(run.collected))), run.collected[1:]),
     )
     for ax, (title, x, y) in zip(axes.flat, plots, strict=True):
-        ax.plot(x, y, color=BAD if max(y) > min(y) or (title.startswith("objects") and any(y)) else NEEDLE, lw=1.5)
-        ax.set_title(title)
+        ax.plot(x, y, color=NEEDLE, lw=1.5)
+        wrong = max(y) > min(y) or (title.startswith("objects") and any(y))
+        ax.set_title(title, color=BAD if wrong else INK)
         ax.set_xlabel("step")
-    return inline(svg(figure))
+    return inline(svg(figure), f"{row.name} over steps", "; ".join(row.failures.values()))
 
 
 def _unit(size: float) -> tuple[float, str]:
@@ -383,7 +386,8 @@ def _peaks_plot(rows: Sequence[Row]) -> str:
     ax.plot([], [], color=INK, lw=2, label="baseline")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, frameon=False)
     ax.margins(y=0.02)
-    return inline(svg(figure))
+    ax.set_xlim(left=0)
+    return inline(svg(figure), "Peaks of needle, torch and NumPy by hand", "Each as a share of needle's, by model")
 
 
 def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -> str:
@@ -399,11 +403,17 @@ def _trend_plot(history: list[tuple[str, baseline.File]], key: dict[str, str]) -
             points.setdefault(case, []).append((len(names) - 1, known.peak))
     if len(names) < 2:
         return ""
-    figure, axes = _figure(11.5, 3)
-    ax = axes[0, 0]
-    for case, line in points.items():
-        ax.plot([i for i, _ in line], [p / line[0][1] for _, p in line], marker="o", ms=3, lw=1.2, label=case)
-    ax.set_xticks(range(len(names)), names)
-    ax.set_ylabel("peak against the first")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    return inline(svg(figure))
+    columns = 5
+    rows = -(-len(points) // columns)
+    figure, axes = _figure(11.5, 1.55 * rows + 0.3, rows, columns)
+    for ax in axes.flat[len(points) :]:
+        ax.set_visible(False)
+    most = max(p for line in points.values() for _, p in ((i, p / line[0][1]) for i, p in line if line[0][1]))
+    for ax, (case, line) in zip(axes.flat, points.items(), strict=False):
+        ax.plot([i for i, _ in line], [p / (line[0][1] or 1) for _, p in line], marker="o", ms=3, lw=1.5, color=NEEDLE)
+        ax.set_ylim(0, 1.15 * most)
+        ax.set_xlim(-0.2, len(names) - 0.8)
+        ax.set_xticks([0, len(names) - 1], [names[0], names[-1]])
+        ax.set_title(case)
+        ax.tick_params(length=2, labelsize=8)
+    return inline(svg(figure), "Peaks over the history of the baseline", "Each model's peak as a multiple of its first")

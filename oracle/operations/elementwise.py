@@ -120,7 +120,7 @@ def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
 
 
 @operation(
-    needle=lambda n, x: abs(x) if len(x.shape) % 2 else n.absolute(x),
+    needle=lambda n, x: (abs(x) if len(x.shape) > 1 else x.abs()) if len(x.shape) % 2 else n.absolute(x),
     torch=lambda t, x: t.abs(x),
     drawn=one,
     node="Abs",

@@ -155,5 +155,8 @@ def torch_put(t: Any, x: Any, shape: Shape, index: Any) -> Any:
     attributes=lambda op, x: {"shape": op.shape, "index": index_of(op)},
 )
 def put_item(t: Tape, x: Var, *, shape: Shape, index: Sequence[Any]) -> Var:
-    """Zeros of ``shape`` with x at an index, as for `getitem`."""
+    """Zeros of ``shape`` with x at an index, as for `getitem`; x has the shape of what is there, and is not broadcast."""
+    there = taken(t, np.broadcast_to(0.0, (1, 1, *shape)), index).shape[LEAD:]
+    if there != x.shape:
+        raise ValueError(f"the operand has the shape {x.shape}, and its place {there}")
     return t.emit(put(t, x.value, tuple(shape), index), (x,), lambda g: (taken(t, g, index),))

@@ -26,7 +26,7 @@ class Operation:
     torch: Callable[..., Any]
     drawn: Callable[[Draw], Drawn]
     covers: tuple[str, ...] = ()  # classes of needle.ops
-    # What the operands are made of, all of them or each: "real", "positive", "nonzero", "whole" (-3 to 3) or "far" (100 above).
+    # What the operands are made of, all of them or each: "real", "positive", "nonzero", "whole" (-3 to 3) or "far" (30 above).
     values: str | tuple[str, ...] = "real"
     special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart

@@ -83,12 +83,16 @@ def along(d: Draw) -> Drawn:
 
 
 def needle_picked(n: Any, x: Any, axes: int | None, largest: bool) -> Any:
-    """By the functions where an axis is named, by the methods elsewhere."""
-    find, method = (n.argmax, "argmax") if largest else (n.argmin, "argmin")
-    if axes is None:
-        return x.flatten()[getattr(x, method)()]
-    places = find(x, axes).numpy()
-    return x[places, np.arange(x.shape[1])] if axes % 2 == 0 else x[np.arange(x.shape[0]), places]
+    """Half of what the function picks, and half of what the method does."""
+
+    def at(places: Any) -> Any:
+        if axes is None:
+            return x.flatten()[places]
+        return x[places, np.arange(x.shape[1])] if axes % 2 == 0 else x[np.arange(x.shape[0]), places]
+
+    given = () if axes is None else (axes,)
+    function, method = (n.argmax, x.argmax) if largest else (n.argmin, x.argmin)
+    return at(function(x, *given)) * 0.5 + at(method(*given)) * 0.5
 
 
 def torch_picked(t: Any, x: Any, axes: int | None, largest: bool) -> Any:

@@ -66,7 +66,10 @@ def takes_several(method: Any) -> bool:
 
 
 def needle_reshape(n: Any, x: Any, shape: Shape) -> Any:
-    """By the method, with one argument or several, or the function."""
+    """By the method, with one argument or several, or the function; several axes as one by `flatten`, where there is one."""
+    joins = len(x.shape) > 1 and len(shape) == len(x.shape) - 1 and shape[1:] == x.shape[2:] and -1 not in shape
+    if joins and hasattr(type(x), "flatten"):
+        return x.flatten(0, 1)
     if len(x.shape) == 3 and takes_several(type(x).reshape):
         return x.reshape(*shape)
     return x.reshape(shape) if len(x.shape) % 2 else n.reshape(x, shape)

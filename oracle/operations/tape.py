@@ -47,18 +47,23 @@ class Noise:
 
     def draw(self, shape: Shape) -> Array:
         """Noise for the perturbed replicas, of the shape (steps, *shape): float64 ``(replicas - 1, steps, *shape)``."""
-        count = (self.replicas - 1) * math.prod(shape)
-        end = self._cursor + count
+        noise = np.empty((self.replicas - 1, *shape))
+        self.fill(noise)
+        return noise
+
+    def fill(self, noise: Array) -> None:
+        """The same, into an array."""
+        count, start = noise.size, self._cursor
+        end = start + count
         if end <= _POOL_SIZE:
-            flat, self._cursor = _POOL[self._cursor : end], end
+            flat, self._cursor = _POOL[start:end], end
         else:
             flat = self._beyond(count)
-        noise = flat.reshape((self.replicas - 1, *shape))
-        if self.coherent and len(shape) >= 1 + LEAD:
-            rows = noise[-self.coherent :, :, :1]
-            noise = np.concatenate([noise[: -self.coherent], np.broadcast_to(rows, (self.coherent, *shape))])
-            noise[-1] = noise[-1].reshape(shape[0], -1)[:, :1].reshape(shape[0], *[1] * (len(shape) - 1))
-        return noise
+        noise[...] = flat.reshape(noise.shape)
+        if self.coherent and noise.ndim > 1 + LEAD:
+            rows, last = noise[-self.coherent :], noise[-1]
+            rows[:, :, 1:] = rows[:, :, :1]
+            last[...] = last[(slice(None), *[slice(1)] * (last.ndim - 1))]
 
     def _beyond(self, count: int) -> Array:
         """Noise where the pool ends: a new lap, or a block of its own."""
@@ -102,21 +107,21 @@ class Tape:
         """x with fresh rounding noise in replicas 1…; replica 0 untouched."""
         if self.noise is None:
             return x
-        e = self.noise.draw(x.shape[1:])
         out = np.empty((self.noise.replicas, *x.shape[1:]))
-        exact, perturbed = x[0], out[1:]  # no temporary arrays: most of the time goes into memory
+        exact, perturbed = x[0], out[1:]  # few temporary arrays: most of the time goes into memory
+        self.noise.fill(perturbed)
         out[0] = exact
         size = np.abs(exact)
         np.maximum(size, UNDERFLOW, out=size, where=size > 0)
         if x.shape[0] == 1:
-            np.multiply(e, size, out=perturbed)
+            perturbed *= size
             perturbed += exact
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
-            np.abs(x[1:], out=perturbed)
-            np.maximum(perturbed, size, out=perturbed)
-            perturbed *= e
+            amplitude = np.abs(x[1:])
+            np.maximum(amplitude, size, out=amplitude)
+            perturbed *= amplitude
             perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out
 
@@ -127,7 +132,8 @@ class Tape:
         e = self.noise.draw(y.shape[1:])
         if y.shape[0] == 1:
             y = np.repeat(y, self.noise.replicas, axis=0)
-        y[1:] += e * (weight * magnitude[:1])
+        e *= weight * magnitude[:1]
+        y[1:] += e
         return y
 
     def moved(self, x: Array, to: Callable[[Array], Array]) -> Array:

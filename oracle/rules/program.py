@@ -258,11 +258,18 @@ def _parted(mine: Any, due: Any) -> str:
     return f"is {mine}, not {due}"
 
 
-def _where(mine: Any, due: Any) -> tuple[tuple[int, ...] | None, tuple[float | None, float | None]]:
-    if isinstance(mine, np.ndarray) and isinstance(due, np.ndarray) and mine.shape == due.shape and mine.size:
+def _where(mine: Any, due: Any) -> tuple[tuple[int, ...] | None, tuple[float | None, float | str | None]]:
+    """The element that differs most plainly, and both numbers; what cannot be one is a text, and what must not be None."""
+    if isinstance(due, np.ndarray) and due.size:
+        if mine is None:
+            at = cmp.unravelled(0, due.shape)
+            return at, (None, float(due[at]))
+        if mine.shape != due.shape or mine.dtype != due.dtype:
+            return None, (None, f"{due.dtype} of shape {due.shape}")
         at = cmp.worst(mine != due)
         return at, (float(mine[at]), float(due[at]))
-    return None, (None, None)
+    plain = [float(v) if isinstance(v, bool | int | float) else None for v in (mine, due)]
+    return None, (plain[0], plain[1])
 
 
 # -- rules L and T --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from oracle.memory.outcome import Plan, Run
 from oracle.memory.panel import PANEL, traced
 from oracle.memory.probe import FIRST, STEPS, STRIDE, Job, Measured
 from oracle.pages import terminal
+from oracle.pages.made import commit
 
 SHRUNK = 3  # failing generated models that are made smaller; the rest is only listed
 SHRINK_BUDGET = 80  # measurements for each
@@ -82,7 +83,7 @@ def memory(
 def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -> Run:
     """Run a plan. Ctrl-C ends it early, with what is known so far."""
     started = time.perf_counter()
-    outcome = Run(plan, baseline.key(), baseline.commit())
+    outcome = Run(plan, baseline.key(), commit())
     try:
         with pool(plan.workers) as workers:
             try:

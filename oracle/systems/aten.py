@@ -120,6 +120,8 @@ def terms(name: str, args: Sequence[Any], outs: Sequence[Any]) -> list[float] | 
         return [args[0].numel() / max(1, outs[0].numel())]
     if name in _PRODUCTS:
         return [args[_PRODUCTS[name]].shape[-1]]
+    if name.startswith("upsample_") and "nearest" not in name:
+        return [32]  # the weights are polynomials of positions, and round too
     if name == "cumsum":
         return [args[0].shape[args[1]] if args[0].dim() else 1]
     if name == "convolution":
@@ -152,6 +154,9 @@ def absolute(value: Any) -> Any:
 
 def magnitudes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Σ|terms| of a sum of products: the same operation on absolute values, and on those of its factors."""
+    if operation(func).name.startswith("upsample_bicubic"):  # some weights are negative
+        out = func(*args, **kwargs)
+        return (absolute(args[0]).amax((-2, -1), True).expand_as(out),)
     factors = {k: abs(v) if k in ("alpha", "beta") else absolute(v) for k, v in kwargs.items()}
     out = func(*(absolute(a) for a in args), **factors)
     return tuple(out) if isinstance(out, list | tuple) else (out,)

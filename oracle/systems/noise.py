@@ -239,18 +239,25 @@ class Rounding(_Mode):
         return max(which(units, default=self.unit), self.unit)
 
     def _drawn(self, func: Any, op: aten.Operation, args: Any, kwargs: Any) -> Any:
-        """Random numbers as the float32 program draws them, then widened."""
+        """Random numbers as the float32 program draws them, then widened. What is computed with them is computed here."""
         if op.name == "native_dropout":
             x, p, train = args
             _, mask = func(_narrowed(x), p, train)
             kept = 0.0 if p == 1 else 1 / (1 - p)
             return (widened(x) * mask * kept if train or train is None else widened(x)), mask
-        if op.written and op.written[0] and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
-            drawn = args[0].to(torch.float32)
-            func(drawn, *mapped(_narrowed, args[1:]), **kwargs)
-            return args[0].copy_(drawn)
-        out = func(*mapped(_narrowed, args), **kwargs)
-        return out if op.writes else mapped(widened, out)
+        if self.unit >= U and kwargs.get("dtype") is torch.float64:  # the dtype of something that was widened
+            kwargs["dtype"] = torch.float32
+        narrow = [mapped(_narrowed, a) for a in args]
+        out = func(*narrow, **kwargs)
+        for given, drawn, writes in zip(args, narrow, op.written, strict=False):
+            if writes and given is not drawn:
+                given.copy_(drawn)
+        if op.name == "rrelu_with_noise":
+            x, noise = mapped(widened, args[0]), mapped(widened, args[1])
+            return torch.where(x < 0, x * noise, x) if args[4] else mapped(widened, out)
+        if op.writes:
+            return args[0] if op.written[0] else out
+        return mapped(widened, out)
 
     def _computed(self, func: Any, op: aten.Operation, args: Any, kwargs: Any, unit: float) -> Any:
         if op.name == "_to_copy" and unit > self.unit and self.seed is not None:
@@ -421,6 +428,45 @@ class Plain(_Mode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._before.restore()
+
+
+class Widening(TorchFunctionMode):
+    """Tensors from outside are float64 while the program runs with noise: torch looks at dtypes before an operation comes to
+    `Rounding`, and wants them equal. A tensor is widened where the program first meets it, and is what it was afterwards.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not Tensor.data.__set__:  # type: ignore[attr-defined]
+            for tensor in tensors_of(*args, *kwargs.values()):
+                self._widen(tensor)
+        return func(*args, **kwargs)
+
+    def _widen(self, tensor: Tensor) -> None:
+        with torch._C.DisableTorchFunction():
+            if tensor.dtype not in WIDE or tensor._is_view() or tensor.is_inference() or not tensor.is_leaf:
+                return
+            if tensor.is_nested or tensor.layout is not torch.strided:
+                return
+            unit = UNITS.get(tensor.dtype, U)
+            self._before.setdefault(id(tensor), (tensor, tensor.data))
+            tensor.data = tensor.data.to(WIDE[tensor.dtype])
+            _marked(tensor, unit)
+            if tensor.grad is not None:
+                tensor.grad = tensor.grad.to(tensor.dtype)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for tensor, value in self._before.values():
+            tensor.grad = None  # `Before` puts back what it was
+            tensor.data = value
+            if hasattr(tensor, "_unit"):
+                del tensor._unit
+        self._before = {}
 
 
 class Refusing(TorchFunctionMode):

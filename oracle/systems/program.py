@@ -95,8 +95,7 @@ class ProgramRun:
             clock.turn("observing")
             yield turn
             k.values, k.passes = dict(turn.after), world.passes
-            finite = all(np.isfinite(v).all() for key, v in k.values.items() if key.startswith("parameter "))
-            if turn.ours.failure is not None or not finite:
+            if turn.ours.failure is not None or not _goes_on(turn):
                 return
 
     def _do(self, world: World, action: a.Action, index: int, turn: Turn) -> Failure | None:
@@ -140,6 +139,16 @@ class ProgramRun:
     def exact(self) -> TorchProgram:
         """The same in torch float64."""
         return TorchProgram(self.case, self.batches, torch.float64)
+
+
+def _goes_on(turn: Turn) -> bool:
+    """Whether parameters and buffers are finite numbers, and as many as before: torch cannot start from others."""
+    for key, before in turn.before.values.items():
+        if key.startswith(("parameter ", "buffer ")):
+            value = turn.after.get(key)
+            if value is None or value.shape != before.shape or not np.isfinite(value).all():
+                return False
+    return True
 
 
 def alike(one: Any, other: Any) -> bool:

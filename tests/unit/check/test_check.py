@@ -490,3 +490,49 @@ print(*{m.split('.')[0] for m in set(sys.modules) - before})
 """
     run = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) - sys.stdlib_module_names <= {"oracle", "msgspec", "torch", "numpy"}
+
+
+# -- torch itself, on what torch looks at before any operation ------------------------------------------------------------
+
+X3 = torch.from_numpy(drawn(3, 7, 5))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LSTM(5, 4), nn.GRU(5, 4, bidirectional=True), nn.Conv1d(7, 2, 3), nn.PReLU(), nn.RReLU(), nn.AlphaDropout()],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_a_layer_from_outside_works_as_it_is_and_torch_is_within_rounding(layer):
+    """Dtypes must fit before noise sees an operation: parameters and inputs from outside are float64 meanwhile."""
+
+    def run():
+        layer.zero_grad()
+        out = layer(X3)
+        out = out[0] if isinstance(out, tuple) else out
+        if out.requires_grad:
+            out.square().sum().backward()
+        return {"out": out} | {n: p.grad for n, p in layer.named_parameters()}
+
+    found = check.tolerance(run)
+    assert max(float(found.share(n, a).max()) for n, a in found.torch.items()) < check.LIMIT / 2
+    assert {p.dtype for p in layer.parameters()} | {X3.dtype} == {torch.float32}
+    assert not hasattr(X3, "_unit")
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resizing_in_torch_is_within_rounding(mode):
+    x = torch.from_numpy(drawn(1, 2, 5, 5))
+    found = check.tolerance(lambda: {"y": F.interpolate(x, scale_factor=2.3, mode=mode)})
+    assert found.share("y", found.torch["y"]).max() < check.LIMIT / 2
+
+
+def test_numbers_drawn_in_the_dtype_of_something_else():
+    x = torch.from_numpy(drawn(1, 2, 7, 7))
+
+    def run():
+        torch.manual_seed(1)
+        return {"y": F.fractional_max_pool2d(x * 1, 2, output_size=3)}
+
+    check.same({"y": run()["y"] + 0}, run)
+    with pytest.raises(check.Difference):
+        check.same({"y": run()["y"] * 1.001}, run)

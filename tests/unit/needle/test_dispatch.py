@@ -1,4 +1,7 @@
-"""NumPy's own functions, given a Tensor: its result with its gradient, or what to write; never bare numbers by accident."""
+"""NumPy's own functions, given a Tensor: its result with its gradient, or what to write; never bare numbers by accident.
+
+That is Tensor.__array_function__ and Tensor.__array_ufunc__; and Tensor.__format__, Tensor.__index__ and the like below.
+"""
 
 import operator
 
@@ -215,6 +218,30 @@ def test_one_element_is_a_number_where_python_asks_for_one():
     assert list(range(ndl.Tensor(3))) == [0, 1, 2]
 
 
+def test_places_with_and_without_the_axis():
+    t = ndl.Tensor(A)
+    for mine, method, of_numpy in ((ndl.argmax, t.argmax, np.argmax), (ndl.argmin, t.argmin, np.argmin)):
+        for axis in (None, 0, -1):
+            expected = of_numpy(A, axis, keepdims=True)
+            np.testing.assert_array_equal(mine(t, axis, keepdims=True).numpy(), expected, strict=True)
+            np.testing.assert_array_equal(method(axis, keepdims=True).numpy(), expected, strict=True)
+            np.testing.assert_array_equal(method(axis=axis).numpy(), of_numpy(A, axis))
+
+
+def test_smallest_elements_with_and_without_the_axis():
+    for axis in (None, 0, -1, (0, 1)):
+        y = ndl.Tensor(A).min(axis=axis, keepdims=True)
+        np.testing.assert_array_equal(y.numpy(), A.min(axis, keepdims=True), strict=True)
+
+
+def test_elements_are_not_assigned():
+    t = ndl.Tensor(A)
+    with pytest.raises(TypeError, match="cannot be assigned, because gradients are those of the numbers"):
+        t[0] = 1
+    with pytest.raises(TypeError, match="cannot be assigned"):
+        t[0] += 1
+
+
 def test_tolist():
     assert ndl.Tensor(A).tolist() == A.tolist()
     assert ndl.Tensor(2).tolist() == 2
@@ -248,6 +275,7 @@ def test_flatten(args):
     first, last = (range(3)[axis] for axis in (*args, *(0, -1)[len(args) :]))
     shape = (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
     np.testing.assert_array_equal(ndl.Tensor(x).flatten(*args).numpy(), x.reshape(shape))
+    assert ndl.Tensor(x).flatten(start=1, end=2).shape == (2, 12)
     assert ndl.Tensor(3.0).flatten().shape == (1,)
     assert ndl.Tensor(np.zeros((2, 0, 3))).flatten(1).shape == (2, 0)
 

@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 import needle
 from needle import autograd
-from oracle.blame import culprit, judged, suspect
+from oracle.blame import culprit, judged, script, suspect
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import features, shrink
 from oracle.rules.judge import judge
+from oracle.rules.verdict import Divergence
 from oracle.runs import offered
 from oracle.runs.draws import draw
 from oracle.trust.faults import FAULTS
@@ -162,3 +163,33 @@ def test_a_needle_that_lacks_what_an_action_needs_is_left_out_of_it(monkeypatch)
     assert set(lacking) == {
         f"program {words}" for words in a.EXAMPLES if "no_grad" in words or words == "data augmented"
     }
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("set weight_decay above 1", "program-decay-at-most-1"),
+        ("clip, max_norm three", "program-clip-at-most-1"),
+        ("refuse momentum", "program-momentum-unchecked"),
+        ("gradient strided", "program-gradient-strided-flat"),
+        ("freeze", "program-freeze-undone"),
+        ("parameter added late", "program-late-parameter-ignored"),
+        ("state_dict into a fresh model and optimizer", "program-optimizer-state-lost"),
+        ("deepcopy", "program-copy-takes-runs"),
+    ],
+)
+def test_the_script_is_the_list_of_actions_and_shows_the_mistake(label, name):
+    case = with_feature(label)
+    with FAULTS[name].patch.applied():
+        found = judged(case, needle).divergence
+        text = script.script(case, found, needle)
+        assert script.fails(text)
+    assert not script.fails(text), "without the mistake it shows none"
+    assert all(f"# {i}: {action.text}" in text for i, action in enumerate(case.actions[: found.step + 1]))
+
+
+def test_a_script_can_be_written_of_every_form_of_every_action():
+    for words in (*a.EXAMPLES, "layers in a list", "same module twice", "Residual of a function"):
+        case = with_feature(words)
+        found = Divergence(len(case.actions) - 1, "parameter", "0.weight", "L", "", (0, 0), 0.0, None, 1e3, allowed=0.0)
+        assert script.fails(script.script(case, found, needle)), "the number is not 1000"
