@@ -466,7 +466,7 @@ _IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 
 @remembered
-def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
+def input_widths(case: TrainCase | SecondOrderCase | ProgramCase) -> Mapping[str, int]:
     """Path of every layer -> width of its input."""
     return Checked(case.model, case.data.rows, case.data.features).widths
 

@@ -48,12 +48,15 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
         steps = f"{case.steps} step{'s' * (case.steps > 1)}"
         below += [Box(*_told(part), at="then") for part in (case.clip, case.gap) if part is not None]
         below.append(Box(*_told(case.optimizer), at=steps))
+    elif isinstance(case, c.ProgramCase):
+        below.append(Box(*_told(case.optimizer), at="optimizer"))
+        below += [Box(*_told(action), at=f"action {i}") for i, action in enumerate(case.actions[:MOST])]
     else:
         below.append(Box("second order", "the gradients' inner product with drawn tensors, differentiated"))
     return Drawing([Box(*_told(case.data, but=("rows", "features")), at=rows)], model, below, draw.left_out)
 
 
-def _place(case: c.TrainCase | c.SecondOrderCase, name: str) -> str:
+def _place(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase, name: str) -> str:
     """The path of the layer that a tensor belongs to, the innermost one; "" if there is none."""
     name = name.partition("#")[0]
     paths = [path for path, _ in c.walk(case.model) if name == path or name.startswith(f"{path}.")]
