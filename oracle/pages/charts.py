@@ -48,12 +48,12 @@ def lines(
         return f"{across_:.1f},{_up(to(y), low, high):.1f}"
 
     parts = []
-    for value in (low, (low + high) / 2, high):
+    ticks = _decades(low, high) if logarithmic else [low, (low + high) / 2, high]
+    for value, label in zip(ticks, _labels([back(value) for value in ticks]), strict=True):
         y = _up(value, low, high)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--line)"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{back(value):.3g}</text>')
-    for x, anchor in dict.fromkeys(((first, "start"), (xs[-1], "end"))):
-        where = LEFT if x == first else WIDTH - RIGHT
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for where, x, anchor in ((LEFT, first, "start"), (WIDTH - RIGHT, last, "end")):
         parts.append(f'<text x="{where}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{x}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>')
@@ -82,10 +82,22 @@ def lines(
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis, never the same."""
+    """The ends of an axis: no two of them are the same, and what rounding alone tells apart lies on one line."""
     low, high = min(values), max(values)
-    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    room = max((high - low) * 0.05, max(abs(low), abs(high)) * 0.01) or 1.0
     return low - room, high + room
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Whole powers of ten, as exponents, at most five; the ends where there are none."""
+    whole = range(math.ceil(low), math.floor(high) + 1)
+    return [float(n) for n in whole[:: -(-len(whole) // 5)]] if whole else [low, high]
+
+
+def _labels(values: Sequence[float]) -> list[str]:
+    """Numbers with as few digits as tell them apart."""
+    shown = [[f"{value:.{digits}g}" for value in values] for digits in range(2, 8)]
+    return next((labels for labels in shown if len(set(labels)) == len(labels)), shown[-1])
 
 
 def _up(value: float, low: float, high: float) -> float:

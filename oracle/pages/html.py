@@ -26,7 +26,8 @@ COLOURS = {
     "other-2": "#8c564b",
     "other-3": "#3d8f96",
 }
-STYLE: dict[str, Any] = {
+STROKE = 'stroke-linejoin="round" stroke-linecap="butt"'
+STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": COLOURS["axis"],
     "axes.labelcolor": COLOURS["ink"],
@@ -57,7 +58,7 @@ def svg(figure: Figure, *, alone: bool = False) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    ground = {"facecolor": "white"} if alone else {}
+    ground: Any = {"facecolor": "white"} if alone else {}
     with rc_context({"svg.hashsalt": "oracle", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(out, format="svg", metadata={"Date": None}, **ground)
     return out.getvalue()
@@ -70,13 +71,14 @@ def inline(image: str, title: str, says: str = "") -> Markup:
     """
     from markupsafe import Markup, escape
 
-    text = re.sub(r"<metadata>.*?</metadata>", "", image[image.index("<svg") :], flags=re.DOTALL)
+    # its style is meant for all that is around it: as attributes, it ends with the plot
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", image[image.index("<svg") :], flags=re.DOTALL)
     for name, colour in COLOURS.items():
         text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
     own = re.sub(r"\W+", "-", title.lower()).strip("-")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", text)
     about = f"<title>{escape(title)}</title>" + (f"<desc>{escape(says)}</desc>" if says else "")
-    text = re.sub(r"<svg([^>]*)>", rf'<svg role="img" aria-label="{escape(title)}"\1>', text, count=1)
+    text = re.sub(r"<svg([^>]*)>", rf'<svg {STROKE} role="img" aria-label="{escape(title)}"\1>', text, count=1)
     start = text.index(">", text.index("<svg")) + 1
     text = text[:start] + about + text[start:]
     return Markup(f'<div class="plot" tabindex="0" role="group" aria-label="{escape(title)}">{text}</div>')

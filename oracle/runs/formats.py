@@ -45,7 +45,16 @@ def rule_of(failure: Mapping[str, Any]) -> str:
     return "form" if rule in _FORM else rule
 
 
-def _errors(summary: Summary) -> Iterator[tuple[str, str]]:
+def verdict(summary: Summary) -> str:
+    """The run in a few words: what its exit code says."""
+    total, parts = sum(summary["cases"].values()), len(summary["failures"])
+    return {
+        ExitCode.AGREE: f"0 divergences in {total:,} cases",
+        ExitCode.PART: f"{parts} divergence{'s' * (parts != 1)} in {total:,} cases",
+    }.get(ExitCode(summary["exit_code"]), ExitCode(summary["exit_code"]).meaning)
+
+
+def problems(summary: Summary) -> Iterator[tuple[str, str]]:
     """Name and text of what keeps a run from being a success beside its divergences."""
     for what, key in (
         ("the oracle contradicts itself", "oracle_errors"),
@@ -87,7 +96,7 @@ def junit(summary: Summary) -> str:
         found.text = _clean(f["block"])
         cases.append(case)
     errors = 0
-    for what, text in _errors(summary):
+    for what, text in problems(summary):
         errors += 1
         case = ElementTree.Element("testcase", classname="oracle.run", name=what)
         ElementTree.SubElement(case, "error", message=_clean(text.split("\n")[0]), type=what).text = _clean(text)
@@ -145,7 +154,7 @@ def annotated(summary: Summary, root: Path, workspace: Path) -> Iterator[str]:
     if rest > 0:
         others = ", ".join(f["culprit"] for _, f in found[ANNOTATIONS - 1 :])
         yield _command("error", {"title": f"{rest + 1} more divergences"}, others)
-    for what, text in _errors(summary):
+    for what, text in problems(summary):
         yield _command("warning" if what == "interrupted" else "error", {"title": what}, text)
 
 
@@ -161,13 +170,8 @@ def _escaped(text: str) -> str:
 
 def step_summary(summary: Summary, limit: int = SUMMARY_BYTES) -> str:
     """The run in Markdown, no longer than ``limit`` bytes; entries that find no room are counted."""
-    total = sum(summary["cases"].values())
     failures = summary["failures"]
-    verdict = {
-        ExitCode.AGREE: f"0 divergences in {total:,} cases",
-        ExitCode.PART: f"{len(failures)} divergence{'s' * (len(failures) != 1)} in {total:,} cases",
-    }.get(ExitCode(summary["exit_code"]), ExitCode(summary["exit_code"]).meaning)
-    lines = [f"## needle against PyTorch: {verdict}", ""]
+    lines = [f"## needle against PyTorch: {verdict(summary)}", ""]
     facts = [
         ("compared", f"{summary['tensors']:,} tensors of {summary['steps']:,} training steps"),
         ("exit code", "; also ".join(f"{int(c)}: {ExitCode(c).meaning}" for c in summary["exit_codes"])),
@@ -175,7 +179,7 @@ def step_summary(summary: Summary, limit: int = SUMMARY_BYTES) -> str:
         ("digest", f"`{summary['digest']}`"),
     ]
     lines += markdown.table(("", "what"), facts, ("", "what"))
-    for what, text in _errors(summary):
+    for what, text in problems(summary):
         lines += ["", f"**{what}**", "", *_fenced(text[:20_000])]
     shares = [(key, f"{share:.1%}") for key, share in sorted(summary["largest_share"].items(), key=lambda i: -i[1])]
     if shares and not failures:

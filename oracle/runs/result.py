@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from oracle.apart import is_interrupt, plain
@@ -13,11 +14,15 @@ from oracle.cases import case as c
 from oracle.cases import coverage
 from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.runs.judgement import verdict_on
+from oracle.systems.candidate import candidate
+from oracle.systems.ours import is_ours
 from oracle.systems.trace import ENDED
 
 # Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
 PEER_SHARE = 4  # rule P
 VALIDATION_SHARE = 8  # the truth against torch float64
+# Groups of coverage for whose labels a run says how near its cases come to a limit: of an operation alone, and of a model.
+ALONE, WITHIN = ("op", "shape"), ("layer",)
 
 
 @dataclass
@@ -50,8 +55,10 @@ class Result:
     steps: int = 0
     out_of_domain: int = 0
     left_out: int = 0
+    absent: Counter[str] = field(default_factory=Counter)  # what another needle does not offer with some inputs
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)  # see `near`
     seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `oracle.systems.trace.Clock`
     cpu_seconds: float = 0.0  # of the processes that judged the generated cases
     largest_difference: float = 0.0
@@ -69,8 +76,11 @@ class Result:
         self.steps += other.steps
         self.out_of_domain += other.out_of_domain
         self.left_out += other.left_out
+        self.absent.update(other.absent)
         self.tally.add(other.tally)
         self.coverage.update(other.coverage)
+        for label, shares in other.shares.items():
+            self._near(label, shares)
         self.spend(other.seconds)
         self.cpu_seconds += other.cpu_seconds
         self.largest_difference = max(self.largest_difference, other.largest_difference)
@@ -148,10 +158,35 @@ class Result:
         self.steps += verdict.steps
         self.out_of_domain += verdict.out_of_domain
         self.tally.add(verdict.tally)
-        self.coverage.update(coverage.covered(case))
+        labels = coverage.covered(case)
+        self.coverage.update(labels)
+        self.near(labels, verdict)
         self.spend(verdict.seconds)
         self.largest_difference = max(self.largest_difference, verdict.largest_difference)
         self.common += verdict.common
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
-        if verdict.divergence is not None:
-            self.fold(Failed(case, verdict.divergence))
+        found = verdict.divergence
+        if found is not None and found.failure is not None and found.failure.absent and not is_ours(candidate()):
+            self.absent[f"{found.failure.kind}: {found.failure.message}"] += 1  # with these inputs
+            found = None
+        for divergence in (*verdict.beside, *([] if found is None else [found])):
+            self.fold(Failed(case, divergence))
+
+    def near(self, labels: Iterable[str], verdict: Verdict) -> None:
+        """Note how near a case came to the limits: ``shares["op exp"]["G"]`` is the largest share of rule G's, in any tensor of
+        the cases with that label, and ``["cases"]`` their number. Operations count where they stand alone.
+        """
+        shares = {"cases": 1.0}
+        for key, share in verdict.tally.largest.items():
+            rule = key.partition(" ")[0]
+            shares[rule] = max(share, shares.get(rule, 0.0))
+        alone = isinstance(verdict.case, c.OpCase)
+        for label in labels:
+            if label.partition(" ")[0] in (ALONE if alone else WITHIN) and "," not in label:
+                self._near(label, shares)
+
+    def _near(self, label: str, shares: Mapping[str, float]) -> None:
+        known = self.shares.setdefault(label, {})
+        for rule, share in shares.items():
+            before = known.get(rule, 0.0)
+            known[rule] = before + share if rule == "cases" else max(before, share)
