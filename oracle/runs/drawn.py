@@ -108,8 +108,8 @@ class _Model:
             if isinstance(layer, c.Ops):
                 about = plain(" → ".join(step.op for step in layer.steps), 300)
             bodies = [
-                (name_, self.boxes(body, f"{path}.{name_}." if name_ else f"{path}.", depth + 1))
-                for name_, body in layer.nested()
+                (prefix_.rstrip("."), self.boxes(body, f"{path}.{prefix_}", depth + 1))
+                for prefix_, body in layer.nested()
             ]
             width = self.widths.get(path)
             at = path if width is None else f"{path}, {width} wide"
