@@ -12,6 +12,7 @@ from oracle.cases.layers import Layer
 
 MOST = 60  # layers that are drawn
 DEEPEST = 6  # containers within each other
+ACTIONS = 20  # of a program
 VALUES = 6  # of an operand
 
 
@@ -40,7 +41,8 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
     """The case; ``at`` is the name of the tensor in which it diverges."""
     if isinstance(case, c.OpCase):
         return _of_op(case)
-    draw = _Model(c.input_widths(case), _place(case, at))
+    whole = case.training if isinstance(case, c.ProgramCase) else case
+    draw = _Model(c.input_widths(whole), _place(case, at))
     model = draw.boxes(case.model, "", 0)
     rows = f"{case.data.rows} x {case.data.features}"
     below = [Box(*_told(case.loss), at="loss")]
@@ -48,12 +50,17 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
         steps = f"{case.steps} step{'s' * (case.steps > 1)}"
         below += [Box(*_told(part), at="then") for part in (case.clip, case.gap) if part is not None]
         below.append(Box(*_told(case.optimizer), at=steps))
+    elif isinstance(case, c.ProgramCase):
+        below.append(Box(*_told(case.optimizer), at=f"layers in a {case.held}"))
+        below += [Box(action.words, at="action") for action in case.actions[:ACTIONS]]
+        if len(case.actions) > ACTIONS:
+            below.append(Box(f"… and {len(case.actions) - ACTIONS} more actions"))
     else:
         below.append(Box("second order", "the gradients' inner product with drawn tensors, differentiated"))
     return Drawing([Box(*_told(case.data, but=("rows", "features")), at=rows)], model, below, draw.left_out)
 
 
-def _place(case: c.TrainCase | c.SecondOrderCase, name: str) -> str:
+def _place(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase, name: str) -> str:
     """The path of the layer that a tensor belongs to, the innermost one; "" if there is none."""
     name = name.partition("#")[0]
     paths = [path for path, _ in c.walk(case.model) if name == path or name.startswith(f"{path}.")]

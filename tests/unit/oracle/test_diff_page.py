@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import typing
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from oracle.cases import case as c
 from oracle.rules.verdict import Divergence, Suspect
 from oracle.runs import closer, diff, history, page
 from oracle.runs.drawn import MOST, drawing
+from oracle.runs.draws import shard_cases
 from oracle.runs.result import Failed, Result
 from oracle.runs.runner import Plan, Run
 from oracle.systems.trace import ENDED
@@ -109,6 +111,13 @@ def test_an_operation_is_drawn_with_its_operands():
     drawn = drawing(OP)
     assert [(box.name, box.about) for box in drawn.above] == [("2", "1.0, 2.0")]
     assert (drawn.model[0].name, drawn.below[0].name) == ("exp", "2")
+
+
+def test_every_kind_of_case_can_be_drawn():
+    cases = list(shard_cases(0, 0))
+    kinds = {type(case).__name__: drawing(case, "0.weight") for case in cases}
+    assert set(kinds) >= {kind.__name__ for kind in typing.get_args(c.Case)}
+    assert "action" in {box.at for box in kinds["ProgramCase"].below}
 
 
 # -- the suspect's source
