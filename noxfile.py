@@ -223,6 +223,12 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def needles(session: nox.Session) -> None:
+    """The correct needles of tests/needles and the mistakes planted in them: what a run says of each, 400 cases."""
+    session.run(PYTHON, "tests/needles/run.py", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+
+
+@nox.session(python=False, requires=["env"])
 def lint(session: nox.Session) -> None:
     """Run ruff (check and format) and mypy."""
     for command in ("ruff check .", "ruff format --check .", "mypy"):

@@ -470,6 +470,8 @@ class EWisePow(TensorOp):
         For b = 0 also where a is so small that 1 / a overflows.
         """
         g, y, (a, b) = _float(g), _float(y), _fractions(a, b)
+        if a.dtype is not b.dtype:  # b - 1 must not be rounded as the narrower of them
+            a, b = a.astype(y.dtype), b.astype(y.dtype)
         at_zero = _value(a) == 0
         da = db = None
         if needs[0]:
@@ -1636,7 +1638,9 @@ def _normalisable(x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """x as something to normalise, the weight as a factor, and the dtype of the result."""
     x, _ = _alike(x, weight)
     floats = [a.dtype for a in (x, weight, bias) if a.dtype.kind == "f"]
-    return _wide(x), _float(weight), np.result_type(*floats) if floats else _DEFAULT
+    dtype = np.result_type(*floats) if floats else _DEFAULT
+    x = _wide(x)
+    return x if x.dtype.itemsize >= dtype.itemsize else x.astype(dtype), _float(weight), dtype
 
 
 class BatchNorm(_KeepsNormalised, TensorOp):
@@ -1800,6 +1804,8 @@ class SoftmaxCrossEntropy(TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
         """Rule: dz = (softmax(z) - onehot) g / n."""
+        if g.dtype is _HALF:
+            g = _wide(g)
         saved = self.saved
         if saved is not None and saved[0] is logits:
             _, places, e, s = saved

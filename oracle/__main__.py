@@ -98,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
         "--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours"
     )
     diff.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --needle: an operation, layer or optimizer whose absence is a finding (Dropout, logsoftmax, …); repeatable",
+    )
+    diff.add_argument(
         "--keep-going",
         action=argparse.BooleanOptionalAction,
         help="do not stop after the first wave with a failure (the default with --needle)",
@@ -324,6 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         digits=not arguments.no_digits,
         folder=arguments.out,
         needle=arguments.needle,
+        require=tuple(arguments.require),
         verbose=arguments.verbose,
         formats=formats.Asked(
             arguments.junitxml,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from oracle.blame.course import refined
 from oracle.blame.locate import culprit, investigate, suspect
 from oracle.cases import case as c
 from oracle.rules.judge import judge
-from oracle.rules.verdict import Verdict
+from oracle.rules.verdict import Divergence, Evidence, Verdict
+from oracle.systems.ours import is_ours
 from oracle.systems.source import line_of
 
 __all__ = ["culprit", "judged", "named", "suspect"]
@@ -26,10 +28,17 @@ def judged(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = Fa
 
 def named(verdict: Verdict, ndl: Any) -> Verdict:
     """The verdict with its suspect, and the line of ``ndl`` where that is defined."""
-    if verdict.divergence is None:
-        return verdict
-    found = investigate(verdict.case, verdict.divergence, verdict.evidence)
-    if found.definition:
-        found = dataclasses.replace(found, line=line_of(ndl, *found.definition))
-    verdict.divergence = dataclasses.replace(verdict.divergence, suspect=found)
+    for i, beside in enumerate(verdict.beside):
+        verdict.beside[i] = _suspected(verdict.case, beside, Evidence(), ndl)
+    if verdict.divergence is not None:
+        verdict.divergence = _suspected(verdict.case, verdict.divergence, verdict.evidence, ndl)
     return verdict
+
+
+def _suspected(case: c.Case, divergence: Divergence, evidence: Evidence, ndl: Any) -> Divergence:
+    found = investigate(case, divergence, evidence)
+    if found.definition and not found.line:
+        found = dataclasses.replace(found, line=line_of(ndl, *found.definition))
+    if not is_ours(ndl):
+        found = refined(case, divergence, found, ndl)
+    return dataclasses.replace(divergence, suspect=found)

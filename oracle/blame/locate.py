@@ -54,8 +54,12 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if finding is not None:
         assert evidence.findings is not None
         return _by_operator(case, divergence, finding, evidence, by_tensor)
-    if evidence.findings is not None and evidence.findings.nodes and divergence.quantity in (*FORWARD, *BACKWARD):
-        agrees = "every node of the tape is right by itself (rule OP)"
+    found = evidence.findings
+    looked = found is not None and found.nodes > found.unknown and not (divergence.quantity in FORWARD and found.bad)
+    if looked and divergence.quantity in (*FORWARD, *BACKWARD):
+        assert evidence.findings is not None
+        unknown = f", as far as it is known ({evidence.findings.unknown} are not)" if evidence.findings.unknown else ""
+        agrees = f"every node of the tape is right by itself (rule OP){unknown}"
         return dataclasses.replace(by_tensor, known="; ".join(k for k in (by_tensor.known, agrees) if k))
     return by_tensor
 
@@ -120,9 +124,10 @@ def _by_operator(
     if finding.broadcast:
         words = "so is another op on these operands: see how gradients are reduced to the shape of what was broadcast"
         key = "reduction to the shape of a broadcast operand"
+    key = finding.method or key
     where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
     other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
-    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key)
+    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key, finding.line)
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}

@@ -54,7 +54,7 @@ def write_script(case: c.Case, divergence: Divergence, asked: commands.Asked, co
     """The standalone script, run once, and a word about it on the page."""
     path = asked.folder / f"{case.digest}.py"
     try:
-        files.save(path, apart(script.checked, case, divergence))
+        files.save(path, apart(script.checked, case, divergence, heard=bytearray()))
         alone = f"`{commands.script(path)}` shows it with numpy, torch and a needle alone; same exit codes."
     except Exception as error:
         # the case and the page are worth more than the script

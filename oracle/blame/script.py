@@ -281,12 +281,14 @@ def _second(case: c.SecondOrderCase, divergence: Divergence) -> str:
 
 
 def _op(case: c.OpCase, divergence: Divergence) -> str:
-    operands = [np.ascontiguousarray(o.array) if o.array.ndim else o.array for o in case.operands]
+    arrays = [case.array(i) for i in range(len(case.operands))]
+    operands = [np.ascontiguousarray(x) if x.ndim else x for x in arrays]
+    constants = {*case.constants, *(i for i, x in enumerate(arrays) if x.dtype.kind != "f")}
     data = [
         ("OPERANDS", listed([literal(x) for x in operands])),
         ("LAYOUTS", repr([o.layout for o in case.operands])),
         ("COTANGENT", literal(case.cotangent_array)),
-        ("CONSTANTS", repr(case.constants)),
+        ("CONSTANTS", repr(tuple(sorted(constants)))),
     ]
     if case.order > 1:
         shapes = {f"operand {i}": o.shape for i, o in enumerate(case.operands)} | {"cotangent": case.result_shape}
@@ -299,7 +301,8 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
     )
     return _render(
         "script_op.py.j2",
-        **_common(case, divergence),
+        **_common(case, divergence)
+        | ({"rule": ""} if case.dtypes else {}),  # torch's float32 says nothing of other dtypes
         data=data,
         ops=operations_text([case.op]),
         graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),

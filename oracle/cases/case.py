@@ -80,6 +80,7 @@ FORMAT = 1
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Special = Literal["nan", "inf", "-inf"]
+Dtype = Literal["float16", "float32", "float64", "int64", "int32", "uint8", "bool"]
 
 
 # name of a layer -> its class; each is a name of this module too: `case.Tanh`
@@ -398,6 +399,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     cotangent: tuple[Number, ...] = (1.0,)
     numpy_scalars: bool = False  # scalars among the attributes are handed over as np.float64
     constants: tuple[Argument, ...] = ()  # numbers of the operands that ask for no gradient
+    dtypes: tuple[Dtype, ...] = ()  # of the operands; all float32 where none are given
     order: Literal[1, 2, 3] = 1  # how often it is differentiated, by the operands and the cotangent
 
     def __post_init__(self) -> None:
@@ -405,6 +407,12 @@ class OpCase(_Case, frozen=True, tag="op"):
         require(len(self.operands) <= MOST_PARTS, f"operands: {len(self.operands)} are more than {MOST_PARTS}")
         require(len(self.cotangent) > 0, "cotangent must have at least one value")
         free = set(range(len(self.operands))) - set(self.constants)
+        if self.dtypes:
+            known = len(self.dtypes) == len(self.operands)
+            require(known, f"dtypes: {len(self.dtypes)} for {len(self.operands)} operands")
+            require(self.order == 1, "dtypes: only float32 is differentiated more than once")
+            free -= {i for i, dtype in enumerate(self.dtypes) if not dtype.startswith("float")}
+            require(bool(free), f"dtypes={self.dtypes} leave no operand that has a gradient")
         require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
         try:
             self.result_shape  # noqa: B018 - asked for its errors
@@ -419,6 +427,25 @@ class OpCase(_Case, frozen=True, tag="op"):
         if labels is not None:
             attributes["labels"] = np.asarray(labels)[None]
         return result_shape(self.op, [o.shape for o in self.operands], attributes)
+
+    def array(self, i: int) -> Array:
+        """The i-th operand as it is handed over: in its dtype, integers away from zero. In float64 it is moved by 2⁻³⁰ of itself:
+        products of what float32 can hold are too often exact.
+        """
+        plain = self.operands[i].array
+        if not self.dtypes or self.dtypes[i] == "float32":
+            return plain
+        dtype = np.dtype(self.dtypes[i])
+        if dtype.kind == "f":
+            return plain.astype(dtype) * (1 + 2.0**-30) if dtype == np.float64 else plain.astype(dtype)
+        away = np.copysign(np.ceil(np.abs(plain)), plain)
+        return (np.abs(away) if dtype.kind in "ub" else away).astype(dtype)
+
+    @property
+    def dtype(self) -> str:
+        """Of the result: the widest float among the operands, as NumPy and torch have it."""
+        floats = [d for d in self.dtypes if d.startswith("float")]
+        return max(floats, key=lambda d: int(d[5:])) if floats else "float32"
 
     @property
     def cotangent_array(self) -> Array:
@@ -439,7 +466,7 @@ _IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 
 @remembered
-def input_widths(case: TrainCase | SecondOrderCase) -> Mapping[str, int]:
+def input_widths(case: TrainCase | SecondOrderCase | ProgramCase) -> Mapping[str, int]:
     """Path of every layer -> width of its input."""
     return Checked(case.model, case.data.rows, case.data.features).widths
 
@@ -559,6 +586,7 @@ def describe(case: Case) -> str:
     if isinstance(case, OpCase):
         operands = ", ".join(f"{o.shape}" + (f" {o.layout}" if o.layout != "C" else "") for o in case.operands)
         named = "".join(f", {k}={v}" for k, v in case.attributes.items())
+        named += f", {' '.join(case.dtypes)}" if case.dtypes else ""
         times = {1: "", 2: ", differentiated twice", 3: ", differentiated three times"}[case.order]
         return f"{case.op}({operands}{named}){times}"
     text = f"{many(case.model)}, {one(case.data)}, {one(case.loss)}"

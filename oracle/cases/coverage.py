@@ -17,7 +17,7 @@ import numpy as np
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
-from oracle.cases.features import EDITS, LABELS, PARAMETERS, TABLE
+from oracle.cases.features import EDITS, LABELS, PARAMETERS, SELDOM_LONG, TABLE
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -38,6 +38,12 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
+    if case.dtypes:
+        yield f"dtypes {case.op}"
+        floats = {dtype for dtype in case.dtypes if dtype.startswith("float")}
+        yield f"dtype result {case.dtype}"
+        yield f"dtype {'one float' if len(floats) == 1 else 'several floats'}"
+        yield from {f"dtype {dtype} operand" for dtype in case.dtypes if dtype not in floats}
     if case.order > 1:
         yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
     shapes = [o.shape for o in case.operands]
@@ -55,7 +61,7 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         if case.op == "softmax_loss":
             yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
         if any(n > 64 for n in shape) and 0 not in shape:
-            yield f"long {case.op}"
+            yield from [f"long {case.op}"] * (case.op not in SELDOM_LONG)
             yield from _of_sizes(case.op, shape)
     if len(set(shapes)) > 1:
         yield "shape broadcast"

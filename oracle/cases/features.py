@@ -43,7 +43,9 @@ SWITCHES = {
     32_768: ("size relu to 32,768", "size relu above 32,768"),
     **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
-NEVER_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
+SELDOM_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
+# a cast is about dtypes itself; of `where`, the dtype of the condition does not count; the gradients of powers of 0 are limits, which are exact, and noise says nothing of them
+NOT_IN_DTYPES = {"cast", "where", "whole_power"}
 
 _POWERS = {
     "a whole power of a negative number": (-2.0, 3.0),
@@ -253,7 +255,17 @@ TABLE: dict[str, Group] = {
             )
         ),
     ),
-    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NEVER_LONG))),
+    "dtype": Group(
+        c.OpCase,
+        dict.fromkeys(
+            (
+                *("result float16", "result float32", "result float64", "one float", "several floats"),
+                *("int64 operand", "int32 operand", "uint8 operand", "bool operand"),
+            )
+        ),
+    ),
+    "dtypes": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NOT_IN_DTYPES))),
+    "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - SELDOM_LONG))),
     "index": Group(
         c.OpCase,
         {

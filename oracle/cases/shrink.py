@@ -192,6 +192,11 @@ def _op_changes(case: c.OpCase) -> Iterator[dict[str, Any]]:
             yield {"cotangent": cotangent}
     yield {"numpy_scalars": False}
     yield {"constants": ()}
+    for i, dtype in enumerate(case.dtypes):
+        for plainer in ("float32", case.dtype):
+            if dtype != plainer:
+                yield {"dtypes": (*case.dtypes[:i], plainer, *case.dtypes[i + 1 :])}
+    yield {"dtypes": ()}
     for order in range(1, case.order):
         yield {"order": order}
 

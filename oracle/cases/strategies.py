@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 from hypothesis import strategies as st
 
@@ -369,12 +370,36 @@ def _names(known: tuple[str, ...]) -> st.SearchStrategy[str]:
     return st.sampled_from(known)
 
 
-_ORDERS: tuple[Literal[1, 2, 3], ...] = (1, 2, 1, 3)
+_ORDERS: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 
 
 @functools.cache
 def every_op(names: tuple[str, ...], turn: int) -> st.SearchStrategy[tuple[c.OpCase, ...]]:
-    """One case of each of these ops, so that none has to wait for its turn; in four turns each is differentiated once, twice
-    and three times.
+    """One case of three in four of these ops, so that none has to wait for its turn: in four turns each is differentiated once,
+    twice and three times.
     """
-    return st.tuples(*(op_cases([name], order=_ORDERS[(turn + i) % 4]) for i, name in enumerate(names)))
+    places = [(name, (turn + i) % 4) for i, name in enumerate(names)]
+    return st.tuples(*(op_cases([name], order=_ORDERS[place]) for name, place in places if place < 3))
+
+
+_FLOATS: tuple[c.Dtype, ...] = ("float16", "float32", "float64")
+_INTEGERS: tuple[c.Dtype, ...] = ("int64", "int32", "uint8", "bool")
+_WITH_INTEGERS = ("add", "subtract", "multiply", "divide", "matmul")
+_SAME = choice((3, "float16"), (3, "float64"))
+_WHICH_DTYPES = choice((3, "same"), (2, "mixed"), (2, "integer"))
+
+
+@st.composite
+def dtype_cases(draw: Draw, name: str) -> c.OpCase:
+    """One operation on operands of another dtype than float32, of several dtypes, or on one of integers or bools."""
+    case = draw(op_cases([name], order=2))  # ordinary values
+    count, kind = len(case.operands), draw(_WHICH_DTYPES)
+    dtypes: list[Any] = [draw(_SAME)] * count
+    if kind == "mixed":
+        dtypes = [draw(st.sampled_from(_FLOATS)) for _ in range(count)]
+    elif kind == "integer" and name in _WITH_INTEGERS:
+        dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
+        dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes
+    constants = case.constants if kind == "same" else ()
+    found: c.OpCase = msgspec.structs.replace(case, order=1, dtypes=tuple(dtypes), constants=constants)
+    return found

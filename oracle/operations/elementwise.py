@@ -159,7 +159,7 @@ def limited(d: Draw) -> Drawn:
     torch=lambda t, x, low=None, high=None: t.clamp(x, low, high),
     drawn=limited,
     node="Clip",
-    hard=(-1.0, 0.0, 0.5, -2.0, 1.5),  # the limits themselves
+    values="whole",  # for the sake of the limits themselves
     attributes=lambda op, x: {"low": op.low, "high": op.high},
 )
 def clip(t: Tape, x: Var, *, low: float | None = None, high: float | None = None) -> Var:
@@ -423,7 +423,13 @@ def better(t: Tape, a: Var, b: Var, sign: int) -> Var:
     return chosen(t, a, b, (x >= y) | np.isnan(x), half * ~(x < y), half * ~(y < x))
 
 
-@operation(needle=lambda n, a, b: n.maximum(a, b), torch=lambda t, a, b: t.maximum(a, b), drawn=two, node="Maximum")
+@operation(
+    needle=lambda n, a, b: n.maximum(a, b),
+    torch=lambda t, a, b: t.maximum(a, b),
+    drawn=two,
+    node="Maximum",
+    values="whole",  # for the sake of ties
+)
 def larger(t: Tape, a: Var, b: Var) -> Var:
     """The larger of each two elements; equal ones share the gradient."""
     return better(t, a, b, 1)

@@ -124,7 +124,8 @@ def placed(d: Draw) -> Drawn:
     shape = d.shape(min_rank=1)
     wide: list[int] = []
     index: list[Any] = []
-    if d.maybe() and shape[0] < 8:
+    if d.maybe():
+        shape = (d.whole(0, 5), *d.shape(min_rank=1, max_rank=3))
         n = d.whole(1, 4)
         return [shape], {
             "shape": (n, *shape[1:]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from typing import Any
 
@@ -57,11 +59,18 @@ def reshaped(d: Draw) -> Drawn:
     return [shape], {"shape": target}
 
 
+@functools.cache
+def takes_several(method: Any) -> bool:
+    """Whether a method can be given several numbers in place of a tuple: a needle of the course need not."""
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method).parameters.values())
+
+
 def needle_reshape(n: Any, x: Any, shape: Shape) -> Any:
-    """By the method, with one argument or several, or the function; several axes as one by `flatten`."""
-    if len(x.shape) > 1 and len(shape) == len(x.shape) - 1 and shape[1:] == x.shape[2:] and -1 not in shape:
+    """By the method, with one argument or several, or the function; several axes as one by `flatten`, where there is one."""
+    joins = len(x.shape) > 1 and len(shape) == len(x.shape) - 1 and shape[1:] == x.shape[2:] and -1 not in shape
+    if joins and hasattr(type(x), "flatten"):
         return x.flatten(0, 1)
-    if len(x.shape) == 3:
+    if len(x.shape) == 3 and takes_several(type(x).reshape):
         return x.reshape(*shape)
     return x.reshape(shape) if len(x.shape) % 2 else n.reshape(x, shape)
 

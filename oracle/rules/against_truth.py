@@ -32,7 +32,7 @@ def against_truth(
         truth = joined.replicas(group, len(seen))
         allowed = cmp.G_LIMIT * cmp.tolerance(truth, joined)
         yield from h.within(seen, peer, joined, truth[0], allowed, rule).values()
-    for observation in seen:
+    for observation in seen if is_ours(h.lockstep.ndl) or rule == "P" else ():  # the course gives constants gradients
         for quantity in ("activation", "loss", "adjoint", "gradient", "buffer"):
             known = expected.get(quantity, NOTHING)
             for name in observation.values.get(quantity, NOTHING):

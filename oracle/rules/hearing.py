@@ -41,6 +41,11 @@ class Hearing:
         sgd = isinstance(case.optimizer, c.SGD)
         self.states = ("velocity",) if sgd else ("first moment", "second moment")
 
+    def hidden(self, quantity: str) -> bool:
+        """Whether a needle of the course keeps a state of its optimizer where it cannot be found."""
+        run = self.lockstep.ours
+        return hasattr(run, "optimizer") and run.contract.hides(run.optimizer, quantity)
+
     def gradients(self, seen: Observation) -> Mapping[str, Array]:
         """The gradients that the optimizer was given."""
         return seen.values.get("clipped" if self.case.clip is not None else "gradient", NOTHING)
@@ -137,6 +142,16 @@ def raised(seen: Observation) -> Iterator[Divergence]:
     if f is not None:
         message = f"needle raised {f.kind} in {f.phase}: {f.message}"
         yield Divergence(seen.step, f"exception in {f.phase}", f.kind, "exception", message, failure=f)
+
+
+def promoted(seen: Observation) -> Iterator[Divergence]:
+    """Under the course's contract, float64 is a finding of its own, the first place of a step; its numbers are judged on.
+    Proven by ``the mask is float64`` of tests/needles.
+    """
+    if seen.promoted:
+        quantity, name = seen.promoted[0]
+        message = f"{quantity} {name} has dtype float64, not float32"
+        yield Divergence(seen.step, quantity, name, "dtype", message, ours="float64", truth="float32")
 
 
 def _joined_or_nan(joined: Joined, seen: Sequence[Observation]) -> Array:

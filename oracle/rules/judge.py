@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oracle.cases import case as c
-from oracle.rules import program, second_order, single_op, training
+from oracle.rules import precision, program, second_order, single_op, training
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems.surroundings import around_a_case
 from oracle.systems.trace import CHANGED, Failure
@@ -45,6 +45,8 @@ def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict
             return training.judge(case, ndl, peer_too=peer_too, validate=validate)
         if isinstance(case, c.ProgramCase):
             return program.judge(case, ndl, peer_too=peer_too, validate=validate)
+        if isinstance(case, c.OpCase) and case.dtypes:
+            return precision.judge(case, ndl)
         if isinstance(case, c.OpCase):
             return single_op.judge(case, ndl, peer_too)
         return second_order.judge(case, ndl)

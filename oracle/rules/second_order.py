@@ -10,8 +10,8 @@ import torch
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules import compare as cmp
-from oracle.rules.hearing import raised
-from oracle.rules.tape import Findings
+from oracle.rules.alone import findings_for
+from oracle.rules.hearing import promoted, raised
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
@@ -40,6 +40,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     for divergence in raised(seen):
         verdict.divergence = divergence
         return verdict
+    verdict.beside.extend(promoted(seen))
     relus = {path for path, layer in c.walk(case.model) if layer.kinked}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
@@ -70,7 +71,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
                     wrong = cmp.numeric(0, quantity, name, "G", at, ours, theirs, value, allowed)
             if wrong is not None and verdict.divergence is None:
                 verdict.divergence = wrong
-        for name in seen.values.get(quantity, {}).keys() - values.keys():
+        for name in seen.values.get(quantity, {}).keys() - values.keys() if ours_side.is_ours(ndl) else ():
             if verdict.divergence is None and seen.values[quantity][name].any():
                 message = f"needle has a {quantity} of {name}, which torch has not"
                 verdict.divergence = Divergence(0, quantity, name, "unexpected", message)
@@ -93,7 +94,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = Findings(again=True)
+        evidence.findings = findings_for(ndl, again=True)
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
         ours_side.run_second(case, ndl, *about, evidence.findings)
     return evidence

@@ -14,9 +14,9 @@ from oracle.operations import OPERATIONS
 from oracle.operations import tape as d
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
+from oracle.rules.alone import findings_for
 from oracle.rules.compare import Array
-from oracle.rules.hearing import raised
-from oracle.rules.tape import Findings
+from oracle.rules.hearing import promoted, raised
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems import higher
 from oracle.systems import ours as ours_side
@@ -53,6 +53,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     found: list[Divergence] = []
     peer_found: list[Divergence] = []
     found.extend(raised(seen))
+    verdict.beside.extend(promoted(seen))
     if not found:
         clock.turn("truth")
         value, grads = op_truth(case, Noise(case.seed_for("noise")))
@@ -85,9 +86,9 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        if seen.failure is None and ours:
-            verdict.evidence.findings = Findings(again=case.order > 1)
-            ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=True)
+        if seen.failure is None:
+            verdict.evidence.findings = findings_for(ndl, again=case.order > 1)
+            ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=ours)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")
     verdict.seconds = clock.seconds

@@ -51,6 +51,8 @@ class Finding:
     second: bool = False  # the backward pass ran on Tensors (create_graph)
     label: str = ""  # layer whose output the node is
     tape: int = 0  # number of the backward pass within the step
+    line: str = ""  # where its definition stands, if that is known already
+    method: str = ""  # "BroadcastTo.gradient", in a needle whose classes may have names of their own
 
     @property
     def name(self) -> str:

@@ -18,10 +18,11 @@ from oracle.cases import inputs
 from oracle.operations.tape import Noise
 from oracle.rules import same_bits
 from oracle.rules.against_truth import against_truth, torch_against_truth
+from oracle.rules.alone import findings_for
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
-from oracle.rules.hearing import NOTHING, Hearing, raised
+from oracle.rules.hearing import NOTHING, Hearing, promoted, raised
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
@@ -69,6 +70,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
             for step in part:
                 found.extend(raised(step.ours))
                 found.extend(raised(step.ours_eval) if step.ours_eval is not None else ())
+                verdict.beside.extend(promoted(step.ours))
     verdict.out_of_domain = int(not in_domain)
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
@@ -193,7 +195,7 @@ def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
     evaluation, t = divergence.quantity == "evaluation", step.ours.step
     if t == 0 and not evaluation and h.findings.bad:
         return h.findings
-    found = Findings()
+    found = findings_for(h.lockstep.ndl)
     start = step.after or step.before if evaluation else step.before
     ours_side.again(h.lockstep.ours, start, t, found, evaluation=evaluation)
     return found

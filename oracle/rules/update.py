@@ -76,6 +76,8 @@ def update(
                 bound[row, place] = cmp.EXACT if known else np.inf
             if rule == "P" and quantity == "velocity" and not case.optimizer.momentum:  # type: ignore[union-attr]
                 continue  # torch keeps no buffer without momentum
+            if rule == "L" and h.hidden(quantity):
+                continue
             of = Joined([(quantity, n) for n in names], joined.shapes)
             off = h.within(seen, peers, of, value, L_LIMIT * bound, rule)
             for i, divergence in off.items():

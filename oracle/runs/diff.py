@@ -35,6 +35,7 @@ def diff(
     digits: bool,
     folder: Path,
     needle: Path | None = None,
+    require: Sequence[str] = (),
     verbose: bool = False,
     formats: Formats | None = None,
 ) -> int:
@@ -57,7 +58,9 @@ def diff(
             from oracle.runs import runner
             from oracle.runs.draws import SHARD_SIZE
 
-        lacking = _lacking() if needle is not None else {}
+        offer = _offer() if needle is not None else None
+        if offer is not None:
+            offer.required = tuple(require)
         plan = runner.Plan(
             seed=secrets.randbelow(2**20) if seed is None else seed,
             cases=cases,
@@ -67,7 +70,7 @@ def diff(
             keep_going=needle is not None if keep_going is None else keep_going,
             folder=folder,
             needle=needle,
-            lacking=lacking,
+            **({} if offer is None else {"offer": offer}),
         )
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
         if needle is not None:
@@ -78,7 +81,7 @@ def diff(
 
             def progress(run: runner.Run, text: str) -> None:
                 nonlocal first
-                if first and run.result.failed:
+                if first and run.result.failed and not run.plan.foreign:
                     first = False
                     console.print(
                         "\nthe first failure, as it was found; a smaller one is looked for:", style="bold red"
@@ -96,17 +99,22 @@ def diff(
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
         report.dump(folder / "summary.json", to_json(outcome))
     page.write(outcome, to_json(outcome), console)
+    if plan.foreign:
+        from oracle.runs import told
+
+        with saved(f"{commands.shown(folder / 'needle.md')}, `--out` names another folder"):
+            told.write(outcome)
     summary(console, outcome, verbose)
     if formats is not None:
         formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
     return outcome.exit_code
 
 
-def _lacking() -> dict[str, str]:
-    """What another needle does not offer."""
+def _offer() -> Any:
+    """What another needle offers."""
     from oracle.runs import offered
 
-    return offered.missing()
+    return offered.offered()
 
 
 def _rounded(cases: int, size: int) -> int:
@@ -172,7 +180,12 @@ def summary(console: Console, run: Any, verbose: bool = False) -> None:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
     else:
         console.print(shown(run.codes), style="dim")
-    _failed(console, run, total)
+    if run.plan.foreign:
+        from oracle.runs import told
+
+        told.show(console, run)
+    else:
+        _failed(console, run, total)
 
 
 def _failed(console: Console, run: Any, total: int) -> None:
@@ -236,9 +249,6 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     if result.common:
         alike = "needle and torch make the same error, beyond the measured noise"
         yield "rounded alike", f"{result.common:,} tensors: {alike}"
-    if run.plan.lacking:
-        yield "not offered", ", ".join(sorted(run.plan.lacking))
-        yield "left out", f"{result.left_out:,} cases that need it"
     if result.unjudged:
         yield "not judged", f"{result.unjudged:,} cases behind an endless loop; a part of the run ends with one"
     if run.digits is not None:
@@ -248,7 +258,7 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     if result.surface:
         yield "surface", _surface(result, verbose)
     if not verbose and not run.failures:
-        lacking = run.plan.lacking
+        lacking = run.plan.offer.missing
         missed = coverage.missed(result.coverage, lacking)
         reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
         few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
@@ -302,7 +312,7 @@ def _coverage(console: Console, run: Any) -> None:
     """How many cases reached what, by group, and by name what none has reached."""
     from oracle.cases import coverage
 
-    reached, lacking = run.result.coverage, run.plan.lacking
+    reached, lacking = run.result.coverage, run.plan.offer.missing
     width = console.width - 12  # beside the names of the groups
     table = Table.grid(padding=(0, 2))
     for group, part in coverage.TABLE.items():
@@ -361,6 +371,7 @@ def _tolerances(console: Console, result: Any) -> None:
 def to_json(run: Any) -> dict[str, Any]:
     """The summary as data."""
     from oracle.cases import coverage
+    from oracle.runs import told
 
     result = run.result
     return {
@@ -371,13 +382,13 @@ def to_json(run: Any) -> dict[str, Any]:
         "tensors": result.tally.tensors,
         "elements": result.tally.elements,
         "out_of_domain": result.out_of_domain,
-        "not_offered": run.plan.lacking,
+        "not_offered": run.plan.offer.missing,
         "left_out": result.left_out,
         "digits": None
         if run.digits is None
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
-        "missed": coverage.missed(result.coverage, run.plan.lacking),
+        "missed": coverage.missed(result.coverage, run.plan.offer.missing),
         "surface": result.surface,
         "shares": {label: dict(sorted(shares.items())) for label, shares in sorted(result.shares.items())},
         "largest_share": dict(sorted(result.tally.largest.items())),
@@ -408,6 +419,9 @@ def to_json(run: Any) -> dict[str, Any]:
             }
             for f in run.failures
         ],
+        "entries": told.to_json(run),
+        "by_design": run.plan.offer.by_design,
+        "absent": dict(result.absent),
         "exit_code": run.exit_code,
         "exit_codes": run.codes,  # all that hold
     }

@@ -52,7 +52,7 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
         below.append(Box(*_told(case.optimizer), at=steps))
     elif isinstance(case, c.ProgramCase):
         below.append(Box(*_told(case.optimizer), at=f"layers in a {case.held}"))
-        below += [Box(action.words, at="action") for action in case.actions[:ACTIONS]]
+        below += [Box(*_told(action), at=f"action {i}") for i, action in enumerate(case.actions[:ACTIONS])]
         if len(case.actions) > ACTIONS:
             below.append(Box(f"… and {len(case.actions) - ACTIONS} more actions"))
     else:

@@ -17,8 +17,9 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
-from oracle.cases import coverage, large, strategies
+from oracle.cases import coverage, fitting, large, strategies
 from oracle.cases.draw_programs import program_cases
+from oracle.cases.features import NOT_IN_DTYPES
 from oracle.operations import OPERATIONS
 
 _T = TypeVar("_T")
@@ -29,41 +30,73 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
 OP_NAMES = tuple(sorted(OPERATIONS))
+OPS = -(-3 * len(OP_NAMES) // 4)
 SHARD_SIZE = 100
-# Cases of each kind in a shard: every op once, because single operations cost next to nothing.
-# Two in a hundred are large, and four long: of the operations in turn, and of those that do something else at a size.
+# Cases of each kind in a shard: of single operations three in four, so that four shards have each at each order.
+# Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
 SHARD = {
-    "train": SHARD_SIZE - len(OP_NAMES) - 17,
-    "op": len(OP_NAMES),
+    "train": SHARD_SIZE - OPS - 21,
+    "op": OPS,
     "second": 3,
     "long": 4,
     "large": 2,
     "program": 8,
+    "dtype": 4,
 }
+IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
 
 
-def draw(kind: str, count: int, seed: int, index: int = 0) -> list[c.Case]:
+def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...] = OP_NAMES) -> list[c.Case]:
     """``count`` cases of a kind, for the shard of that index; the same seed gives the same cases."""
     if kind == "large":
         return independent(large.large_train_cases(), count, seed, at_once=1)
     if kind == "long":
-        turns = [(OP_NAMES, index * (count - 1) + i) for i in range(count - 1)] + [(SWITCHING, index)]
-        names = [known[turn % len(known)] for known, turn in turns]
+        switching = tuple(name for name in SWITCHING if name in known) or known
+        turns = [(known, index * (count - 1) + i) for i in range(count - 1)] + [(switching, index)]
+        names = [of[turn % len(of)] for of, turn in turns]
         return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+    if kind == "dtype":
+        offered = [name for name in IN_DTYPES if name in known]
+        names = [offered[(index * count + i) % len(offered)] for i in range(count)] if offered else []
+        return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
     if kind == "program":
         return independent(program_cases(), count, seed)
-    rounds = [
-        independent(strategies.every_op(OP_NAMES, (index + i) % 4), 1, seed_of(seed, i), at_once=1)[0]
-        for i in range(-(-count // len(OP_NAMES)))
-    ]
-    cases: list[c.Case] = [case for cases in rounds for case in cases]
+    cases: list[c.Case] = []
+    for i in itertools.count():
+        if len(cases) >= count:
+            break
+        every = strategies.every_op(known, (index + i) % 4)
+        cases.extend(independent(every, 1, seed_of(seed, i), at_once=1)[0])
+    del cases[count:]
     random.Random(seed).shuffle(cases)
-    return cases[:count]
+    return cases
+
+
+_in_dtypes = functools.cache(strategies.dtype_cases)
+DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
+
+
+def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], index: int) -> list[c.Case]:
+    """``count`` cases that do without what a needle lacks; fewer only where hardly any would fit.
+
+    Programs of users and mixed dtypes try promises that ours makes and the course does not: training runs stand in their place.
+    """
+    if not lacking:
+        return draw(kind, count, seed, index)
+    names = tuple(name for name in OP_NAMES if f"op {name}" not in lacking)
+    found: list[c.Case] = []
+    for i in range(DRAWS):
+        if len(found) >= count or (kind in ("op", "long") and not names):
+            break
+        of = "train" if kind in ("program", "dtype") or i >= DRAWS // 2 else kind
+        drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
+        found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
+    return found[:count]
 
 
 _long = functools.cache(large.long_op_cases)
@@ -122,10 +155,13 @@ def shard_cases(
     so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
-        cases = draw(kind, count, seed_of(seed, index, kind), index)
-        if kind in ("long", "large"):  # what they are for would be lost
+        cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, index)
+        if kind in ("long", "large", "dtype"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
-        else:
-            cases = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+        elif cases and len({type(case) for case in cases}) == 1:
+            steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
+            if lacking:  # an edit may have brought along what has no label
+                steered = [fitting.fitted(new, lacking) or old for new, old in zip(steered, cases, strict=True)]
+            cases = steered
         placed.extend(((i + 0.5) / count, case) for i, case in enumerate(cases))
     return [case for _, case in sorted(placed, key=lambda p: p[0])]

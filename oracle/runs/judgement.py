@@ -10,6 +10,7 @@ from oracle.blame.locate import investigate
 from oracle.cases import case as c
 from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems.candidate import candidate, home, is_inside
+from oracle.systems.ours import lines_of
 from oracle.systems.trace import ENDED, Failure
 
 
@@ -28,7 +29,8 @@ def verdict_on(case: c.Case, *, peer_too: bool = True, validate: bool = False) -
 def _looked_at(case: c.Case, error: BaseException, frames: tuple[Frame, ...]) -> Verdict:
     phase = "being looked at"
     kind = plain(type(error).__name__)
-    failure = Failure(phase, kind, one_line(error), place(frames, home()))
+    theirs = lines_of(error.__traceback__, home())
+    failure = Failure(phase, kind, one_line(error), place(frames, home()), theirs=theirs)
     message = f"needle raised {kind} while {phase}: {failure.message}"
     found = Divergence(0, f"exception in {phase}", kind, "exception", message, failure=failure)
     return named(Verdict(case, found), candidate())

@@ -14,6 +14,8 @@ from oracle.cases import case as c
 from oracle.cases import coverage
 from oracle.rules.verdict import Divergence, Tally, Verdict
 from oracle.runs.judgement import verdict_on
+from oracle.systems.candidate import candidate
+from oracle.systems.ours import is_ours
 from oracle.systems.trace import ENDED
 
 # Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
@@ -53,6 +55,7 @@ class Result:
     steps: int = 0
     out_of_domain: int = 0
     left_out: int = 0
+    absent: Counter[str] = field(default_factory=Counter)  # what another needle does not offer with some inputs
     tally: Tally = field(default_factory=Tally)
     coverage: Counter[str] = field(default_factory=Counter)
     shares: dict[str, dict[str, float]] = field(default_factory=dict)  # see `near`
@@ -73,6 +76,7 @@ class Result:
         self.steps += other.steps
         self.out_of_domain += other.out_of_domain
         self.left_out += other.left_out
+        self.absent.update(other.absent)
         self.tally.add(other.tally)
         self.coverage.update(other.coverage)
         for label, shares in other.shares.items():
@@ -161,8 +165,12 @@ class Result:
         self.largest_difference = max(self.largest_difference, verdict.largest_difference)
         self.common += verdict.common
         self.oracle_errors.extend(f"{case.digest}: {c.describe(case)}: {e}" for e in verdict.oracle_errors)
-        if verdict.divergence is not None:
-            self.fold(Failed(case, verdict.divergence))
+        found = verdict.divergence
+        if found is not None and found.failure is not None and found.failure.absent and not is_ours(candidate()):
+            self.absent[f"{found.failure.kind}: {found.failure.message}"] += 1  # with these inputs
+            found = None
+        for divergence in (*verdict.beside, *([] if found is None else [found])):
+            self.fold(Failed(case, divergence))
 
     def near(self, labels: Iterable[str], verdict: Verdict) -> None:
         """Note how near a case came to the limits: ``shares["op exp"]["G"]`` is the largest share of rule G's, in any tensor of

@@ -19,16 +19,20 @@ from pathlib import Path
 from oracle import commands, files
 from oracle.apart import Broken, Died
 from oracle.blame import report
+from oracle.blame.entry import HINT, Entry
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.exits import ExitCode, held
+from oracle.runs import entries
 from oracle.runs.draws import SHARD_SIZE
 from oracle.runs.real_data import Digits, run_digits
 from oracle.runs.result import Failed, Result
-from oracle.runs.shard import run_shard
+from oracle.runs.shard import run_battery, run_shard
 from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
 from oracle.systems import peer
+from oracle.systems.foreign import Offer
+from oracle.systems.ours import BESIDE
 from oracle.systems.trace import ENDED
 
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
@@ -58,9 +62,14 @@ class Plan:
     minutes: float | None = None
     digits: bool = True
     keep_going: bool = False
-    lacking: dict[str, str] = field(default_factory=dict)  # what a needle other than ours does not offer
+    offer: Offer = field(default_factory=Offer)  # what a needle other than ours offers, and what it does by design
     folder: Path = report.LATEST
     needle: Path | None = None  # where a needle other than ours lies
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is judged under the course's contract."""
+        return self.needle is not None and (self.needle / "needle").resolve() != BESIDE
 
     @property
     def asked(self) -> commands.Asked:
@@ -76,6 +85,7 @@ class Run:
     result: Result = field(default_factory=Result)
     digits: Digits | None = None
     failures: list[Failed] = field(default_factory=list)  # shrunk and folded
+    entries: list[Entry] = field(default_factory=list)  # of another needle: what is told of it
     notes: list[str] = field(default_factory=list)  # what was left out, or not written, and why
     interrupted: bool = False
     wall: float = 0.0
@@ -88,9 +98,9 @@ class Run:
         return held(
             harness=self.result.harness_errors,
             contradiction=self.result.oracle_errors,
-            part=self.failures,
+            part=self.failures or [entry for entry in self.entries if entry.severity < HINT],
             interrupted=self.interrupted,
-            no_verdict=not self.result.tally.tensors and not self.failures,
+            no_verdict=(not self.result.tally.tensors and not self.failures) or self.plan.offer.cannot_train,
         )
 
     @property
@@ -135,6 +145,12 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
             except (Broken, Died) as error:
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
+        if plan.foreign:
+            outcome.failures = entries.folded(outcome.failures)
+            required = plan.offer.absent
+            outcome.entries = entries.entries(
+                pool, outcome.failures, plan.asked, outcome.again, required, lambda text: progress(outcome, text)
+            )
     except KeyboardInterrupt:
         outcome.interrupted = True
         outcome.failures = outcome.failures or outcome.result.failed
@@ -179,7 +195,10 @@ def _generated(
 ) -> Task | None:
     """The generated cases, and the task of the run on real data, if it was begun: behind a first wave without a failure."""
     real: Task | None = None
-    lacking = frozenset(plan.lacking)
+    lacking = plan.offer.lacking
+    if plan.foreign:
+        progress(outcome, "special shapes")
+        outcome.result.add(_outcome(pool.submit(run_battery, lacking)))
     for waves in _rounds(plan, started):
         reached = dict(outcome.result.coverage)
         enough = None if plan.keep_going else ENOUGH

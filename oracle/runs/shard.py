@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from oracle.apart import Broken, Died, apart, begin
 from oracle.blame import judged
 from oracle.cases import case as c
-from oracle.cases import coverage
+from oracle.cases import fitting
+from oracle.cases.battery import battery
 from oracle.rules.verdict import Verdict
 from oracle.runs import surface
 from oracle.runs.draws import shard_cases
@@ -34,15 +35,22 @@ def run_shard(
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     drawn = shard_cases(seed, index, reached, lacking)
-    cases = [case for case in drawn if lacking.isdisjoint(coverage.covered(case))]
+    cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
     result = judge_apart(cases, enough)
     result.left_out = len(drawn) - len(cases)
     if index == 0 and not result.failed:
         with contextlib.suppress(Broken, Died):
-            result.surface = apart(surface_of, cases)
+            result.surface = apart(surface_of, cases, heard=bytearray())
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
+    result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
+    return result
+
+
+def run_battery(lacking: frozenset[str]) -> Result:
+    """The small cases that are drawn on purpose for another needle."""
+    result = judge_apart(battery(lacking))
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
     return result
 

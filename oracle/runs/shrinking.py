@@ -6,7 +6,7 @@ from oracle.apart import Broken, Died, apart, begin
 from oracle.blame import culprit
 from oracle.cases import case as c
 from oracle.cases import shrink
-from oracle.rules.verdict import Divergence
+from oracle.rules.verdict import Divergence, Verdict
 from oracle.runs.judgement import died, of_needle, verdict_on
 from oracle.runs.result import Failed
 from oracle.runs.shard import judge_all
@@ -65,7 +65,7 @@ def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
     def fails(case: c.Case) -> bool:
         begin()
         try:
-            found = verdict_on(case).divergence
+            found = _of_its_kind(verdict_on(case), failed)
         except Exception:
             return False
         # a smaller case may fail elsewhere in the model, but in the same way, and the same part must be to blame: with
@@ -81,4 +81,10 @@ def _once_more(failed: Failed) -> tuple[Divergence, list[str]]:
     """The last judgement of a case that is reported, with all that the oracle has to say against itself."""
     begin()
     verdict = verdict_on(failed.case, validate=True)
-    return verdict.divergence or failed.divergence, verdict.oracle_errors
+    return _of_its_kind(verdict, failed) or verdict.divergence or failed.divergence, verdict.oracle_errors
+
+
+def _of_its_kind(verdict: Verdict, failed: Failed) -> Divergence | None:
+    """What a verdict says that is the same finding: a case may have findings beside the one that ends it."""
+    told = [d for d in (verdict.divergence, *verdict.beside) if d is not None]
+    return next((d for d in told if culprit(verdict.case, d) == failed.culprit), verdict.divergence)

@@ -210,5 +210,5 @@ _SIGNS = {
     "__ipow__": (" **= ",), "__imatmul__": (" @= ",), "__call__": ("(",), "__getitem__": ("[",), "__iter__": (" in ", "*"),
     "__setitem__": ("] = ",), "__getstate__": ("pickle", "deepcopy"), "__setstate__": ("pickle", "deepcopy"), "__delattr__": ("del ",),
     "__init_subclass__": ("class ",), "__add__": (" + ",),
-    "__enter__": ("with ",), "__exit__": ("with ",), "__array__": ("np.asarray", "np.array"),
+    "__enter__": ("with ",), "__exit__": ("with ",), "__array__": ("np.asarray", "np.array"), "__array_function__": ("np.sum(", "np.mean("),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 from oracle import apart, exits
 from oracle.apart import Broken, Died, is_interrupt, one_line, plain
-from oracle.systems.foreign import ForeignError, adapt
+from oracle.systems.foreign import ForeignError, recognise
 from oracle.systems.surroundings import around_an_import
 
 _folder: Path | None = None  # that holds the package, where it is not ours
@@ -91,7 +91,7 @@ def candidate() -> Any:
         before.restore()  # what an import changes is no finding, and must not change what is judged
     if _folder is not None:
         try:
-            adapt(needle)
+            recognise(needle)
         except Exception as error:
             raise ForeignError(f"not the needle of the course: {one_line(error)}") from error
     return needle

@@ -1,50 +1,64 @@
 """Another needle under test: ``nox -s diff -- --needle DIR``, DIR being the folder that holds the package ``needle``.
 
-The harness drives the API of the course. What the course does not promise is made up for here, in the package that
-`oracle.systems.candidate` has imported: `adapt`. What the package does not offer at all is found out by `oracle.runs.offered`.
+The harness drives the API of the course, under the course's contract (`oracle.systems.ours.contract`). What the package does
+not offer at all is found out by `oracle.runs.offered`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
+
+from oracle.cases import coverage
+
+ESSENTIAL = ("layer Linear", "loss SoftmaxLoss", "optimizer SGD")
+
+
+@dataclass
+class Offer:
+    """What cases may need: what is not there, and what is otherwise by design."""
+
+    missing: dict[str, str] = field(default_factory=dict)  # name as in the coverage -> what happened on trying it
+    by_design: list[dict[str, str]] = field(default_factory=list)  # rows of the contract, each with a place
+    left_open: frozenset[str] = frozenset()  # what no case needs, because the course leaves it open
+
+    required: tuple[str, ...] = ()  # what must be there, by the words of whoever asked
+
+    @property
+    def lacking(self) -> frozenset[str]:
+        """What no case may need."""
+        return self.left_open | self.missing.keys()
+
+    @property
+    def cannot_train(self) -> list[str]:
+        """What is missing without which there is no training run at all."""
+        return [name for name in ESSENTIAL if name in self.missing]
+
+    @property
+    def absent(self) -> list[str]:
+        """What was required and is not there: ``tanh`` is ``op tanh`` or ``layer Tanh``."""
+        missing = _by_any_name(self.missing)
+        there = _by_any_name(coverage.LABELS) - missing
+        return [name for name in self.required if name.lower() in missing or name.lower() not in there]
+
+
+def _by_any_name(labels: Iterable[str]) -> set[str]:
+    """Labels of the coverage as somebody may write them: "op tanh", "tanh", "BatchNorm1d"."""
+    names = {name.lower() for name in labels}
+    names |= {name.partition(" ")[2] for name in names}
+    return names | {f"{name}1d" for name in names if name.endswith("norm")}
 
 
 class ForeignError(ValueError):
     """There is no needle where one was said to be, or it cannot be imported."""
 
 
-def adapt(ndl: Any) -> None:
-    """Give a needle of the course what only ours promises, where it can be done without changing a result."""
-    tensor = ndl.Tensor
-    if not hasattr(tensor, "grad"):
-        tensor.grad = None  # in the course, absent before the first backward
-    if not hasattr(tensor, "retain_grad"):
-        tensor.retain_grad = lambda self: None  # the course keeps the gradient of every node anyway
-    accepted = inspect.signature(tensor.backward).parameters
-    unknown = {"retain_graph", "create_graph"} - set(accepted)
-    if unknown and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        tensor.backward = _without_keywords(tensor.backward, unknown)  # the course's graph stays, and has gradients
-    for name in ("SGD", "Adam"):
-        kind = getattr(ndl.optim, name, None)
-        if kind is not None:
-            kind.__init__ = _with_a_list(kind.__init__)
-
-
-def _without_keywords(function: Any, names: set[str]) -> Any:
-    @functools.wraps(function)
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self, *args, **{k: v for k, v in kwargs.items() if k not in names})
-
-    return called
-
-
-def _with_a_list(init: Any) -> Any:
-    """The course iterates over its parameters again and again: not over a generator."""
-
-    @functools.wraps(init)
-    def called(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, list(params), *args, **kwargs)
-
-    return called
+def recognise(ndl: Any) -> None:
+    """Raise unless it has what no needle of the course is without. Nothing in it is changed: what it does otherwise than
+    ours is worked around from outside (`oracle.systems.ours.contract`).
+    """
+    for path in (("Tensor", "backward"), ("nn", "Module"), ("nn", "Parameter"), ("optim",)):
+        thing = ndl
+        for name in path:
+            thing = getattr(thing, name)

@@ -73,6 +73,8 @@ class Lockstep:
                 if step.ours_eval.failure is None:
                     step.peer_eval = peer.evaluate(t, self.kinks(step.ours_eval))
             yield step
+            if any(ours.contract.hides(ours.optimizer, quantity) for quantity in state.slots):
+                return  # a state that cannot be found cannot be taken over
             finite = np.isfinite(np.concatenate(list(state.tensors.values()), axis=None)).all()
             if ours.failed is not None or not finite:
                 return

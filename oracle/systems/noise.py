@@ -357,7 +357,7 @@ class Operands(_Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = aten.operation(func)
-        if func.is_view or op.rounds_nothing(args):
+        if func.is_view or op.writes or op.rounds_nothing(args):
             return func(*args, **kwargs)
         out = func(*(mapped(self._perturbed, a) for a in args), **kwargs)
         counts = aten.terms(op.name, args, (out,)) if isinstance(out, Tensor) else None

@@ -12,8 +12,11 @@ def line_of(ndl: Any, path: str, *methods: str) -> str:
     thing = ndl
     for name in path.split("."):
         thing = getattr(thing, name, None)
-    if thing is None:
-        return ""
+    return "" if thing is None else line_in(thing, *methods)
+
+
+def line_in(thing: Any, *methods: str) -> str:
+    """Where a class, or one of its bases, defines the first of the methods that it has; where a function is, without methods."""
     for owner in inspect.getmro(thing) if inspect.isclass(thing) else (thing,):
         try:
             # from the class's own text: a method that was replaced at run time is still defined there

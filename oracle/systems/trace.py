@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +65,17 @@ class Failure:
     message: str
     where: str = ""
     operator: str = ""  # class of the op that was at work
+    # its own lines on the way, the innermost first: "needle/ops.py:201 in BroadcastTo.gradient"
+    theirs: tuple[str, ...] = ()
+    inside: bool = True  # whether a line of needle was at work, and none of the harness that asks for a name
+
+    @property
+    def absent(self) -> bool:
+        """Whether it says that something is not offered: a name, a keyword or an operator that does not exist, or a part that
+        says so itself. What is None where it should not be is another matter.
+        """
+        unknown = not self.inside and self.kind in ("AttributeError", "TypeError", "ImportError")
+        return self.kind == "NotImplementedError" or (unknown and "NoneType" not in self.message)
 
 
 @dataclass
@@ -74,10 +87,26 @@ class Observation:
     failure: Failure | None = None
     kinks: dict[str, Array] = field(default_factory=dict)  # ReLU path -> which branch was taken
     aliases: set[str] = field(default_factory=set)  # layers that handed their input on as the very same tensor
+    # under the course's contract alone, see `oracle.systems.ours.contract`:
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ours, where the course leaves it open
+    narrow: bool = False  # float64 is taken down as float32 …
+    promoted: list[tuple[str, str]] = field(default_factory=list)  # … and where it was: quantity and name, in order
 
     def put(self, quantity: str, name: str, value: Any) -> None:
         """Record a copy."""
-        self.values.setdefault(quantity, {})[name] = np.array(value)
+        array = np.array(value)
+        if self.narrow:
+            array = self._narrowed(quantity, name, array)
+        self.values.setdefault(quantity, {})[name] = array
+
+    def _narrowed(self, quantity: str, name: str, array: Array) -> Array:
+        shape = self.shapes.get(name, array.shape)
+        if array.shape != shape and array.size == math.prod(shape):
+            array = array.reshape(shape)
+        if array.dtype == np.float64 and quantity != "clip norm":
+            self.promoted.append((quantity, name))
+            array = array.astype(np.float32)
+        return array
 
     def hold(self, quantity: str, name: str, value: Any) -> None:
         """Record what nobody will write into any more: without a copy."""

@@ -43,6 +43,9 @@ TRAIN = c.TrainCase(
     model=(c.Linear(2), c.Tanh()), data=c.Data(rows=2, features=2), loss=c.WeightedSum(), optimizer=c.SGD(), seed=0
 )
 
+# ORACLE_TRIES=20 pytest tests/diff/test_hostile.py -k "signal or outlives_its or killed": 20 tries of each
+TRIES = pytest.mark.parametrize("attempt", range(int(os.environ.get("ORACLE_TRIES", "1"))))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
@@ -120,8 +123,9 @@ def test_a_crash_that_no_case_makes_alone_is_a_finding(monkeypatch):
     assert "not by this case alone" in failed.divergence.failure.message
 
 
+@TRIES
 @pytest.mark.parametrize("who", ["worker", "child"])
-def test_the_digest_is_the_same_if_one_is_killed(who, monkeypatch, tmp_path):
+def test_the_digest_is_the_same_if_one_is_killed(who, attempt, monkeypatch, tmp_path):
     """SIGKILL from outside, in the middle of the first shard."""
     shard = shard_cases(3, 0)[:12]
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: shard)
@@ -300,8 +304,9 @@ def left(family):
 
 
 @linux
+@TRIES
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-def test_one_signal_shows_what_is_known_and_a_second_one_ends_at_once(number, slow, tmp_path, capfd):
+def test_one_signal_shows_what_is_known_and_a_second_one_ends_at_once(number, attempt, slow, tmp_path, capfd):
     pid, family = started(tmp_path, capfd)
     os.kill(pid, number)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ExitCode.INTERRUPTED
@@ -326,7 +331,8 @@ def test_a_second_ctrl_c_ends_at_once(slow, monkeypatch, tmp_path, capfd):
 
 
 @linux
-def test_no_worker_outlives_its_parent(slow, tmp_path, capfd):
+@TRIES
+def test_no_worker_outlives_its_parent(attempt, slow, tmp_path, capfd):
     pid, family = started(tmp_path, capfd)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -9,12 +9,12 @@ from oracle.runs import surface
 from oracle.runs.draws import OP_NAMES, draw, shard_cases
 
 ROOT = Path(__file__).parents[2]
-SHARDS = 3  # of seed 0, of which those cases are run that have something new, and eight more of each operation
+SHARDS = 3  # of seed 0, of which those cases are run that have something new, and a dozen more of each operation
 
 
 def test_what_needle_offers_is_what_the_cases_call():
     cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
-    cases += draw("op", 8 * len(OP_NAMES), 0)
+    cases += draw("op", 16 * len(OP_NAMES), 0)
     reached = surface.reached_by(cases, needle, judged)
     items = surface.Surface(needle).items
     assert reached <= set(items)

@@ -9,12 +9,13 @@ from oracle.systems.ours.evaluation import evaluate
 from oracle.systems.ours.evidence import again, modes, outputs
 from oracle.systems.ours.model import BESIDE, build, is_ours
 from oracle.systems.ours.operation import run_op
+from oracle.systems.ours.phase import lines_of
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.second_order import run_second
 from oracle.systems.ours.step import step
 from oracle.systems.ours.unwatched import again_unwatched
 
 __all__ = [
-    "BESIDE", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "modes", "outputs",
+    "BESIDE", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "lines_of", "modes", "outputs",
     "run_op", "run_second", "step",
 ]  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 
 from oracle.systems.ours import observed
@@ -21,26 +19,26 @@ _NEXT = np.random.RandomState(_SEED).bytes(8)
 
 def evaluate(run: NeedleRun, t: int, findings: TapeJudge | None = None) -> Observation:
     """A forward pass in evaluation mode on the batch of step t; buffers and random state must not change."""
-    obs = Observation(step=t, failure=run.failed)
+    obs = run.observation(t)
     if run.failed is not None:
         return obs
     run.watch.findings = findings
     with run.window(t) as window:
         _evaluate(run, t, obs)
         window.count()
-    if obs.failure is None:
+    if obs.failure is None and run.contract.strict:
         window.report(obs, number=True)
     return obs
 
 
 def _evaluate(run: NeedleRun, t: int, obs: Observation) -> None:
-    constant = t % 2 == 1 and run.watch.findings is None and hasattr(run.ndl, "no_grad")  # rule OP needs the tape
+    constant = t % 2 == 1 and run.watch.findings is None and run.contract.strict  # rule OP needs the tape
     before = {s.name: np.array(run.array(s.name)) for s in run.buffer_slots}
     np.random.seed(_SEED)
     try:
         with run.phase("evaluation"):
             run.model.eval()
-            with run.ndl.no_grad() if constant else nullcontext():
+            with run.contract.no_grad(constant):
                 with run.watch.recording() as record:
                     out = run.model(run.ndl.Tensor(run.batches.x[t, 0], requires_grad=run.taped))
                 if not run.taped and again_unwatched(run.case, t):

@@ -25,8 +25,16 @@ def is_ours(ndl: Any) -> bool:
 
 
 def array_of(value: Any) -> Array:
-    """The ndarray of a Tensor, or of a plain array."""
-    return np.asarray(value.cached_data if hasattr(value, "cached_data") else value)
+    """The ndarray of a Tensor, or of a plain array; a needle may compute it only now."""
+    if not hasattr(value, "cached_data"):
+        return np.asarray(value)
+    data = value.cached_data
+    return np.asarray(value.realize_cached_data() if data is None else data)
+
+
+def grad_of(tensor: Any) -> Any:
+    """Its gradient; in the course there is no attribute before the first backward pass."""
+    return getattr(tensor, "grad", None)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from oracle.systems.ours.model import array_of
+from oracle.systems.ours.model import array_of, grad_of
 from oracle.systems.ours.run import Held, NeedleRun
 from oracle.systems.ours.watch import Record
 from oracle.systems.trace import STATE, Observation, same_bits
@@ -28,39 +28,38 @@ def outputs(run: NeedleRun, record: Record, quantity: str, obs: Observation, mar
 def adjoints(record: Record, mark: str, obs: Observation) -> None:
     """Gradients of what the layers made, the last layer first."""
     for path, given, out in reversed(record):
-        if out is not given and out.grad is not None:
+        if out is not given and grad_of(out) is not None:
             obs.put("adjoint", path + mark, array_of(out.grad))
 
 
 def gradients(run: NeedleRun, quantity: str, obs: Observation) -> None:
     """Of every parameter, the last layer first."""
     for name, parameter in reversed(run.parameters.items()):
-        if parameter.grad is not None:
+        if grad_of(parameter) is not None:
             obs.put(quantity, name, array_of(parameter.grad))
 
 
 def left_over(run: NeedleRun, obs: Observation) -> None:
     """Gradients that reset_grad has left: there should be none."""
     for name, parameter in run.parameters.items():
-        if parameter.grad is not None:
+        if grad_of(parameter) is not None:
             obs.put("gradient", f"{name} after reset_grad", array_of(parameter.grad))
 
 
 def state(run: NeedleRun, obs: Observation) -> None:
     """What the optimizer's step leaves behind: gradients, its own state, parameters and buffers."""
     gradients(run, "gradient after step", obs)
-    for quantity, attribute in STATE.items():
-        held = getattr(run.optimizer, attribute, {})
-        for name, parameter in run.parameters.items():
-            if parameter in held:
-                array = array_of(held[parameter])
-                obs.put(quantity, name, array)
+    for quantity in STATE:
+        for name, (held, key) in run.contract.states(run.optimizer, quantity, run.parameters):
+            array, parameter = array_of(held[key]), run.parameters[name]
+            obs.put(quantity, name, array)
+            if run.contract.strict:
                 apart = parameter.grad is None or not np.may_share_memory(array, array_of(parameter.grad))
                 obs.hold("kept", f"{quantity} {name}, apart from its gradient", apart)
     for name, parameter in run.parameters.items():
         obs.put("parameter", name, array_of(parameter))
     for slot in run.buffer_slots:
-        obs.put("buffer", slot.name, run.array(slot.name))
+        obs.put("buffer", slot.name, run.biased(slot.name))
 
 
 # -- what a user may hold, and what must then not change --------------------------------------------------------------
@@ -70,7 +69,7 @@ def held_data(run: NeedleRun, t: int) -> list[Held]:
     """``p.data`` as a user may hold it during a step, which must then leave it alone; in every second step, because an
     optimizer may write into what nobody holds.
     """
-    if (run.case.seed_for("holds") + t) % 2:
+    if (run.case.seed_for("holds") + t) % 2 or not run.contract.strict:
         return []
     return [(f"p.data of {n}", p.data, np.array(array_of(p))) for n, p in run.parameters.items()]
 
@@ -78,7 +77,8 @@ def held_data(run: NeedleRun, t: int) -> list[Held]:
 def held_gradients(run: NeedleRun, quantity: str, obs: Observation) -> list[Held]:
     """Gradients as a user may hold them, each beside the copy that was taken of it as a quantity."""
     copies = obs.values.get(quantity, {})
-    return [(f"gradient {n}", p.grad, copies[n]) for n, p in run.parameters.items() if p.grad is not None]
+    given = [(n, p) for n, p in run.parameters.items() if grad_of(p) is not None] if run.contract.strict else []
+    return [(f"gradient {n}", p.grad, copies[n]) for n, p in given]
 
 
 def unchanged(held: list[Held], when: str, obs: Observation) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from oracle.apart import frames_of, home, is_interrupt, one_line, place, plain, tell
+from oracle.apart import Frame, frames_of, home, is_interrupt, one_line, place, plain, tell
 from oracle.systems.surroundings import around_a_call
 from oracle.systems.trace import CHANGED, Clock, Failure
 
@@ -38,13 +40,39 @@ class Phase:
         self._quiet.__exit__(kind, error, tb)
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):
-            where = place(frames_of(tb), home(self.ndl))
-            failure = Failure(self.name, plain(type(error).__name__), one_line(error), where, _operator(tb))
+            frames, of = frames_of(tb), home(self.ndl)
+            where, inside = place(frames, of), _inside(frames, of)
+            failure = Failure(
+                self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), lines_of(tb, of), inside
+            )
             tell()  # not before the message has been asked for: that is needle's code too
             raise Failed(failure) from None
         tell()
         if changed:
             raise Failed(Failure(self.name, CHANGED, "; ".join(changed)))
+
+
+_ORACLE = str(Path(__file__).resolve().parents[2]) + os.sep
+
+
+def _inside(frames: tuple[Frame, ...], of: str) -> bool:
+    """Whether a line of needle was at work, and not a line of the harness that asks for a name or a keyword."""
+    for file, _, _ in frames:
+        if file.startswith((of + os.sep, _ORACLE)):
+            return not file.startswith(_ORACLE)
+    return False
+
+
+def lines_of(tb: TracebackType | None, of: str) -> tuple[str, ...]:
+    """The lines of a package on the way to an exception, the innermost first, each with the name of its function."""
+    found = []
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        if os.path.abspath(code.co_filename).startswith(of + os.sep):
+            file = "/".join(code.co_filename.replace("\\", "/").split("/")[-2:])
+            found.append(f"{file}:{tb.tb_lineno} in {code.co_qualname}")
+        tb = tb.tb_next
+    return tuple(reversed(found))
 
 
 def _operator(tb: TracebackType | None) -> str:

@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap
+from oracle.systems.ours.contract import contract_of
 from oracle.systems.ours.model import array_of, build
 from oracle.systems.ours.phase import Failed, Phase
 from oracle.systems.ours.watch import Watch
-from oracle.systems.trace import STATE, Clock, Failure, Observation, State
+from oracle.systems.trace import Clock, Failure, Observation, State
 from oracle.systems.window import Window
 
 Array = npt.NDArray[Any]
@@ -32,9 +33,12 @@ class NeedleRun:
     ) -> None:
         self.clock = clock or Clock()
         self.case, self.ndl, self.batches = case, ndl, batches
+        self.contract = contract_of(ndl)
         self.parameter_slots, self.buffer_slots = slots
         self.kept: list[Held] = []
         self.failed: Failure | None = None
+        self._shapes = {slot.name: slot.shape for slot in (*slots[0], *slots[1])}
+        self._before: dict[str, Array] = {}  # buffers as the state had them
         self.relus = {path for path, layer in c.walk(case.model) if layer.kinked}
         self._loads = case.seed_for("loads") % 2  # whether a state is written into arrays, or replaces them: in turn
         self.taped = False  # for localisation: data and buffers too ask for gradients, so that all ops are on the tape
@@ -59,11 +63,11 @@ class NeedleRun:
         names = {id(p): name for name, p in self.parameters.items()}
         listed = [names.get(id(p), f"unknown {p.shape}") for p in self.model.parameters()]
         # compared as text: order is part of the contract, it is the order of the optimizer
-        self.listed = np.array(listed, dtype=object)
+        self.listed = np.array(self.contract.listed(listed, list(self.parameters)), dtype=object)
         self.optimizer = self._optimizer()
         self.watch = Watch(model.modules, self.clock)
         self.initial = {name: np.array(self.array(name)) for name in self.tensors}
-        self.softmax_loss = self.ndl.nn.SoftmaxLoss()
+        self.softmax_loss: Any = self.ndl.nn.SoftmaxLoss() if isinstance(self.case.loss, c.SoftmaxLoss) else None
         self.train()
 
     def _optimizer(self) -> Any:
@@ -71,9 +75,11 @@ class NeedleRun:
         given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
         kind = self.ndl.optim.SGD if isinstance(spec, c.SGD) else self.ndl.optim.Adam
         tied = [layer for _, layer in c.walk(self.case.model) if isinstance(layer, c.Linear) and layer.tie is not None]
-        # a generator, as a user may pass one; with tied weights, as if they had been listed layer by layer
-        repeated = [p for p in self.model.parameters() for _ in range(2 if tied else 1)]
-        return kind((p for p in repeated), **given)
+        return kind(self.contract.optimized(self.model.parameters(), bool(tied)), **given)
+
+    def observation(self, t: int) -> Observation:
+        """Where step t is taken down."""
+        return self.contract.observation(t, self._shapes, failure=self.failed)
 
     def phase(self, name: str) -> Phase:
         """Needle at work: what it raises there is a failure of this phase."""
@@ -91,6 +97,17 @@ class NeedleRun:
     def array(self, name: str) -> Array:
         """What it holds."""
         return array_of(self.tensor(name))
+
+    def biased(self, name: str) -> Array:
+        """A buffer; the running variance of a needle that takes the unbiased one, as the biased one would be."""
+        array = self.array(name)
+        owner, attribute = self.tensors[name]
+        rows = self.case.data.rows
+        if not (self.contract.unbiased and attribute == "running_var" and owner.training and name in self._before):
+            return array
+        rest = (1 - owner.momentum) ** self.batches.micro * self._before[name].astype(np.float64).reshape(array.shape)
+        made: Array = (rest + (array - rest) * ((rows - 1) / rows)).astype(array.dtype)
+        return made
 
     def train(self) -> None:
         """Training mode, but for the layers that the case keeps in evaluation mode."""
@@ -114,21 +131,18 @@ class NeedleRun:
 
     def _load(self, state: State) -> None:
         self._loads += 1
+        self._before = {slot.name: state.tensors[slot.name] for slot in self.buffer_slots}
         for name, value in state.tensors.items():
-            held = self.array(name)
-            if self._loads % 2 and held.shape == value.shape and held.dtype == value.dtype and held.flags.writeable:
-                held[...] = value  # into the array itself, which then stays the one that the optimizer knows
-                continue
-            # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
-            wide = value.astype(np.float64)
-            source = self.ndl.Tensor(wide, requires_grad=False) if name.endswith("bias") else wide
-            self.tensor(name).data = self.ndl.Tensor(source, dtype="float32", requires_grad=False)
+            self.put(name, value)
         for quantity, values in state.slots.items():
-            state_of = getattr(self.optimizer, STATE[quantity])
-            for name, value in values.items():
-                parameter = self.parameters[name]
-                if parameter in state_of:
-                    array_of(state_of[parameter])[...] = value
+            for name, kept in self.contract.states(self.optimizer, quantity, self.parameters):
+                if name in values:
+                    self.contract.store(kept, values[name])
+
+    def put(self, name: str, value: Array) -> None:
+        """Give a parameter or a buffer another value."""
+        owner, attribute = self.tensors[name]
+        self.contract.put(owner, attribute, value, into=bool(self._loads % 2))
 
     # -- what is differentiated ---------------------------------------------------------------------------------------
 
@@ -154,9 +168,9 @@ class NeedleRun:
         """The backward pass, or as many as the case has."""
         given = () if cotangent is None else (cotangent,)
         if self.case.backward == "twice":
-            loss.backward(*given, retain_graph=True)  # the second one overwrites
+            self.contract.backward(loss, *given, retain_graph=True)  # the second one overwrites
         loss.backward(*given)
-        if self.case.backward == "twice":
+        if self.case.backward == "twice" and self.contract.strict:
             try:
                 loss.backward(*given)
             except RuntimeError:

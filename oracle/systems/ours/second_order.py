@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, step_seed
 from oracle.systems.ours import observed
-from oracle.systems.ours.model import Array, array_of
+from oracle.systems.ours.contract import contract_of
+from oracle.systems.ours.model import Array, array_of, grad_of
 from oracle.systems.ours.phase import Failed, Phase
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.unwatched import again_unwatched, same_gradient
@@ -30,14 +30,15 @@ def run_second(
     clock: Clock | None = None,
 ) -> Observation:
     """First-order gradients with their graph, then the gradient of their inner product with ``directions``."""
-    obs = Observation(step=0)
+    contract = contract_of(ndl)
+    obs = contract.observation(0, {slot.name: slot.shape for slot in (*slots[0], *slots[1])})
     phase = functools.partial(Phase, clock=clock or Clock(), ndl=ndl)
     try:
         with phase("build"):
             run = NeedleRun(_as_train(case), ndl, slots, batches, clock)
-            if run.failed is not None:
-                raise Failed(run.failed)
             run.load(State(state))
+        if run.failed is not None:  # an exception that has been taken down already
+            raise Failed(run.failed)
         np.random.seed(step_seed(case, 0))
         with run.watch.recording() as record, phase("forward"):
             out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))
@@ -46,11 +47,11 @@ def run_second(
         run.watch.findings = findings
         tape = run.watch.tape(loss)
         # create_graph asks for a graph, inside no_grad too
-        with phase("backward"), ndl.no_grad() if case.seed % 2 else nullcontext():
-            loss.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
+        with phase("backward"), contract.no_grad(bool(case.seed % 2)):
+            contract.backward(loss, *(() if cotangent is None else (cotangent,)), create_graph=True)
         run.watch.judge(tape, cotangent, record, graph=True)
         del tape
-        first = {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
+        first = {n: p.grad for n, p in run.parameters.items() if grad_of(p) is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, array_of(grad))
         if again_unwatched(case, 0) and findings is None:
@@ -60,15 +61,16 @@ def run_second(
                     again, _ = run.loss(run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False)), 0, 0)
                 with phase("backward"):
                     run.optimizer.reset_grad()
-                    again.backward(*(() if cotangent is None else (cotangent,)), create_graph=True)
+                    contract.backward(again, *(() if cotangent is None else (cotangent,)), create_graph=True)
             for name, parameter in run.parameters.items():
-                same = same_gradient(first.get(name), parameter.grad)
+                same = same_gradient(first.get(name), grad_of(parameter))
                 obs.hold("kept", f"gradient with graph {name} {UNSEEN}", same)
                 parameter.grad = first.get(name)
         with phase("second backward"):
             total, second = None, []
             for name, grad in first.items():
-                part = (grad * ndl.Tensor(directions[name], requires_grad=False)).sum()
+                direction = directions[name].reshape(array_of(grad).shape)  # a bias may be (n,)
+                part = (grad * ndl.Tensor(direction, requires_grad=False)).sum()
                 total = part if total is None else total + part
             run.optimizer.reset_grad()
             assert total is not None
@@ -77,7 +79,7 @@ def run_second(
                 total.backward()
         run.watch.judge(second, None, [])
         for name, parameter in reversed(run.parameters.items()):
-            if parameter.grad is not None:
+            if grad_of(parameter) is not None:
                 obs.put("second", name, array_of(parameter.grad))
     except Failed as failed:
         obs.failure = failed.failure

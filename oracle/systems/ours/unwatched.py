@@ -8,7 +8,7 @@ import numpy as np
 
 from oracle.cases import case as c
 from oracle.cases.inputs import step_seed
-from oracle.systems.ours.model import array_of
+from oracle.systems.ours.model import array_of, grad_of
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.trace import UNSEEN, Observation, same_bits
 
@@ -27,7 +27,7 @@ def same_gradient(a: Any, b: Any) -> bool:
 
 def pass_unwatched(run: NeedleRun, t: int, given: Any, obs: Observation) -> None:
     """The first pass of step t once more: the loss and the gradients, also ``given``, the input's, are the same bits."""
-    seen = {name: parameter.grad for name, parameter in run.parameters.items()}
+    seen = {name: grad_of(parameter) for name, parameter in run.parameters.items()}
     buffers = {s.name: np.array(run.array(s.name)) for s in run.buffer_slots}
     np.random.seed(step_seed(run.case, t))
     with run.watch.unwatched():
@@ -40,10 +40,10 @@ def pass_unwatched(run: NeedleRun, t: int, given: Any, obs: Observation) -> None
     if "loss" in obs.values:
         obs.hold("kept", f"loss {UNSEEN}", same_bits(array_of(loss), obs.values["loss"]["loss"]))
     if run.case.input_grad:
-        obs.hold("kept", f"gradient of the input {UNSEEN}", same_gradient(given, x.grad))
+        obs.hold("kept", f"gradient of the input {UNSEEN}", same_gradient(given, grad_of(x)))
     for name, parameter in run.parameters.items():
-        obs.hold("kept", f"gradient {name} {UNSEEN}", same_gradient(seen[name], parameter.grad))
+        obs.hold("kept", f"gradient {name} {UNSEEN}", same_gradient(seen[name], grad_of(parameter)))
         parameter.grad = seen[name]
     with run.phase("taking over the state"):
         for name, value in buffers.items():
-            run.tensor(name).data = run.ndl.Tensor(value, requires_grad=False)
+            run.put(name, value)

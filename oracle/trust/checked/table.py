@@ -69,7 +69,7 @@ class Tally:
         return f"{self.flagged[who] / self.cases:.1%}" if self.cases else "–"
 
 
-def judged(pair: Pair, kind: str, seed: int) -> Outcome:
+def judged(pair: Pair, kind: str, seed: int, early: bool = False) -> Outcome:
     """One pair on one kind of inputs."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{pair.name} {pair.way} {kind}".encode())])
     given = [
@@ -82,7 +82,7 @@ def judged(pair: Pair, kind: str, seed: int) -> Outcome:
         mine, program, _ = trial.paired(given, trial.outputs(given), rng.bytes)
         flagged, message = {}, ""
         try:
-            agreement = compared(mine, program, check.LIMIT, early=False)
+            agreement = compared(mine, program, check.LIMIT, early=early)
             share, by_torch = float(agreement), bool(agreement.findings)
         except check.Difference as difference:
             share, message, by_torch = difference.share, str(difference), False
@@ -108,7 +108,7 @@ def planted(seed: int) -> Iterator[tuple[str, Outcome]]:
     """All faults on all kinds on which they are one: further from the truth than the noise moves it (a share of 1 in 16)."""
     for fault in faults():
         for kind in fault.pair.kinds:
-            outcome = judged(fault.pair, kind, seed)
+            outcome = judged(fault.pair, kind, seed, early=True)
             if outcome.flagged[MEASURED] or outcome.share > 1:
                 yield fault.kind, outcome
 

@@ -14,6 +14,7 @@ from oracle.trust.faults import (
     clipping,
     conditional,
     dropout,
+    dtypes,
     elementwise,
     higher,
     large,
@@ -39,7 +40,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher, programs),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -210,9 +210,9 @@ fault(
 )
 fault(
     "abs-forward",
-    "small negative numbers keep their sign",
+    "negative numbers above -1 keep their sign",
     "Abs forward",
-    compute("Abs", lambda y, a: np.where(y < 0.1, a, y)),
+    compute("Abs", lambda y, a: np.where(y < 1, a, y)),
 )
 fault(
     "abs-backward-at-zero",
@@ -249,9 +249,9 @@ fault(
 fault("clip-backward", "the gradient passes everywhere", "Clip backward", vjp("Clip", lambda r, g, y, a: (g,)))
 fault(
     "maximum-forward-nan",
-    "a number is larger than nan",
-    "Maximum forward",
-    replace("ops.Maximum._better", np.fmax),
+    "a number is larger, and smaller, than nan",
+    "Maximum forward|Minimum forward",
+    replace("ops.Maximum._better", np.fmax) + replace("ops.Minimum._better", np.fmin),
 )
 fault(
     "maximum-backward-ties",

@@ -52,7 +52,7 @@ def _bent(op: str, power: int, share: float = 0.01, of: int = 0) -> Patch:
     def bent(old: Any, self: Any, g: Any, y: Any, needs: Any, *xs: Any) -> Any:
         right = old(self, g, y, needs, *xs)
         x = xs[of]
-        if not isinstance(x, Tensor) or x.dtype.kind != "f" or x.shape == ():
+        if not isinstance(x, Tensor) or x.dtype.kind != "f" or x.shape == () or not np.isfinite(x.cached_data).all():
             return right
         off = x - const(x.cached_data)
         added = off if power == 1 else off * off

@@ -71,15 +71,15 @@ fault(
 )
 fault(
     "concatenate-backward-equal",
-    "all parts are taken to be as long as the first",
+    "all parts are taken to be as long as the last",
     "Concatenate backward",
-    wrap("ops.Concatenate.vjp", lambda old: lambda self, g, y, needs, *xs: _as_the_first(old, self, g, y, needs, *xs)),
+    wrap("ops.Concatenate.vjp", lambda old: lambda self, g, y, needs, *xs: _as_the_last(old, self, g, y, needs, *xs)),
 )
 
 
-def _as_the_first(old: Any, self: Any, g: Any, y: Any, needs: Any, *xs: Any) -> Any:
+def _as_the_last(old: Any, self: Any, g: Any, y: Any, needs: Any, *xs: Any) -> Any:
     right = old(self, g, y, needs, *xs)
-    n = xs[0].shape[self.axis]
+    n = xs[-1].shape[self.axis]
     if isinstance(g, Value) or not n:
         return right
     starts = [min(i * n, g.shape[self.axis] - x.shape[self.axis]) for i, x in enumerate(xs)]

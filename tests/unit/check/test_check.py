@@ -536,3 +536,20 @@ def test_numbers_drawn_in_the_dtype_of_something_else():
     check.same({"y": run()["y"] + 0}, run)
     with pytest.raises(check.Difference):
         check.same({"y": run()["y"] * 1.001}, run)
+
+
+def test_pytest_shows_the_share_that_a_test_used():
+    from types import SimpleNamespace
+
+    from oracle.check import shares
+
+    item = SimpleNamespace(user_properties=[])
+    call = shares.pytest_runtest_call(item)
+    next(call)
+    check.same({"y": np.ones(2)}, lambda: {"y": torch.ones(2)})
+    with pytest.raises(StopIteration):
+        call.send(None)
+    assert item.user_properties == [("share", "0.0 of 16")]
+    report = SimpleNamespace(when="call", passed=True, user_properties=item.user_properties)
+    assert shares.pytest_report_teststatus(report) == ("passed", ".", "PASSED (0.0 of 16)")
+    assert shares.pytest_report_teststatus(SimpleNamespace(when="call", passed=True, user_properties=[])) is None

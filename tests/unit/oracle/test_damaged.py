@@ -116,7 +116,7 @@ RANGES = {
     **ACTIONS,
     "op": CASE | OP | {
         "operands": BODY, "cotangent": each(number()), "numpy_scalars": flag, "constants": each(ARGUMENT),
-        "order": whole(1, 3),
+        "order": whole(1, 3), "dtypes": each(of("float16", "float32", "float64", "int64", "int32", "uint8", "bool")),
     },
     "Operand": {
         "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),

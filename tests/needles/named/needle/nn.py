@@ -121,7 +121,7 @@ class BatchNorm1d(Module):
 
     def _remember(self, mean, var):
         for kept, new in ((self.running_mean, mean), (self.running_var, var)):
-            kept.cached_data = kept.cached_data + self.momentum * (new - kept.cached_data)
+            kept.cached_data = (1 - self.momentum) * kept.cached_data + self.momentum * new
 
 
 class LayerNorm1d(Module):

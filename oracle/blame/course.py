@@ -1,0 +1,87 @@
+"""Whose fault, in a needle of the course: named by its own functions, so that one mistake has one name wherever it shows.
+
+Rules and blame speak of what ours has; here the suspect gets the function and the line of the package under test, and a key by which
+what an op does wrong in layers and in chains of ops is the same finding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from oracle.cases import case as c
+from oracle.rules.alone import known_ops
+from oracle.rules.verdict import Divergence, Suspect
+from oracle.systems.source import line_in, line_of
+from oracle.systems.trace import CHANGED, ENDED
+
+_REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "subtract": "__sub__"}
+_LAYERS = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
+_TENSOR = ("Tensor.", "Value.", "Op.", "TensorOp.", "TensorTupleOp.", "TensorTuple.", "Module.", "Function.")
+
+
+_NAMES = (
+    "AttributeError",
+    "ImportError",
+    "NameError",
+    "TypeError",
+)  # of a name that is not there: that line is to blame
+
+
+def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> Suspect:
+    """The suspect, by what the package calls it."""
+    failure = divergence.failure
+    if divergence.rule == "dtype" and divergence.ours == "float64":
+        what = re.sub(r" (forward|backward)\b.*", "", found.what)
+        return dataclasses.replace(found, what=f"{what}, float64", key=f"float64 of {what}")
+    if failure is not None:
+        if failure.kind in (CHANGED, ENDED) or not failure.theirs:
+            return found
+        guilty = _innermost(failure.theirs) if failure.kind in _NAMES else _guilty(failure.theirs, failure.phase)
+        if "NoneType" in failure.message:  # the layer that hands on what it has not is to blame
+            layers = (p for p in failure.theirs if hasattr(ndl.nn, p.partition(" in ")[2].partition(".")[0]))
+            guilty = next((p for p in layers if not p.partition(" in ")[2].startswith("Module.")), guilty)
+        line, _, function = guilty.partition(" in ")
+        return dataclasses.replace(
+            found, what=function, line=line, place=f"{failure.kind} in {failure.phase}", key=function
+        )
+    if isinstance(case, c.OpCase) and not found.line:
+        return _of_op(case, found, ndl)
+    return found
+
+
+def _guilty(theirs: tuple[str, ...], phase: str) -> str:
+    """The line to look at: in a backward pass, the gradient rule that was at work; else where it was raised."""
+    if "backward" in phase:
+        for place in reversed(theirs):  # the outermost first: what it calls is asked for a wrong thing
+            function = place.partition(" in ")[2]
+            if function.endswith((".gradient", ".backward")) and not function.startswith(_TENSOR):
+                return place
+    return _innermost(theirs)
+
+
+def _innermost(theirs: tuple[str, ...]) -> str:
+    """The line that raised it, or called what raised it."""
+    return next((place for place in theirs if not place.partition(" in ")[2].startswith(_TENSOR[2:])), theirs[0])
+
+
+def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
+    method = _REFLECTED.get(case.op)
+    if method is not None:
+        line = line_of(ndl, "Tensor", method)
+        return dataclasses.replace(found, what=f"Tensor.{method}", line=line, key=f"Tensor.{method}")
+    if case.op == "softmax_loss":
+        line = line_of(ndl, "nn.SoftmaxLoss", "forward")
+        return dataclasses.replace(found, what=found.what.replace("softmax_loss", "SoftmaxLoss"), line=line, key="")
+    for kind, known in known_ops(ndl).items():
+        if known.name == case.op:  # as rule OP names it
+            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
+            method = next((name for name in methods if hasattr(kind, name)), methods[0])
+            return dataclasses.replace(found, line=line_in(kind, method), key=f"{kind.__name__}.{method}")
+    for name, kind in vars(ndl.ops).items() if hasattr(ndl, "ops") else ():
+        if isinstance(kind, type) and name.lower() == case.op.replace("_", ""):
+            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
+            return dataclasses.replace(found, line=line_in(kind, *methods) or line_in(kind))
+    line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
+    return dataclasses.replace(found, line=line)

@@ -1,0 +1,178 @@
+"""Cases for a needle that lacks something: what a case needs, and the case without it.
+
+A case that needs what is not there is not left out but made to fit, so that as many are judged as were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from oracle.cases import case as c
+from oracle.cases import coverage
+from oracle.operations import result_shape
+
+BROADCASTING = "implicit broadcasting"
+CLIPPED_ADAM = "optimizer Adam, clipping"
+BASE = "power of a base that is not positive"
+ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two operands, which NumPy broadcasts
+
+# What the course leaves open, so that no needle is asked for it (`oracle.systems.ours.contract` has the words).
+LEFT_OPEN = frozenset(
+    {
+        "layer Linear, frozen", "layer BatchNorm, frozen", "layer LayerNorm, frozen", "layer Unused",
+        "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf",
+        "op whole_power", BASE,
+    }
+)  # fmt: skip
+
+
+def needs(case: c.Case) -> set[str]:
+    """The labels of `coverage.covered`, and what has no label of its own."""
+    found = coverage.covered(case)
+    if isinstance(case, c.OpCase):
+        if case.op in ELEMENTWISE and len({o.shape for o in case.operands}) > 1:
+            found.add(BROADCASTING)
+        if case.op == "power" and not all(isinstance(v, float) and v > 0 for v in case.operands[0].values):
+            found.add(BASE)
+        return found
+    if isinstance(case, c.ProgramCase):
+        return found
+    if isinstance(case, c.TrainCase) and case.clip is not None and isinstance(case.optimizer, c.Adam):
+        found.add(CLIPPED_ADAM)
+    if any(_broadcasts(layer, case.data.rows, w) for layer, w in _blocks(case)):
+        found.add(BROADCASTING)
+    return found
+
+
+def _blocks(case: c.TrainCase | c.SecondOrderCase) -> list[tuple[c.Ops, int]]:
+    widths = c.input_widths(case)
+    return [(layer, widths[path]) for path, layer in c.walk(case.model) if isinstance(layer, c.Ops)]
+
+
+def _broadcasts(block: c.Ops, rows: int, width: int) -> bool:
+    shapes = block.shapes(rows, width)
+    return any(step.op in ELEMENTWISE and len({shapes[a] for a in step.args}) > 1 for step in block.steps)
+
+
+def fitted(case: c.Case, lacking: Collection[str]) -> c.Case | None:
+    """The case without what is lacking; None where nothing would be left of it."""
+    if isinstance(case, c.ProgramCase):
+        return None  # it tries promises that ours makes, and the course does not
+    if isinstance(case, c.OpCase) and case.order > 1:
+        case = replace(case, order=1)  # it is differentiated twice in models of its own
+    if needs(case).isdisjoint(lacking):
+        return case
+    try:
+        made = _op(case) if isinstance(case, c.OpCase) else _model(case, lacking)
+    except (c.CaseError, ValueError):
+        return None
+    return made if made is not None and needs(made).isdisjoint(lacking) else None
+
+
+def _op(case: c.OpCase) -> c.OpCase | None:
+    """Operands of equal shapes, and plain finite numbers."""
+    operands = tuple(
+        replace(o, values=tuple(1.0 if isinstance(v, str) else v for v in o.values)) for o in case.operands
+    )
+    if case.op == "power":
+        base = tuple(0.5 if isinstance(v, str) or v <= 0 else v for v in operands[0].values)
+        operands = (replace(operands[0], values=base), *operands[1:])
+    if case.op in ELEMENTWISE:
+        shape = np.broadcast_shapes(*(o.shape for o in operands))
+        operands = tuple(_expanded(o, shape) for o in operands)
+    return replace(case, operands=operands, numpy_scalars=False)
+
+
+def _expanded(operand: c.Operand, shape: tuple[int, ...]) -> c.Operand:
+    values = np.empty(len(operand.values), dtype=object)
+    values[:] = operand.values
+    wide = np.broadcast_to(values.reshape(operand.shape), shape).reshape(math.prod(shape))
+    return c.Operand(shape, tuple(wide.tolist()), operand.layout)
+
+
+def _model(case: c.TrainCase | c.SecondOrderCase, lacking: Collection[str]) -> Any:
+    if isinstance(case, c.SecondOrderCase) and "backward second order" in lacking:
+        return None
+    changes: dict[str, Any] = {}
+    if f"loss {type(case.loss).__name__}" in lacking:
+        changes["loss"] = next(
+            (loss for loss in (c.WeightedSum(), c.Cotangent()) if f"loss {type(loss).__name__}" not in lacking),
+            case.loss,
+        )
+    if isinstance(case, c.TrainCase):
+        kind = type(case.optimizer).__name__
+        if f"optimizer {kind}" in lacking:
+            changes["optimizer"] = c.SGD(lr=0.1, momentum=0.9) if kind == "Adam" else c.Adam(lr=0.1)
+        if case.gap is not None:
+            changes["gap"] = None
+        adam = isinstance(changes.get("optimizer", case.optimizer), c.Adam)
+        if case.clip is not None and ("optimizer clipping" in lacking or (adam and CLIPPED_ADAM in lacking)):
+            changes["clip"] = None
+        if f"backward {case.backward}" in lacking:
+            changes["backward"] = "once"
+    widths = c.input_widths(case)
+    layers = _body(case.model, "", case, widths, lacking)
+    if not c.trains(layers):
+        layers = (*layers, c.Linear(2))
+    return replace(case, model=layers, **changes)
+
+
+def _body(
+    layers: Sequence[c.Layer], prefix: str, case: Any, widths: Any, lacking: Collection[str]
+) -> tuple[c.Layer, ...]:
+    found = (_layer(layer, f"{prefix}{i}", case, widths, lacking) for i, layer in enumerate(layers))
+    return tuple(layer for layer in found if layer is not None)
+
+
+def _layer(layer: c.Layer, path: str, case: Any, widths: Any, lacking: Collection[str]) -> c.Layer | None:
+    if isinstance(layer, c.Branch):
+        left, right = (_body(body, f"{path}.{name}", case, widths, lacking) for name, body in layer.nested())
+        return replace(layer, left=left, right=right)
+    if isinstance(layer, c.Sequential | c.Residual | c.Eval):
+        body = _body(layer.body, f"{path}.", case, widths, lacking)
+        if isinstance(layer, c.Residual) and "layer Residual" in lacking:
+            return c.Sequential(body)
+        return replace(layer, body=body)
+    if isinstance(layer, c.Ops):
+        return _block(layer, case.data.rows, widths[path], lacking)
+    if isinstance(layer, c.Linear | c.BatchNorm | c.LayerNorm) and layer.frozen:
+        layer = replace(layer, frozen=False)
+    if isinstance(layer, c.Linear):
+        if not layer.bias and "layer Linear, no bias" in lacking:
+            layer = replace(layer, bias=True)
+        return replace(layer, tie=None) if layer.tie is not None and "layer Linear, tied" in lacking else layer
+    if f"layer {type(layer).__name__}" not in lacking:
+        return layer
+    return c.ReLU() if type(layer).__name__ in c.ACTIVATIONS and "layer ReLU" not in lacking else None
+
+
+def _block(block: c.Ops, rows: int, width: int, lacking: Collection[str]) -> c.Ops | None:
+    """The program without the operations that are lacking: their users take their first operand."""
+    steps: list[c.OpStep] = []
+    shapes: list[tuple[int, ...]] = [(rows, width)]
+    place = [0]  # where each value of the old program is in the new one
+    for step in block.steps:
+        args = tuple(place[a] for a in step.args)
+        given = [shapes[a] for a in args]
+        unequal = step.op in ELEMENTWISE and len(set(given)) > 1
+        try:
+            shape = None if f"op {step.op}" in lacking or (unequal and BROADCASTING in lacking) else result_shape(
+                step.op, given, step.attributes)  # fmt: skip
+        except ValueError:
+            shape = None  # an operation before it is gone
+        if shape is None:
+            place.append(args[0])
+            continue
+        steps.append(replace(step, args=args))
+        shapes.append(shape)
+        place.append(len(shapes) - 1)
+    # the last value is the output, and must have the shape that a layer has
+    last = place[-1]
+    while last and shapes[last] != (rows, width):
+        last -= 1
+    return c.Ops(tuple(steps[:last])) if last else None

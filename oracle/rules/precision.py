@@ -1,0 +1,121 @@
+"""Single operations in other dtypes than float32: the noise is scaled with the unit roundoff of the result.
+
+By the table at the top of needle/ops.py the result has the widest float among the operands, integers take the dtype of the
+float beside them, and in float16 what adds up does so in float32 and is rounded once. So the tolerance is that of rule G,
+as measured for float32: times 2⁻²⁹ for float64 (to first order, noise is linear in the unit roundoff); as it is for sums in
+float16; times 2¹³ for other formulas in float16; and one rounding to the dtype of the tensor on top of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from oracle.cases import case as c
+from oracle.operations import OPERATIONS
+from oracle.operations.tape import Noise, Tape, U, Var
+from oracle.rules import compare as cmp
+from oracle.rules.compare import Array
+from oracle.rules.hearing import raised
+from oracle.rules.verdict import Divergence, Verdict
+from oracle.systems import ours as ours_side
+from oracle.systems.trace import Clock
+
+UNITS = {"float16": 2.0**-11, "float32": U, "float64": 2.0**-53}
+LEAST = {"float16": 2.0**-24, "float32": 2.0**-126, "float64": 2.0**-1022}  # what is smaller may be lost
+LARGEST = 3e4  # beyond half of the largest float16, a formula in it may overflow on its way
+# what adds up: in float16 it does so in float32
+ADDING = (
+    "summation",
+    "matmul",
+    "linear",
+    "conv",
+    "batch_norm",
+    "layer_norm",
+    "logsumexp",
+    "logsoftmax",
+    "softmax_loss",
+)
+
+
+def judge(case: c.OpCase, ndl: Any) -> Verdict:
+    """The verdict on an operation in given dtypes. Proven by ``sum-half-in-half``, ``tanh-double-by-single`` and others."""
+    verdict = Verdict(case, steps=1)
+    clock, ours = Clock(), ours_side.is_ours(ndl)
+    clock.turn("observing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # needle warns of float64 data beside float32 weights, which is meant here
+        seen = ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours, clock=clock)
+    clock.turn("truth")
+    found = list(raised(seen)) or list(_parts(verdict, seen.values))
+    if found and verdict.divergence is None and not verdict.out_of_domain:
+        verdict.divergence = min(found, key=lambda f: f.order)
+    clock.turn("")
+    verdict.seconds = clock.seconds
+    return verdict
+
+
+def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Divergence]:
+    case = verdict.case
+    assert isinstance(case, c.OpCase)
+    value, grads = _truth(case)
+    if not max(float(np.abs(v).max(initial=0)) for v in (value, *grads.values())) < LARGEST:
+        verdict.out_of_domain = 1
+        return
+    graph = {"gradient with graph": grads} if "gradient with graph" in seen else {}
+    for quantity, values in ({"activation": {case.op: value}, "gradient": grads} | graph).items():
+        for name, truth in values.items():
+            dtype = case.dtype if quantity == "activation" else case.dtypes[int(name.split()[1])]
+            made = seen.get(quantity, {}).get(name)
+            wrong = cmp.check_form(0, quantity, name, made, truth.shape[2:], dtype)
+            if wrong is None:
+                assert made is not None
+                wrong = _number(verdict, case, quantity, name, made, truth, dtype)
+            if wrong is not None:
+                yield wrong
+        for name in seen.get(quantity, {}).keys() - values.keys():
+            message = f"needle has a {quantity} of {name}, which asks for none"
+            yield Divergence(0, quantity, name, "unexpected", message)
+    for name, same in seen["kept"].items():
+        if not same:
+            yield Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place")
+
+
+def _number(
+    verdict: Verdict, case: c.OpCase, quantity: str, name: str, ours: Array, truth: Array, dtype: str
+) -> Divergence | None:
+    exact = truth[0, 0]
+    inner = "float32" if case.dtype == "float16" and case.op in ADDING else case.dtype
+    allowed = cmp.G_LIMIT * cmp.tolerance(truth)[0] * (UNITS[inner] / U)
+    allowed = (
+        allowed
+        + 1.01 * UNITS[dtype] * np.abs(exact)
+        + 4 * LEAST[dtype]
+        + (16 * LEAST[inner] if inner == "float16" else 0)
+    )
+    share = cmp.share_of(ours.astype(np.float64)[None], exact[None], allowed)[0]
+    if not share.size:
+        return None
+    at = cmp.worst(share)
+    verdict.tally.count(f"G {case.dtype}", float(share[at]), 1, ours.size, f"{case.digest} {quantity} {name}")
+    return cmp.numeric(0, quantity, name, "G", at, ours, None, exact, allowed) if share[at] > 1 else None
+
+
+def _truth(case: c.OpCase) -> tuple[Array, dict[str, Array]]:
+    """Value and gradients, (replicas, 1, *shape) each, in float64 with the noise of float32."""
+    tape = Tape(Noise(case.seed_for("noise")))
+    arrays = [case.array(i) for i in range(len(case.operands))]
+    operands = [
+        Var(a.astype(np.float64)[None, None], needs=i not in case.constants and a.dtype.kind == "f")
+        for i, a in enumerate(arrays)
+    ]
+    attributes = dict(case.attributes)
+    if "labels" in attributes:
+        attributes["labels"] = np.asarray(attributes["labels"])[None]
+    out = OPERATIONS[case.op].definition(tape, *operands, **attributes)
+    start = case.cotangent_array.astype(case.dtype).astype(np.float64)  # it takes the dtype of the result
+    tape.backward([(out, start[None, None])])
+    return out.value, {f"operand {i}": v.adjoint for i, v in enumerate(operands) if v.needs and v.adjoint is not None}

@@ -1,0 +1,134 @@
+"""What is told of another needle: one entry for one mistake, the worst first.
+
+What an op does wrong shows in every layer and every chain that uses it: it is told once, where it is smallest, with the number of
+cases in which it showed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from oracle.apart import Broken, Died, apart
+from oracle.blame.entry import HAZARD, RAISES, Entry, entry
+from oracle.cases import case as c
+from oracle.commands import Asked
+from oracle.runs import hazards
+from oracle.runs.result import Failed
+from oracle.runs.workers import Pool
+from oracle.systems.candidate import candidate
+
+TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
+
+
+def folded(found: Sequence[Failed]) -> list[Failed]:
+    """Without what follows from another finding."""
+    kept = list(found)
+    by_key = {failed.culprit: failed for failed in kept}
+    ops = {failed.case.op: failed for failed in kept if isinstance(failed.case, c.OpCase)}
+    for failed in found:
+        cause = _cause(failed, by_key, ops)
+        if cause is not None and cause is not failed and cause in kept:
+            cause.count += failed.count
+            cause.also[failed.culprit] += failed.count
+            kept.remove(failed)
+    return kept
+
+
+def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) -> Failed | None:
+    key = failed.culprit
+    # a gradient rule builds on the value
+    for end, before in ((".gradient", ".compute"), (".backward", ".forward"), (" backward", " forward")):
+        if key.endswith(end) and key.removesuffix(end) + before in by_key:
+            return by_key[key.removesuffix(end) + before]
+    if isinstance(failed.case, c.OpCase):
+        return None
+    # a chain of ops is the harness's own: what is wrong with it is wrong with one of the ops, or with the walk
+    if re.match(r"Ops\b", key):
+        steps = [s.op for _, layer in c.walk(failed.case.model) if isinstance(layer, c.Ops) for s in layer.steps]
+        return next((ops[op] for op in steps if op in ops), None)
+    kind = key.partition(" ")[0]
+    return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
+
+
+def described(failed: Failed) -> Entry:
+    """The entry of a failing case, made in a child."""
+    try:
+        made = apart(_entry, failed, heard=bytearray())
+    except (Died, Broken):
+        suspect = failed.divergence.suspect
+        made = Entry(failed.culprit, HAZARD, failed.divergence.message, suspect.line if suspect else "")
+    made.count, made.also = failed.count, dict(failed.also)
+    return made
+
+
+def _entry(failed: Failed) -> Entry:
+    return entry(failed.case, failed.divergence, candidate())
+
+
+def entries(
+    pool: Pool,
+    failures: Sequence[Failed],
+    asked: Asked,
+    again: str,
+    required: Sequence[str],
+    progress: Callable[[str], None],
+) -> list[Entry]:
+    """All entries, the worst first."""
+    progress("looking for hazards")
+    task = pool.submit(hazards.hazards)
+    told = [pool.submit(described, failed) for failed in failures[:TOLD]]
+    found: list[Entry] = [
+        Entry(f"required {name}", HAZARD, f"{name} is required, and is not offered", again=again) for name in required
+    ]
+    for failed, made in zip(failures, told, strict=False):
+        progress("telling what is wrong")
+        one: Entry = made.result()
+        one.again = asked.replay(failed.case.digest)
+        found.append(one)
+    try:
+        for one in task.result():
+            one.again = again
+            found.append(one)
+    except (Broken, Died):
+        pass
+    return sorted(_causes(_once(found)), key=lambda e: (e.severity, -e.count))
+
+
+def _causes(found: Sequence[Entry]) -> list[Entry]:
+    """Without what follows from another finding: its case runs the function that another, smaller case finds wrong.
+
+    Where rule OP has looked at all ops of a model and found each of them right, what is wrong is the model's own; an operator of
+    Tensor is no op of its own, and may be the cause of that too.
+    """
+    kept = sorted(found, key=lambda e: len(e.ran))
+    promotion = next((e for e in kept if e.key.startswith("float64 of")), None)
+    for one in kept[::-1]:
+        if promotion is not None and one.severity == RAISES and "float64" in one.sentence:
+            promotion.count += one.count
+            promotion.also[one.key] = promotion.also.get(one.key, 0) + one.count
+            kept = [e for e in kept if e is not one]
+            continue
+        right = any("every node of the tape is right" in text and "as far as" not in text for text in one.details)
+        for cause in kept:
+            touches = cause.key.endswith((" seeds", " draws")) and cause.place == one.place
+            runs = cause.key in one.ran and len(cause.ran) < len(one.ran)
+            if cause is one or not (touches or (one.follows and runs)):
+                continue
+            if right and not touches and not (cause.key.startswith("Tensor.") or "writes into" in cause.sentence):
+                continue
+            cause.count += one.count
+            cause.also[one.key] = cause.also.get(one.key, 0) + one.count
+            kept = [e for e in kept if e is not one]
+            break
+    return kept
+
+
+def _once(found: Sequence[Entry]) -> list[Entry]:
+    """Entries of the same key, or of the same function and the same words, are one."""
+    kept: dict[str, Entry] = {}
+    for one in found:
+        known = kept.setdefault(one.key, one)
+        if known is not one:
+            known.count += one.count
+    return list(kept.values())

@@ -1,0 +1,170 @@
+"""How a run on another needle is shown: on a terminal, as Markdown, as a page and as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from oracle import commands, files
+from oracle.blame.entry import HINT, SEVERITY, Entry
+from oracle.exits import ExitCode
+from oracle.pages import markdown
+from oracle.pages.templates import render
+
+AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
+TEMPLATE = Path(__file__).with_name("told.html")
+
+
+def show(console: Console, run: Any) -> None:
+    """The entries, the worst first, then what was judged, what differs by design, and what is not offered."""
+    width = max(console.width, 40)
+
+    def say(text: str, indent: int = 0, first: int = 0, style: str | None = None) -> None:
+        for line in textwrap.wrap(text, width, initial_indent=" " * first, subsequent_indent=" " * indent,
+                                  break_long_words=False, break_on_hyphens=False) or [""]:  # fmt: skip
+            console.print(line, soft_wrap=True, markup=False, style=style)
+
+    for i, entry in enumerate(run.entries[:AT_LENGTH]):
+        console.print()
+        say(f"{i + 1}. {entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
+        for name, text in _lines(entry):
+            if name == "program":
+                console.print(textwrap.indent(text.rstrip(), "       "), soft_wrap=True, markup=False, style="dim")
+            elif name == "again":
+                console.print(f"   {name:<7} {text}", soft_wrap=True, markup=False)
+            else:
+                say(f"{name:<7} {text}", 11, 3)
+    if len(run.entries) > AT_LENGTH:
+        console.print()
+        for i, entry in enumerate(run.entries[AT_LENGTH:], AT_LENGTH):
+            say(f"{i + 1}. {entry.sentence} ({entry.place or 'no line'})", 4)
+    console.print()
+    for name, text in table(run, whole=False):
+        say(f"{name:<13} {text}", 14)
+    console.print()
+    say(verdict(run), style="bold")
+
+
+def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
+    if entry.place:
+        yield "at", entry.place
+    if entry.program:
+        yield "program", entry.program
+    for name in ("theirs", "torch", "exact"):
+        if getattr(entry, name):
+            yield name, getattr(entry, name)
+    for text in entry.details:
+        yield "note", text
+    often = f"in {entry.count} case{'s' * (entry.count != 1)}"
+    also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
+    if entry.severity < HINT and not entry.key.startswith("required"):
+        yield "seen", often + (f": {also}" if also else "")
+    if entry.again:
+        yield "again", entry.again
+
+
+def verdict(run: Any) -> str:
+    """One line."""
+    code = run.exit_code
+    real = [e for e in run.entries if e.severity < HINT]
+    total = sum(run.result.cases.values())
+    if code == ExitCode.NO_VERDICT:
+        why = ", ".join(run.plan.offer.cannot_train) or "nothing could be judged"
+        return f"no verdict: {why} {'is not offered, and without it there is no training run' if run.plan.offer.cannot_train else ''}".strip()
+    if not real:
+        return f"0 findings in {total:,} cases"
+    pages = f"; pages in {commands.shown(run.plan.folder)}" if run.written or run.entries else ""
+    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
+
+
+NOT_DRAWN = (
+    "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars as operands, powers of what is "
+    "not positive, programs that change a model between steps, ops differentiated three times"
+)
+# What homeworks 1 and 2 ask for.
+_OPS = (
+    "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
+    "matmul negate log exp relu logsumexp logsoftmax subtract rsub softmax_loss"
+)
+_LAYERS = (
+    "Linear",
+    "Linear, no bias",
+    "ReLU",
+    "Sequential",
+    "BatchNorm",
+    "LayerNorm",
+    "Dropout",
+    "Residual",
+    "Identity",
+    "Flatten",
+)
+COURSE = {
+    *(f"op {name}" for name in _OPS.split()), *(f"layer {name}" for name in _LAYERS), "loss SoftmaxLoss",
+    "optimizer SGD", "optimizer Adam", "backward second order",
+}  # fmt: skip
+
+
+def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
+    """What was judged, what differs by design, what is not offered; ``whole`` says also what is done about it."""
+    result, offer = run.result, run.plan.offer
+    kinds = {"op": "single operations", "train": "training runs", "second": "second order"}
+    counts = ", ".join(f"{result.cases[kind]:,} {words}" for kind, words in kinds.items() if result.cases[kind])
+    yield "judged", f"{sum(result.cases.values()):,} cases: {counts}; {result.tally.tensors:,} tensors"
+    ops = sorted(label.removeprefix("op ") for label in result.coverage if label.startswith("op "))
+    layers = sorted(
+        {label.removeprefix("layer ").partition(",")[0] for label in result.coverage if label.startswith("layer ")}
+    )
+    yield "", f"ops {', '.join(ops)}"
+    yield "", f"layers {', '.join(layers)}"
+    design = [(row["matter"], row["place"], f"{row['course']}; {row['done']}") for row in offer.by_design]
+    if whole:
+        for matter, place, text in design:
+            yield "by design", f"{matter}{f' ({place})' if place else ''}: {text}"
+    elif design:
+        yield "by design", ", ".join(f"{matter}{f' ({place})' if place else ''}" for matter, place, _ in design)
+    yield "not drawn", f"{NOT_DRAWN}; by the course's contract, which leaves them open"
+    missing = sorted(offer.missing)
+    if of_course := [name for name in missing if name in COURSE]:
+        yield "not offered", ", ".join(of_course)
+    if more := [name for name in missing if name not in COURSE]:
+        yield "" if of_course else "not offered", f"what homeworks 1 and 2 do not ask for: {', '.join(more)}"
+    for text, count in result.absent.most_common(3):
+        yield "", f"with some inputs: {text} ({count} cases)"
+    for note in run.notes:
+        yield "note", note
+
+
+def to_json(run: Any) -> list[dict[str, Any]]:
+    """The entries as data."""
+    of_the_run = {"ran", "follows"}  # for what follows from what
+    return [
+        {k: v for k, v in dataclasses.asdict(entry).items() if k not in of_the_run}
+        | {"severity": SEVERITY[entry.severity]}
+        for entry in run.entries
+    ]
+
+
+def write(run: Any) -> None:
+    """``needle.md`` and ``needle.html`` beside the summary."""
+    files.save(run.plan.folder / "needle.md", _markdown(run))
+    rows = [(name, text) for name, text in table(run)]
+    entries = [(entry, list(_lines(entry)), SEVERITY[entry.severity]) for entry in run.entries]
+    page = render(TEMPLATE, folder=commands.shown(run.plan.needle), verdict=verdict(run), entries=entries, rows=rows)
+    files.save(run.plan.folder / "needle.html", page)
+
+
+def _markdown(run: Any) -> str:
+    lines = [f"# The needle of {commands.shown(run.plan.needle)}", "", verdict(run), ""]
+    for i, entry in enumerate(run.entries):
+        lines += [f"## {i + 1}. {entry.sentence}", "", f"{SEVERITY[entry.severity]}", ""]
+        for name, text in _lines(entry):
+            lines += ["", "```python", text.rstrip(), "```", ""] if name == "program" else [f"- {name}: {text}"]
+        lines.append("")
+    lines += ["## What was judged", ""]
+    lines += markdown.table(["what", "which"], list(table(run)), left=("what", "which"))
+    return "\n".join(lines) + "\n"
