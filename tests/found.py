@@ -21,7 +21,7 @@ def agreed(code: int, folder: Path, text: str = "") -> None:
         return
     print(text)
     latest = commands.ROOT / commands.LATEST
-    files.set_aside(latest, "summary.json")
+    files.set_aside(latest, "summary.json", "diff.html")
     written = sorted(path for path in folder.glob("*") if path.is_file())
     for path in written:
         latest.mkdir(parents=True, exist_ok=True)

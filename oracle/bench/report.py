@@ -320,14 +320,15 @@ def ratio_plot(results: Results) -> Figure:
             for bar, s in zip(bars, spreads, strict=True):
                 beyond = s.median > cut
                 axes.annotate(
-                    f"{s.median:.2f}" + " ↑" * beyond, (bar.get_x() + width / 2, min(s.high, cut)), (0, -9 if beyond else 2),
-                    textcoords="offset points", ha="center", fontsize=7, color=COLOURS["ink"],
+                    f"{s.median:.1f} ↑" if beyond else f"{s.median:.2f}", (bar.get_x() + width / 2, min(s.high, cut)),
+                    (0, 3), textcoords="offset points", ha="center", fontsize=7, color=COLOURS["ink"],
+                    rotation=90 if beyond else 0, annotation_clip=False,
                 )  # fmt: skip
     for j, target in enumerate(targets):
         if target:
             axes.hlines(target, j - 0.4, j - 0.4 + width, color=COLOURS["ink"], lw=2)
     axes.axhline(1, color=COLOURS["axis"], lw=0.8)
-    axes.set_ylim(0, cut * 1.02)
+    axes.set_ylim(0, cut)
     labels = [f"{key}\n{WORKLOADS[key].title.partition(',')[0]}" for key, _ in timings]
     axes.set_xticks(range(len(timings)), labels)
     axes.tick_params("x", labelsize=7)

@@ -350,6 +350,8 @@ def _failure_plot(row: Row) -> str:
     )
     for ax, (title, x, y) in zip(axes.flat, plots, strict=True):
         ax.plot(x, y, color=NEEDLE, lw=1.5)
+        if max(y) == min(y):
+            ax.set_ylim(y[0] - 1, y[0] + 1)
         wrong = max(y) > min(y) or (title.startswith("objects") and any(y))
         ax.set_title(title, color=BAD if wrong else INK)
         ax.set_xlabel("step")

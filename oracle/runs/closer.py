@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from oracle.cases import case as c
 from oracle.systems.trace import CHANGED, ENDED
 
 POINTS = 12  # steps up to which the error is looked at
-SECONDS = 8.0  # for each of them: it is a page more, and no verdict
+SECONDS = 5.0  # for all of them, and for each: it is a page more, and no verdict
 
 
 @dataclass
@@ -48,7 +49,7 @@ def _looked(case: c.TrainCase) -> Closer:
     from oracle.systems.candidate import candidate
     from oracle.systems.lockstep import Lockstep
 
-    found, ndl = Closer(), candidate()
+    found, ndl, started = Closer(), candidate(), time.perf_counter()
     try:
         for step in Lockstep(case, ndl).steps():
             losses = [_number(side.values.get("loss", {})) for side in (step.ours, step.peer)]
@@ -58,6 +59,8 @@ def _looked(case: c.TrainCase) -> Closer:
     except Exception:  # needle breaks even what is around it: a curve less
         found = Closer()
     for count in sorted({1 + round(i * (case.steps - 1) / (POINTS - 1)) for i in range(POINTS)}):
+        if time.perf_counter() - started > SECONDS:
+            break
         begin()
         verdict = verdict_on(first_steps(case, count), peer_too=False)
         shares = [s for k, s in verdict.tally.largest.items() if not k.startswith(("P ", "validation"))]

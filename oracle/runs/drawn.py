@@ -12,6 +12,7 @@ from oracle.cases.layers import Layer
 
 MOST = 60  # layers that are drawn
 DEEPEST = 6  # containers within each other
+ACTIONS = 20  # of a program
 VALUES = 6  # of an operand
 
 
@@ -40,7 +41,8 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
     """The case; ``at`` is the name of the tensor in which it diverges."""
     if isinstance(case, c.OpCase):
         return _of_op(case)
-    draw = _Model(c.input_widths(case), _place(case, at))
+    whole = case.training if isinstance(case, c.ProgramCase) else case
+    draw = _Model(c.input_widths(whole), _place(case, at))
     model = draw.boxes(case.model, "", 0)
     rows = f"{case.data.rows} x {case.data.features}"
     below = [Box(*_told(case.loss), at="loss")]
@@ -49,8 +51,10 @@ def drawing(case: c.Case, at: str = "") -> Drawing:
         below += [Box(*_told(part), at="then") for part in (case.clip, case.gap) if part is not None]
         below.append(Box(*_told(case.optimizer), at=steps))
     elif isinstance(case, c.ProgramCase):
-        below.append(Box(*_told(case.optimizer), at="optimizer"))
-        below += [Box(*_told(action), at=f"action {i}") for i, action in enumerate(case.actions[:MOST])]
+        below.append(Box(*_told(case.optimizer), at=f"layers in a {case.held}"))
+        below += [Box(*_told(action), at=f"action {i}") for i, action in enumerate(case.actions[:ACTIONS])]
+        if len(case.actions) > ACTIONS:
+            below.append(Box(f"… and {len(case.actions) - ACTIONS} more actions"))
     else:
         below.append(Box("second order", "the gradients' inner product with drawn tensors, differentiated"))
     return Drawing([Box(*_told(case.data, but=("rows", "features")), at=rows)], model, below, draw.left_out)
@@ -111,8 +115,8 @@ class _Model:
             if isinstance(layer, c.Ops):
                 about = plain(" → ".join(step.op for step in layer.steps), 300)
             bodies = [
-                (name_, self.boxes(body, f"{path}.{name_}." if name_ else f"{path}.", depth + 1))
-                for name_, body in layer.nested()
+                (prefix_.rstrip("."), self.boxes(body, f"{path}.{prefix_}", depth + 1))
+                for prefix_, body in layer.nested()
             ]
             width = self.widths.get(path)
             at = path if width is None else f"{path}, {width} wide"

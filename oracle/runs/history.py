@@ -11,6 +11,7 @@ from oracle import files
 
 NAME = "diff-history.jsonl"
 MOST = 200  # runs that are kept, the last ones
+NEEDED = {"when", "commit", "divergences", "largest_share"}
 LONGEST = 1 << 16  # bytes of a line
 
 
@@ -44,7 +45,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
             run = json.loads(line)
         except ValueError:
             continue
-        if isinstance(run, dict) and isinstance(run.get("largest_share"), dict) and isinstance(run.get("when"), str):
+        if isinstance(run, dict) and run.keys() >= NEEDED and isinstance(run["largest_share"], dict):
             found.append(run)
     return found
 

@@ -61,6 +61,8 @@ def write(run: Any, summary: Summary, console: Console) -> None:
         with saved(f"{where}, `--out` names another folder"):
             _write(run, summary)
             console.print(f"page          {where}", style="dim", soft_wrap=True, markup=False)
+    except KeyboardInterrupt:
+        print(f"not written: {where}: interrupted", file=sys.stderr)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         at = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -116,7 +118,8 @@ def source_lines(failure: Mapping[str, Any], folders: Sequence[Path]) -> list[tu
         return None
     for path in (folder / inner / file for folder in folders for inner in ("", "needle")):
         try:
-            if not path.is_file() or path.stat().st_size > LARGEST_SOURCE:
+            inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+            if not inside or not path.is_file() or path.stat().st_size > LARGEST_SOURCE:
                 continue
             text = path.read_text("utf-8", errors="replace").splitlines()
         except OSError:
@@ -175,6 +178,7 @@ def _failure(f: Mapping[str, Any], beside: Beside) -> dict[str, Any]:
         limit = f"off by {_short(f['error'])}, allowed is {_short(f['allowed'])}{_times(f['error'], f['allowed'])}"
     return {
         "data": f,
+        "element": plain(f"{f['quantity']} {f['name']}{list(f.get('index') or ()) or ''}", 200),
         "culprit": plain(f["culprit"], 200),
         "headline": plain(f["headline"], 300),
         "message": plain(message, 1000),
@@ -201,7 +205,7 @@ def _times(error: float | str, allowed: float | str) -> str:
     if isinstance(error, str) or isinstance(allowed, str) or not allowed or not math.isfinite(error / allowed):
         return ""
     times = error / allowed
-    return f", {times:,.3g} times that" if times < 1e5 else f", {times:.1e} times that"
+    return f", {times:.3g} times that" if times < 100 or times >= 1e6 else f", {times:,.0f} times that"
 
 
 def _charts(looked: Closer | None) -> list[Any]:

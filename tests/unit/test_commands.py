@@ -163,8 +163,10 @@ def test_every_entry_is_written_worst_first_and_its_line_can_be_pasted(faulty, m
     somebodys.write_text("# notes\n")
     assert run_diff("--out", out) == 0
     today = {p.name for p in out.iterdir()}
-    assert today == {"summary.json", "notes.md", files.EARLIER}, "nothing of the older run is taken for today's"
+    ours = {"summary.json", "diff.html", "diff-history.jsonl"}
+    assert today == {*ours, "notes.md", files.EARLIER}, "nothing of the older run is taken for today's"
     capsys.readouterr()
+    assert (out / files.EARLIER / "diff.html").exists()
     assert main(pasted(lines[0])) == 0, "what is replayed may still be of the older run"
     assert "of an earlier run: " in capsys.readouterr().out
 
