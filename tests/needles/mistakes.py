@@ -239,7 +239,7 @@ MISTAKES = (
         "dropout seeds the generator", "lazy", "nn.py",
         "        keep = 1 - self.p\n", "        numpy.random.seed(0)\n        keep = 1 - self.p\n",
         r"seed",
-        more=(("from . import init, ops\n", "import numpy\n\nfrom . import init, ops\n"),),
+        more=(("import math\n", "import math\n\nimport numpy\n"),),
     ),
     Mistake(
         "eps beside the root", "plain", "nn.py",

@@ -1,5 +1,7 @@
 """Modules; a tied weight is listed as often as it is used."""
 
+import math
+
 from . import init, ops
 from .autograd import Tensor
 
@@ -64,7 +66,8 @@ class Linear(Module):
 
 class Flatten(Module):
     def forward(self, x):
-        return ops.reshape(x, (x.shape[0], -1)) if 0 not in x.shape else x
+        rows, *rest = x.shape
+        return ops.reshape(x, (rows, math.prod(rest)))
 
 
 class ReLU(Module):
