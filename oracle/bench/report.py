@@ -333,11 +333,12 @@ def ratio_plot(results: Results) -> Figure:
     axes.set_xticks(range(len(timings)), labels)
     axes.tick_params("x", labelsize=7)
     axes.set_ylabel("cost of a step / NumPy by hand")
+    title = "Cost of a step over the limit: median with the range of the rounds; the thick stroke is needle's target"
     axes.set_title(
-        "Cost of a step over the limit: median with the range of the rounds; the thick stroke is needle's target"
-    )
+        title, pad=36 if any("↑" in text.get_text() for text in axes.texts) else 6
+    )  # above bars that are cut
     if timings:
-        axes.legend(fontsize=8, ncols=4)
+        figure.legend(fontsize=8, ncols=len(names), loc="outside lower center")
     return figure
 
 

@@ -14,6 +14,7 @@ from oracle import commands, files
 from oracle.blame.entry import HINT, SEVERITY, Entry
 from oracle.exits import ExitCode
 from oracle.pages import markdown
+from oracle.pages.made import commit, now
 from oracle.pages.templates import render
 
 AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
@@ -154,7 +155,14 @@ def write(run: Any) -> None:
     files.save(run.plan.folder / "needle.md", _markdown(run))
     rows = [(name, text) for name, text in table(run)]
     entries = [(entry, list(_lines(entry)), SEVERITY[entry.severity]) for entry in run.entries]
-    page = render(TEMPLATE, folder=commands.shown(run.plan.needle), verdict=verdict(run), entries=entries, rows=rows)
+    page = render(
+        TEMPLATE,
+        folder=commands.shown(run.plan.needle),
+        made=f"{now()}, commit {commit(run.plan.needle) or 'none'}",
+        verdict=verdict(run),
+        entries=entries,
+        rows=rows,
+    )
     files.save(run.plan.folder / "needle.html", page)
 
 

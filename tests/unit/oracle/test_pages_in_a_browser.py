@@ -6,6 +6,7 @@ Looked at: nothing on the console, no request to anybody, nothing wider than the
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ from oracle.memory.probe import STEPS, Measured
 from oracle.pages import templates
 from oracle.pages.html import COLOURS, inline, styled, svg
 from oracle.rules.verdict import Divergence, Suspect
-from oracle.runs import diff, history, page
+from oracle.runs import diff, history, page, told
 from oracle.runs.closer import Closer
 from oracle.runs.drawn import drawing
 from oracle.runs.page import Beside
@@ -140,7 +141,7 @@ def diff_page(path, failures=(), judged=(), before=0, **changes):
     """A page of a diff run; the cases of ``judged`` are judged for it."""
     run = Run(Plan(seed=3, cases=100, workers=2, folder=Path("reports/latest")), wall=12.5)
     for case in judged:
-        run.result.judge(case)
+        run.result.judge(case, validate=True)
     run.failures = [Failed(case, part, count=7) for case, part, _ in failures]
     summary = {**diff.to_json(run), **changes}
     beside = [b for _, _, b in failures][: page.SHOWN]
@@ -185,6 +186,14 @@ def red(folder):
     diff_page(folder / "red.html", failures, [OPERATION], before=2, exit_code=1, exit_codes=[1], notes=[LONG])
 
 
+def needle(path):
+    entry = SimpleNamespace(sentence=f"{LONG} is not what the course says", program=f"import needle\n{LONG}")
+    entries = [(entry, [("case", LONG), ("replay", "x")], severity) for severity in ("wrong", "hint")]
+    rows = [("judged", LONG), ("", "x")]
+    texts = {"folder": LONG, "made": "2026-01-01", "verdict": "2 entries"}
+    path.write_text(templates.render(told.TEMPLATE, **texts, entries=entries, rows=rows), "utf-8")
+
+
 def memory(folder, name, **changes):
     row = {"live": [500] * (STEPS + 1), "blocks": [5] * (STEPS + 1)} | changes
     zeros = [0] * (STEPS + 1)
@@ -226,18 +235,22 @@ def pages(tmp_path_factory):
     diff_page(folder / "green.html", judged=[FLAT, OPERATION], before=3, exit_code=0, exit_codes=[0])
     errors = {"oracle_errors": [LONG] * 3, "harness_errors": ["Traceback\n" + LONG], "interrupted": True}
     diff_page(folder / "bare.html", exit_code=3, exit_codes=[3, 4, 130], **errors)
+    needle(folder / "needle.html")
     memory(folder / "m", "memory.html", live=[500 + t for t in range(STEPS + 1)])
     memory(folder / "flat", "memory.html")
     bench(folder / "b")
     bench(folder / "i", complete=False)
     return {
         "red": folder / "red.html", "green": folder / "green.html", "bare": folder / "bare.html",
+        "needle": folder / "needle.html",
         "memory": folder / "m/memory.html", "memory flat": folder / "flat/memory.html",
         "bench": folder / "b/bench.html", "bench interrupted": folder / "i/bench.html",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["red", "green", "bare", "memory", "memory flat", "bench", "bench interrupted"])
+@pytest.mark.parametrize(
+    "name", ["red", "green", "bare", "needle", "memory", "memory flat", "bench", "bench interrupted"]
+)
 def test_a_page_can_be_read_anywhere(browser, pages, name):
     assert faults_of(browser, pages[name]) == []
 
