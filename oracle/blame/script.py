@@ -11,6 +11,7 @@ import io
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def fails(text: str) -> bool:
     path = list(sys.path)
     space: dict[str, Any] = {"__name__": "script"}
     try:
-        with np.errstate(), contextlib.redirect_stdout(io.StringIO()):
+        with np.errstate(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             exec(compile(text, "script", "exec"), space)
             return bool(space["main"]() == 1)
     finally:

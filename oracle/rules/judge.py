@@ -11,7 +11,7 @@ import numpy as np
 from oracle.cases import case as c
 from oracle.rules import precision, program, second_order, single_op, training
 from oracle.rules.verdict import Divergence, Verdict
-from oracle.systems.surroundings import around_a_case
+from oracle.systems.surroundings import around_a_case, without_advice
 from oracle.systems.trace import CHANGED, Failure
 
 
@@ -40,7 +40,7 @@ def left_changed(case: c.Case, changed: list[str]) -> Verdict:
 
 
 def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict:
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), without_advice(ndl):
         if isinstance(case, c.TrainCase):
             return training.judge(case, ndl, peer_too=peer_too, validate=validate)
         if isinstance(case, c.ProgramCase):

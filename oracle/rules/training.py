@@ -31,6 +31,7 @@ from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Eviden
 from oracle.systems import ours as ours_side
 from oracle.systems import truth
 from oracle.systems.lockstep import Lockstep, Step
+from oracle.systems.surroundings import without_advice
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
 COHERENT = 3  # noisy replicas of a training run in which all rows round alike
@@ -247,7 +248,7 @@ def _clipped(divergence: Divergence, step: Step) -> Clipping | None:
 def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
     """The verdict on a run on the digits, and needle's accuracy on the held-out images afterwards."""
     lockstep = Lockstep(case, ndl)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), without_advice(ndl):
         verdict = judge_run(lockstep, peer_too=True)
     if verdict.divergence is not None:
         return verdict, float("nan")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,6 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-@pytest.mark.filterwarnings("ignore::needle.ops.PrecisionWarning")  # a fault in the dtype is what it warns of
 def test_it_fails_with_the_fault_and_agrees_without(name):
     patch, case = PLANTED[name]
     with patch.applied():
@@ -200,6 +200,21 @@ def test_it_fails_with_the_fault_and_agrees_without(name):
         text = script.checked(case, found)
         assert script.fails(text), found.message
     assert not script.fails(text), found.message
+
+
+def test_what_needle_says_of_a_dtype_is_no_exception_in_a_script(monkeypatch, capsys):
+    patch, case = PLANTED["dtype"]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(needle.ops, "_warned", False)
+    with patch.applied(), warnings.catch_warnings(), np.errstate():
+        text = script.script(case, judged(case, needle).divergence, needle)
+        needle.ops._warned = False
+        space = {"__name__": "script"}
+        exec(compile(text, "script", "exec"), space)
+        assert space["main"]() == 1
+    shown = capsys.readouterr().out
+    assert "they part" in shown
+    assert "raises" not in shown
 
 
 def test_scripts_of_right_cases_agree():
