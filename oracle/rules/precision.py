@@ -62,7 +62,6 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
     case = verdict.case
     assert isinstance(case, c.OpCase)
     value, grads = _truth(case)
-    sizes = _sizes(case) if case.op == "matmul" and case.dtype == "float16" else {}
     if not max(float(np.abs(v).max(initial=0)) for v in (value, *grads.values())) < LARGEST:
         verdict.out_of_domain = 1
         return
@@ -74,8 +73,7 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
             wrong = cmp.check_form(0, quantity, name, made, truth.shape[2:], dtype)
             if wrong is None:
                 assert made is not None
-                size = sizes.get(name) if quantity != "activation" else None
-                wrong = _number(verdict, case, quantity, name, made, truth, dtype, size)
+                wrong = _number(verdict, case, quantity, name, made, truth, dtype)
             if wrong is not None:
                 yield wrong
         for name in seen.get(quantity, {}).keys() - values.keys():
@@ -87,16 +85,8 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
 
 
 def _number(
-    verdict: Verdict,
-    case: c.OpCase,
-    quantity: str,
-    name: str,
-    ours: Array,
-    truth: Array,
-    dtype: str,
-    size: Array | None = None,
+    verdict: Verdict, case: c.OpCase, quantity: str, name: str, ours: Array, truth: Array, dtype: str
 ) -> Divergence | None:
-    """``size``: Σ|parts| of a sum whose parts have been rounded to the dtype before."""
     exact = truth[0, 0]
     inner = "float32" if case.dtype == "float16" and case.op in ADDING else case.dtype
     allowed = cmp.G_LIMIT * cmp.tolerance(truth)[0] * (UNITS[inner] / U)
@@ -106,33 +96,12 @@ def _number(
         + 4 * LEAST[dtype]
         + (16 * LEAST[inner] if inner == "float16" else 0)
     )
-    if size is not None:
-        allowed = allowed + 1.01 * UNITS[dtype] * size
     share = cmp.share_of(ours.astype(np.float64)[None], exact[None], allowed)[0]
     if not share.size:
         return None
     at = cmp.worst(share)
     verdict.tally.count(f"G {case.dtype}", float(share[at]), 1, ours.size, f"{case.digest} {quantity} {name}")
     return cmp.numeric(0, quantity, name, "G", at, ours, None, exact, allowed) if share[at] > 1 else None
-
-
-def _sizes(case: c.OpCase) -> dict[str, Array]:
-    """Of a gradient of matmul that is reduced to a broadcast operand: the product of absolute values. The product is rounded,
-    as every result of an operation is, before its parts are added up, and rounded again.
-    """
-    if case.order > 1 or any(len(o.shape) < 2 for o in case.operands):
-        return {}
-    a, b = (np.abs(case.array(i).astype(np.float64)) for i in range(2))
-    g = np.abs(case.cotangent_array.astype(np.float64))
-    parts = {"operand 0": g @ b.swapaxes(-1, -2), "operand 1": a.swapaxes(-1, -2) @ g}
-    found = {}
-    for i, (name, size) in enumerate(parts.items()):
-        shape = case.operands[i].shape
-        if size.shape != shape:
-            lead = size.ndim - len(shape)
-            axes = tuple(k for k, n in enumerate(size.shape) if k < lead or (shape[k - lead] == 1 and n != 1))
-            found[name] = size.sum(axes).reshape(shape)
-    return found
 
 
 def _truth(case: c.OpCase) -> tuple[Array, dict[str, Array]]:
