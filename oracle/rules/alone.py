@@ -8,7 +8,6 @@ it passes back, and whether it writes into its operands are held against the def
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from oracle.operations import OPERATIONS
 from oracle.rules.node import compare, derived
 from oracle.rules.tape import Finding, Findings
 from oracle.systems.ours.contract import contract_of
-from oracle.systems.ours.model import Array, array_of, grad_of, is_ours
+from oracle.systems.ours.model import Array, array_of, grad_of, is_ours, once_per_package
 from oracle.systems.recorded import Node
 from oracle.systems.source import line_in
 
@@ -56,7 +55,7 @@ class Known:
         return found
 
 
-@functools.cache
+@once_per_package
 def known_ops(ndl: Any) -> Mapping[type, Known]:
     """Class of ops -> what it means, by what stands behind the functions of the course."""
     found: dict[type, Known] = {}
@@ -166,7 +165,7 @@ def _first(op: Any, methods: Sequence[str]) -> str:
     return next((name for name in methods if hasattr(op, name)), methods[0])
 
 
-@functools.cache
+@once_per_package
 def wrong_sum(ndl: Any) -> tuple[str, str, str]:
     """What a sum of contributions looks like that is wrong, the line, and the function; empty words if it is right."""
     x = ndl.Tensor(np.ones(2, np.float32))

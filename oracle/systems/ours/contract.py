@@ -7,7 +7,6 @@ and told once (`Course.differs`); it is no fault, and ends no step.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.systems.ours.model import Array, array_of, is_ours
+from oracle.systems.ours.model import Array, array_of, is_ours, once_per_package
 from oracle.systems.source import line_of
 from oracle.systems.trace import STATE, Observation
 
@@ -430,7 +429,7 @@ def _key(held: Any, parameter: Any, number: int) -> Any:
     return None
 
 
-@functools.cache
+@once_per_package
 def contract_of(ndl: Any) -> Contract:
     """Ours for the needle beside this oracle, the course's for any other."""
     return Contract(ndl) if is_ours(ndl) else Course(ndl)

@@ -66,7 +66,7 @@ def test_alone_it_differentiates_an_operation_again(order, tmp_path):
         found = judged(case, needle).divergence
         assert found is not None
         assert found.quantity == "second gradient"
-        assert found.suspect.what == "tanh second backward"
+        assert found.suspect.what == "Tanh second backward"
         report.write(case, found, Asked(folder=tmp_path))
     text = (tmp_path / f"{case.digest}.py").read_text(encoding="utf-8")
     shutil.copytree(ROOT / "needle", tmp_path / "needle", ignore=shutil.ignore_patterns("__pycache__"))
@@ -218,8 +218,10 @@ def test_scripts_of_right_operations_agree():
     base = c.OpCase(op="negate", operands=(c.Operand((3, 2), (1.0, -2.0, 0.5, 3.0, 0.25, -1.0)),))
     kinds = "index", "argument negative", "argument -1", "argument a new"
     cases = [edit(base) for label, edit in EDITS[c.OpCase].items() if label.startswith(kinds)]
-    drawn = draw_from(every_op(["picked", "var", "where", "clip", "concatenate"]), 4, 7)
-    cases += [case for each in drawn for case in each if 0 not in case.result_shape]
+    names = ("picked", "var", "where", "clip", "concatenate")
+    drawn = [case for turn in range(4) for each in draw_from(every_op(names, turn), 4, 7) for case in each]
+    assert {(case.op, case.order) for case in drawn} == {(name, order) for name in names for order in (1, 2, 3)}
+    cases += [case for case in drawn if 0 not in case.result_shape]
     assert len({case.op for case in cases}) >= 12
     for case in cases:
         first = (0,) * len(case.result_shape)
