@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from oracle.cases import case as c
 from oracle.cases.built import build_layers
+from oracle.commands import CARRIED, ROOT
 from oracle.operations import OPERATIONS
 
 Array = npt.NDArray[Any]
 
-BESIDE = Path(__file__).resolve().parents[3] / "needle"
+BESIDE = (CARRIED if CARRIED.is_dir() else ROOT) / "needle"
 
 
 def is_ours(ndl: Any) -> bool:
