@@ -259,6 +259,7 @@ def second_order_cases(draw: Draw) -> c.SecondOrderCase:
 # -- single operations ------------------------------------------------------------------------------------------------
 
 _REAL = [0.0, 1.0, -1.0, 2.0, 0.5, -0.5, -2.0, 3.0, 0.1, -0.0, 10.0, -10.0, 100.0, -100.0, 1e3, -1e3, 1e-3, 1e-20]
+FAR = 30.0  # what is far from 0, is so by this
 _LARGEST = 256  # elements of an explicit operand
 
 
@@ -271,7 +272,7 @@ def legal(value: float, domain: str) -> float:
     if domain == "whole":
         return float(round(max(-3.0, min(3.0, value))))
     if domain == "far":
-        return value + 30.0
+        return value + FAR
     return value
 
 
