@@ -1304,6 +1304,8 @@ class MatMul(_Product, TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
         """Rule: da = g b^T, db = a^T g, summed over batch axes that were repeated."""
+        if g.dtype is _HALF:
+            g, a, b = _wide(g), _wide(a), _wide(b)
         return (
             _reduced(_matmul.on(g, _swapped(b)), a.shape) if needs[0] else None,
             _reduced(_matmul.on(_swapped(a), g), b.shape) if needs[1] else None,
@@ -1371,6 +1373,8 @@ class Linear(_Product, TensorOp):
                 raise ValueError(
                     f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
                 )
+            if y.dtype is not bias.dtype and np.result_type(y, bias) != y.dtype:
+                return self.compute(x.astype(bias.dtype), weight, bias)  # in the dtype of the result from the start
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
         return y
 

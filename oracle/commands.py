@@ -14,6 +14,8 @@ from pathlib import Path
 
 LATEST = Path("reports/latest")
 ROOT = Path(__file__).resolve().parents[1]
+# A wheel of oracle has our needle in here: whoever installs it may have another package of that name, and keeps it.
+CARRIED = Path(__file__).resolve().parent / "_carried"
 _started_in = Path.cwd()  # where commands are pasted; a needle may well change the working directory
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from oracle.cases import case as c
 from oracle.rules.alone import known_ops
 from oracle.rules.verdict import Divergence, Suspect
-from oracle.systems.source import line_in, line_of
+from oracle.systems.source import COMPUTE, GRADIENT, line_in, line_of, method_in
 from oracle.systems.trace import CHANGED, ENDED
 
 _REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "subtract": "__sub__"}
@@ -56,7 +56,7 @@ def _guilty(theirs: tuple[str, ...], phase: str) -> str:
     if "backward" in phase:
         for place in reversed(theirs):  # the outermost first: what it calls is asked for a wrong thing
             function = place.partition(" in ")[2]
-            if function.endswith((".gradient", ".backward")) and not function.startswith(_TENSOR):
+            if function.endswith((".gradient", ".vjp", ".backward")) and not function.startswith(_TENSOR):
                 return place
     return _innermost(theirs)
 
@@ -74,14 +74,13 @@ def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
     if case.op == "softmax_loss":
         line = line_of(ndl, "nn.SoftmaxLoss", "forward")
         return dataclasses.replace(found, what=found.what.replace("softmax_loss", "SoftmaxLoss"), line=line, key="")
+    methods = GRADIENT if "backward" in found.what else COMPUTE
     for kind, known in known_ops(ndl).items():
         if known.name == case.op:  # as rule OP names it
-            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
-            method = next((name for name in methods if hasattr(kind, name)), methods[0])
-            return dataclasses.replace(found, line=line_in(kind, method), key=f"{kind.__name__}.{method}")
+            line, method = method_in(kind, *methods)
+            return dataclasses.replace(found, line=line, key=f"{kind.__name__}.{method}" if method else found.key)
     for name, kind in vars(ndl.ops).items() if hasattr(ndl, "ops") else ():
         if isinstance(kind, type) and name.lower() == case.op.replace("_", ""):
-            methods = ("gradient", "backward") if "backward" in found.what else ("compute", "forward")
             return dataclasses.replace(found, line=line_in(kind, *methods) or line_in(kind))
     line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
     return dataclasses.replace(found, line=line)

@@ -40,7 +40,7 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
     if divergence.failure is not None:
         return _exception(divergence)
     if isinstance(case, c.ProgramCase):
-        return of_program(case, divergence, evidence)
+        return _of_a_layer(case, divergence) or of_program(case, divergence, evidence)
     if evidence.within is not None and evidence.within.divergence is not None:
         return investigate(evidence.within.case, evidence.within.divergence, evidence.within.evidence)
     by_tensor = _by_tensor(case, divergence, evidence)
@@ -263,6 +263,19 @@ def _layer(
         kind = f"Ops ({' '.join(s.op for s in layer.steps)})"
     line = (f"nn.{layer.called or kind}", method)
     return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
+
+
+def _of_a_layer(case: c.ProgramCase, divergence: Divergence) -> Suspect | None:
+    """What a program shows of a layer as a training run does: one mistake is one entry."""
+    layers = dict(c.walk(case.model))
+    place = f"action {divergence.step}, {case.actions[divergence.step].text}, {divergence.name}"
+    owner = divergence.name.rpartition(".")[0]
+    if divergence.quantity == "buffer" and owner in layers:
+        return _layer(layers, owner, "forward", "running statistics", place=place)
+    droppers = [path for path, layer in layers.items() if layer.draws]
+    if divergence.quantity == "promise" and "random state" in divergence.name and droppers:
+        return _layer(layers, droppers[0], "forward", "forward in evaluation mode", place=place)
+    return None
 
 
 def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:

@@ -22,7 +22,7 @@ from oracle.rules.tape import Finding, Findings
 from oracle.systems.ours.contract import contract_of
 from oracle.systems.ours.model import Array, array_of, grad_of, is_ours, once_per_package
 from oracle.systems.recorded import Node
-from oracle.systems.source import line_in
+from oracle.systems.source import COMPUTE, GRADIENT, line_in, method_in
 
 _SHAPED = (2, 3)
 # Operands and arguments by which the op behind a function is recognised.
@@ -151,18 +151,12 @@ class Alone(Findings):
         for direction, operand, wrong in found:
             wrong = dict(wrong)
             message = wrong.pop("message")
-            methods = (
-                ("compute", "forward") if direction == "forward" else ("gradient", "backward", "gradient_as_tuple")
-            )
+            line, method = method_in(type(op), *(COMPUTE if direction == "forward" else GRADIENT))
             what = f"what it passes back to operand {operand}" if direction == "backward" else "its value"
             self.bad.append(
                 Finding(type(op).__name__, direction, i, message=f"{what} {message}", operand=operand, label=label,
-                        tape=self.tapes, line=line_in(type(op), *methods), method=f"{type(op).__name__}.{_first(op, methods)}", **wrong)
+                        tape=self.tapes, line=line, method=f"{type(op).__name__}.{method}", **wrong)
             )  # fmt: skip
-
-
-def _first(op: Any, methods: Sequence[str]) -> str:
-    return next((name for name in methods if hasattr(op, name)), methods[0])
 
 
 @once_per_package

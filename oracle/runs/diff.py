@@ -52,7 +52,7 @@ def diff(
             f"failing cases will not be written to {where}: {unwritable}; `--out` names another folder", file=sys.stderr
         )
     else:
-        files.set_aside(folder, "summary.json", "diff.html")
+        files.set_aside(folder, "summary.json", "diff.html", "needle.md", "needle.html")
     try:
         with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
             from oracle.runs import runner

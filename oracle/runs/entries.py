@@ -38,7 +38,12 @@ def folded(found: Sequence[Failed]) -> list[Failed]:
 def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) -> Failed | None:
     key = failed.culprit
     # a gradient rule builds on the value
-    for end, before in ((".gradient", ".compute"), (".backward", ".forward"), (" backward", " forward")):
+    for end, before in (
+        (".gradient", ".compute"),
+        (".vjp", ".compute"),
+        (".backward", ".forward"),
+        (" backward", " forward"),
+    ):
         if key.endswith(end) and key.removesuffix(end) + before in by_key:
             return by_key[key.removesuffix(end) + before]
     if isinstance(failed.case, c.OpCase):

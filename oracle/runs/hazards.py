@@ -221,7 +221,7 @@ def _exponential(ndl: Any) -> list[Entry]:
         nonlocal calls
         if (
             event == "call"
-            and frame.f_code.co_name in ("gradient", "backward")
+            and frame.f_code.co_name in ("gradient", "vjp", "backward")
             and "node" not in frame.f_code.co_freevars
         ):
             owner = frame.f_locals.get("self")

@@ -107,7 +107,7 @@ def _beside(run: Any, failed: Any, data: Mapping[str, Any]) -> Beside:
 
 def _packages(needle: Path | None) -> list[Path]:
     """Folders in which ``needle/ops.py`` may lie; a wheel carries ours."""
-    return [needle] if needle is not None else [commands.ROOT, Path(__file__).resolve().parents[1] / "_carried"]
+    return [needle] if needle is not None else [commands.ROOT, commands.CARRIED]
 
 
 def source_lines(failure: Mapping[str, Any], folders: Sequence[Path]) -> list[tuple[int, str, bool]] | None:

@@ -19,12 +19,11 @@ from typing import Any
 
 from oracle import apart, exits
 from oracle.apart import Broken, Died, is_interrupt, one_line, plain
+from oracle.commands import CARRIED
 from oracle.systems.foreign import ForeignError, recognise
 from oracle.systems.surroundings import around_an_import
 
 _folder: Path | None = None  # that holds the package, where it is not ours
-# A wheel of oracle has our needle in here: whoever installs it may have another package of that name, and keeps it.
-_CARRIED = Path(__file__).resolve().parents[1] / "_carried"
 _compiled: dict[str, tuple[str, bytes]] = {}  # module -> its file, and what that was compiled to
 
 
@@ -99,7 +98,7 @@ def candidate() -> Any:
 
 def _where() -> Path | None:
     """The folder of the needle under test, or None where it is ours, in a clone, and Python finds it by itself."""
-    return _folder if _folder is not None else _CARRIED if _CARRIED.is_dir() else None
+    return _folder if _folder is not None else CARRIED if CARRIED.is_dir() else None
 
 
 def home() -> str:

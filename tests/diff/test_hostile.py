@@ -184,10 +184,21 @@ def test_a_child_has_its_share_of_the_memory(monkeypatch):
     assert apart(lambda: len(bytearray(1 << 26))) == 1 << 26
     with pytest.raises(Broken, match=r"MemoryError: out of memory \(a case is given 0\.3 GB\)"):
         apart(lambda: len(bytearray(1 << 29)))
-    program = (
-        f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', 'bytearray({1 << 29})']).returncode)"
-    )
-    assert apart(lambda: subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)).returncode == 1
+    asks = "import mmap; mmap.mmap(-1, {}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)"
+    starts = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {!r}]).returncode)"
+
+    def descend():
+        """What a process of a process gets of all that the child may have: its share is on top of what this process has."""
+        import resource  # no other system has it
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        assert limit != resource.RLIM_INFINITY
+        program = starts.format(asks.format(limit))
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    held = bytearray(1 << 29)  # as a suite holds at its end
+    assert "Cannot allocate memory" in apart(descend).stderr
+    assert len(held) == 1 << 29
 
 
 @linux

@@ -61,7 +61,8 @@ def test_a_process_that_ends_is_needles_doing_and_the_next_job_is_done():
 def test_what_needle_raises_is_told_from_what_the_harness_raises(kind, monkeypatch):
     monkeypatch.setattr(needle.ops.Tanh, "compute", lambda self, a: (_ for _ in ()).throw(kind("\ud800")))
     found = apart(child.perform, Job(CASE), heard=bytearray())
-    assert found.error.startswith(f"needle raises {kind.__name__}: \\ud800 (at needle/")
+    layer = "layer 1, Tanh(): " if kind is ValueError else ""  # which needle says of errors that are a user's
+    assert found.error.startswith(f"needle raises {kind.__name__}: {layer}\\ud800 (at needle/")
     assert code(found) == ExitCode.PART
     monkeypatch.setattr("oracle.memory.probe.measure", lambda job: 1 / 0)
     found = apart(child.perform, Job(CASE), heard=bytearray())

@@ -161,12 +161,14 @@ def test_every_entry_is_written_worst_first_and_its_line_can_be_pasted(faulty, m
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: CASES)
     somebodys = out / "notes.md"
     somebodys.write_text("# notes\n")
+    for name in ("needle.md", "needle.html"):  # of a run with --needle
+        (out / name).write_text("of another needle\n")
     assert run_diff("--out", out) == 0
     today = {p.name for p in out.iterdir()}
     ours = {"summary.json", "diff.html", "diff-history.jsonl"}
     assert today == {*ours, "notes.md", files.EARLIER}, "nothing of the older run is taken for today's"
     capsys.readouterr()
-    assert (out / files.EARLIER / "diff.html").exists()
+    assert {"diff.html", "needle.md", "needle.html"} <= {p.name for p in (out / files.EARLIER).iterdir()}
     assert main(pasted(lines[0])) == 0, "what is replayed may still be of the older run"
     assert "of an earlier run: " in capsys.readouterr().out
 

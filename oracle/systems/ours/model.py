@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from oracle.cases import case as c
 from oracle.cases.built import build_layers
+from oracle.commands import CARRIED, ROOT
 from oracle.operations import OPERATIONS
 
 Array = npt.NDArray[Any]
 
 _T = TypeVar("_T")
 
-BESIDE = Path(__file__).resolve().parents[3] / "needle"
+BESIDE = (CARRIED if CARRIED.is_dir() else ROOT) / "needle"
 
 
 def is_ours(ndl: Any) -> bool:

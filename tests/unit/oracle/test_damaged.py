@@ -68,6 +68,16 @@ def flag(v):
     return v is True or v is False
 
 
+def a_slice(v):
+    return isinstance(v, list) and len(v) == 3 and all(map(maybe(whole(-(2**31), 2**31)), v))
+
+
+def a_place(v):
+    if not (isinstance(v, dict) and len(v) == 1 and next(iter(v)) in ("array", "mask", "number", "ellipsis")):
+        return False
+    return each(whole(-(2**31), 2**31), 64)(next(iter(v.values())))
+
+
 POSITIVE = number(0, open_low=True)
 BELOW_1 = number(0, 1, open_high=True)
 BODY = each(lambda v: isinstance(v, dict))
@@ -78,9 +88,10 @@ STEP = whole(1, 100_000)
 ARGUMENT = whole(0, 999)
 ATTRIBUTES = {
     "c": number(), "c1": number(), "eps": POSITIVE, "axis": AXIS, "axes": lambda v: maybe(AXIS)(v) or each(AXIS, 8)(v),
-    "shape": each(whole(0, 2**20), 8), "dilation": whole(0, 64), "padding": whole(0, 64), "stride": whole(1, 64),
+    "shape": each(whole(-1, 2**20), 8), "dilation": whole(0, 64), "padding": whole(0, 64), "stride": whole(1, 64),
     "pick": whole(-(2**31), 2**31), "labels": each(whole(0, 4095), 4096),
-    "index": each(lambda s: isinstance(s, list) and len(s) == 3 and all(maybe(whole(-(2**31), 2**31))(v) for v in s), 8),
+    "index": each(lambda s: s is None or a_slice(s) or a_place(s), 8),
+    "low": maybe(number()), "high": maybe(number()), "correction": number(0), "largest": flag,
 }  # fmt: skip
 ON = {"optimizer": PLACE}
 FORM = {"form": lambda v: isinstance(v, str), "parameter": PLACE}
@@ -119,7 +130,7 @@ RANGES = {
         "order": whole(1, 3), "dtypes": each(of("float16", "float32", "float64", "int64", "int32", "uint8", "bool")),
     },
     "Operand": {
-        "shape": each(whole(0, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
+        "shape": each(whole(-1, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
         "layout": of("C", "F", "strided", "reversed"),
     },
     "OpStep": OP | {"args": each(ARGUMENT)},

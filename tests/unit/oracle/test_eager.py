@@ -9,10 +9,12 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import inspect, sys
 from oracle.runs import runner
+from oracle.runs.draws import draw
+from oracle.runs.result import Result
 
 runner.warm_up()
-cases = runner.draw("train", 8, 5) + runner.draw("op", 40, 5) + runner.draw("second", 8, 5)
-result = runner.Result()
+cases = draw("train", 8, 5) + draw("op", 40, 5) + draw("second", 8, 5)
+result = Result()
 for case in cases:
     result.judge(case, validate=True)
 assert sum(result.cases.values()) == len(cases) and not result.failed and not result.harness_errors

@@ -201,7 +201,9 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path):
     (first, *_) = [x for x in done.stderr.splitlines() if x.startswith("::error file=")]
     at = int(re.match(r"::error file=python/needle/ops\.py,line=(\d+),", first)[1])
     assert at <= line <= at + 3  # the method's first line
-    assert "### Tanh backward" in (tmp_path / "step.md").read_text()
+    step = (tmp_path / "step.md").read_text()
+    assert "### Tanh.vjp\n" in step, "named by their function"
+    assert f"suspect  Tanh backward (needle/ops.py:{at}); " in step
     root = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert len(root.findall(".//testcase[@classname='oracle.entries']")) == len(data["failures"])
 

@@ -11,11 +11,13 @@ from needle import autograd
 from oracle.blame import culprit, judged, script, suspect
 from oracle.cases import actions as a
 from oracle.cases import case as c
-from oracle.cases import features, shrink
+from oracle.cases import features, fitting, shrink
 from oracle.rules.judge import judge
 from oracle.rules.verdict import Divergence
 from oracle.runs import offered
-from oracle.runs.draws import draw
+from oracle.runs.draws import draw, fitting_cases
+from oracle.systems.foreign import Offer
+from oracle.systems.ours import contract
 from oracle.trust.faults import FAULTS
 from oracle.trust.kill_table import matches
 
@@ -153,16 +155,18 @@ def test_set_and_refuse_are_opposites():
         a.Refuse("lr", 0.5)
 
 
-def test_a_needle_that_lacks_what_an_action_needs_is_left_out_of_it(monkeypatch):
-    ndl = SimpleNamespace(**{name: getattr(needle, name) for name in dir(needle) if not name.startswith("__")})
-    del ndl.no_grad
-    tries = [(name, case) for name, case in offered._to_try() if name.startswith("program ")]
-    assert len(tries) == len(a.EXAMPLES)
-    monkeypatch.setattr(offered, "candidate", lambda: ndl)
-    lacking = offered._tried(tries)
-    assert set(lacking) == {
-        f"program {words}" for words in a.EXAMPLES if "no_grad" in words or words == "data augmented"
-    }
+def test_a_needle_of_the_course_gets_no_program_and_is_told_so():
+    """The course promises none of what an action tries: training runs stand in their place, as many as there were programs."""
+    assert all(isinstance(case, c.ProgramCase) for case in draw("program", 8, 5))
+    cases = fitting_cases("program", 8, 5, Offer(left_open=fitting.LEFT_OPEN).lacking, 0)
+    assert len(cases) == 8
+    assert all(isinstance(case, c.TrainCase) for case in cases)
+    (design,) = (d for d in contract.BY_DESIGN if d.matter == "programs of a user")
+    assert design.done == "are not drawn"
+    assert design.seen(SimpleNamespace()), "of every needle that is not ours"
+    assert not any(name.startswith("program ") for name, _ in offered._to_try()), (
+        "what is never drawn need not be tried"
+    )
 
 
 @pytest.mark.parametrize(
