@@ -199,10 +199,12 @@ class Module:
         if not hasattr(state, "keys"):
             raise TypeError(
                 f"load_state_dict takes a dict of arrays by name, but got {type(state).__name__}: "
-                "read a file first, with np.load(path), or with ndl.load(path, model) if ndl.save has written it"
+                "ndl.load(path, model) reads what ndl.save has written, np.load(path) another file of arrays by name"
             )
         own = self._state()
         missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+        if "needle" in unknown and any(name.startswith("model/") for name in unknown):
+            raise KeyError("load_state_dict: this is a file of ndl.save: ndl.load(path, model) reads it")
         if missing or unknown:
             raise KeyError(
                 f"load_state_dict: missing {missing}, unknown {unknown}; the names must be those of the model"

@@ -1342,7 +1342,7 @@ def _look_at_dtypes(x: Array, weight: Array) -> None:
         depth, frame = depth + 1, frame.f_back
     warnings.warn(
         f"float64 data of shape {x.shape} goes into a layer with float32 weights, and all that follows is computed in "
-        "float64, in twice the time: convert the data once, as in ndl.Tensor(x, dtype='float32')",
+        "float64, in twice the time: convert the data once, as in x.astype('float32') before a loader gets them",
         PrecisionWarning,
         stacklevel=depth,
     )

@@ -87,7 +87,7 @@ def load(
     Everything is checked first, and after an error nothing has been loaded. ValueError, naming the file, if it is
     damaged, is a pickle or something else that ``save`` has not written, or if a shape, a dtype, the class of the
     optimizer or a setting of the schedule differs; KeyError if a name is missing or unknown, or the file has no
-    optimizer; TypeError for what is no model, optimizer or schedule; OSError if it cannot be read.
+    optimizer, or a schedule that would be forgotten; TypeError for what is no model, optimizer or schedule; OSError if it cannot be read.
     """
     parts = _checked("load", model, optimizer, schedule)
     entries = _read(os.fspath(path))
@@ -103,6 +103,11 @@ def load(
         except (TypeError, ValueError) as error:
             raise ValueError(f"load: {path}: {error}") from None
     if optimizer is not None:
+        if schedule is None and any(name.startswith("schedule/") for name in entries):
+            raise KeyError(
+                f"load: {path} has a schedule, which would begin anew: write ndl.load(path, model, optimizer, schedule), or "
+                "load the model alone"
+            )
         puts.append(_restoring(path, entries))
     for put in puts:
         put()

@@ -376,3 +376,22 @@ def test_parameter_groups_are_refused_with_the_way_out():
     p = nn.Parameter([1.0])
     with pytest.raises(TypeError, match=r"^Adam: there are no parameter groups.*an optimizer for each group.*lr=0\.1"):
         Adam([{"params": [p], "lr": 0.1}])
+
+
+def test_a_schedule_is_not_forgotten_in_silence(tmp_path):
+    path = tmp_path / "m.npz"
+    ndl.save(path, *run())
+    model, optimizer, _ = run()
+    with pytest.raises(
+        KeyError, match=r"has a schedule, which would begin anew: write ndl.load\(path, model, optimizer, schedule\)"
+    ):
+        ndl.load(path, model, optimizer)
+    ndl.load(path, model)
+
+
+def test_a_file_of_save_is_known_where_a_state_is_wanted(tmp_path):
+    path = tmp_path / "m.npz"
+    model, *_ = run()
+    ndl.save(path, model)
+    with pytest.raises(KeyError, match=r"a file of ndl.save: ndl.load\(path, model\) reads it"):
+        model.load_state_dict(np.load(path))
