@@ -258,7 +258,7 @@ def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     if result.surface:
         yield "surface", _surface(result, verbose)
     if not verbose and not run.failures:
-        lacking = run.plan.offer.missing
+        lacking = _not_asked(run)
         missed = coverage.missed(result.coverage, lacking)
         reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
         few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
@@ -312,7 +312,7 @@ def _coverage(console: Console, run: Any) -> None:
     """How many cases reached what, by group, and by name what none has reached."""
     from oracle.cases import coverage
 
-    reached, lacking = run.result.coverage, run.plan.offer.missing
+    reached, lacking = run.result.coverage, _not_asked(run)
     width = console.width - 12  # beside the names of the groups
     table = Table.grid(padding=(0, 2))
     for group, part in coverage.TABLE.items():
@@ -368,6 +368,15 @@ def _tolerances(console: Console, result: Any) -> None:
     console.print()
 
 
+def _not_asked(run: Any) -> frozenset[str]:
+    """The labels that another needle is not asked for: it lacks them, or the course's contract leaves them open."""
+    from oracle.cases import coverage
+
+    offer = run.plan.offer
+    open_groups = ("program ", "dtype ", "dtypes ", "three times ") if offer.left_open else ()
+    return frozenset(n for n in coverage.LABELS if n in offer.lacking or n.startswith(open_groups))
+
+
 def to_json(run: Any) -> dict[str, Any]:
     """The summary as data."""
     from oracle.cases import coverage
@@ -383,12 +392,13 @@ def to_json(run: Any) -> dict[str, Any]:
         "elements": result.tally.elements,
         "out_of_domain": result.out_of_domain,
         "not_offered": run.plan.offer.missing,
+        "not_asked": sorted(_not_asked(run)),
         "left_out": result.left_out,
         "digits": None
         if run.digits is None
         else {"steps": run.digits.steps, "tensors": run.digits.tensors, "accuracy": run.digits.accuracy},
         "coverage": {label: result.coverage[label] for label in coverage.LABELS},
-        "missed": coverage.missed(result.coverage, run.plan.offer.missing),
+        "missed": coverage.missed(result.coverage, _not_asked(run)),
         "surface": result.surface,
         "shares": {label: dict(sorted(shares.items())) for label, shares in sorted(result.shares.items())},
         "largest_share": dict(sorted(result.tally.largest.items())),

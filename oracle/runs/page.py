@@ -295,7 +295,7 @@ def _colour(share: float | None) -> str:
 def _coverage(summary: Summary) -> list[tuple[str, int, int, list[tuple[str, int]]]]:
     """Group, labels reached, labels there are, and each label with its number of cases, the rarest first."""
     groups: dict[str, list[tuple[str, int]]] = {}
-    lacking = summary["not_offered"]
+    lacking = set(summary["not_asked"])
     for label, count in summary["coverage"].items():
         if label not in lacking:
             group, _, name = label.partition(" ")
