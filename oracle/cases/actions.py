@@ -137,17 +137,21 @@ class Action(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", 
         """Lines of a script, with ``model``, ``layers``, ``parameters`` and ``optimizers``; ``write`` gives an array as text."""
         raise NotImplementedError
 
+    def _defaults(self) -> dict[str, Any]:
+        """Name of a field -> its default; for a dict, msgspec has what makes one."""
+        known = zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False)
+        return {name: value.factory() if hasattr(value, "factory") else value for name, value in known}
+
     def simpler(self) -> Iterable[Action]:
         """The same with less to it."""
-        fields = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False))
-        for name, default in fields.items():
+        for name, default in self._defaults().items():
             if getattr(self, name) != default:
                 yield replace(self, **{name: default})
 
     @property
     def text(self) -> str:
         """With its fields, on one line."""
-        fields = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False))
+        fields = self._defaults()
         shown = [
             f"{n}={getattr(self, n)}"
             for n in self.__struct_fields__

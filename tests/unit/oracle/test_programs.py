@@ -197,3 +197,10 @@ def test_a_script_can_be_written_of_every_form_of_every_action():
         case = with_feature(words)
         found = Divergence(len(case.actions) - 1, "parameter", "0.weight", "L", "", (0, 0), 0.0, None, 1e3, allowed=0.0)
         assert script.fails(script.script(case, found, needle)), "the number is not 1000"
+
+
+def test_an_action_with_settings_has_simpler_ones_and_a_text():
+    action = a.NewOptimizer(settings={"lr": 0.5})
+    assert a.NewOptimizer() in list(action.simpler())
+    assert a.NewOptimizer().text == "NewOptimizer()"
+    assert "lr" in action.text
