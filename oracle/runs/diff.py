@@ -96,9 +96,10 @@ def diff(
     except KeyboardInterrupt:
         console.print("[bold yellow]interrupted[/] before the first case")
         return ExitCode.INTERRUPTED
+    data = to_json(outcome)
     with saved(f"{commands.shown(folder / 'summary.json')}, `--out` names another folder"):
-        report.dump(folder / "summary.json", to_json(outcome))
-    page.write(outcome, to_json(outcome), console)
+        report.dump(folder / "summary.json", data)
+    page.write(outcome, data, console)
     if plan.foreign:
         from oracle.runs import told
 
@@ -106,7 +107,7 @@ def diff(
             told.write(outcome)
     summary(console, outcome, verbose)
     if formats is not None:
-        formats.write(to_json(outcome), commands.ROOT if needle is None else needle)
+        formats.write(data, commands.ROOT if needle is None else needle)
     return outcome.exit_code
 
 
