@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -123,9 +123,36 @@ class Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
 
     def do(self, job: Job) -> Measured:
-        """Have a job done."""
+        """Have a job done; a worker that was closed meanwhile starts no nursery, which nobody would end."""
+        with self._lock:
+            if self._closed:
+                return Measured(error="not measured: the run has ended")
+            process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(LIMIT + 30, _kill, [process])
+        timer.start()
+        try:
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except (OSError, ValueError):  # ValueError: its pipes were closed
+            answer = b""
+        finally:
+            timer.cancel()
+        if not FORKS or not answer:
+            with self._lock:
+                self._end()
+        if not answer:
+            return Measured(error=f"no answer: the process died, or took more than {LIMIT:g} s")
+        return msgspec.json.decode(answer, type=Measured)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The nursery, started when there is none."""
         if self.process is None or self.process.poll() is not None:
             settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             folder = chosen()
@@ -140,35 +167,23 @@ class Worker:
             self.process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, env={**os.environ, **settings}, start_new_session=True
             )
-        process = self.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        timer = threading.Timer(LIMIT + 30, _kill, [process])
-        timer.start()
-        try:
-            process.stdin.write(msgspec.json.encode(job) + b"\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except OSError:
-            answer = b""
-        finally:
-            timer.cancel()
-        if not FORKS:
-            self.close()
-        if not answer:
-            self.close()
-            return Measured(error=f"no answer: the process died, or took more than {LIMIT:g} s")
-        return msgspec.json.decode(answer, type=Measured)
+        return self.process
 
     def close(self) -> None:
-        """End the nursery."""
-        if self.process is not None:
-            _kill(self.process)
-            self.process.wait()
-            for stream in (self.process.stdin, self.process.stdout):
+        """End the nursery, for good."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            _kill(process)
+            process.wait()
+            for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
-            self.process = None
+                    with suppress(OSError):  # a job that it never read: closing flushes into a broken pipe
+                        stream.close()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

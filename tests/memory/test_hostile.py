@@ -1,6 +1,7 @@
 """A needle that ends its process fails, for the memory gates too, and is no failure of the harness."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def test_what_needle_raises_is_told_from_what_the_harness_raises(kind, monkeypat
     found = apart(child.perform, Job(CASE), heard=bytearray())
     assert "ZeroDivisionError" in found.error
     assert code(found) == ExitCode.HARNESS
+
+
+def test_a_pool_that_ends_at_once_leaves_no_nursery(monkeypatch):
+    """As on Ctrl-C right after the start: the thread of a worker may be just about to start its nursery."""
+    made, running = [], child.Worker._running
+
+    def late(self):
+        ending.wait()
+        time.sleep(0.3)  # the main thread closes the pool meanwhile
+        made.append(running(self))
+        return made[-1]
+
+    monkeypatch.setattr(child.Worker, "_running", late)
+    ending = threading.Event()
+    with child.pool(1) as workers:
+        answer = workers.submit(Job(CASE))
+        ending.set()
+    assert answer.exception(timeout=30) or answer.result().error
+    assert made
+    assert all(process.returncode is not None for process in made)
 
 
 def test_no_nursery_outlives_its_parent():
