@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from oracle import commands
+from oracle.apart import FORKS
 from oracle.exits import ExitCode, importing, supervised
 from oracle.trust.mutants.claims import ALL_FILES as MUTATED
 
@@ -203,6 +204,25 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
     memory.add_argument("--out", type=Path, default=commands.LATEST, help="folder for the report")
 
+    campaign = subcommands.add_parser(
+        "campaign",
+        help="fuzz seed after seed, on this machine or on many",
+        description="Fuzz seed after seed on workers of Dask, and keep a ledger that the next campaign continues. "
+        + CODES,
+    )
+    campaign.add_argument("--minutes", type=positive(float), default=60.0, help="after which no shard begins (60)")
+    campaign.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://10.0.0.1:8786 (default: one here)"
+    )
+    campaign.add_argument("--workers", type=positive(int), help="processes without --scheduler (default: one per core)")
+    campaign.add_argument("--ledger", type=Path, metavar="FILE", help="seeds done (default: campaign.json in --out)")
+    campaign.add_argument("--seed", type=seed, help="the first seed (default: the first behind those of the ledger)")
+    campaign.add_argument("--seeds", type=positive(int), help="no more than so many seeds")
+    campaign.add_argument(
+        "--cases", type=positive(int), default=PROFILES["dev"], help="of each seed, in shards of 100 (4000)"
+    )
+    campaign.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and the ledger")
+
     kernels = subcommands.add_parser(
         "kernels",
         help="the same verdict under other kernels of BLAS and other vector code",
@@ -247,11 +267,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     commands.started_here()
     arguments = parsed(given)
+    if arguments.command == "campaign" and importlib.util.find_spec("distributed") is None:
+        print("campaign needs Dask: pip install 'needle-oracle[campaign]' (docs/ci.md)", file=sys.stderr)
+        return ExitCode.USAGE
+    if arguments.command == "campaign" and not FORKS:
+        print("campaign: this system cannot fork, which every worker does", file=sys.stderr)
+        return ExitCode.USAGE
     from oracle.systems import candidate
     from oracle.systems.foreign import ForeignError
 
     try:
-        if arguments.command in ("diff", "replay", "memory"):  # this process decides and writes: it runs no needle
+        if arguments.command in (
+            "diff",
+            "replay",
+            "memory",
+            "campaign",
+        ):  # this process decides and writes: it runs no needle
             candidate.choose(getattr(arguments, "needle", None))
         else:  # these plant something in it
             with importing():
@@ -309,6 +340,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             panel_only=arguments.panel_only,
             model=arguments.model,
             accept=arguments.accept,
+            folder=arguments.out,
+        )
+    if arguments.command == "campaign":
+        from oracle.runs.campaign import campaign
+
+        return campaign(
+            minutes=arguments.minutes,
+            scheduler=arguments.scheduler,
+            workers=arguments.workers,
+            ledger=arguments.ledger,
+            seed=arguments.seed,
+            seeds=arguments.seeds,
+            cases=arguments.cases,
             folder=arguments.out,
         )
     if arguments.command == "kernels":
