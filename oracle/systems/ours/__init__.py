@@ -7,7 +7,7 @@ model with its optimizer (`run`); a `step` and an evaluation are functions on it
 
 from oracle.systems.ours.evaluation import evaluate
 from oracle.systems.ours.evidence import again, modes, outputs
-from oracle.systems.ours.model import BESIDE, build, is_ours
+from oracle.systems.ours.model import BESIDE, build, is_foreign, is_ours
 from oracle.systems.ours.operation import run_op
 from oracle.systems.ours.phase import lines_of
 from oracle.systems.ours.run import NeedleRun
@@ -16,6 +16,6 @@ from oracle.systems.ours.step import step
 from oracle.systems.ours.unwatched import again_unwatched
 
 __all__ = [
-    "BESIDE", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_ours", "lines_of", "modes", "outputs",
-    "run_op", "run_second", "step",
+    "BESIDE", "NeedleRun", "again", "again_unwatched", "build", "evaluate", "is_foreign", "is_ours", "lines_of", "modes",
+    "outputs", "run_op", "run_second", "step",
 ]  # fmt: skip
