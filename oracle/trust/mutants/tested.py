@@ -38,7 +38,7 @@ def files_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def judges_of(mutant: Mutant, excuse: str = "") -> tuple[str, ...]:  # noqa: PT028
+def judges_of(mutant: Mutant, excuse: str = "") -> tuple[str, ...]:
     """The test files that judge a mutant, likeliest first: those of its file or function, and then all others of needle's
     own; where its excuse names who kills it, those alone.
     """
