@@ -151,6 +151,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
+    mutants.add_argument(
+        "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"
+    )
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
     mutants.add_argument(
         "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"

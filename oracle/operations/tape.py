@@ -141,10 +141,19 @@ class Tape:
         return to(x)
 
     def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
-        """The elements of x added up at places of zeros of this shape."""
-        out = np.zeros(x.shape[:LEAD] + shape)
-        np.add.at(out, (slice(None),) * LEAD + where, x)
-        return out
+        """The elements of x added up at places of zeros of this shape: sums, which round as those of `summed` where several meet."""
+
+        def added(x: Array) -> Array:
+            out = np.zeros(x.shape[:LEAD] + shape)
+            np.add.at(out, (slice(None),) * LEAD + where, x)
+            return out
+
+        out = added(x)
+        if self.noise is None:
+            return out
+        several = added(np.ones((1, 1, *x.shape[LEAD:])))
+        several[several == 1] = 0
+        return self.roughened(out, several * added(np.abs(x[:1])), ANY_ORDER) if several.any() else out
 
     def variance(self, x: Array, centred: Array, mean: Array, axes: tuple[int, ...]) -> Array:
         """The mean of the squares of x − mean over axes. Welford's update, which torch has, errs by the rounding of the mean times
@@ -197,6 +206,12 @@ class Tape:
 # -- what definitions are written with: arrays with leading axes -----------------------------------------------------
 
 
+def require(holds: bool, text: str) -> None:
+    """ValueError where what a definition is given lies outside its domain."""
+    if not holds:
+        raise ValueError(text)
+
+
 def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     """Axes of the array proper, as axes of the array with its leading axes."""
     if axes is None:
@@ -206,7 +221,9 @@ def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     for axis in axes:
         if not -rank <= axis < rank:
             raise ValueError(f"axis {axis} is out of range for {rank} dimensions")
-    return tuple(LEAD + axis % rank for axis in axes)
+    found = tuple(LEAD + axis % rank for axis in axes)
+    require(len(set(found)) == len(found), f"axes {tuple(axes)} name an axis twice")
+    return found
 
 
 def expand(x: Array, shape: Shape) -> Array:
