@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +77,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
     verdict.out_of_domain = int(not in_domain)
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence = _evidence(hearing, verdict.divergence, part)
+        verdict.search = functools.partial(_evidence, hearing, verdict.divergence, part)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
@@ -186,7 +188,7 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
     run, quiet = h.lockstep.ours, divergence.quantity in ("evaluation", "untouched")
     if divergence.failure is None:
         evidence.modes = ours_side.modes(run, evaluation=quiet)
-        evidence.update = _update(h, divergence, step)
+        evidence.update = _updates(h, divergence, step, part)
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
@@ -219,13 +221,28 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
         evidence.lost = next((n for n, right in start.tensors.items() if not trace.same_bits(run.array(n), right)), "")
 
 
-def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:
-    """The update of the parameter that diverged, in numbers."""
-    states = (*h.states, "parameter")
-    name, seen, grads = divergence.name, step.ours.values, h.gradients(step.ours)
-    if divergence.quantity not in (*states, "gradient after step") or name not in grads:
+UPDATES = 60  # of other parameters, and in other steps, that the words must explain, too
+
+
+def _updates(h: Hearing, divergence: Divergence, step: Step, part: Sequence[Step]) -> Update | None:
+    """The update of the parameter that diverged, in numbers, and those of other parameters and in other steps."""
+    if divergence.quantity not in (*h.states, "parameter", "gradient after step"):
         return None
-    if grads[name].shape != step.before.tensors[name].shape:
+    found = _update(h, divergence.name, step)
+    if found is None:
+        return None
+    near = sorted((s for s in part if s.ours.failure is None), key=lambda s: abs(s.ours.step - step.ours.step))
+    about = [(s, n) for s in near for n in h.gradients(s.ours) if (s.ours.step, n) != (step.ours.step, divergence.name)]
+    others = (_update(h, n, s) for s, n in about[:UPDATES])
+    return dataclasses.replace(found, beside=tuple(u for u in others if u is not None))
+
+
+def _update(h: Hearing, name: str, step: Step) -> Update | None:
+    """The update of a parameter, in numbers; None where it had none."""
+    states = (*h.states, "parameter")
+    seen, grads = step.ours.values, h.gradients(step.ours)
+    missed = h.late == name and step.ours.step == h.gap  # its gradient was set to None before the step
+    if name not in grads or missed or grads[name].shape != step.before.tensors[name].shape:
         return None
 
     def wide(arrays: Any, key: str) -> Array:
@@ -237,7 +254,7 @@ def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:
     raw = seen.get("gradient", NOTHING)
     return Update(
         name,
-        step.ours.step,
+        step.ours.step - (h.late == name and step.ours.step > h.gap),
         tuple(h.rates(range(step.ours.step + 1))[:, 0].tolist()),
         wide(step.before.tensors, name),
         wide(grads, name),
@@ -267,6 +284,8 @@ def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
     lockstep = Lockstep(case, ndl)
     with np.errstate(all="ignore"), without_advice(ndl):
         verdict = judge_run(lockstep, peer_too=True)
+        if verdict.search is not None:
+            verdict.evidence, verdict.search = verdict.search(), None
     if verdict.divergence is not None:
         return verdict, float("nan")
     images, labels = inputs.digits(train=False)
