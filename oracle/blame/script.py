@@ -42,6 +42,8 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
     """The text of the script. ``replayed`` lets it take all steps from the first one on, for faults that count steps."""
     if divergence.quantity in ("graph", "live tensors", "cycles"):
         raise ValueError("what a step leaves in memory is counted by the oracle alone; replay the case")
+    if isinstance(case, c.TrainCase) and case.dtypes is not None:
+        raise ValueError("in other dtypes torch has no such model to stand beside it; replay the case")
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
@@ -126,6 +128,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "raised": d.failure is not None,
         "expected": expected,
         "kind": kind,
+        "listed": getattr(getattr(case, "loss", None), "labels", "") == "list",
         "unwatched": d.name.endswith(UNSEEN),
         "op": None,
     }

@@ -63,7 +63,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
             usable = _training(hearing, complete, verdict.steps, found, peer_too=peer_too, validate=validate)
         elif not verdict.steps and "initial" in part[0].ours.values:
             found.extend(structure(hearing, part[:1]))
-        if usable and not verdict.steps:
+        if usable and not verdict.steps and case.dtypes is None:
             found.extend(_operators(hearing))
         verdict.steps += usable
         in_domain = usable == len(complete)
@@ -98,7 +98,7 @@ def _training(
         first,
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(part))
+    usable = _inside(h, expected, part)
     part = part[:usable]
     if not part:
         return 0
@@ -107,7 +107,8 @@ def _training(
     found.extend(structure(h, part))
     found.extend(against_truth(h, ours, peers, own))
     found.extend(update(h, ours, part, own))
-    found.extend(torch_update(h, part))
+    if h.case.dtypes is None:
+        found.extend(torch_update(h, part))
     found.extend(same_bits.unchanged(h, part))
     found.extend(same_bits.left_behind(h, part))
     _evaluations(h, part, found, peer_too=peer_too)
@@ -134,7 +135,7 @@ def _evaluations(h: Hearing, part: Sequence[Step], found: list[Divergence], *, p
         Noise(h.case.seed_for("evaluation"), coherent=COHERENT),
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(done))
+    usable = _inside(h, expected, done)
     done = done[:usable]
     if not done:
         return
@@ -151,11 +152,24 @@ def _contradicted(h: Hearing, found: Sequence[Divergence] | Any) -> None:
     h.verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in found)
 
 
-def _inside(h: Hearing, expected: truth.Truth, steps: int) -> int:
-    """How many of the first ``steps`` there are until one is out of the domain."""
+def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
+    """How many of the first steps there are until one is out of the domain."""
+    steps = len(part)
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
+    if h.largest < np.inf:
+        bad = bad | _too_large(h, expected, part)
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
+
+
+def _too_large(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> Array:
+    """Steps in which a number of the truth, or of the state, is so large that a formula in float16 may overflow."""
+    bad: Array = np.array([any(np.abs(v).max(initial=0) > h.largest for v in s.before.tensors.values()) for s in part])
+    for values in expected.values.values():
+        for value in values.values():
+            size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
+            bad = bad | ~(size < h.largest)
+    return bad
 
 
 def _cut(expected: truth.Truth, steps: int) -> dict[str, dict[str, Array]]:
@@ -183,7 +197,7 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
     step = next((s for s in part if s.ours.step == divergence.step), None)
     if divergence.failure is None and step is not None:
         evidence.modes = ours_side.modes(h.lockstep.ours, evaluation=divergence.quantity in ("evaluation", "untouched"))
-        evidence.findings = _again(h, divergence, step)
+        evidence.findings = _again(h, divergence, step) if h.case.dtypes is None else None
         evidence.update = _update(h, divergence, step)
         evidence.clipping = _clipped(divergence, step)
     return evidence

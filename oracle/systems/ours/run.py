@@ -151,9 +151,12 @@ class NeedleRun:
         ndl, loss = self.ndl, self.case.loss
         if isinstance(loss, c.SoftmaxLoss):
             assert self.batches.labels is not None
+            given = self.batches.labels[t, m]
+            if loss.labels == "list":
+                return self.softmax_loss(out, given.tolist()), None
             # a Tensor asks for a gradient unless told otherwise; labels have none in any case
             default = (self.case.seed_for("labels") + t) % 2
-            return self.softmax_loss(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=bool(default))), None
+            return self.softmax_loss(out, ndl.Tensor(given, requires_grad=bool(default))), None
         assert self.batches.drawn is not None
         drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=self.taped)
         if isinstance(loss, c.Cotangent):

@@ -29,6 +29,7 @@ from oracle.trust.faults import (
     small,
     tuples,
     walk,
+    whole,
 )
 from oracle.trust.faults.chapter import Fault
 from oracle.trust.patches import Patch
@@ -40,7 +41,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole),
     )
 ]
 FAULTS: dict[str, Fault] = {}
