@@ -47,6 +47,10 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
+        if divergence.quantity == "handed in":
+            raise ValueError(
+                "what is handed in to two backward passes is looked at by the oracle alone; replay the case"
+            )
         return _second(case, divergence)
     if isinstance(case, c.ProgramCase):
         return _render("script_program.py.j2", **_common(case, divergence) | program_values(case, divergence))
@@ -99,7 +103,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     expected, kind = None, "number"
     if d.rule == "unexpected":
         kind = "unexpected"
-    elif d.quantity in ("kept", "untouched"):
+    elif d.quantity in ("kept", "untouched", "handed in"):
         kind = "flag"
     elif d.quantity == "parameters":
         kind = "text"
@@ -129,6 +133,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "expected": expected,
         "kind": kind,
         "listed": getattr(getattr(case, "loss", None), "labels", "") == "list",
+        "handed": d.quantity == "handed in",
         "unwatched": d.name.endswith(UNSEEN),
         "op": None,
     }

@@ -110,6 +110,8 @@ def _training(
     if h.case.dtypes is None:
         found.extend(torch_update(h, part))
     found.extend(same_bits.unchanged(h, part))
+    for seen in ours:
+        found.extend(same_bits.handed_in(seen, h.verdict.tally))
     found.extend(same_bits.left_behind(h, part))
     _evaluations(h, part, found, peer_too=peer_too)
     if peer_too:

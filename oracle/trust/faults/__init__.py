@@ -16,6 +16,7 @@ from oracle.trust.faults import (
     dropout,
     dtypes,
     elementwise,
+    handed,
     higher,
     large,
     layers,
@@ -41,7 +42,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole, handed),
     )
 ]
 FAULTS: dict[str, Fault] = {}
