@@ -81,6 +81,8 @@ FORMAT = 1
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Special = Literal["nan", "inf", "-inf"]
+# "list" is a list of Python's whole numbers, without a Tensor around it; whole numbers in floats are labels too
+LabelDtype = Literal["int64", "int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64", "float32", "list"]
 Dtype = Literal["float16", "float32", "float64", "int64", "int32", "uint8", "bool"]
 
 
@@ -129,7 +131,7 @@ class Digits(Part, frozen=True, tag="Digits"):
 class SoftmaxLoss(Part, frozen=True, tag="SoftmaxLoss"):
     """``nn.SoftmaxLoss`` against labels; the classes are the width of the model's output."""
 
-    labels: Literal["int64", "int32", "uint8"] = "int64"
+    labels: LabelDtype = "int64"
 
 
 class MeanSquare(Part, frozen=True, tag="MeanSquare"):
@@ -193,6 +195,13 @@ class Gap(Part, frozen=True, tag="Gap"):
 
     step: Step
     parameter: Place = 0
+
+
+class Dtypes(Part, frozen=True, tag="Dtypes"):
+    """In which floats the layers are built, and the data, with targets and cotangents, is handed over."""
+
+    model: Literal["float16", "float32", "float64"] = "float32"
+    data: Literal["float16", "float32", "float64"] = "float32"
 
 
 class Memory(Part, frozen=True, tag="Memory"):
@@ -260,6 +269,7 @@ class TrainCase(_Case, frozen=True, tag="train"):
     keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
     weight_scale: Scale = 1.0
     memory: Memory | None = None
+    dtypes: Dtypes | None = None  # all float32, beside torch, where none are given
 
     def __post_init__(self) -> None:
         _check_model(self)
@@ -515,9 +525,16 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
         require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
         require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
     require(trains(case.model), "model: at least one layer must have a parameter to train")
-    if isinstance(case.loss, SoftmaxLoss) and case.loss.labels == "uint8":
-        require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
+    if isinstance(case.loss, SoftmaxLoss) and case.loss.labels in ("uint8", "int8"):
+        most = 256 if case.loss.labels == "uint8" else 128
+        dtype = case.loss.labels
+        require(width <= most, f"labels of dtype {dtype} allow {most} classes, but the model's output is {width} wide")
     if isinstance(case, TrainCase):
+        if case.dtypes is not None:
+            require(isinstance(case.data, Data), "dtypes: the Digits are float32")
+            for path, layer in walk(case.model):
+                casts = isinstance(layer, Ops) and any(step.op == "cast" for step in layer.steps)
+                require(not casts, f"dtypes: cast, in model[{path}], ends in float32")
         for change in case.lr_changes:
             require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
         if isinstance(case.optimizer, Adam):
@@ -618,5 +635,7 @@ def describe(case: Case) -> str:
         extras.append(one(case.clip))
     if case.gap is not None:
         extras.append(one(case.gap))
+    if case.dtypes is not None:
+        extras.append(one(case.dtypes))
     extras.append(f"{case.steps} step" + "s" * (case.steps > 1))
     return f"{text}, {', '.join(extras)}"

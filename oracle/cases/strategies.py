@@ -168,6 +168,7 @@ _LOSSES = choice(
     (6, c.SoftmaxLoss()),
     (1, c.SoftmaxLoss("uint8")),
     (1, c.SoftmaxLoss("int32")),
+    (1, c.SoftmaxLoss("list")),
     (2, c.WeightedSum()),
     (2, c.MeanSquare()),
     (1, c.Cotangent()),

@@ -114,7 +114,7 @@ def batch_norm_and_statistics(
 def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var, *, eps: float = 1e-5) -> Var:
     """Evaluation-mode normalisation with the running statistics: (n, d), four of (d,) -> (n, d)."""
     w, b = (expand_rows(v.value[:, :, None], x.shape) for v in (weight, bias))
-    inv = 1 / np.sqrt(t.noisy(var.value[:, :, None]) + eps)
+    inv = t.coarse(1 / np.sqrt(t.noisy(var.value[:, :, None]) + eps), var)  # of the statistics alone: in their dtype
     xh = t.noisy(t.noisy(x.value) - t.noisy(expand_rows(mean.value[:, :, None], x.shape))) * t.noisy(inv)
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)
 

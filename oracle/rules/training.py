@@ -65,7 +65,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
             usable = _training(hearing, complete, verdict.steps, found, peer_too=peer_too, validate=validate)
         elif not verdict.steps and "initial" in part[0].ours.values:
             found.extend(structure(hearing, part[:1]))
-        if usable and not verdict.steps:
+        if usable and not verdict.steps and case.dtypes is None:
             found.extend(_operators(hearing))
         verdict.steps += usable
         in_domain = usable == len(complete)
@@ -100,7 +100,7 @@ def _training(
         first,
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(part))
+    usable = _inside(h, expected, part)
     part = part[:usable]
     if not part:
         return 0
@@ -109,8 +109,11 @@ def _training(
     found.extend(structure(h, part))
     found.extend(against_truth(h, ours, peers, own))
     found.extend(update(h, ours, part, own))
-    found.extend(torch_update(h, part))
+    if h.case.dtypes is None:
+        found.extend(torch_update(h, part))
     found.extend(same_bits.unchanged(h, part))
+    for seen in ours:
+        found.extend(same_bits.handed_in(seen, h.verdict.tally))
     found.extend(same_bits.left_behind(h, part))
     _evaluations(h, part, found, peer_too=peer_too)
     if peer_too:
@@ -136,7 +139,7 @@ def _evaluations(h: Hearing, part: Sequence[Step], found: list[Divergence], *, p
         Noise(h.case.seed_for("evaluation"), coherent=COHERENT),
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(done))
+    usable = _inside(h, expected, done)
     done = done[:usable]
     if not done:
         return
@@ -153,11 +156,24 @@ def _contradicted(h: Hearing, found: Sequence[Divergence] | Any) -> None:
     h.verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in found)
 
 
-def _inside(h: Hearing, expected: truth.Truth, steps: int) -> int:
-    """How many of the first ``steps`` there are until one is out of the domain."""
+def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
+    """How many of the first steps there are until one is out of the domain."""
+    steps = len(part)
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
+    if h.largest < np.inf:
+        bad = bad | _too_large(h, expected, part)
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
+
+
+def _too_large(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> Array:
+    """Steps in which a number of the truth, or of the state, is so large that a formula in float16 may overflow."""
+    bad: Array = np.array([any(np.abs(v).max(initial=0) > h.largest for v in s.before.tensors.values()) for s in part])
+    for values in expected.values.values():
+        for value in values.values():
+            size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
+            bad = bad | ~(size < h.largest)
+    return bad
 
 
 def _cut(expected: truth.Truth, steps: int) -> dict[str, dict[str, Array]]:
@@ -214,7 +230,7 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
     evidence.calls = Calls()
     closely = ours_side.again(run, start, t, found, evidence.calls, evaluation=evaluation)
     evidence.detached, evidence.wrote = closely.detached, closely.wrote
-    if seen:
+    if seen and h.case.dtypes is None:  # the bounds of rule OP are those of float32
         evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
     if seen and ours_side.is_ours(run.ndl):
         run.load(start)
