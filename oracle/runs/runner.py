@@ -149,7 +149,13 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
             outcome.failures = entries.folded(outcome.failures)
             required = plan.offer.absent
             outcome.entries = entries.entries(
-                pool, outcome.failures, plan.asked, outcome.again, required, lambda text: progress(outcome, text)
+                pool,
+                outcome.failures,
+                plan.asked,
+                outcome.again,
+                required,
+                lambda text: progress(outcome, text),
+                plan.offer.lacking,
             )
     except KeyboardInterrupt:
         outcome.interrupted = True
