@@ -16,6 +16,7 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate
+from oracle.systems.trace import HIGHER
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +106,9 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         lines.append(f"{name} = ndl.Tensor({written(operand.array)}{constant})")
     lines.append(f"out = {call_of(case)}")
     backward = f"out.backward(ndl.Tensor({written(case.cotangent_array)}))"
-    if divergence.quantity == "kept":
+    if divergence.quantity in HIGHER.values():
+        lines += _higher(case, divergence)
+    elif divergence.quantity == "kept":
         shown = NAMES[int(divergence.name.rpartition(" ")[2])]
         lines += [backward, f"print({shown}.numpy())"]
     elif divergence.quantity == "activation" or (
@@ -116,6 +119,28 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         number = divergence.name.rpartition(" ")[2] if divergence.name.startswith("operand") else "0"
         lines += [backward, f"print({NAMES[int(number)]}.grad.numpy())"]
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _higher(case: c.OpCase, divergence: Divergence) -> list[str]:
+    """Lines that differentiate the gradients once more, and once more: each time the sum of their products with given numbers."""
+    order = next(n for n, quantity in HIGHER.items() if quantity == divergence.quantity)
+    names = {NAMES[i]: f"operand {i}" for i in range(len(case.operands)) if i not in case.constants} | {
+        "g": "cotangent"
+    }
+    shapes = {name: case.operands[i].shape for i, name in enumerate(NAMES[: len(case.operands)])}
+    shapes["g"] = case.result_shape
+    lines = [f"g = ndl.Tensor({written(case.cotangent_array)})", "out.backward(g)"]
+    for n in range(2, order + 1):
+        terms = [
+            f"({name}.grad * ndl.Tensor({written(case.direction(n - 1, long, shapes[name]))}, requires_grad=False)).sum()"
+            for name, long in names.items()
+            if n > 2 or name != "g"
+        ]
+        lines += [f"total = {terms[0]}", *(f"total = total + {term}" for term in terms[1:])]
+        lines += [f"for t in ({', '.join(names)},):\n    t.grad = None", "total.backward()"]
+    name = divergence.name
+    shown = next((short for short, long in names.items() if long == name), "x")
+    return [*lines, f"print({shown}.grad.numpy())"]
 
 
 class _Writer:

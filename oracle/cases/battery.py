@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from msgspec.structs import replace
+
 from oracle.cases import case as c
 from oracle.cases import fitting
 
@@ -83,8 +85,26 @@ def _ops() -> Iterator[c.OpCase]:
     for some in reverse:
         yield _op("flip", (2, 3), axes=some)
     yield _op("dilate", (2, 2), axes=(1,), dilation=1)
+    yield from _again()
     yield _op("softmax_loss", (3, 3), labels=(0, 2, 1))
     yield _op("softmax_loss", (2, 3), values=(1000.0, 1001.0, 998.0, -1000.0), labels=(1, 2))
+
+
+def _again() -> Iterator[c.OpCase]:
+    """Differentiated twice, and three times."""
+    for op in _UNARY:
+        yield replace(_op(op, (2, 3), values=_POSITIVE if op == "log" else _VALUES), order=3)
+    for op in ("add", "subtract", "multiply", "divide", "power"):
+        yield replace(_op(op, (2, 3), (2, 3), values=_POSITIVE if op in ("divide", "power") else _VALUES), order=3)
+    for op, number in (("mul_scalar", 2.5), ("divide_scalar", 2.5), ("power_scalar", 3.0), ("rdiv", 1.0)):
+        yield replace(_op(op, (2, 3), values=_POSITIVE if op == "rdiv" else _VALUES, c=number), order=3)
+    yield replace(_op("matmul", (2, 3), (3, 2)), order=3)
+    yield replace(_op("transpose", (2, 3)), order=2)
+    yield replace(_op("reshape", (2, 3), shape=(3, 2)), order=2)
+    yield replace(_op("broadcast_to", (1, 3), shape=(2, 3)), order=2)
+    for op in ("summation", "logsumexp"):
+        yield replace(_op(op, (2, 3), axes=(1,)), order=2)
+    yield replace(_op("logsoftmax", (2, 3)), order=2)
 
 
 def _trains() -> Iterator[c.TrainCase | c.SecondOrderCase]:

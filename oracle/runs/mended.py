@@ -27,6 +27,7 @@ from oracle.runs.shard import judge_all
 from oracle.systems.candidate import candidate
 from oracle.systems.ours.model import array_of
 from oracle.systems.source import COMPUTE, GRADIENT
+from oracle.systems.trace import HIGHER
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "__rsub__": lambda x, c: x * -1.0 + c,
@@ -115,7 +116,8 @@ def follows(failed: Failed, key: str) -> bool | None:
 
 
 def _gone(failed: Failed, key: str) -> bool | None:
-    if isinstance(failed.case, c.SecondOrderCase) or not mend(candidate(), key):
+    once = not isinstance(failed.case, c.SecondOrderCase) and failed.divergence.quantity not in HIGHER.values()
+    if not once or not mend(candidate(), key):
         return None  # the right numbers have no graph of their own
     verdict = verdict_on(failed.case, peer_too=False)
     found = [d for d in (verdict.divergence, *verdict.beside) if d is not None]

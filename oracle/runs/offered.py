@@ -35,6 +35,8 @@ def offered() -> Offer:
     offer = Offer(missing(), by_design, fitting.LEFT_OPEN)
     if not by_design or any(row["matter"] == fitting.BROADCASTING for row in by_design):
         offer.left_open |= {fitting.BROADCASTING}
+    if not any(row["matter"] == fitting.HIGHER for row in by_design):
+        offer.left_open |= {fitting.HIGHER}
     return offer
 
 

@@ -21,6 +21,14 @@ AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
 TEMPLATE = Path(__file__).with_name("told.html")
 
 
+def head(console: Console, run: Any) -> None:
+    """The verdict, which comes first."""
+    bad = run.exit_code == ExitCode.PART
+    style = "bold red" if bad else "bold green" if run.exit_code == ExitCode.AGREE else "bold yellow"
+    for line in textwrap.wrap(verdict(run), max(console.width, 40), break_long_words=False, break_on_hyphens=False):
+        console.print(line, soft_wrap=True, markup=False, style=style)
+
+
 def show(console: Console, run: Any) -> None:
     """The entries, the worst first, then what was judged, what differs by design, and what is not offered."""
     width = max(console.width, 40)
@@ -32,7 +40,8 @@ def show(console: Console, run: Any) -> None:
 
     for i, entry in enumerate(run.entries[:AT_LENGTH]):
         console.print()
-        say(f"{i + 1}. {entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
+        number = f"{i + 1}. " if entry.severity < HINT else "hint: "
+        say(f"{number}{entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
         for name, text in _lines(entry):
             if name == "program":
                 console.print(textwrap.indent(text.rstrip(), "       "), soft_wrap=True, markup=False, style="dim")
@@ -47,8 +56,6 @@ def show(console: Console, run: Any) -> None:
     console.print()
     for name, text in table(run, whole=False):
         say(f"{name:<13} {text}", 14)
-    console.print()
-    say(verdict(run), style="bold")
 
 
 def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -65,7 +72,7 @@ def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
     also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
     if entry.severity < HINT and not entry.key.startswith("required"):
         yield "seen", often + (f": {also}" if also else "")
-    if entry.again:
+    if entry.again and entry.severity < HINT:
         yield "again", entry.again
 
 

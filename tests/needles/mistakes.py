@@ -149,6 +149,12 @@ MISTAKES = (
         "return g * exp(a)", "return g * a", r"exp|Exponential",
     ),
     Mistake(
+        "a gradient rule of plain numbers", "plain", "ops.py",
+        "return out_grad * exp(node.inputs[0])",
+        "return out_grad * type(out_grad)(array_api.exp(node.inputs[0].realize_cached_data()), requires_grad=False)",
+        r"second derivative of `ndl\.exp",
+    ),
+    Mistake(
         "a broken tanh", "plain", "ops.py",
         "y = tanh(node.inputs[0])", "y = node.outputs[0]", r"outputs",
     ),

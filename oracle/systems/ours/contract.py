@@ -227,6 +227,10 @@ class Contract:
         """``tensor.backward(*start, retain_graph=…, create_graph=…)``."""
         tensor.backward(*start, **keywords)
 
+    def carried(self, gradient: Any, start: Any) -> bool:
+        """Whether a gradient was made to be differentiated again; ``start`` is where the backward pass began."""
+        return True
+
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """``no_grad()`` if it is asked for."""
         made: AbstractContextManager[Any] = self.ndl.no_grad() if asked else nullcontext()
@@ -301,6 +305,10 @@ class Course(Contract):
     def backward(self, tensor: Any, *start: Any, **keywords: bool) -> None:
         """Only with the keywords that there are."""
         tensor.backward(*start, **{k: v for k, v in keywords.items() if k in self.keywords})
+
+    def carried(self, gradient: Any, start: Any) -> bool:
+        """It is the result of an op, or what the pass began with."""
+        return gradient is start or getattr(gradient, "op", None) is not None
 
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """Not of the course."""
