@@ -257,6 +257,13 @@ def _part(what: str, case: c.Case) -> str:
 def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
     what, words = _part(suspect.what, case), suspect.words
     quantity = divergence.quantity
+    if isinstance(case, c.ProgramCase) and divergence.name.startswith("eval()"):
+        where = "" if case.held == "sequential" else f", where a module has its layers in a {case.held}"
+        return f"{what}() does not reach every layer{where}"
+    if isinstance(case, c.ProgramCase) and quantity == "state" and divergence.name.startswith("optimizer "):
+        action = case.actions[divergence.step]
+        if int(divergence.name.partition(":")[0].split()[1]) != getattr(action, "optimizer", -1):
+            return f"{what.partition(' ')[0]}: what is done with one optimizer changes the state of another"
     if quantity == "evaluation" and what.startswith("Module."):
         return f"{what}() leaves a layer in the other mode: {suspect.place}"
     said = {

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
-from oracle.cases import inputs
+from oracle.cases import inputs, programs
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate
 from oracle.systems.trace import HIGHER
@@ -85,7 +86,7 @@ def program(case: c.Case, divergence: Divergence) -> str:
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
     if isinstance(case, c.ProgramCase):
-        raise TooLong("a program of its own")
+        return _user(case, divergence)
     return _model(case, divergence)
 
 
@@ -205,7 +206,7 @@ class _Writer:
         shapes = layer.shapes(self.case.data.rows, self.widths[path])
         body = []
         for i, step in enumerate(layer.steps):
-            xs = ["x" if a == 0 else f"v{a}" for a in step.args]
+            xs = ["x" if n == 0 else f"v{n}" for n in step.args]
             body.append(f"    v{i + 1} = {call(step.op, xs, step.attributes, len(shapes[step.args[0]]))}")
         self.lines += [f"def f{name}(x):", *body, f"    return v{len(layer.steps)}", ""]
         self.blocks = True
@@ -262,6 +263,121 @@ def _model(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence) -> str
     lines.append(f"print({_printed(writer, divergence)})")
     helpers = (_BLOCK + "\n\n" if writer.blocks else "") + (_PUT + "\n\n" if given else "")
     return _HEAD + helpers + "\n".join(lines) + "\n"
+
+
+_HELD = """class Held(ndl.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        for layer in {each}:
+            x = layer(x)
+        return x
+"""
+
+
+def _user(case: c.ProgramCase, divergence: Divergence) -> str:
+    """What a user does with a model, up to the action that goes wrong."""
+    if case.again is not None or case.functions:
+        raise TooLong("a module that is applied twice, or a function in its place")
+    whole = case.training
+    writer, batches = _Writer(whole, candidate()), inputs.batches(whole)
+    for i, layer in enumerate(case.model):
+        writer.layer(layer, str(i))
+    names = ", ".join(writer.names[str(i)] for i in range(len(case.model)))
+    if case.held == "dict":
+        names = ", ".join(f'"{i}": {writer.names[str(i)]}' for i in range(len(case.model)))
+    made = {"sequential": f"ndl.nn.Sequential({names})", "list": f"Held([{names}])", "dict": f"Held({{{names}}})"}
+    state, slots = inputs.initial_state(whole), inputs.slots(whole)
+    lines = [
+        *writer.lines,
+        f"model = {made[case.held]}",
+        *(f"put({_variable(writer, s.name)}, {_bare(state[s.name])})" for s in (*slots[0], *slots[1])),
+        f"optimizers = [{_optimizer(type(case.optimizer).__name__, _given(case.optimizer))}]",
+        "",
+    ]
+    passes = 0
+    for index, action in enumerate(case.actions[: divergence.step + 1]):
+        lines += _action(case, action, index, writer, batches, passes)
+        passes += isinstance(action, a.Pass)
+    lines.append(f"print({_of_user(case, writer, divergence)})")
+    held = _HELD.format(each="self.layers.values()" if case.held == "dict" else "self.layers")
+    helpers = (
+        (held + "\n\n" if case.held != "sequential" else "")
+        + (_BLOCK + "\n\n" if writer.blocks else "")
+        + _PUT
+        + "\n\n"
+    )
+    return _HEAD + helpers + "\n".join(lines) + "\n"
+
+
+def _optimizer(kind: str, settings: Mapping[str, Any]) -> str:
+    return f"ndl.optim.{kind}(model.parameters(){''.join(f', {n}={v}' for n, v in settings.items())})"
+
+
+def _given(spec: c.Optimizer) -> dict[str, Any]:
+    return {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
+
+
+def _action(
+    case: c.ProgramCase, action: a.Action, index: int, writer: _Writer, batches: inputs.Batches, t: int
+) -> list[str]:
+    """Lines for one action; ``t`` is the number of the pass, and of its batch."""
+    kinds = [type(case.optimizer).__name__]
+    kinds += [made.optimizer for made in case.actions[:index] if isinstance(made, a.NewOptimizer)]
+    which = (
+        f"optimizers[{int(getattr(action, 'optimizer', 0)) % len(kinds)}]"
+        if not isinstance(action, a.NewOptimizer)
+        else ""
+    )
+    if isinstance(action, a.Pass):
+        asks = "" if action.to_input else ", requires_grad=False"
+        start = "out.backward(given)" if isinstance(case.loss, c.Cotangent) else "loss.backward()"
+        add = "for p in model.parameters():\n    p.grad = before[id(p)].data + p.grad.data"
+        return [
+            *["before = {id(p): p.grad for p in model.parameters()}"] * action.add,
+            *[f"{which}.reset_grad()"] * action.reset,
+            f"np.random.seed({t})",
+            f"out = model(ndl.Tensor({written(batches.x[t, 0])}{asks}))",
+            *_loss(case.training, batches, t),
+            *[start] * (2 if action.backward == "twice" else 1),
+            *[add] * action.add,
+        ]
+    if isinstance(action, a.Step):
+        return [f"{which}.step()"]
+    if isinstance(action, a.ClipNorm):
+        share = action.max_norm([np.ones(1)])
+        norm = "norm = float(np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters())))"
+        if action.at in ("default", "three"):
+            return [f"{which}.clip_grad_norm({'' if share is None else share})"]
+        return [
+            norm,
+            f"{which}.clip_grad_norm({share:g} * norm)" if share != np.inf else f"{which}.clip_grad_norm(np.inf)",
+        ]
+    if isinstance(action, a.Set):
+        return [f"{which}.{action.setting} = {action.value}"]
+    if isinstance(action, a.NewOptimizer):
+        return [f"optimizers.append({_optimizer(action.optimizer, action.settings)})"]
+    if isinstance(action, a.Mode):
+        paths = programs.switched(case)
+        module = "model" if action.part is None else writer.names[paths[action.part % len(paths)]]
+        return [f"{module}.{'train' if action.training else 'eval'}()"]
+    if isinstance(action, a.Evaluate) and not action.constant:
+        return ["model.eval()", f"out = model(ndl.Tensor({written(batches.x[t, 0])}))",
+                f"modes = [layer.training for layer in ({', '.join(writer.names.values())},)]", "model.train()"]  # fmt: skip
+    raise TooLong(f"{action.words}, which the course has not")
+
+
+def _of_user(case: c.ProgramCase, writer: _Writer, divergence: Divergence) -> str:
+    """What the program prints: the thing that is wrong."""
+    if divergence.name.startswith("eval()"):
+        return "modes"
+    name = divergence.name.rpartition(" ")[2]
+    if divergence.quantity == "state" and name.rpartition(".")[0] in writer.names:
+        grad = ".grad" if divergence.name.startswith("gradient") else ""
+        return f"{_variable(writer, name)}{grad}.numpy()"
+    return _printed(writer, divergence)
 
 
 def _bare(array: Array) -> str:

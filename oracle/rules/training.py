@@ -97,6 +97,7 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
         f.step for f in found if f.failure is not None
     }
     wrong = {f.name.partition("#")[0] for f in found if f.quantity == "activation"}
+    clipped = any(_part_of(f) == "clip" for f in found)  # then the update starts from what is wrong
     for f in sorted(found, key=lambda f: f.order):
         part = _part_of(f)
         if part in told or f.failure is not None or f.step in shapeless:
@@ -104,7 +105,7 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
         numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
         after = part == "buffer" and first.quantity in FORWARD and f.step == first.step
-        following = part == "pass" and f.step <= first.step
+        following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
         if numbers and not again and not after and not following:
             told.add(part)
             others.append(f)

@@ -57,6 +57,25 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
+def without_programs(pool: Pool, found: Sequence[Failed]) -> list[Failed]:
+    """A program whose plain training run fails too is a case of what fails there: the same mistake is told of a model."""
+    kept = [failed for failed in found if not isinstance(failed.case, c.ProgramCase)]
+    tasks = [
+        (failed, pool.submit(mended.plainly, failed)) for failed in found if isinstance(failed.case, c.ProgramCase)
+    ]
+    for failed, task in tasks:
+        plain: list[Failed] = task.result()
+        known = next((one for one in kept for other in plain if one.culprit == other.culprit), None)
+        if known is not None:
+            known.count += failed.count
+            known.also[failed.culprit] += failed.count
+        elif plain:
+            kept.append(plain[0])
+        else:
+            kept.append(failed)
+    return kept
+
+
 def described(failed: Failed) -> Entry:
     """The entry of a failing case, made in a child."""
     try:

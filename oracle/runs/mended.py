@@ -124,6 +124,19 @@ def _gone(failed: Failed, key: str) -> bool | None:
     return all(culprit(verdict.case, d) != failed.culprit for d in found)
 
 
+def plainly(failed: Failed) -> list[Failed]:
+    """What the plain training run of a program shows: where that fails, what the user does in between is not to blame."""
+    try:
+        return apart(_plainly, failed, heard=bytearray())
+    except (Broken, Died):
+        return []
+
+
+def _plainly(failed: Failed) -> list[Failed]:
+    assert isinstance(failed.case, c.ProgramCase)
+    return judge_all([failed.case.training]).failed
+
+
 def behind(keys: Collection[str], known: Collection[str], lacking: frozenset[str]) -> list[Entry]:
     """What the small cases show once some functions are right, but for what is known already."""
     try:

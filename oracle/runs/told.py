@@ -12,6 +12,7 @@ from rich.console import Console
 
 from oracle import commands, files
 from oracle.blame.entry import HINT, SEVERITY, Entry
+from oracle.cases import fitting
 from oracle.exits import ExitCode
 from oracle.pages import markdown
 from oracle.pages.made import commit, now
@@ -90,10 +91,19 @@ def verdict(run: Any) -> str:
     return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
 
 
+# What no case has, each with its reason: the course leaves it open.
 NOT_DRAWN = (
-    "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars as operands, powers of what is "
-    "not positive, programs that change a model between steps, ops differentiated three times"
+    "frozen parameters and those without a gradient (the course's optimizers may update, skip or refuse them); nan and "
+    "infinities, NumPy scalars, powers of what is not positive (anything may come of them); other dtypes (layers and "
+    "initialisers are float32); programs that freeze, share, replace, copy or load (the course has no word for it)"
 )
+# … and what this one cannot be asked.
+NOT_ASKED = {
+    fitting.HIGHER: "second and third derivatives (its gradients carry no graph)",
+    fitting.PROGRAMS: "programs of several optimizers and settings (the state of an optimizer was not found)",
+    fitting.UNBIASED: "programs with BatchNorm (its running variance is the unbiased one)",
+    fitting.BROADCASTING: "operands of different shapes (implicit broadcasting is not the course's)",
+}
 # What homeworks 1 and 2 ask for.
 _OPS = (
     "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
@@ -120,7 +130,7 @@ COURSE = {
 def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
     """What was judged, what differs by design, what is not offered; ``whole`` says also what is done about it."""
     result, offer = run.result, run.plan.offer
-    kinds = {"op": "single operations", "train": "training runs", "second": "second order"}
+    kinds = {"op": "single operations", "train": "training runs", "program": "programs", "second": "second order"}
     counts = ", ".join(f"{result.cases[kind]:,} {words}" for kind, words in kinds.items() if result.cases[kind])
     yield "judged", f"{sum(result.cases.values()):,} cases: {counts}; {result.tally.tensors:,} tensors"
     ops = sorted(label.removeprefix("op ") for label in result.coverage if label.startswith("op "))
@@ -135,7 +145,10 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
             yield "by design", f"{matter}{f' ({place})' if place else ''}: {text}"
     elif design:
         yield "by design", ", ".join(f"{matter}{f' ({place})' if place else ''}" for matter, place, _ in design)
-    yield "not drawn", f"{NOT_DRAWN}; by the course's contract, which leaves them open"
+    own = [words for name, words in NOT_ASKED.items() if name in offer.left_open]
+    settings = sorted(name.removeprefix("setting ") for name in offer.left_open if name.startswith("setting "))
+    settings = [f"changes of {', '.join(settings)} (no attribute has it)"] if settings else []
+    yield "not drawn", "; ".join([NOT_DRAWN, *own, *settings])
     missing = sorted(offer.missing)
     if of_course := [name for name in missing if name in COURSE]:
         yield "not offered", ", ".join(of_course)

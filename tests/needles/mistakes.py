@@ -275,6 +275,12 @@ MISTAKES = (
         r"parameters", at="Module",
     ),
     Mistake(
+        "modules of a dict are not found", "named", "nn.py",
+        "            parts = value.values() if isinstance(value, dict) else value\n",
+        "            parts = value\n",
+        r"parameters|eval", at="Module",
+    ),
+    Mistake(
         "bound of an initialisation", "plain", "init.py",
         "bound = math.sqrt(2) * math.sqrt(3 / fan_in)", "bound = math.sqrt(2) * math.sqrt(3 / fan_out)",
         r"Linear|kaiming",
@@ -285,6 +291,19 @@ MISTAKES = (
         "                self.u[p] = (1 - self.momentum) * grad\n            p.data",
         "                self.u[p] = grad\n            p.data",
         r"SGD.*(damp|velocity)|1 - momentum",
+    ),
+    Mistake(
+        "the momentum is remembered", "plain", "optim.py",
+        "        self.u = {}\n", "        self.u, self.rest = {}, 1 - momentum\n", r"SGD", at="SGD",
+        more=(
+            ("+ (1 - self.momentum) * grad\n", "+ self.rest * grad\n"),
+            ("                self.u[p] = (1 - self.momentum) * grad\n", "                self.u[p] = self.rest * grad\n"),
+        ),
+    ),
+    Mistake(
+        "all optimizers have one state", "plain", "optim.py",
+        "        self.u = {}\n", "", r"SGD", at="SGD",
+        more=(("class SGD(Optimizer):\n", "class SGD(Optimizer):\n    u = {}\n\n"),),
     ),
     Mistake(
         "decay outside the momentum", "named", "optim.py",
