@@ -77,10 +77,53 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
     verdict.out_of_domain = int(not in_domain)
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.search = functools.partial(_evidence, hearing, verdict.divergence, part)
+        if not ours_side.is_ours(lockstep.ndl):
+            verdict.beside += independent(verdict.divergence, found)
+        verdict.search = functools.partial(_search, hearing, part)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
+
+
+def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergence]:
+    """What is wrong beside the first divergence, and cannot come of it: of another needle, one mistake must not hide another.
+
+    Both systems take over the same state before every step and every evaluation, and an update is judged from the gradients that
+    needle itself has made: so an update, a clipping, an evaluation and the rest each stand alone. What a step gives is right as
+    far as the first divergence in it; a layer that is wrong in training is not told again in evaluation.
+    """
+    told, others = {_part_of(first)}, []
+    shapeless = {f.step for f in found if f.rule in ("shape", "missing", "unexpected")} | {
+        f.step for f in found if f.failure is not None
+    }
+    wrong = {f.name.partition("#")[0] for f in found if f.quantity == "activation"}
+    clipped = any(_part_of(f) == "clip" for f in found)  # then the update starts from what is wrong
+    for f in sorted(found, key=lambda f: f.order):
+        part = _part_of(f)
+        if part in told or f.failure is not None or f.step in shapeless:
+            continue
+        numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
+        again = part == "evaluation" and f.name.partition("#")[0] in wrong
+        after = part == "buffer" and first.quantity in FORWARD and f.step == first.step
+        following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
+        if numbers and not again and not after and not following:
+            told.add(part)
+            others.append(f)
+    return others
+
+
+_PARTS = {
+    **dict.fromkeys(("velocity", "first moment", "second moment", "parameter", "gradient after step"), "update"),
+    **dict.fromkeys(("clip norm", "clipped"), "clip"),
+    **dict.fromkeys(("evaluation", "untouched"), "evaluation"),
+    "buffer": "buffer",
+    "initial": "initial",
+}
+
+
+def _part_of(f: Divergence) -> str:
+    """Which part of a step, as far as they stand alone."""
+    return _PARTS.get(f.quantity, "pass")
 
 
 def _training(
@@ -194,6 +237,15 @@ def _operators(h: Hearing) -> Sequence[Divergence]:
 
 
 # -- evidence: the failing step in numbers, and taken once more -----------------------------------------------------------
+
+
+def _search(h: Hearing, part: Sequence[Step]) -> Evidence:
+    """What there is about the divergence; about those beside it, where the verdict keeps it."""
+    verdict = h.verdict
+    assert verdict.divergence is not None
+    for i, other in enumerate(verdict.beside):
+        verdict.evidence_beside[i] = _evidence(h, other, part)
+    return _evidence(h, verdict.divergence, part)
 
 
 def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evidence:
