@@ -17,6 +17,7 @@ from pathlib import Path
 from oracle import commands
 from oracle.apart import FORKS
 from oracle.exits import ExitCode, importing, supervised
+from oracle.trust.mutants.claims import ALL_FILES as MUTATED
 
 CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
@@ -136,15 +137,18 @@ def parser() -> argparse.ArgumentParser:
         "mutants",
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
-        "Exit code: 0 enough mutants are killed, 1 not, or an excused one is killed, or a probe raises a false alarm, "
+        "Needle's unit tests judge what diff does not claim, and the excuses. "
+        "Exit code: 0 enough mutants are killed, 1 not, or an excuse is shown to be wrong, or a probe raises a false alarm, "
         "2 usage, 4 the harness itself failed, 130 interrupted.",
     )
-    mutants.add_argument("--file", action="append", choices=("autograd", "ops", "nn", "optim"), help="only this file")
+    mutants.add_argument(
+        "--file", nargs="+", choices=MUTATED, metavar="FILE", help=f"only these of {', '.join(MUTATED)}"
+    )
     mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
     mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
     mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
-    mutants.add_argument("--all", action="store_true", help="every mutant, not one in five")
+    mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")

@@ -77,8 +77,15 @@ def _tensor(a: Any) -> torch.Tensor:
     return a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
 
 
+# The noise of hyperparameters, in units of that of tensors. They are a few numbers, each rounded a few times by no more than u, and
+# 1 − 0.999ᵗ makes a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β would hide in it.
+_SCALARS = 1 / 4
+
+
 class Rounded(float):
-    """A hyperparameter: arithmetic with it rounds as in float32, for a program that keeps 1 − 0.999ᵗ there is right too."""
+    """A hyperparameter: it is rounded to float32, and so is arithmetic with it, for a program that keeps 1 − 0.999ᵗ there is
+    right too.
+    """
 
     mode: Rounding
 
@@ -97,9 +104,13 @@ def _arithmetic(name: str) -> Callable[..., Any]:
         value = plain(self, *map(float, others))
         if not isinstance(value, float):
             return value
-        return Rounded(value * (1 + float(self.mode.draw(())) / 2 * self.mode.unit), self.mode)
+        return Rounded(_moved(value, self.mode), self.mode)
 
     return rounded
+
+
+def _moved(value: float, mode: Rounding) -> float:
+    return value * (1 + float(mode.draw(())) / 2 * mode.unit * _SCALARS)
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg"):
@@ -110,7 +121,7 @@ def round_hyperparameters(stepper: torch.optim.Optimizer, mode: Rounding) -> Non
     """Each float in the groups of an optimizer becomes one whose arithmetic rounds."""
 
     def one(value: Any) -> Any:
-        return Rounded(value, mode) if type(value) is float else value
+        return Rounded(_moved(value, mode), mode) if type(value) is float else value
 
     for group in stepper.param_groups:
         for key, value in group.items():

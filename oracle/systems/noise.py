@@ -103,6 +103,7 @@ class Rounding(_Mode):
     def __init__(self, seed: int | None, unit: float = U) -> None:
         super().__init__()
         self.seed, self.unit = seed, unit
+        _pool()  # drawn now, and not under a mode, which would round it
         self._cursor = 0 if seed is None else (seed * 7919 + 104729) % _POOL_SIZE
         self._before = Before()
         self._out = 1.0  # the unit of what is computed now, in units of ``unit``

@@ -12,6 +12,7 @@ from torch import nn
 
 import needle as ndl
 from oracle import check
+from oracle.systems import noise
 from oracle.systems.noise import Refused
 
 ROOT = Path(__file__).parents[3]
@@ -435,15 +436,52 @@ def test_training_that_is_right_agrees(update, optimizer):
     [
         (adam(lr=0.01 * (1 + 1e-4)), torch_adam),
         (adam(eps=1e-7), torch_adam),
+        (adam(b1=0.9001), torch_adam),
         (dampened(0.9001), torch_dampened),
         (dampened(), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.9)),
     ],
-    ids=["lr", "eps", "momentum", "first step"],
+    ids=["lr", "eps", "first beta", "momentum", "first step"],
 )
 def test_training_that_is_wrong_by_a_ten_thousandth_does_not(update, optimizer, request):
     size = f32(1e-4 if "eps" in request.node.name else 1)  # an eps shows on small gradients
     with pytest.raises(check.Difference, match=r"^step \d .* differs from torch by more than rounding"):
         check.training(loop(update), NET, optimizer, [(x * size, labels) for x, labels in BATCHES])
+
+
+def in_float32(powers):
+    """Adam whose hyperparameters, and 1 − βᵗ, are float32 all along: right, and a thousand roundings off where 1 − 0.999ᵗ cancels."""
+    lr, b1, b2, eps, one = map(f32, (0.01, 0.9, 0.999, 1e-8, 1))
+
+    def update(p, g, s, t):
+        s["m"] = b1 * s.get("m", f32(0)) + (one - b1) * g
+        s["v"] = b2 * s.get("v", f32(0)) + (one - b2) * g * g
+        c1, c2 = (one - powers(b, f32(t)) for b in (b1, b2))
+        return p - lr * (s["m"] / c1) / (np.sqrt(s["v"] / c2) + eps)
+
+    return update
+
+
+@pytest.mark.parametrize(
+    "powers",
+    [
+        lambda b, t: b**t,
+        lambda b, t: np.exp(t * np.log(b)),
+        lambda b, t: np.multiply.reduce(np.full(int(t), b)),
+    ],
+    ids=["power", "exponential", "product"],
+)
+def test_training_with_hyperparameters_in_float32_agrees(powers):
+    batches = [(drawn(9, 6, seed=s), np.arange(9) % 3) for s in range(8)]
+    assert check.training(loop(in_float32(powers)), NET, torch_adam, batches) < check.LIMIT / 2
+
+
+def test_numbers_for_noise_are_made_before_it_is_on():
+    """A hyperparameter draws within the program, where a pool that is not there yet would be rounded itself."""
+    before = noise._pool().clone()
+    noise._pool.cache_clear()
+    with noise.Rounding(1) as mode:
+        assert mode.draw(()).shape == ()
+    assert torch.equal(noise._pool(), before)
 
 
 def test_a_candidate_of_a_loop_may_leave_out_a_kind_but_no_tensor():
