@@ -97,7 +97,7 @@ def campaign(
     if pool.lost:
         run.notes.append(f"{_many(pool.lost, 'time')} a worker ended; what it was at was done again")
     for worker, why in pool.refused.items():
-        run.notes.append(f"the worker at {worker} has something else installed, and was sent away: {why}")
+        run.notes.append(f"the worker at {worker} has something else installed, and got nothing to do: {why}")
     keep()
     _summary(console, run, kept, path)
     return run.exit_code
