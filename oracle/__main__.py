@@ -215,7 +215,9 @@ def parser() -> argparse.ArgumentParser:
         description="Fuzz seed after seed on workers of Dask, and keep a ledger that the next campaign continues. "
         + CODES,
     )
-    campaign.add_argument("--minutes", type=positive(float), default=60.0, help="after which no shard begins (60)")
+    campaign.add_argument(
+        "--minutes", type=positive(float), default=60.0, help="after which no round of shards begins (60)"
+    )
     campaign.add_argument(
         "--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://10.0.0.1:8786 (default: one here)"
     )
