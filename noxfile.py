@@ -175,6 +175,12 @@ def memory(session: nox.Session) -> None:
 
 
 @nox.session(python=False, requires=["env"])
+def campaign(session: nox.Session) -> None:
+    """Fuzz seed after seed, on this machine or, with `-- --scheduler ADDRESS`, on the workers of Dask; a ledger goes on."""
+    harness(session, "campaign")
+
+
+@nox.session(python=False, requires=["env"])
 def kernels(session: nox.Session) -> None:
     """Run what compares numbers under other kernels of BLAS and other vector code; `-- --short` is CI's form."""
     harness(session, "kernels")

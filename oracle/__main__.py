@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 from oracle import commands
+from oracle.apart import FORKS
 from oracle.exits import ExitCode, importing, supervised
+from oracle.trust.mutants.claims import ALL_FILES as MUTATED
 
 CODES = (
     "Exit code: 0 they agree, 1 they part, 2 usage, 3 the oracle contradicts itself, 4 the harness itself failed, "
@@ -142,15 +144,18 @@ def parser() -> argparse.ArgumentParser:
         "mutants",
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
-        "Exit code: 0 enough mutants are killed, 1 not, or an excused one is killed, or a probe raises a false alarm, "
+        "Needle's unit tests judge what diff does not claim, and the excuses. "
+        "Exit code: 0 enough mutants are killed, 1 not, or an excuse is shown to be wrong, or a probe raises a false alarm, "
         "2 usage, 4 the harness itself failed, 130 interrupted.",
     )
-    mutants.add_argument("--file", action="append", choices=("autograd", "ops", "nn", "optim"), help="only this file")
+    mutants.add_argument(
+        "--file", nargs="+", choices=MUTATED, metavar="FILE", help=f"only these of {', '.join(MUTATED)}"
+    )
     mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
     mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
     mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
-    mutants.add_argument("--all", action="store_true", help="every mutant, not one in five")
+    mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
@@ -211,16 +216,37 @@ def parser() -> argparse.ArgumentParser:
         "memory",
         help="prove that nothing accumulates while needle trains",
         description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
-        "reports/baselines/memory.json. Exit code: 0 memory is flat, 1 it is not, 2 usage, "
+        "reports/baselines/memory.json. Another needle is held to growth alone, and who holds what grows is named. "
+        "Exit code: 0 memory is flat, 1 it is not, 2 usage, "
         "4 something could not be measured, 5 nothing could (memray does not exist here), 130 interrupted.",
     )
-    memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
+    memory.add_argument("--needle", type=Path, metavar="DIR", help="the package needle in this folder instead of ours")
+    memory.add_argument("--cases", type=positive(int), help="how many generated models (30; of another needle 8)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
     memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
     memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
     memory.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     memory.add_argument("--accept", action="store_true", help="make what is measured the baseline of this key")
     memory.add_argument("--out", type=Path, default=commands.LATEST, help="folder for the report")
+
+    campaign = subcommands.add_parser(
+        "campaign",
+        help="fuzz seed after seed, on this machine or on many",
+        description="Fuzz seed after seed on workers of Dask, and keep a ledger that the next campaign continues. "
+        + CODES,
+    )
+    campaign.add_argument("--minutes", type=positive(float), default=60.0, help="after which no shard begins (60)")
+    campaign.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://10.0.0.1:8786 (default: one here)"
+    )
+    campaign.add_argument("--workers", type=positive(int), help="processes without --scheduler (default: one per core)")
+    campaign.add_argument("--ledger", type=Path, metavar="FILE", help="seeds done (default: campaign.json in --out)")
+    campaign.add_argument("--seed", type=seed, help="the first seed (default: the first behind those of the ledger)")
+    campaign.add_argument("--seeds", type=positive(int), help="no more than so many seeds")
+    campaign.add_argument(
+        "--cases", type=positive(int), default=PROFILES["dev"], help="of each seed, in shards of 100 (4000)"
+    )
+    campaign.add_argument("--out", type=Path, default=commands.LATEST, help="folder for failing cases and the ledger")
 
     kernels = subcommands.add_parser(
         "kernels",
@@ -266,6 +292,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(given[1:])
     commands.started_here()
     arguments = parsed(given)
+    if arguments.command == "campaign" and importlib.util.find_spec("distributed") is None:
+        print("campaign needs Dask: pip install 'needle-oracle[campaign]' (docs/ci.md)", file=sys.stderr)
+        return ExitCode.USAGE
+    if arguments.command == "campaign" and not FORKS:
+        print("campaign: this system cannot fork, which every worker does", file=sys.stderr)
+        return ExitCode.USAGE
     from oracle.systems import candidate
     from oracle.systems.foreign import ForeignError
 
@@ -275,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "replay",
             "memory",
             "frameworks",
+            "campaign",
         ):  # this process decides and writes: it runs no needle
             candidate.choose(getattr(arguments, "needle", None))
         else:  # these plant something in it
@@ -339,6 +372,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             panel_only=arguments.panel_only,
             model=arguments.model,
             accept=arguments.accept,
+            folder=arguments.out,
+            needle=arguments.needle,
+        )
+    if arguments.command == "campaign":
+        from oracle.runs.campaign import campaign
+
+        return campaign(
+            minutes=arguments.minutes,
+            scheduler=arguments.scheduler,
+            workers=arguments.workers,
+            ledger=arguments.ledger,
+            seed=arguments.seed,
+            seeds=arguments.seeds,
+            cases=arguments.cases,
             folder=arguments.out,
         )
     if arguments.command == "kernels":

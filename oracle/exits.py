@@ -295,6 +295,43 @@ def _interrupt(number: int, frame: Any) -> None:
     raise Interrupted
 
 
+class HeldBack:
+    """Inside, Ctrl-C and its like wait until they are let through: what is counted is counted as a whole."""
+
+    def __init__(self) -> None:
+        self.asked = self.open = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> HeldBack:
+        for number in CAUGHT:
+            before = signal.getsignal(number)
+            if callable(before):  # neither ignored, as under nohup, nor somebody else's
+                self._before[number] = before
+                signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.asked = True
+        if self.open:
+            self.open = False
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Raises Interrupted if it has been asked for, or is in here."""
+        if self.asked:
+            raise Interrupted
+        self.open = True
+        try:
+            yield
+        finally:
+            self.open = False
+
+
 class _Quiet(io.FileIO):
     """A standard stream whose reader may go away: what is written then goes nowhere, and the run goes on."""
 

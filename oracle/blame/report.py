@@ -52,14 +52,27 @@ def write_case(case: c.Case, divergence: Divergence, asked: commands.Asked, coun
 
 def write_script(case: c.Case, divergence: Divergence, asked: commands.Asked, count: int = 1) -> None:
     """The standalone script, run once, and a word about it on the page."""
-    path = asked.folder / f"{case.digest}.py"
+    write_scripted(case, divergence, asked, count, *scripted(case, divergence))
+
+
+def scripted(case: c.Case, divergence: Divergence) -> tuple[str | None, str]:
+    """The standalone script, run once in a child; or None, and why there is none."""
     try:
-        files.save(path, apart(script.checked, case, divergence, heard=bytearray()))
-        alone = f"`{commands.script(path)}` shows it with numpy, torch and a needle alone; same exit codes."
+        return apart(script.checked, case, divergence, heard=bytearray()), ""
     except Exception as error:
         # the case and the page are worth more than the script
-        what = str(error) if isinstance(error, Broken | Died) else f"{type(error).__name__}: {error}"
-        alone = f"There is no standalone script: {what}"
+        return None, str(error) if isinstance(error, Broken | Died) else f"{type(error).__name__}: {error}"
+
+
+def write_scripted(
+    case: c.Case, divergence: Divergence, asked: commands.Asked, count: int, text: str | None, why: str
+) -> None:
+    """What `scripted` has made."""
+    path = asked.folder / f"{case.digest}.py"
+    alone = f"There is no standalone script: {why}"
+    if text is not None:
+        files.save(path, text)
+        alone = f"`{commands.script(path)}` shows it with numpy, torch and a needle alone; same exit codes."
     write_case(case, divergence, asked, count, alone)
 
 

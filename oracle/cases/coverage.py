@@ -44,8 +44,8 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         yield f"dtype result {case.dtype}"
         yield f"dtype {'one float' if len(floats) == 1 else 'several floats'}"
         yield from {f"dtype {dtype} operand" for dtype in case.dtypes if dtype not in floats}
-    if case.order > 1:
-        yield f"{'twice' if case.order == 2 else 'three times'} {case.op}"
+    if case.order > 1:  # each order on the way to the last one is judged
+        yield from (f"{times} {case.op}" for times in ("twice", "three times")[: case.order - 1])
     shapes = [o.shape for o in case.operands]
     for shape in shapes:
         if not shape:
@@ -312,8 +312,9 @@ def missed(coverage: Mapping[str, int], lacking: Mapping[str, Any] | frozenset[s
 
 # -- steering ---------------------------------------------------------------------------------------------------------
 
-# One case in so many of its kind gets so many features that the run lacks most. Second order has few cases; they are many.
-SHARE = {c.TrainCase: (4, 1), c.OpCase: (4, 1), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 2)}
+# One case in so many of its kind gets so many features that the run lacks most. Second order has few cases; they are many. Of single
+# operations only those are steered that are drawn for it: an edit may make another operation of them.
+SHARE = {c.TrainCase: (4, 1), c.OpCase: (1, 2), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 2)}
 TRIES = 6  # features that are tried on a case, the rarest first: not every case can have every feature
 
 

@@ -17,27 +17,13 @@ from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.operations.tape import Noise, Tape, U, Var
 from oracle.rules import compare as cmp
+from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
+from oracle.rules.units import ADDING, LARGEST, LEAST, UNITS
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems.trace import Clock
-
-UNITS = {"float16": 2.0**-11, "float32": U, "float64": 2.0**-53}
-LEAST = {"float16": 2.0**-24, "float32": 2.0**-126, "float64": 2.0**-1022}  # what is smaller may be lost
-LARGEST = 3e4  # beyond half of the largest float16, a formula in it may overflow on its way
-# what adds up: in float16 it does so in float32
-ADDING = (
-    "summation",
-    "matmul",
-    "linear",
-    "conv",
-    "batch_norm",
-    "layer_norm",
-    "logsumexp",
-    "logsoftmax",
-    "softmax_loss",
-)
 
 
 def judge(case: c.OpCase, ndl: Any) -> Verdict:
@@ -50,6 +36,9 @@ def judge(case: c.OpCase, ndl: Any) -> Verdict:
     found = list(raised(seen)) or list(_parts(verdict, seen.values))
     if found and verdict.divergence is None and not verdict.out_of_domain:
         verdict.divergence = min(found, key=lambda f: f.order)
+        verdict.evidence.calls = Calls()
+        with ours_side.calls(ndl, verdict.evidence.calls):
+            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict

@@ -142,28 +142,49 @@ def summary(console: Console, run: Any, verbose: bool = False) -> None:
         _coverage(console, run)
         _tolerances(console, result)
         if result.seconds:
-            _say(console, _time(run, total), style="dim")
+            say(console, _time(run, total), style="dim")
     console.print()
-    for name, text in _facts(run, total, verbose):
-        _say(console, f"{name:<13} {text}", indent=14)
+    for name, text in facts(run, total, verbose):
+        say(console, f"{name:<13} {text}", indent=14)
     console.print()
+    problems(console, run)
+    if run.interrupted:
+        console.print(
+            f"[bold yellow]interrupted[/] after {total:,} cases; {escape(run.again)} runs the same ones again",
+            soft_wrap=True,
+        )
+    no_verdict(console, run)
+    if run.exit_code == ExitCode.AGREE:
+        console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
+    else:
+        console.print(shown(run.codes), style="dim")
+    if run.plan.foreign:
+        from oracle.runs import told
+
+        told.show(console, run)
+    else:
+        show_failures(console, run, total)
+
+
+def problems(console: Console, run: Any) -> None:
+    """What was in the way of a verdict, and what was left out."""
     for what, errors in (
-        ("the oracle contradicts itself", result.oracle_errors),
-        ("the harness itself failed", result.harness_errors),
+        ("the oracle contradicts itself", run.result.oracle_errors),
+        ("the harness itself failed", run.result.harness_errors),
     ):
         for error in errors[:5]:
             console.print(f"{what}: {error}", soft_wrap=True, markup=False, style="yellow")
         if len(errors) > 5:
             console.print(f"… and {len(errors) - 5} more like it", style="yellow")
     for note in run.notes:
-        _say(console, note, style="yellow")
-    if run.interrupted:
-        console.print(
-            f"[bold yellow]interrupted[/] after {total:,} cases; {escape(run.again)} runs the same ones again",
-            soft_wrap=True,
-        )
+        say(console, note, style="yellow")
+
+
+def no_verdict(console: Console, run: Any) -> None:
+    """Why what is said of needle does not count, or is not all."""
+    result = run.result
     if result.oracle_errors:
-        _say(
+        say(
             console,
             f"no verdict: the oracle contradicts itself, {len(result.oracle_errors):,} times; what it says of "
             "needle counts for nothing until that is mended",
@@ -177,19 +198,9 @@ def summary(console: Console, run: Any, verbose: bool = False) -> None:
         )
     if run.exit_code == ExitCode.NO_VERDICT:
         console.print("[bold yellow]no verdict[/]: nothing could be judged")
-    if run.exit_code == ExitCode.AGREE:
-        console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
-    else:
-        console.print(shown(run.codes), style="dim")
-    if run.plan.foreign:
-        from oracle.runs import told
-
-        told.show(console, run)
-    else:
-        _failed(console, run, total)
 
 
-def _failed(console: Console, run: Any, total: int) -> None:
+def show_failures(console: Console, run: Any, total: int) -> None:
     """The failures, the worst of them last: it stays on the screen."""
     if not run.failures:
         return
@@ -199,13 +210,13 @@ def _failed(console: Console, run: Any, total: int) -> None:
         f"[bold red]{places} divergence{'s' * (places > 1)}[/] in {count} of {total:,} cases{pages}", soft_wrap=True
     )
     for failed in reversed(run.failures[SHOWN:]):
-        _say(console, f"  {failed.case.digest} {headline(failed.divergence)}: {failed.culprit}", indent=11)
+        say(console, f"  {failed.case.digest} {headline(failed.divergence)}: {failed.culprit}", indent=11)
     for failed in reversed(run.failures[:SHOWN]):
         console.print()
         show_failure(console, run, failed)
         if failed.count > 1:
             also = "".join(f", {count} of them as {what}" for what, count in failed.also.items())
-            _say(console, f"  seen     in {failed.count} generated cases{also}", indent=11)
+            say(console, f"  seen     in {failed.count} generated cases{also}", indent=11)
         if failed.case.digest in run.written:
             path = run.plan.folder / failed.case.digest
             for name, suffix in (("page", ".md"), ("script", ".py"), ("printed", ".txt")):
@@ -222,10 +233,10 @@ def show_failure(console: Console, run: Any, failed: Any) -> None:
         if line.startswith("  replay "):
             console.print(line, soft_wrap=True, markup=False)
         else:
-            _say(console, line, indent=11)
+            say(console, line, indent=11)
 
 
-def _say(console: Console, text: str, indent: int = 0, style: str | None = None) -> None:
+def say(console: Console, text: str, indent: int = 0, style: str | None = None) -> None:
     """A text, folded where the screen ends."""
     width = max(console.width, 40)
     for line in textwrap.wrap(
@@ -234,7 +245,7 @@ def _say(console: Console, text: str, indent: int = 0, style: str | None = None)
         console.print(line, soft_wrap=True, markup=False, style=style)
 
 
-def _facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
+def facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
     """What was done, in a few lines."""
     from oracle.cases import coverage
 

@@ -30,13 +30,15 @@ if hasattr(providers.HypothesisProvider, "_local_constants"):
     providers.HypothesisProvider._local_constants = providers.Constants()  # type: ignore[assignment, attr-defined]
 
 OP_NAMES = tuple(sorted(OPERATIONS))
-OPS = -(-3 * len(OP_NAMES) // 4)
+OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
-# Cases of each kind in a shard: of single operations three in four, so that four shards have each at each order.
+# Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
+# more for what has been reached least; what remains trains.
 # Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 21,
+    "train": SHARD_SIZE - OPS - 27,
     "op": OPS,
+    "steered": 6,
     "second": 3,
     "long": 4,
     "large": 2,
@@ -48,7 +50,10 @@ SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "l
 
 
 def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...] = OP_NAMES) -> list[c.Case]:
-    """``count`` cases of a kind, for the shard of that index; the same seed gives the same cases."""
+    """``count`` cases of a kind, for the shard of that index; the same seed and index give the same cases.
+
+    Operations take turns: the index says whose it is.
+    """
     if kind == "large":
         return independent(large.large_train_cases(), count, seed, at_once=1)
     if kind == "long":
@@ -60,6 +65,8 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         offered = [name for name in IN_DTYPES if name in known]
         names = [offered[(index * count + i) % len(offered)] for i in range(count)] if offered else []
         return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+    if kind == "steered":
+        return independent(_any_op(known), count, seed)
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
@@ -77,6 +84,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
     return cases
 
 
+_any_op = functools.cache(strategies.op_cases)
 _in_dtypes = functools.cache(strategies.dtype_cases)
 DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 
@@ -91,7 +99,7 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
     names = tuple(name for name in OP_NAMES if f"op {name}" not in lacking)
     found: list[c.Case] = []
     for i in range(DRAWS):
-        if len(found) >= count or (kind in ("op", "long") and not names):
+        if len(found) >= count or (kind in ("op", "steered", "long") and not names):
             break
         of = "train" if kind in ("program", "dtype") or i >= DRAWS // 2 else kind
         drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
@@ -155,8 +163,8 @@ def shard_cases(
     so_far = Counter(reached or {})
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
-        cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, index)
-        if kind in ("long", "large", "dtype"):  # what they are for would be lost
+        cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, seed + index)
+        if kind in ("op", "long", "large", "dtype"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         elif cases and len({type(case) for case in cases}) == 1:
             steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,8 @@ from oracle.runs.judgement import died, of_needle
 from oracle.runs.result import Result
 from oracle.systems.candidate import candidate
 from oracle.systems.ours import is_ours
+
+THREADS = 32  # that a process may have been left with before it is replaced
 
 
 def run_shard(
@@ -65,8 +68,11 @@ def surface_of(cases: Sequence[c.Case]) -> dict[str, bool]:
 
 
 def judge_all(cases: Sequence[c.Case], enough: int | None = None) -> Result:
-    """The verdicts on some cases; ends with the ``enough``-th failing one."""
+    """The verdicts on some cases, a digest each; ends with the ``enough``-th failing one, or where needle has left too many
+    threads behind, which slow down all that follows, until the harness itself seems to hang: the rest wants another process.
+    """
     result = Result()
+    threads = threading.active_count() + THREADS
     started, cpu_started = time.perf_counter(), time.process_time()
     for case in cases:
         begin()
@@ -75,7 +81,7 @@ def judge_all(cases: Sequence[c.Case], enough: int | None = None) -> Result:
         after = (result.tally.tensors, result.steps, result.failing)
         changes = [b - a for a, b in zip(before, after, strict=True)]
         result.digests.append(f"{case.digest} {changes};")
-        if enough is not None and result.failing >= enough:
+        if (enough is not None and result.failing >= enough) or threading.active_count() > threads:
             break
     result.spend({"counting": time.perf_counter() - started - sum(result.seconds.values())})
     result.cpu_seconds = time.process_time() - cpu_started
@@ -93,8 +99,10 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
         if left is not None and left <= 0:
             break
         try:
-            result.add(apart(judge_all, cases, left, heard=bytearray()))
-            break
+            part = apart(judge_all, cases, left, heard=bytearray())
+            result.add(part)
+            cases = cases[len(part.digests) :]
+            continue
         except Died as death:
             first = death
         at = first.at
@@ -103,7 +111,9 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
         if not alone.failed and not alone.harness_errors:
             # not by itself: with those before it once more, or was it ended from outside?
             try:
-                result.add(apart(judge_all, [*before, case], left, heard=bytearray()))
+                part = apart(judge_all, [*before, case], left, heard=bytearray())
+                result.add(part)
+                cases = [*before, case, *cases][len(part.digests) :]
                 continue
             except Died as death:
                 alone = _not_alone(cases=[*before, case], first=first, death=death)

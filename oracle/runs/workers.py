@@ -11,25 +11,36 @@ import os
 import pickle
 import select
 import signal
-import struct
 import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from oracle.apart import FORKS, Broken, Died, die_with_parent, ended, leave_signals_to_parent, one_line, plain
+from oracle.runs.pipes import received, send
 from oracle.systems.candidate import choose, chosen
 
 ATTEMPTS = 3  # at a task whose worker ends under it
 
 
+class NoWorkers(Exception):
+    """Nobody does what is asked, and nobody is about to come."""
+
+
+class Waits(Protocol):
+    """What a task asks to go on."""
+
+    def wait(self) -> None:
+        """Until a worker says something."""
+
+
 class Task:
     """Something to be done by a worker."""
 
-    def __init__(self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(self, pool: Waits, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.pool, self.function, self.args = pool, function, args
         self.done = False
         self.attempts = 0
@@ -107,14 +118,19 @@ class Pool:
             worker = by_pipe[number]
             task = worker.task
             assert task is not None
-            answer = _received(worker.come)
+            answer = received(worker.come)
             if answer is None:
                 self._lost(worker, task)
                 continue
             worker.task = None
-            good, value = answer
+            good, value = pickle.loads(answer)
             task.settle(value) if good else task.settle(error=value)
         self._hand_out()
+
+    @property
+    def busy(self) -> list[int]:
+        """The pipes in which workers will say something: for whoever waits for something else, too."""
+        return [worker.come for worker in self._workers if worker.task is not None]
 
     def _lost(self, worker: _Worker, task: Task) -> None:
         status = self._end(worker)
@@ -135,7 +151,7 @@ class Pool:
             task.attempts += 1
             free.task = task
             with contextlib.suppress(BrokenPipeError):  # it has ended, which `wait` will see
-                _send(free.to, (task.function, task.args))
+                send(free.to, pickle.dumps((task.function, task.args)))
 
     def _start(self) -> _Worker:
         for stream in (sys.stdout, sys.stderr):
@@ -173,17 +189,17 @@ class Pool:
 
 def _work(tasks: int, answers: int) -> NoReturn:
     """In a worker: one task after the other, until the parent closes the pipe."""
-    while (task := _received(tasks)) is not None:
-        function, args = task
+    while (task := received(tasks)) is not None:
+        function, args = pickle.loads(task)
         try:
             answer: tuple[bool, Any] = (True, function(*args))
         except BaseException as error:
-            answer = (False, _portable(error))
-        _send(answers, answer)
+            answer = (False, portable(error))
+        send(answers, pickle.dumps(answer))
     os._exit(0)
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The exception itself where it can be handed over, or its text."""
     with contextlib.suppress(Exception):
         pickle.loads(pickle.dumps(error))
@@ -191,27 +207,3 @@ def _portable(error: BaseException) -> BaseException:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
     return Broken(plain(type(error).__name__), one_line(error), where, "".join(traceback.format_exception(error)))
-
-
-def _send(number: int, thing: Any) -> None:
-    data = pickle.dumps(thing)
-    view = memoryview(struct.pack("<Q", len(data)) + data)
-    while view:
-        view = view[os.write(number, view) :]
-
-
-def _received(number: int) -> Any:
-    """What was sent, or None where the other side has gone."""
-    head = _read(number, 8)
-    data = None if head is None else _read(number, struct.unpack("<Q", head)[0])
-    return None if data is None else pickle.loads(data)
-
-
-def _read(number: int, size: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        part = os.read(number, min(size - len(data), 1 << 20))
-        if not part:
-            return None
-        data += part
-    return bytes(data)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -217,6 +218,23 @@ def test_a_needle_that_wants_all_memory_is_at_fault(monkeypatch):
     assert failed.count == 2
     assert failed.divergence.failure.kind == "MemoryError"
     assert "(a case is given 0.3 GB)" in failed.divergence.failure.message
+
+
+def test_threads_that_are_left_behind_do_not_pile_up(monkeypatch):
+    """Thousands of them, each awake now and then, and a case of the harness's own takes longer than it is given."""
+    right = needle.ops.Tanh.compute
+
+    def leaves_threads(self, a):
+        for _ in range(5):
+            threading.Thread(target=time.sleep, args=(999,), daemon=True).start()
+        assert threading.active_count() < 100, "they piled up"
+        return right(self, a)
+
+    monkeypatch.setattr(needle.ops.Tanh, "compute", leaves_threads)
+    cases = [OP, PLAIN, TRAIN] * 10
+    crowded = judge_apart(cases)
+    monkeypatch.undo()
+    assert (crowded.digests, crowded.failed, crowded.harness_errors) == (judge_apart(cases).digests, [], [])
 
 
 def test_nothing_that_a_child_starts_outlives_it():

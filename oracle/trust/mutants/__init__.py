@@ -5,8 +5,8 @@ changed package on the cases of a diff run, until one of them diverges (the muta
 
 - `operators`: what is changed, and how (`generic`, `numeric`), at a `site`; `damage`: what changed code calls;
 - `mutant`: what becomes of a file;
-- `claims`: which functions are left to the unit tests, and why;
-- `trial`: a mutated package in a forked process, judged and reported through a pipe;
+- `claims`: which files and functions are left to the unit tests, and why;
+- `trial`: a mutated package in a forked process, judged and reported through a pipe; `tested`: the same with needle's unit tests as the judge;
 - `campaign`: all mutants of a run, their verdicts, and what is known to be equivalent;
 - `report`: the tables.
 """

@@ -16,8 +16,8 @@ from oracle.cases import case as c
 from oracle.exits import ExitCode, decided
 from oracle.runs import runner
 from oracle.runs.draws import SHARD_SIZE, shard_cases
-from oracle.trust.mutants import trial
-from oracle.trust.mutants.claims import FILES
+from oracle.trust.mutants import tested, trial
+from oracle.trust.mutants.claims import ALL_FILES, named_tests
 from oracle.trust.mutants.mutant import Mutant, mutants_of
 from oracle.trust.mutants.operators import OPERATORS
 from oracle.trust.mutants.trial import Judged, Outcome
@@ -26,7 +26,7 @@ BASELINE = Path("reports/baselines/mutants.json")
 EXCUSED = Path("reports/baselines/mutants_excused.toml")
 TABLE = Path("reports/mutants.md")
 LATEST = Path("reports/latest/mutants.json")
-PART = (0, 5)  # by default, the mutants whose key is 0 modulo 3: a sample that edits elsewhere do not change
+PARTS = 5  # a run judges the mutants whose key is its seed modulo this: edits elsewhere do not change the sample
 REACHING = 120  # models, of those that reach a mutant, after which it counts as alive; single operations are all tried
 LADDER_CASES = 30  # per rung
 ROOT = Path(__file__).parents[3]
@@ -55,6 +55,8 @@ def excuses(path: Path) -> dict[str, Excuse]:
             raise ValueError(f"{path}: kind must be equivalent or unclaimed, with a reason, but got {group['kind']!r}")
         for line in group["mutants"]:
             key = line.partition(" ")[0]
+            if group["kind"] == "unclaimed" and not named_tests(group["reason"]):
+                raise ValueError(f"{path}: {key} is unclaimed, and its reason names no test file that kills it")
             if key in found:
                 raise ValueError(f"{path}: {key} is listed twice")
             found[key] = Excuse(group["kind"], group["reason"])
@@ -65,12 +67,13 @@ def excuses(path: Path) -> dict[str, Excuse]:
 class Plan:
     """What to run."""
 
-    files: Sequence[str] = FILES
+    files: Sequence[str] = ALL_FILES
     operators: Sequence[str] = tuple(OPERATORS)
     budget: int = 1000  # cases, at most
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
-    part: tuple[int, int] = PART  # the mutants whose key is r modulo m
+    part: tuple[int, int] = (0, PARTS)  # the mutants whose key is r modulo m
+    tests: bool = True  # needle's unit tests judge what is theirs, and what diff leaves alive
     keys: frozenset[str] | None = None  # only these
     ladder: bool = True
     root: Path = ROOT
@@ -103,8 +106,12 @@ class Campaign:
         return [m for m in self.counted() if self.outcomes[m.key].status != "killed"]
 
     def resurrected(self) -> list[Mutant]:
-        """Excused mutants that were killed: their reason is wrong."""
-        return [m for m in self.chosen() if m.key in self.excused and self.outcomes[m.key].status == "killed"]
+        """Excused mutants whose reason is wrong: diff kills it; "equivalent", and a unit test fails; "unclaimed", and none does."""
+        return [m for m in self.chosen() if m.key in self.excused and self._wrongly(m)]
+
+    def _wrongly(self, m: Mutant) -> bool:
+        outcome, kind = self.outcomes[m.key], self.excused[m.key].kind
+        return wrongly(kind, outcome.status, outcome.test, self.plan.tests)
 
     def false_alarms(self) -> list[Mutant]:
         """Probes, which only round differently, that were killed."""
@@ -120,12 +127,20 @@ class Campaign:
         return decided(part=wrong, interrupted=self.interrupted)
 
 
+def wrongly(kind: str, status: str, test: str, tested: bool) -> bool:
+    """Whether an excuse is shown to be wrong."""
+    if status == "killed":
+        return True
+    return tested and bool(test) != (kind == "unclaimed")
+
+
 def score(outcomes: Iterable[Outcome]) -> tuple[float, float]:
     """The share killed, and the share killed of those that do not crash."""
     outcomes = list(outcomes)
     killed = sum(o.status == "killed" for o in outcomes)
     calm = [o for o in outcomes if not o.crashed]
-    return killed / max(len(outcomes), 1), sum(o.status == "killed" for o in calm) / max(len(calm), 1)
+    share = killed / len(outcomes) if outcomes else 1.0  # all are excused: nothing is missed
+    return share, sum(o.status == "killed" for o in calm) / len(calm) if calm else 1.0
 
 
 def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign, text: None) -> Campaign:
@@ -135,7 +150,7 @@ def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign,
     texts = trial.sources(plan.root)
     for file in plan.files:
         for m in mutants_of(file, texts[file]):
-            if _chosen(m, plan):
+            if _chosen(m, plan) and (plan.tests or not m.by_tests):
                 campaign.mutants.append(m)
     try:
         judged, always = _baseline(campaign, texts, progress)
@@ -145,6 +160,11 @@ def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign,
                 _record(campaign, mutant, outcome)
                 campaign.wall = time.perf_counter() - started
                 progress(campaign, "judging")
+        if plan.tests:
+            for mutant, outcome in _before_the_tests(campaign, texts):
+                _record_test(campaign, mutant, outcome)
+                campaign.wall = time.perf_counter() - started
+                progress(campaign, "unit tests")
     except KeyboardInterrupt:
         campaign.interrupted = True
     campaign.wall = time.perf_counter() - started
@@ -165,6 +185,8 @@ def _baseline(
     plan = campaign.plan
     draw = plan.draw or shard_cases
     shards = range(max(1, -(-plan.budget // SHARD_SIZE)))
+    if all(m.by_tests for m in campaign.mutants):
+        return [], frozenset()
     found: dict[int, list[Judged]] = {}
     always: trial.Lines = frozenset()
     runner.warm_up()
@@ -185,11 +207,12 @@ Stage = Iterator[tuple[Mutant, Sequence[tuple[int, Judged]]]]
 
 def _stages(campaign: Campaign, judged: Sequence[Judged], always: trial.Lines) -> Iterator[Stage]:
     """Every mutant on the first cases that reach it; then those that are still alive on all others."""
-    reaching = {m.key: _reaching(m, judged, always) for m in campaign.mutants}
-    for m in campaign.mutants:
+    mutants = [m for m in campaign.mutants if not m.by_tests]
+    reaching = {m.key: _reaching(m, judged, always) for m in mutants}
+    for m in mutants:
         if not reaching[m.key]:
             campaign.outcomes[m.key] = Outcome("unreached")
-    todo = [m for m in campaign.mutants if reaching[m.key]]
+    todo = [m for m in mutants if reaching[m.key]]
     plain = [m for m in todo if m.kind != "ladder"]
     yield ((m, reaching[m.key][: trial.FIRST]) for m in plain)
     alive = [m for m in plain if campaign.outcomes[m.key].status == "survived"]
@@ -228,6 +251,33 @@ def _record(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
     campaign.outcomes[mutant.key] = outcome
 
 
+def _before_the_tests(campaign: Campaign, texts: trial.Sources) -> Iterator[tuple[Mutant, Outcome]]:
+    """Needle's unit tests on what is theirs, and on what diff leaves alive, excused or not."""
+    tasks: list[tuple[Mutant | None, Sequence[str]]] = []
+    for m in campaign.mutants:
+        outcome = campaign.outcomes.get(m.key)
+        if m.kind == "mutant" and (m.by_tests or (outcome is not None and outcome.status != "killed")):
+            excuse = campaign.excused.get(m.key)
+            tasks.append((m, tested.judges_of(m, excuse.reason if excuse and excuse.kind == "unclaimed" else "")))
+    every = sorted({path for _, paths in tasks for path in paths})
+    for _, outcome in tested.try_tests(texts, [(None, every)] if every else [], 1):
+        if outcome.status != "survived":
+            raise NotAlive(f"needle as it is fails {outcome.test or outcome.how}: no unit test can judge a mutant")
+    for mutant, outcome in tested.try_tests(texts, tasks, campaign.plan.workers):
+        assert mutant is not None
+        yield mutant, outcome
+
+
+def _record_test(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
+    if outcome.status == "invalid":
+        campaign.mutants.remove(mutant)
+        campaign.outcomes.pop(mutant.key, None)
+    elif mutant.by_tests:
+        campaign.outcomes[mutant.key] = outcome
+    else:  # diff has left it alive: what tests say of it is told, and decides about its excuse
+        campaign.outcomes[mutant.key].test = outcome.test or ("(import)" if outcome.status == "killed" else "")
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +288,9 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
         "seed": plan.seed,
         "cases": campaign.cases,
         "part": list(plan.part),
+        "tests": plan.tests,
         "note": "",
-        "complete": not campaign.interrupted and plan.keys is None and set(plan.files) == set(FILES)
+        "complete": not campaign.interrupted and plan.keys is None and set(plan.files) == set(ALL_FILES)
         and set(plan.operators) == set(OPERATORS),
         "mutants": {
             m.key: {

@@ -1,4 +1,4 @@
-"""Which functions the harness leaves to the unit tests, and why. Everything else of the five files is mutated.
+"""What diff is asked to notice, and what is left to needle's unit tests, which then have to: every mutant is judged.
 
 Beside these: docstrings, messages, annotations and imports are never mutated, nor are guards, the ``if`` and ``try``
 statements that do nothing but raise. What must be refused is a matter of needle's unit tests.
@@ -6,11 +6,24 @@ statements that do nothing but raise. What must be refused is a matter of needle
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 
 from oracle.commands import session
 
-FILES = ("autograd", "chain", "ops", "nn", "optim")
+FILES = ("autograd", "chain", "ops", "nn", "optim")  # judged by diff
+
+# Files that no case trains with, and the unit tests that judge their mutants.
+BY_TESTS: dict[str, tuple[str, ...]] = {
+    "init": ("test_data_init.py", "test_init_exact.py"),
+    "data": ("test_data_init.py", "test_init_exact.py"),
+    "schedules": ("test_schedules.py",),
+    "saving": ("test_saving.py",),
+    "dispatch": ("test_dispatch.py",),
+    "course": ("test_course.py",),
+}
+
+ALL_FILES = (*FILES, *BY_TESTS)
 
 # file, function (a pattern), reason
 _LOOKS = "how it prints; tests/unit/needle"
@@ -71,6 +84,11 @@ UNCLAIMED: tuple[tuple[str, str, str], ...] = (
     ("ops", "_no_broadcast", "the text of an error"),
     ("ops", "_checked_eps", _REFUSES),
 )  # fmt: skip
+
+
+def named_tests(reason: str) -> tuple[str, ...]:
+    """The test files that a reason names."""
+    return tuple(dict.fromkeys(re.findall(r"\btest_\w+\.py", reason)))
 
 
 def unclaimed(file: str, function: str) -> str | None:

@@ -11,7 +11,7 @@ from oracle.commands import command, session
 from oracle.pages import terminal
 from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
-from oracle.trust.mutants.claims import FILES, UNCLAIMED
+from oracle.trust.mutants.claims import ALL_FILES, UNCLAIMED
 from oracle.trust.mutants.mutant import RUNGS
 from oracle.trust.mutants.operators import GENERIC, OPERATORS
 from oracle.trust.mutants.trial import FIRST
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 def counts(rows: Iterable[Row]) -> dict[str, int]:
     """How many of which fate, excused ones apart."""
-    found = dict.fromkeys(("mutants", "excused", "numeric", "crashed", "survived"), 0)
+    found = dict.fromkeys(("mutants", "excused", "numeric", "crashed", "tested", "survived"), 0)
     for r in rows:
         found["mutants"] += 1
         if "excused" in r:
@@ -29,24 +29,34 @@ def counts(rows: Iterable[Row]) -> dict[str, int]:
         elif r["status"] != "killed":
             found["survived"] += 1
         else:
-            found["numeric" if r["how"] == "numeric" else "crashed"] += 1
+            found[{"numeric": "numeric", "test": "tested"}.get(r["how"], "crashed")] += 1
     return found
 
 
 def shares(n: Mapping[str, int]) -> tuple[float, float]:
     """The score, and the score of those that do not crash."""
     alive = n["survived"]
-    whole, calm = n["numeric"] + n["crashed"] + alive, n["numeric"] + alive
+    calm = n["numeric"] + n["tested"] + alive
+    whole = calm + n["crashed"]
     return (1 - alive / whole if whole else 1.0), (1 - alive / calm if calm else 1.0)
 
 
-_HEAD = ("mutants", "excused", "killed by numbers", "killed by a crash", "survive", "score", "score without crashes")
+_HEAD = (
+    "mutants",
+    "excused",
+    "killed by numbers",
+    "by a crash",
+    "by a unit test",
+    "survive",
+    "score",
+    "without crashes",
+)
 
 
 def _cells(rows: Sequence[Row]) -> list[str]:
     n = counts(rows)
     overall, numeric = shares(n)
-    return [*(str(n[k]) for k in ("mutants", "excused", "numeric", "crashed", "survived")),
+    return [*(str(n[k]) for k in ("mutants", "excused", "numeric", "crashed", "tested", "survived")),
             f"{overall:.1%}", f"{numeric:.1%}"]  # fmt: skip
 
 
@@ -97,12 +107,16 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         *([content["note"], ""] if content.get("note") else []),
         "A kill by a crash (an exception, an endless loop) needs no rule about numbers and is counted apart. A case in which",
         "correct code already uses more than a quarter of rule G's tolerance is no evidence for a kill. Excused are mutants",
-        f"that change nothing which `{session('diff')}` claims to notice; each has its reason below, and the run fails if one of",
-        f"them is ever killed. Half of the kills need no more than the first {median} cases of the run.",
+        f"that change nothing which `{session('diff')}` claims to notice; each has its reason below. The run fails where a reason is",
+        "shown to be wrong: diff kills the mutant, or a unit test kills an *equivalent* one, or none of the tests that the reason",
+        f"names kills an *unclaimed* one. Half of the kills need no more than the first {median} cases of the run.",
+        "",
+        "Files that no case trains with, and functions that are left to the unit tests (below), are judged by these tests alone;",
+        "for all others the last column of the survivors says whether a unit test of needle would have noticed.",
         "",
         "## Score per file",
         "",
-        *_table(("file", *_HEAD), by(every, "file", FILES)),
+        *_table(("file", *_HEAD), by(every, "file", ALL_FILES)),
         "",
         "## Score per operator",
         "",
@@ -115,8 +129,9 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "",
         f"## Survivors: {len(alive)}",
         "",
-        *(_table(("key", "where", "operator", "before", "after", "cases"), (
-            (k, _where(r), r["operator"], _code(r["before"]), _code(r["after"]), str(r.get("cases", 0))) for k, r in alive
+        *(_table(("key", "where", "operator", "before", "after", "cases", "unit test"), (
+            (k, _where(r), r["operator"], _code(r["before"]), _code(r["after"]), str(r.get("cases", 0)),
+             r.get("test", "").rpartition("/")[2] or "none") for k, r in alive
         ), 5) if alive else ["None."]),
         "",
         "## Excused",
@@ -173,7 +188,9 @@ def _excuses(rows: Mapping[str, Row], excused: Mapping[str, Excuse]) -> list[str
 
 def summary(content: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end."""
-    made = terminal.table(("file", "mutants", "excused", "numbers", "crash", "survive", "score", "no crash"), ("file",))
-    for cells in by([r for r in content["mutants"].values() if r["kind"] == "mutant"], "file", FILES):
+    made = terminal.table(
+        ("file", "mutants", "excused", "numbers", "crash", "test", "survive", "score", "no crash"), ("file",)
+    )
+    for cells in by([r for r in content["mutants"].values() if r["kind"] == "mutant"], "file", ALL_FILES):
         made.add_row(*cells)
     return made

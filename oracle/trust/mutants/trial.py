@@ -148,7 +148,7 @@ class Outcome:
     """What became of a mutant."""
 
     status: str  # "killed", "survived", "unreached", "invalid"
-    how: str = ""  # "numeric", "exception", "import", "timeout", "crash"
+    how: str = ""  # "numeric", "exception", "import", "timeout", "crash"; "test": where unit tests judge
     rule: str = ""
     quantity: str = ""
     case: str = ""  # digest of the case that killed it
@@ -156,6 +156,7 @@ class Outcome:
     number: int = 0  # of the killing case among all cases of the run, from 1
     fired: int = 0  # how often the condition of a rare trigger held
     rung: int = 0  # of the ladder: the largest k that was killed
+    test: str = ""  # needle's unit test that kills it
     doubtful: int = 0  # divergences that are no evidence
     oracle_errors: list[str] = field(default_factory=list)
 
@@ -227,7 +228,8 @@ def decoded(data: bytes | None, signal_number: int) -> Outcome:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """What a child may add."""
     try:
         import resource
 
@@ -244,7 +246,7 @@ def try_mutants(
     """Each mutant on its cases, in the order in which they finish."""
 
     def work(task: tuple[Mutant, Sequence[tuple[int, Judged]]], write: Callable[[bytes], None]) -> None:
-        _limit_memory()
+        limit_memory()
         outcome = attempt(texts, task[0], task[1], lambda: write(b"."))
         write(json.dumps(asdict(outcome)).encode())
 
@@ -258,7 +260,7 @@ def try_baseline(
     """The unmutated needle on shards of cases."""
 
     def work(shard: int, write: Callable[[bytes], None]) -> None:
-        _limit_memory()
+        limit_memory()
         write(pickle.dumps(baseline(texts, draw(shard))))
 
     for shard, data, number in forked(shards, work, workers):

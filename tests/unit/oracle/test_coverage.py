@@ -7,7 +7,7 @@ import pytest
 
 from oracle.cases import case as c
 from oracle.cases import coverage, features
-from oracle.runs.draws import OP_NAMES, SHARD, draw
+from oracle.runs.draws import OP_NAMES, SHARD, SHARD_SIZE, draw, shard_cases
 from oracle.runs.real_data import digits_case
 
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.ProgramCase: "program"}
@@ -42,10 +42,18 @@ def test_an_edit_leads_to_its_label(label, kind):
 
 
 def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_three_times():
-    for first in (0, 3):
-        cases = [case for i in range(4) for case in draw("op", SHARD["op"], first, first + i)]
-        found = Counter((case.op, case.order) for case in cases)
-        assert all(found[name, order] >= 1 for name in OP_NAMES for order in (1, 2, 3))
+    for seed in (0, 3):
+        cases = [case for index in range(4) for case in shard_cases(seed, index)]
+        found = Counter((case.op, case.order) for case in cases if isinstance(case, c.OpCase))
+        # what is differentiated three times, is judged twice on the way: test_higher.py has it
+        assert all(found[name, order] >= 1 for name in OP_NAMES for order in (1, 3))
+        reached = Counter(label for case in cases for label in coverage.covered(case))
+        assert all(reached[f"{times} {name}"] for name in OP_NAMES for times in ("op", "twice", "three times"))
+
+
+def test_at_least_half_of_a_shard_trains():
+    assert sum(SHARD.values()) == SHARD_SIZE == len(shard_cases(0, 0))
+    assert sum(SHARD[kind] for kind in ("train", "second", "large")) >= SHARD_SIZE // 2
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():

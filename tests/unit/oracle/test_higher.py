@@ -69,6 +69,7 @@ def test_what_does_not_flow_needs_no_gradient():
     ("fault", "case", "what"),
     [
         ("tanh-second-detached", operation("tanh", (3,)), "Tanh second backward"),
+        ("tanh-second-detached", operation("tanh", (3,), order=3), "Tanh second backward"),
         ("matmul-second-off", operation("matmul", (2, 3), (3, 2)), "MatMul second backward"),
         ("transpose-second-cut", operation("transpose", (2, 3)), "Transpose second backward"),
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oracle.cases import case as c
-from oracle.trust.mutants import campaign, claims, cli, report, trial
+from oracle.trust.mutants import campaign, claims, cli, report, tested, trial
 from oracle.trust.mutants.mutant import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[3]
@@ -101,7 +101,15 @@ def test_the_unmutated_needle_is_alive_and_its_lines_are_known(root):
 
 
 def _plan(root, **changes):
-    settings = {"files": ("ops",), "budget": 3, "workers": 2, "part": (0, 1), "ladder": False, "root": root}
+    settings = {
+        "files": ("ops",),
+        "budget": 3,
+        "workers": 2,
+        "part": (0, 1),
+        "ladder": False,
+        "root": root,
+        "tests": False,
+    }
     return campaign.Plan(**{**settings, "draw": lambda seed, shard: CASES, **changes})
 
 
@@ -150,6 +158,41 @@ def test_an_excuse_needs_a_reason(root):
     _excuse(root, "0" * 12, reason=" ")
     with pytest.raises(ValueError, match="with a reason"):
         campaign.excuses(root / campaign.EXCUSED)
+
+
+def test_unit_tests_judge_what_no_case_trains_with():
+    texts = trial.sources(ROOT)
+    wrong = planted(texts, "saving", 'v.dtype.kind in "if"', 'v.dtype.kind not in "if"')
+    nothing = planted(texts, "saving", "numbers = all(", "numbers  = all(")
+    assert wrong.by_tests
+    paths = tested.judges_of(wrong)
+    assert paths == ("tests/unit/needle/test_saving.py", "tests/unit/needle")
+    paths = tested.judges_of(wrong, "what is read; test_saving.py")
+    assert paths == ("tests/unit/needle/test_saving.py",)
+    found = dict(tested.try_tests(texts, [(None, paths), (wrong, paths), (nothing, paths)], workers=2))
+    assert found[None].status == found[nothing].status == "survived"
+    assert (found[wrong].status, found[wrong].how) == ("killed", "test")
+    assert found[wrong].test.startswith("tests/unit/needle/test_saving.py::test_")
+
+
+def test_what_diff_leaves_alive_meets_the_unit_tests(root):
+    """Nobody draws logarithms here; an excuse that says "equivalent" is refuted by needle's own tests."""
+    log = next(m.key for m in mutants_of("ops", (root / "needle/ops.py").read_bytes()) if m.function == "Log.vjp")
+    _excuse(root, log)
+    assert campaign.run(_plan(root, keys=frozenset([log]))).exit_code == 0
+    found = campaign.run(_plan(root, keys=frozenset([log]), tests=True))
+    assert found.outcomes[log].test.startswith("tests/unit/needle/test_")
+    assert [m.key for m in found.resurrected()] == [log]
+    assert found.exit_code == 1
+
+
+def test_a_needle_that_fails_its_own_tests_is_refused(root):
+    path = root / "needle/saving.py"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('v.dtype.kind in "if"', 'v.dtype.kind not in "if"'), "utf-8")
+    key = mutants_of("saving", path.read_bytes())[0].key
+    with pytest.raises(campaign.NotAlive, match="needle as it is fails"):
+        campaign.run(_plan(root, files=("saving",), keys=frozenset([key]), tests=True))
 
 
 def test_a_survivor_that_is_not_excused_fails_the_run(root):
@@ -217,14 +260,18 @@ def test_every_mutant_is_python_and_has_a_key_of_its_own():
 def test_the_report_counts_honestly():
     base = {"file": "ops", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
     fates = [{"status": "killed", "how": "numeric"}] * 8 + [{"status": "killed", "how": "exception"}] * 10
-    fates += [{"status": "survived"}, {"status": "unreached"}, {"status": "survived", "excused": "equivalent"}]
+    fates += [{"status": "killed", "how": "test"}] * 5 + [
+        {"status": "survived"},
+        {"status": "unreached"},
+        {"status": "survived", "excused": "equivalent"},
+    ]
     rows = {str(i): {**base, "rule": "G", "quantity": "loss", **fate} for i, fate in enumerate(fates)}
     n = report.counts(rows.values())
-    assert n == {"mutants": 21, "excused": 1, "numeric": 8, "crashed": 10, "survived": 2}
-    assert report.shares(n) == (0.9, 0.8)
-    excused = {"20": campaign.Excuse("equivalent", "because")}
+    assert n == {"mutants": 26, "excused": 1, "numeric": 8, "crashed": 10, "tested": 5, "survived": 2}
+    assert report.shares(n) == (1 - 2 / 25, 1 - 2 / 15)
+    excused = {"25": campaign.Excuse("equivalent", "because")}
     page = report.markdown({"mutants": rows, "cases": 3, "seed": 0, "part": [0, 1]}, excused)
-    assert "| ops | 21 | 1 | 8 | 10 | 2 | 90.0% | 80.0% |" in page
+    assert "| ops | 26 | 1 | 8 | 10 | 5 | 2 | 92.0% | 86.7% |" in page
     assert "because" in page
 
 
@@ -250,6 +297,7 @@ def test_what_is_left_to_the_unit_tests_exists():
     for file, pattern, reason in claims.UNCLAIMED:
         assert any(fnmatchcase(name, pattern) for name in names[file]), f"no {pattern} in {file}.py any more"
         assert reason
+        tested.files_of(claims.named_tests(reason))  # ValueError for one that does not exist
 
 
 def test_a_run_is_accepted_after_its_excuses_were_written(root, capsys):
@@ -271,7 +319,7 @@ def test_a_run_is_accepted_after_its_excuses_were_written(root, capsys):
     content["mutants"]["1" * 12] |= {"status": "killed", "how": "numeric", "rule": "G", "quantity": "loss"}
     campaign.write(root / campaign.LATEST, {**content, "complete": True})
     assert cli.accept_latest(root) == 1
-    assert "excused, but killed: 111111111111" in capsys.readouterr().err
+    assert "excused, and the reason is shown to be wrong: 111111111111" in capsys.readouterr().err
 
 
 def test_the_ladder_names_the_last_rung_that_is_killed(root):
