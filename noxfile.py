@@ -32,6 +32,9 @@ logging.getLogger("nox").setLevel(logging.WARNING)  # the commands' own output i
 ROOT = Path(__file__).resolve().parent
 ENV = Path(".nox/env")  # sessions run in the folder of this file
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+WITH_LIBRARIES = (
+    ROOT / ".nox/frameworks" / PYTHON.relative_to(ENV)
+)  # JAX and others, which `nox -s frameworks` installs
 # One thread per process: the harness runs a process per core, and sums then have one order.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -117,7 +120,8 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=False, requires=["env"])
 def calibrate(session: nox.Session) -> None:
     """Count false alarms on correct variants of needle; `-- --accept` writes reports/calibration.md."""
-    harness(session, "calibrate")
+    with_jax = "--check" in session.posargs and (WITH_LIBRARIES.parents[1] / "installed").exists()
+    harness(session, "calibrate", WITH_LIBRARIES if with_jax else PYTHON)
 
 
 # What `frameworks` holds to torch; the page in reports/ is of these versions.
@@ -135,8 +139,7 @@ FRAMEWORKS = (
 @nox.session(python=False, requires=["env"])
 def frameworks(session: nox.Session) -> None:
     """JAX, flax, optax, MyGrad, autograd and tinygrad against PyTorch, pair by pair; `-- --accept` writes reports/frameworks.*."""
-    where = ROOT / ".nox" / "frameworks"
-    inside = where / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    where, inside = WITH_LIBRARIES.parents[1], WITH_LIBRARIES
     wanted = "\n".join((str(ROOT), sys.version, *FRAMEWORKS))
     stamp = where / "installed"
     if not stamp.exists() or stamp.read_text("utf-8") != wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oracle.frameworks.pairs import EDGES, Chapter
+from oracle.frameworks.pairs import EDGES, POSITIVE, Chapter
 
 ACTIVATIONS = Chapter("Activations", elementwise=True, edges=EDGES)
 row = ACTIVATIONS
@@ -62,7 +62,12 @@ row.agrees("autograd", "anp.logaddexp(x, 0.0)", "F.softplus(x)")
 row.convention("autograd", "anp.maximum(x, 0.0)", "F.relu(x)", "where both are equal each gets half of the gradient; the derivative of relu at 0 is 0")
 row.agrees("autograd", "asp.special.expit(x)", "torch.sigmoid(x)")
 row.agrees("torch", "F.softplus(x)", "torch.logaddexp(x, torch.zeros_like(x))")
-row.agrees("torch", "F.gelu(x)", "x * torch.erfc(-x * 0.5**0.5) / 2")
+row.differs("torch", "F.gelu(x)", "x * torch.erfc(-x * 0.5**0.5) / 2", "1 + erf(x/√2) cancels where x is negative: from −5.6 on it is 0")
 row.agrees("torch", "F.mish(x)", "x * torch.tanh(torch.logaddexp(x, torch.zeros_like(x)))")
-row.agrees("torch", "F.tanhshrink(x)", "torch.where(x.abs() < 0.05, x**3 / 3 - 2 * x**5 / 15, x - torch.tanh(x))")
+row.differs("torch", "F.tanhshrink(x)", "torch.where(x.abs() < 0.05, x**3 / 3 - 2 * x**5 / 15, x - torch.tanh(x))", "x − tanh(x) cancels near 0", edges=tuple(x for x in EDGES if abs(x) < 3))
+row.differs("torch", "F.gelu(x, approximate='tanh')", "x * torch.sigmoid(2 * (2 / np.pi)**0.5 * (x + 0.044715 * x**3))", "1 + tanh cancels where x is negative: from −5.6 on it is 0", edges=(*EDGES, 1e13, -1e13, 1e15))
+row.agrees("torch", "F.silu(x)", "x * torch.exp(-torch.logaddexp(-x, torch.zeros_like(x)))")
+row.agrees("torch", "F.elu(x)", "torch.where(x > 0, x, torch.expm1(torch.minimum(x, torch.zeros_like(x))))", edges=tuple(x for x in EDGES if x), kinds=("normal", "offset", "big"))
+row.agrees("torch", "F.hardswish(x)", "x * F.relu6(x + 3) / 6", edges=tuple(x for x in EDGES if abs(x) != 3))
+row.agrees("torch", "torch.special.entr(x)", "-x * torch.log(x)", edges=POSITIVE, kinds=())
 # fmt: on

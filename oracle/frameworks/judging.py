@@ -116,10 +116,7 @@ class Row(Trial):
     """A row, to be put to arrays. ``ones``: the cotangent, where a drawn one would only be harder to read."""
 
     def __init__(self, pair: Pair, ones: bool = False) -> None:
-        library = LIBRARIES[pair.library]
-        ours = function(pair.ours, pair.names, namespace(pair.library))
-        candidate = library.candidate(ours, pair.gradient)
-        super().__init__(candidate, theirs(pair), [v for _, v in pair.inputs], "float32", None, check.LIMIT)
+        super().__init__(ours(pair), theirs(pair), [v for _, v in pair.inputs], "float32", None, check.LIMIT)
         self.ones = ones
 
     def on(self, given: list[Any], rng: np.random.Generator) -> Any:
@@ -132,6 +129,12 @@ class Row(Trial):
 
 _usual: dict[str, Any] = {}
 exec("\n".join(USUAL), _usual)
+
+
+def ours(pair: Pair) -> Any:
+    """The library's expression as a candidate of `check.op`."""
+    expression = function(pair.ours, pair.names, namespace(pair.library))
+    return LIBRARIES[pair.library].candidate(expression, pair.gradient)
 
 
 def theirs(pair: Pair) -> Any:

@@ -96,6 +96,6 @@ row.agrees("autograd", "asp.special.logit(x)", "torch.logit(x)", edges=(1e-30, 1
 row.agrees("autograd", "asp.special.i0(x)", "torch.special.i0(x)", edges=TAME, kinds=())
 row.agrees("autograd", "asp.stats.norm.logcdf(x)", "torch.special.log_ndtr(x)", edges=(-1e4, *TAME))
 row.differs("torch", "torch.sinc(x)", "torch.where(x.abs() < 0.1, 1 - (np.pi * x)**2 / 6 + (np.pi * x)**4 / 120 - (np.pi * x)**6 / 5040 + (np.pi * x)**8 / 362880, torch.sin(np.pi * torch.where(x.abs() < 0.1, torch.ones_like(x), x)) / (np.pi * torch.where(x.abs() < 0.1, torch.ones_like(x), x)))", "the derivative, (cos πx − sinc x) / x, cancels near 0", edges=tuple(x for x in TAME if abs(x) < 3), kinds=("zeros",), right="mp.sincpi(x)")
-row.agrees("torch", "torch.special.log_ndtr(x)", "torch.log(torch.special.erfcx(-x * 0.5**0.5) / 2) - x * x / 2", edges=(-1e4, -200.0, -90.0, -30.0, -12.0, -6.0, -3.0, -1.0), kinds=())
+row.differs("torch", "torch.special.log_ndtr(x)", "torch.log(torch.special.erfcx(-x * 0.5**0.5) / 2) - x * x / 2", "the derivative, exp(−x²/2 − log Φ(x)), cancels: the error grows with x²", edges=(-1e4, -200.0, -90.0, -30.0, -12.0, -6.0, -3.0, -1.0), kinds=())
 row.agrees("torch", "torch.logit(x)", "torch.log(x / (1 - x))", edges=(1e-30, 1e-8, 1e-3, 0.1, 0.49, 0.51, 0.9, 0.999), kinds=())
 # fmt: on
