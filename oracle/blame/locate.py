@@ -19,7 +19,7 @@ from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Explanation, Suspect
-from oracle.systems.trace import CHANGED, UNSEEN
+from oracle.systems.trace import CHANGED, HANDED_IN, UNSEEN
 
 
 def suspect(case: c.Case, divergence: Divergence) -> str:
@@ -305,6 +305,8 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
     if quantity == "second":
         known = "first-order gradients agree"
         return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
+    if quantity == "handed in" or name == HANDED_IN:
+        return _handed_in(case, layers, divergence.name)
     if quantity == "operator":
         # without the findings: the name begins with the class and the direction
         return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
@@ -390,6 +392,24 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
     if quantity == "cycles":
         return Suspect("Tensors of a step refer to each other in a circle", name)
     return Suspect(quantity, name)
+
+
+def _handed_in(case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Layer], name: str) -> Suspect:
+    """Who has written into it: the part that reads it, in the pass in which it has changed."""
+    held, _, when = name.partition(" after the ")
+    held = held.partition("#")[0]
+    place = f"it writes into the {held} that the user has handed in"
+    if name == HANDED_IN:
+        place = "it writes into the input that the user has handed in"
+        return _layer(layers, "0", "forward", "forward in evaluation mode", place=place)
+    if held == "input" and "forward" in when:
+        mode = "evaluation" if _in_eval(layers, "0") else "training"
+        return _layer(layers, "0", "forward", f"forward in {mode} mode", place=place)
+    if held in ("labels", "target"):
+        return Suspect(f"{type(case.loss).__name__} {'forward' if 'forward' in when else 'backward'}", place)
+    if held == "cotangent":
+        return _layer(layers, f"{len(case.model) - 1}", "forward", "backward", place=place)
+    return Suspect(f"something writes into the {held} that the user has handed in (alias)", name)
 
 
 def _layer(

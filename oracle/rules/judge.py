@@ -54,6 +54,8 @@ def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool, evidence: 
 
 
 def _by_kind(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict:
+    if isinstance(case, c.TrainCase) and case.dtypes is not None:  # torch has no such model to stand beside it
+        return training.judge(case, ndl, peer_too=False)
     if isinstance(case, c.TrainCase):
         return training.judge(case, ndl, peer_too=peer_too, validate=validate)
     if isinstance(case, c.ProgramCase):

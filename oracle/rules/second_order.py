@@ -11,6 +11,7 @@ import torch
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules import compare as cmp
+from oracle.rules import same_bits
 from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.hearing import promoted, raised
@@ -81,7 +82,10 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
         verdict.tally.count("exact kept", 0.0, 1, 1)
         if not same and verdict.divergence is None:
             verdict.divergence = Divergence(0, "kept", name, "exact", f"{name} has other bits")
-    if verdict.divergence is not None:
+    written = next(same_bits.handed_in(seen, verdict.tally), None)
+    if written is not None:
+        verdict.divergence = written
+    elif verdict.divergence is not None:
         verdict.search = functools.partial(_evidence, case, ndl)
     clock.turn("")
     return verdict

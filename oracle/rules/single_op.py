@@ -23,7 +23,7 @@ from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems import higher
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
-from oracle.systems.trace import Clock, Observation
+from oracle.systems.trace import HIGHER, Clock, Observation
 from oracle.systems.truth import DOMAIN
 
 
@@ -80,7 +80,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
             for name in seen.values.get(quantity, {}).keys() - values.keys():
                 message = f"needle has a {quantity} of {name}, which asks for none"
                 found.append(Divergence(0, quantity, name, "unexpected", message))
-        if ours and case.order > 1:
+        if case.order > 1 and (ours or HIGHER[2] in seen.values):
             found.extend(_higher(verdict, seen, peer_too))
         for name, same in seen.values.get("kept", {}).items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
@@ -143,6 +143,8 @@ def _higher(verdict: Verdict, seen: Observation, peer_too: bool) -> Iterator[Div
     assert isinstance(case, c.OpCase)
     peer = higher.peer(case) if peer_too else {}
     for quantity, values in higher.truth(case).items():
+        if quantity not in seen.values and HIGHER[2] in seen.values:
+            return  # another needle's, which went no further
         for name, made in values.items():
             replicas, value = made[:, None], made[0]
             if not np.abs(replicas).max(initial=0) < DOMAIN:

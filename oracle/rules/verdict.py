@@ -173,6 +173,7 @@ class Verdict:
     evidence: Evidence = field(default_factory=Evidence)  # what is known beside the divergence, for `oracle.blame`
     search: Callable[[], Evidence] | None = None  # for that: it costs more than the verdict
     beside: list[Divergence] = field(default_factory=list)  # findings that do not end the judgement of the case
+    evidence_beside: dict[int, Evidence] = field(default_factory=dict)  # of some of these, by their place
     oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself; no fault of needle's
     common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
     tally: Tally = field(default_factory=Tally)
