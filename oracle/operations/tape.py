@@ -167,10 +167,19 @@ class Tape:
         return to(x)
 
     def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
-        """The elements of x added up at places of zeros of this shape."""
+        """The elements of x added up at places of zeros of this shape, with the rounding of every order, see `ANY_ORDER`."""
+        places = (slice(None),) * LEAD + where
         out = np.zeros(x.shape[:LEAD] + shape)
-        np.add.at(out, (slice(None),) * LEAD + where, x)
-        return out
+        np.add.at(out, places, x)
+        if self.noise is None:
+            return out
+        terms = np.zeros((1, 1, *shape))
+        np.add.at(terms, places, 1.0)
+        if terms.max(initial=0) <= 1:
+            return out
+        size = np.zeros((1, *out.shape[1:]))
+        np.add.at(size, places, np.abs(x[:1]))
+        return self.roughened(out, np.where(terms > 1, terms, 0) * size, ANY_ORDER)
 
     def variance(self, x: Array, centred: Array, mean: Array, axes: tuple[int, ...]) -> Array:
         """The mean of the squares of x − mean over axes. Welford's update, which torch has, errs by the rounding of the mean times

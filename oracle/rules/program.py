@@ -103,15 +103,16 @@ def _passes(
     for turn in turns:
         about = turn.before
         frozen = tuple(n for n in about.parameters if not about.values[f"requires_grad {n}"])
-        key = frozen, tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+        now = programs.training_now(case, about)
+        key = frozen, tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input, now.model
         alike.setdefault(key, []).append(turn)
-    for (frozen, modes, to_input), group in alike.items():
+    for (frozen, modes, to_input, model), group in alike.items():
         run.clock.turn("truth")
         steps = [turn.before.passes for turn in group]
         pick: Any = {n: None if (v := getattr(run.batches, n)) is None else v[steps] for n in ("x", "labels", "drawn")}
         masks = {path: np.concatenate([turn.masks[path] for turn in group]) for path in group[0].masks}
         slots = [replace(s, frozen=case.alias(s.name) in frozen) for s in inputs.slots(case.training)[0]]
-        view = _view(case.training, input_grad=to_input)
+        view = _view(case.training, input_grad=to_input, model=model)
         expected = truth.training(
             view,
             slots,
@@ -122,6 +123,7 @@ def _passes(
             [{} for _ in group],
             Noise(case.seed_for(f"noise {steps[0]}"), coherent=COHERENT),
             modes=dict(modes),
+            unseen=True,
         )
         run.clock.turn("rules")
         usable = len(group)
@@ -192,15 +194,28 @@ def _validated(h: Hearing, own: _Values, theirs: Sequence[Observation]) -> None:
 
 
 def _evaluations(h: Hearing, run: ProgramRun, turns: Sequence[Turn], *, peer_too: bool) -> tuple[int, list[Divergence]]:
-    """Rule G on what the model gives in evaluation mode."""
-    case, group = run.case, [turn for turn in turns if isinstance(turn.action, a.Evaluate)]
-    if not group:
-        return 1 << 30, []
+    """Rule G on what the model gives in evaluation mode, those with the same settings together."""
+    found, end = list[Divergence](), 1 << 30
+    alike: dict[Any, list[Turn]] = {}
+    for turn in turns:
+        if isinstance(turn.action, a.Evaluate):
+            alike.setdefault(programs.training_now(run.case, turn.before).model, []).append(turn)
+    for model, group in alike.items():
+        until, wrong = _evaluated(h, run, _view(run.case.training, model=model), group, peer_too=peer_too)
+        end = min(end, until)
+        found += wrong
+    return end, found
+
+
+def _evaluated(
+    h: Hearing, run: ProgramRun, view: c.TrainCase, group: Sequence[Turn], *, peer_too: bool
+) -> tuple[int, list[Divergence]]:
+    case = run.case
     run.clock.turn("truth")
     steps = [turn.before.passes for turn in group]
     states = [_tensors(case, turn.before) for turn in group]
     noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
-    expected = truth.evaluation(case.training, states, run.batches.x[steps, 0], [{} for _ in group], noise)
+    expected = truth.evaluation(view, states, run.batches.x[steps, 0], [{} for _ in group], noise, unseen=True)
     run.clock.turn("rules")
     bad = out_of_domain(expected.values, programs.last(case), isinstance(case.loss, c.SoftmaxLoss))[: len(group)]
     usable = int(np.argmax(bad)) if bad.any() else len(group)

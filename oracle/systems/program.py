@@ -67,7 +67,7 @@ class ProgramRun:
             turn.before.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
             turn.ours.step = turn.peer.step = index
             if isinstance(action, a.Pass):
-                turn.masks = programs.masks(case, k.passes, programs.modes(case, k))
+                turn.masks = programs.masks(case, k.passes, k)
             world.flows = programs.flowing(k)
             action.meaning(k)
             turn.right = copy.copy(k)
