@@ -135,8 +135,8 @@ class MNISTDataset(Dataset):
     def __getitem__(self, index: Any) -> tuple[Array, Any]:
         images, labels = self.images[index].reshape(-1, 28, 28, 1), self.labels[index]
         if np.ndim(labels):
-            if self.transforms:
-                images = np.array([self.apply_transforms(image) for image in images]).reshape(images.shape)
+            if self.transforms and len(images):
+                images = np.stack([self.apply_transforms(image) for image in images])
             return images, labels
         return self.apply_transforms(images[0]), labels
 

@@ -193,10 +193,12 @@ def parser() -> argparse.ArgumentParser:
         "memory",
         help="prove that nothing accumulates while needle trains",
         description="Train fixed and generated models under memray and hold them to zero growth, and the fixed ones to "
-        "reports/baselines/memory.json. Exit code: 0 memory is flat, 1 it is not, 2 usage, "
+        "reports/baselines/memory.json. Another needle is held to growth alone, and who holds what grows is named. "
+        "Exit code: 0 memory is flat, 1 it is not, 2 usage, "
         "4 something could not be measured, 5 nothing could (memray does not exist here), 130 interrupted.",
     )
-    memory.add_argument("--cases", type=positive(int), default=30, help="how many generated models (30)")
+    memory.add_argument("--needle", type=Path, metavar="DIR", help="the package needle in this folder instead of ours")
+    memory.add_argument("--cases", type=positive(int), help="how many generated models (30; of another needle 8)")
     memory.add_argument("--seed", type=seed, help="seed of the generated models (default: drawn, and shown)")
     memory.add_argument("--panel-only", action="store_true", help="the fixed models alone")
     memory.add_argument("--model", metavar="NAME", help="one fixed model alone, such as 'MLPResNet BatchNorm'")
@@ -341,6 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=arguments.model,
             accept=arguments.accept,
             folder=arguments.out,
+            needle=arguments.needle,
         )
     if arguments.command == "campaign":
         from oracle.runs.campaign import campaign

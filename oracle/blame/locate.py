@@ -38,19 +38,31 @@ def culprit(case: c.Case, divergence: Divergence) -> str:
 def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect:
     """The suspect, from everything that is known."""
     if divergence.failure is not None:
-        return _exception(divergence)
+        return _before_it_raised(case, divergence, evidence) or _exception(divergence)
     if isinstance(case, c.ProgramCase):
-        return _of_a_layer(case, divergence) or of_program(case, divergence, evidence)
+        return (
+            _of_a_layer(case, divergence)
+            or _inside(case, divergence, evidence)
+            or of_program(case, divergence, evidence)
+        )
     if evidence.within is not None and evidence.within.divergence is not None:
         return investigate(evidence.within.case, evidence.within.divergence, evidence.within.evidence)
+    return _of_run(case, divergence, evidence)
+
+
+def _of_run(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Divergence, evidence: Evidence) -> Suspect:
+    """Of what is no program: an op that was at work, a node of the tape, a layer, or a phase."""
     by_tensor = _by_tensor(case, divergence, evidence)
-    if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD):
+    called = _by_call(divergence, evidence, by_tensor)
+    if called is not None:
+        return called
+    finding = _finding(divergence, evidence.findings)
+    if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD) and finding is None:
         what = f"{divergence.quantity} that should not exist (requires_grad)"
         return Suspect(what, divergence.message, definition=("Tensor", "backward"), tensor=by_tensor.what)
     switched = _mode(divergence, evidence)
     if switched is not None:
         return dataclasses.replace(switched, tensor=by_tensor.what)
-    finding = _finding(divergence, evidence.findings)
     if finding is not None:
         assert evidence.findings is not None
         return _by_operator(case, divergence, finding, evidence, by_tensor)
@@ -60,7 +72,8 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
         assert evidence.findings is not None
         unknown = f", as far as it is known ({evidence.findings.unknown} are not)" if evidence.findings.unknown else ""
         agrees = f"every node of the tape is right by itself (rule OP){unknown}"
-        return dataclasses.replace(by_tensor, known="; ".join(k for k in (by_tensor.known, agrees) if k))
+        told = _by_graph(case, divergence, evidence) or by_tensor
+        return dataclasses.replace(told, known="; ".join(k for k in (told.known, agrees) if k))
     return by_tensor
 
 
@@ -80,6 +93,80 @@ def _exception(divergence: Divergence) -> Suspect:
         return Suspect(what, f"{f.kind} in {function}", line=line, key=f"{f.kind} in {what}")
     what = f"{f.phase}, in {function}" if f.where else f.phase
     return Suspect(what, f.kind, line=line, key=f"{f.kind} in {f.phase}, at {function}")
+
+
+def _before_it_raised(case: c.Case, divergence: Divergence, evidence: Evidence) -> Suspect | None:
+    """An op that was wrong before the exception, or who is known to bring it about."""
+    f = divergence.failure
+    assert f is not None
+    raised = f"{f.kind} in {f.phase}"
+    if evidence.calls is not None and evidence.calls.bad is not None:
+        return dataclasses.replace(
+            _of_call(evidence.calls.bad), known=f"then: {raised}", tensor=_exception(divergence).what
+        )
+    if evidence.alone:
+        return dataclasses.replace(_CHAIN, place=raised, line=f.where.partition(" in ")[0])
+    if evidence.detached and "requires_grad" in f.message:
+        return _detached(case, evidence.detached, raised)
+    return None
+
+
+_CHAIN = Suspect(
+    "a chain of layers gives something else than the layers one by one (chain)", definition=("chain", "run")
+)
+
+
+def _detached(case: c.Case, path: str, place: str) -> Suspect:
+    """A layer through which nothing flows."""
+    model = case.training.model if isinstance(case, c.ProgramCase) else getattr(case, "model", ())
+    found = _layer(dict(c.walk(model)), path, "forward", "forward")
+    what = f"{found.what}: a constant where a gradient should flow (missing)"
+    return dataclasses.replace(found, what=what, place=f"layer {path}, {place}", key=found.key or what)
+
+
+# -- calls of ops -----------------------------------------------------------------------------------------------------
+
+
+def _by_call(divergence: Divergence, evidence: Evidence, by_tensor: Suspect) -> Suspect | None:
+    """The first call of an op that was wrong, where it explains the divergence."""
+    bad = evidence.calls.bad if evidence.calls is not None else None
+    if bad is None:
+        return None
+    node = _finding(divergence, evidence.findings)
+    if node is not None and not bad.method and _same(node, bad):
+        return None  # the tape says the same, and where in the model that is
+    if divergence.quantity == "kept":
+        return _of_call(bad) if bad.fault == "written" else None
+    if divergence.quantity not in (*FORWARD, *BACKWARD):
+        return None
+    if divergence.quantity in FORWARD:
+        # what comes after the output that differs is another matter
+        behind = (
+            evidence.findings is not None and _finding(divergence, evidence.findings) is None and evidence.findings.bad
+        )
+        if bad.direction != "forward" or behind:
+            return None
+    return dataclasses.replace(
+        _of_call(bad), tensor=by_tensor.what if by_tensor.what != f"{bad.kind} {bad.direction}" else ""
+    )
+
+
+def _same(node: Finding, bad: Finding) -> bool:
+    return (node.kind, node.direction, node.fault) == (bad.kind, bad.direction, bad.fault)
+
+
+def _of_call(bad: Finding) -> Suspect:
+    what = key = f"{bad.kind} {bad.direction}"
+    if bad.fault == "dtype" and bad.direction == "backward":
+        what, key = f"dtype of gradients, {what}", "dtype of gradients"
+    elif bad.fault == "written":
+        what = key = bad.message
+    elif bad.fault != "value":
+        what = f"{what}, {bad.fault}"
+    definition = (f"ops.{bad.kind}", *_METHODS[bad.direction])
+    if bad.method:  # of the class from which it has it
+        what = f"{what}, in {bad.method}"
+    return Suspect(what, bad.message, "", bad.words, definition, bad.name, "", key)
 
 
 # -- rule OP ----------------------------------------------------------------------------------------------------------
@@ -110,7 +197,15 @@ def _by_operator(
     assert evidence.findings is not None
     words = finding.words
     definition: tuple[str, ...] = ("Tensor", "backward")
-    if finding.direction == "accumulation":
+    calls = evidence.calls
+    called = calls.right[f"{finding.kind} {finding.direction}"] if calls is not None and calls.bad is None else 0
+    if called and finding.fault == "value" and finding.direction == "forward":
+        what = key = f"something writes into what {finding.kind} was given, or gave (alias)"
+        words = f"{finding.kind} was right when it was called"
+    elif called and finding.direction == "backward":
+        what = key = "backward walk, accumulation of gradients"
+        words = f"the rule of {finding.kind} was right when it was called"
+    elif finding.direction == "accumulation":
         what, key = "accumulation of gradients", "accumulation"
     elif finding.direction == "seed":
         what = key = "seed of backward (out_grad)"
@@ -121,6 +216,8 @@ def _by_operator(
         what, key = f"dtype of gradients, {what}", "dtype of gradients"
     elif finding.fault != "value":
         what = f"{what}, {finding.fault}"
+    if finding.method and finding.method.partition(".")[0] != finding.kind:
+        what = f"{what}, in {finding.method}"
     if finding.broadcast:
         words = "so is another op on these operands: see how gradients are reduced to the shape of what was broadcast"
         key = "reduction to the shape of a broadcast operand"
@@ -131,6 +228,23 @@ def _by_operator(
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
+
+
+def _by_graph(
+    case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Divergence, evidence: Evidence
+) -> Suspect | None:
+    """Where every op is right in both directions, nobody's backward pass is wrong, but the graph that the forward pass has made."""
+    if evidence.lost:
+        known = f"{evidence.lost} is not what was assigned to it"
+        return Suspect("Tensor.data: what is assigned is not kept", known, definition=("Tensor", "data"))
+    if evidence.detached and divergence.rule in ("missing", "unexpected"):
+        return _detached(case, evidence.detached, divergence.name)
+    if divergence.quantity in ("adjoint", "gradient") and not isinstance(case, c.OpCase):
+        layers, name = dict(c.walk(case.model)), divergence.name.split("#")[0]
+        path = _consumer(layers, name) if divergence.quantity == "adjoint" else name.rpartition(".")[0]
+        if path in layers:
+            return _layer(layers, path, "forward", "forward, in the graph that it builds for backward")
+    return None
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------
@@ -155,7 +269,10 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
     quantity, name = divergence.quantity, divergence.name.split("#")[0]
     if isinstance(case, c.OpCase):
         if quantity == "kept":
-            return Suspect(f"{case.op} writes into its operand")
+            held = "its operand" if name.startswith("operand") else "the out_grad that backward is given"
+            return Suspect(
+                f"{case.op} writes into {held}", definition=() if name.startswith("operand") else ("Tensor", "backward")
+            )
         if quantity == "activation":
             return Suspect(f"{case.op} forward")
         if quantity in HIGHER:
@@ -213,6 +330,17 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
             words = clip_words(case, quantity, evidence.clipping)
     if quantity == "parameters":
         return Suspect("Module.parameters", definition=("nn.Module", "parameters"))
+    if evidence.repeated and quantity in (
+        "clip norm",
+        "clipped",
+        "velocity",
+        "first moment",
+        "second moment",
+        "parameter",
+    ):
+        return Suspect(
+            "Optimizer: it has a parameter twice (repeated)", name, definition=("optim.Optimizer", "__init__")
+        )
     if quantity == "clip norm":
         return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
     if quantity == "clipped":
@@ -230,8 +358,9 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
         known = "all gradients and the optimizer's state agree"
         return Suspect(f"{kind} parameter update", name, known, words, stepped)
     if name.endswith(UNSEEN):
-        what = "a chain of layers gives something else than the layers one by one (chain)"
-        return Suspect(what, name, definition=("chain", "run"))
+        return dataclasses.replace(_CHAIN, place=name)
+    if quantity == "kept" and name.startswith("the freed graph"):
+        return Suspect("Tensor.backward: it does not free the graph", name, definition=("Tensor", "backward"))
     if quantity == "kept":
         held = re.sub(r" of step \d+$", "", name).split(" ")[0]
         return Suspect(f"something writes into a {held} that a user may hold (alias)", name)
@@ -243,6 +372,8 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
             layers = dict(c.walk(case.model))
             place = f"it changes the random state; layer {droppers[0]}"
             return _layer(layers, droppers[0], "forward", "forward in evaluation mode", place=place)
+    if quantity == "untouched" and name == "random state" and evidence.eval_draws:
+        return Suspect("Module.eval changes the random state", definition=("nn.Module", "eval"))
     if quantity == "untouched":
         held = "the random state" if name == "random state" else "buffers"
         return Suspect(f"evaluation mode changes {held}", name)
@@ -296,6 +427,19 @@ def _of_a_layer(case: c.ProgramCase, divergence: Divergence) -> Suspect | None:
     if divergence.quantity == "promise" and "random state" in divergence.name and droppers:
         return _layer(layers, droppers[0], "forward", "forward in evaluation mode", place=place)
     return None
+
+
+def _inside(case: c.ProgramCase, divergence: Divergence, evidence: Evidence) -> Suspect | None:
+    """What is seen of a pass with its layers watched."""
+    place = f"action {divergence.step}, {case.actions[divergence.step].text}"
+    if evidence.detached and divergence.quantity == "promise" and "requires a gradient" in divergence.name:
+        return _detached(case, evidence.detached, place)
+    if evidence.inner is not None:
+        found = _of_run(case.training, evidence.inner, evidence)
+        return dataclasses.replace(found, place=f"{place}, {found.place}")
+    if evidence.calls is not None and evidence.calls.bad is not None and evidence.calls.bad.fault == "written":
+        return dataclasses.replace(_of_call(evidence.calls.bad), place=place)
+    return dataclasses.replace(_CHAIN, place=f"{place}, {divergence.name}") if evidence.alone else None
 
 
 def _in_eval(layers: Mapping[str, c.Layer], path: str) -> bool:

@@ -1,27 +1,36 @@
 """Who holds what survived? memray names the line that allocated it; this names the reference that keeps it.
 
 The case runs once more, without memray. At one boundary everything alive is set aside (``gc.freeze()``); what the
-collector lists at a later boundary was born in between and survived. From the model, the optimizer and the loop, and
+collector lists at a later boundary was born in between and survived, for good or, if it was born in the last steps, perhaps
+only for a while. From the model, the optimizer and the loop, and
 then from every module, references are followed breadth first to the nearest such object: a shortest path, told in
-words like ``SGD.u[0.weight] → Tensor.op (EWiseAdd)``. Containers that were there before and have grown are named too.
+words like ``SGD.u[0.weight] → Tensor.op (EWiseAdd)``. That attribute is then left out, and the search goes on: there may be more
+than one holder. Containers that were there before and have grown are named too.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
+import os
+import re
 import sys
 import types
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from oracle.memory.probe import FIRST, Job, Measured, Watched, is_node, load_plant
+from oracle.systems.source import line_in
 
 SIZED = (dict, list, set, deque)
 STEPS_SEEN = 100
 LIMIT = 2_000_000  # references followed
+HOLDERS = 3  # of survivors, that are named
+LAST = 5  # steps: what was born before them and is still there has come to stay
 
 
 def explain(job: Job) -> Measured:
@@ -37,31 +46,71 @@ def explain(job: Job) -> Measured:
         gc.unfreeze()  # what was imported may be what has grown
         sizes = _sizes()
         gc.freeze()
-        watched.run(program, first, job.case.steps)
+        late = max(first + 1, job.case.steps - LAST)
+        watched.run(program, first, late)
+        early = {id(thing) for thing in gc.get_objects()}
+        gc.freeze()
+        watched.run(program, late, job.case.steps)
         found = max(watched.collected[first + 1 :])
-        young = [thing for thing in gc.get_objects() if type(thing) is not types.FrameType]
+        recent = [thing for thing in gc.get_objects() if type(thing) is not types.FrameType]
         gc.unfreeze()
+        new = {id(thing) for thing in recent}  # which may stand where one of the early ones has stood
+        stayed = [thing for thing in gc.get_objects() if id(thing) in early and id(thing) not in new]
         if found:
             cycle = _cycle(program, watched, job.case.steps - 1)
-    skip = {id(young), id(sizes), id(watched.__dict__)}
+    skip = {id(recent), id(stayed), id(early), id(new), id(sizes), id(watched.__dict__)}
     search = _Search(program, watched.ndl, skip)
-    holders = []
-    nodes = [t for t in young if is_node(t, watched.ndl)]
-    tensors = [t for t in young if issubclass(type(t), watched.ndl.Tensor)]
-    for survivors, what in ((nodes, "with its graph"), (tensors, "")):
-        path = search.path_to({id(t) for t in survivors}) if survivors else None
-        if path is not None:
-            holders.append(f"{path} {what}".strip() + f"; {len(survivors):,} such Tensors survive")
+    holders: list[Holder] = []
+    for young, stays in ((stayed, True), (recent, False)):
+        nodes = [t for t in young if is_node(t, watched.ndl)]
+        tensors = [t for t in young if issubclass(type(t), watched.ndl.Tensor)]
+        for survivors, what in ((nodes, "with its graph"), (tensors, "")):
+            holders += _holding(search, survivors, what, young, stays)
+            if holders:
+                break
+        if holders:
             break
     grown = [(c, before) for c, before in sizes if len(c) > before and not _ours(c, skip)]
     grown.sort(key=lambda pair: pair[1] - len(pair[0]))
     for container, before in grown[:3]:
-        path = search.path_to({id(container)})
-        if path is not None:
-            holders.append(f"{path}: {type(container).__name__} grown from {before:,} to {len(container):,} entries")
+        holder = search.holder_of({id(container)})
+        if holder is not None:
+            holder.words += f": {type(container).__name__} grown from {before:,} to {len(container):,} entries"
+            if len(container) - before < (job.case.steps - first) // 5:
+                holder.keeper = ""  # a cache that is still filling up
+            holders.append(holder)
     if cycle:
-        holders.insert(0, f"cycle {cycle}")
-    return Measured(holders=holders)
+        holders.insert(0, Holder(f"cycle {cycle}"))
+    places = [_place(h.owner, h.attribute) for h in holders]
+    return Measured(holders=[h.words for h in holders], keepers=[h.keeper for h in holders], places=places)
+
+
+def _holding(search: _Search, survivors: list[Any], what: str, young: list[Any], stays: bool) -> list[Holder]:
+    """Who holds the survivors, each with the number of those that hang on it."""
+    holders: list[Holder] = []
+    left = {id(t) for t in survivors}
+    while left and len(holders) < HOLDERS:
+        holder = search.holder_of(left)
+        if holder is None:
+            break
+        held = _reached(holder.chain, {id(thing) for thing in young}) & left
+        holder.words = f"{holder.words} {what}".strip() + f"; {len(held):,} such Tensors survive"
+        holder.keeper = holder.keeper if stays else ""
+        holders.append(holder)
+        left -= held
+    return holders
+
+
+def _reached(chain: list[Any], young: set[int]) -> set[int]:
+    """Ids of what was born in between and hangs on the end of a chain."""
+    found, todo = set(), [chain[-1], *chain[2:3]]
+    while todo:
+        thing = todo.pop()
+        for one in (thing, *_references(thing)):
+            if id(one) not in found and id(one) in young:
+                found.add(id(one))
+                todo.append(one)
+    return found
 
 
 def _ours(container: Any, skip: set[int]) -> bool:
@@ -83,12 +132,28 @@ def _sizes() -> list[tuple[Any, int]]:
 # -- paths ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Holder:
+    """Who holds something."""
+
+    words: str  # the path, in words
+    keeper: str = ""  # which attribute of what it begins with: "SGD.u"
+    owner: Any = None  # whoever gives that its value, and the name of the attribute
+    attribute: str = ""
+    chain: list[Any] = field(default_factory=list)  # the path, from its name on
+
+
 class _Search:
     """Shortest paths from named places to objects."""
 
     def __init__(self, program: Any, ndl: Any, skip: set[int]) -> None:
         self.ndl = ndl
-        self.names = {id(p): name for name, p in program.model.named_parameters()}
+        self.names = {
+            id(value): f"{path}.{name}"
+            for path, module in program.paths.items()
+            for name, value in vars(module).items()
+            if isinstance(value, ndl.Tensor)
+        }
         self.skip = skip | {id(sys.modules), id(self.__dict__)}
         self.program = program
         near: list[tuple[str, Any]] = [(type(program.optimizer).__name__, program.optimizer)]
@@ -99,12 +164,22 @@ class _Search:
         far = [(f"module {name}", module) for name, module in modules if not name.startswith("oracle.memory")]
         self.roots = (near, far)
 
-    def path_to(self, targets: set[int]) -> str | None:
-        """In words; None if no named place leads there."""
+    def holder_of(self, targets: set[int]) -> Holder | None:
+        """Who holds the nearest of some things; None if no named place leads there. It is not looked at a second time."""
         for roots in self.roots:
             chain = self._search(roots, targets)
-            if chain is not None:
-                return self._words(chain)
+            if chain is None:
+                continue
+            root, held = chain[1], chain[2:]
+            if held and held[0] is getattr(root, "__dict__", None):
+                held = held[1:]
+            if not held:
+                return Holder(self._words(chain), chain=chain)
+            self.skip.add(id(held[0]))
+            name = _attribute(root, held[0])
+            owner = chain[0] if isinstance(root, types.ModuleType) else type(root).__name__
+            by = self.program.optimizer if isinstance(held[0], self.ndl.nn.Parameter) else root
+            return Holder(self._words(chain), f"{owner}{name}", by, name.removeprefix("."), chain)
         return None
 
     def _search(self, roots: list[tuple[str, Any]], targets: set[int]) -> list[Any] | None:
@@ -159,13 +234,14 @@ class _Search:
         if isinstance(last, self.ndl.Tensor):
             op = getattr(last, "op", None)
             text += f" → {type(last).__name__}" + (f".op ({type(op).__name__.strip('_')})" if op is not None else "")
-        return text
+        return _shortened(text)
 
     def _edge(self, here: Any, child: Any) -> str:
         if isinstance(here, dict):
             for key, value in list(here.items()):
                 if value is child:
-                    return f"[{self.names.get(id(key), key if isinstance(key, int | str | tuple) else type(key).__name__)}]"
+                    name = self.names.get(id(key)) or self.names.get(key if type(key) is int else 0)  # or by its id
+                    return f"[{name or (key if isinstance(key, int | str | tuple) else type(key).__name__)}]"
                 if key is child:
                     return " (a key)"
         if isinstance(here, list | tuple):
@@ -175,6 +251,38 @@ class _Search:
         if isinstance(here, set | frozenset | deque):
             return "[…]"
         return _attribute(here, child)
+
+
+def _place(owner: Any, name: str) -> str:
+    """The line that gives an attribute its value, outside the constructor; else where the owner does its work. Looked for last:
+    to read source fills caches, which would count as grown.
+    """
+    for kind in () if owner is None else type(owner).__mro__:
+        try:
+            lines, start = inspect.getsourcelines(kind)
+            file = inspect.getsourcefile(kind) or ""
+        except (OSError, TypeError):
+            continue
+        function = ""
+        for i, text in enumerate(lines):
+            begun = re.match(r"\s+def (\w+)", text)
+            function = begun[1] if begun else function
+            if name and function != "__init__" and re.search(rf"\.{name}\b[^=(]*[^=<>!(]?=(?!=)", text):
+                return (
+                    f"{'/'.join(file.replace(os.sep, '/').split('/')[-2:])}:{start + i} in {kind.__name__}.{function}"
+                )
+    return "" if owner is None else line_in(type(owner), "step", "forward")
+
+
+def _shortened(path: str) -> str:
+    """The path with what is repeated in it told once."""
+    parts: list[tuple[str, int]] = []
+    for part in path.split(" → "):
+        if parts and parts[-1][0] == part:
+            parts[-1] = part, parts[-1][1] + 1
+        else:
+            parts.append((part, 1))
+    return " → ".join(part + f" (and {n - 1} more of these)" * (n > 1) for part, n in parts)
 
 
 def _references(thing: Any) -> Iterator[Any]:

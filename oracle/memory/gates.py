@@ -1,15 +1,18 @@
 """From what a run showed to verdicts. Four gates; the bar of A, B and C is zero, the bar of D is the baseline.
 
 Fewer bytes or allocations than the baseline are no failure: they are shown, with the command that accepts them.
+
+Of a needle of the course only growth is a failure (A and C): its graphs are cycles by design, and it has no baseline.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oracle.cases import case as c
 from oracle.memory.baseline import Known
-from oracle.memory.probe import FIRST, Measured
+from oracle.memory.probe import FIRST, STRIDE, Measured
 
 GATES = {
     "A": "no live Tensor has an op once loss and gradients are dropped, and their number is constant",
@@ -60,6 +63,19 @@ class Row:
     holders: list[str] = field(default_factory=list)
     replay: str = ""
     flame: str = ""  # file name of a flame graph
+    course: bool = False  # judged under the course's contract
+    hints: dict[str, str] = field(default_factory=dict)  # what fails nothing there: kind -> words
+    keepers: list[str] = field(default_factory=list)  # for each holder, which attribute of what: "SGD.u"
+    places: list[str] = field(default_factory=list)  # for each holder, the line that looks after it
+
+    @property
+    def keepers_of(self) -> dict[str, list[str]]:
+        """Who holds what grows -> in which attributes: "Adam" -> "Adam.m", "Adam.v"."""
+        found: dict[str, list[str]] = {}
+        for keeper in dict.fromkeys(filter(None, self.keepers)):
+            owner = keeper if keeper.startswith("module ") else keeper.partition(".")[0]
+            found.setdefault(owner, []).append(keeper)
+        return found
 
     @property
     def main(self) -> Measured | None:
@@ -78,7 +94,11 @@ class Row:
         for m in self.runs.values():
             if not m.error:
                 size, blocks = m.growth
-                numbers = {"growth": size, "blocks": blocks, "cycles": any(m.collected[1:]), "graphs": m.with_graph}
+                numbers: dict[str, float] = {
+                    "growth": size, "blocks": blocks, "cycles": any(m.collected[1:]), "graphs": m.with_graph,
+                }  # fmt: skip
+                if self.course:
+                    numbers = rates(m)
                 found |= {column for column, number in numbers.items() if number}
         return found
 
@@ -94,12 +114,13 @@ class Row:
 
 
 def judge(row: Row) -> None:
-    """Set ``failures`` and ``changes``."""
-    row.failures, row.changes = {}, []
+    """Set ``failures``, ``hints`` and ``changes``."""
+    row.failures, row.hints, row.changes = {}, {}, []
     for mode, m in row.runs.items():
         if not m.error:
-            for gate, text in failures(m).items():
+            for gate, text in failures(m, course=row.course).items():
                 row.failures.setdefault(gate, text + (f" ({mode} allocators traced)" if len(row.runs) > 1 else ""))
+            row.hints = {**(hints(m) if row.course else {}), **row.hints}
     measured = row.runs.get("malloc")  # missing where a run was interrupted: never the other mode's numbers
     if measured is not None and not measured.error and row.known is not None:
         row.changes = against(measured, row.known)
@@ -108,8 +129,46 @@ def judge(row: Row) -> None:
             row.failures["D"] = "; ".join(worse)
 
 
-def failures(m: Measured) -> dict[str, str]:
+def rates(m: Measured) -> dict[str, float]:
+    """What grows with each step, by its column: bytes, blocks, live Tensors; 0 where it does not."""
+    size, blocks = m.window
+    steps = {"growth": (size, STRIDE), "blocks": (blocks, STRIDE), "Tensors": (m.tensors[FIRST:], 1)}
+    return {column: grows(series) / step for column, (series, step) in steps.items()}
+
+
+def grows(series: Sequence[int]) -> float:
+    """By how much a series rises from entry to entry; 0 unless its last third lies above its first, at the top and the bottom.
+
+    What merely goes up and down, as caches do, does not grow.
+    """
+    third = max(1, len(series) // 3)
+    first, last = series[:third], series[-third:]
+    if len(series) < 2 or max(last) <= max(first) or min(last) <= min(first):
+        return 0.0
+    return (sum(last) - sum(first)) / third / (len(series) - third)
+
+
+def hints(m: Measured) -> dict[str, str]:
+    """What a needle of the course may do by design, and what does not grow."""
+    found = {}
+    if any(m.collected[1:]):
+        found["cycles"] = (
+            f"graphs are freed by the cycle collector alone: up to {_count(max(m.collected[1:]), 'object')} a step hold one another"
+        )
+    if m.with_graph and not rates(m)["Tensors"]:
+        found["kept"] = (
+            f"{_count(m.with_graph, 'Tensor')} with an op outlive the step that made them: not more with each step, but as long "
+            "as they live, so do the activations of that step"
+        )
+    if m.wide:
+        found["float64"] = f"float64, twice the memory of float32: {', '.join(m.wide)}"
+    return found
+
+
+def failures(m: Measured, *, course: bool = False) -> dict[str, str]:
     """Gates A, B and C: what is wrong, by gate."""
+    if course:
+        return _growth(m)
     found = {}
     drift = set(m.tensors[FIRST:])
     if m.with_graph:
@@ -127,6 +186,15 @@ def failures(m: Measured) -> dict[str, str]:
         found["C"] = (
             f"live memory grows by {size:,} B in {_count(blocks, 'block')} over steps {FIRST} to {len(m.live) - 1}"
         )
+    return found
+
+
+def _growth(m: Measured) -> dict[str, str]:
+    rate, found = rates(m), {}
+    if rate["Tensors"]:
+        found["A"] = f"{rate['Tensors']:,.3g} live Tensors more with each step"
+    if rate["growth"] or rate["blocks"]:
+        found["C"] = f"{rate['growth']:,.0f} B of live memory in {rate['blocks']:,.3g} blocks more with each step"
     return found
 
 

@@ -65,6 +65,9 @@ class Measured(msgspec.Struct):
     survivors: list[Site] = []  # born after boundary FIRST and alive at the end; most births first
     at_peak: list[Site] = []
     holders: list[str] = []  # who holds what survives, in words
+    keepers: list[str] = []  # for each holder, which attribute of what: "SGD.u"
+    places: list[str] = []  # for each holder, the line of needle that looks after it
+    wide: list[str] = []  # what is float64 after the last step
     error: str = ""
     of_needle: bool = False  # the error is needle's own doing: it raised, crashed or did not come back
     seconds: float = 0.0
@@ -216,11 +219,12 @@ def measure(job: Job) -> Measured:
             program = watched.build()
             watched.run(program, 0, job.case.steps)
         graph = sum(1 for thing in gc.get_objects() if is_node(thing, watched.ndl))
+        wide = program.wide()
         found = replay(path)
     found.collected = list(watched.collected)
     base = watched.tensors[min(FIRST, job.case.steps)]
     found.tensors = [n - base for n in watched.tensors]
-    found.with_graph = graph
+    found.with_graph, found.wide = graph, wide
     return found
 
 

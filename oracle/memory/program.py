@@ -9,6 +9,9 @@ import numpy as np
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, evaluated_after, step_seed
 from oracle.systems.ours import build
+from oracle.systems.ours.contract import contract_of
+from oracle.systems.ours.model import array_of, grad_of
+from oracle.systems.trace import STATE
 
 
 class Program:
@@ -20,13 +23,14 @@ class Program:
     def __init__(self, case: c.TrainCase, ndl: Any, batches: Batches, losses: Any) -> None:
         self.case, self.ndl, self.batches, self.losses = case, ndl, batches, losses
         self.options = case.memory or c.Memory()
+        self.contract = contract_of(ndl)
         np.random.seed(case.seed_for("build"))
         built = build(case, ndl)
         self.model, self.paths, self.eval_modules = built.module, built.modules, built.eval_modules
         spec = case.optimizer
         given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
         kind = ndl.optim.SGD if isinstance(spec, c.SGD) else ndl.optim.Adam
-        self.optimizer = kind(self.model.parameters(), **given)
+        self.optimizer = kind(self.contract.listed_once(self.model.parameters()), **given)
         self.loss_of = ndl.nn.SoftmaxLoss()
         self.loss: Any = None
         self.model.train()
@@ -50,7 +54,7 @@ class Program:
                 self._differentiate_twice(cotangent)
             else:
                 if case.backward == "twice":
-                    self.loss.backward(*cotangent, retain_graph=True)
+                    self.contract.backward(self.loss, *cotangent, retain_graph=True)
                 self.loss.backward(*cotangent)
         if case.clip is not None:
             optimizer.clip_grad_norm(*(() if case.clip.max_norm is None else (case.clip.max_norm,)))
@@ -72,6 +76,21 @@ class Program:
         self.loss = None
         self.optimizer.reset_grad()
 
+    def wide(self) -> list[str]:
+        """What is float64 that was float32 to begin with: parameters, buffers, the state of the optimizer."""
+        named = {
+            f"{path}.{name}": value
+            for path, module in self.paths.items()
+            for name, value in vars(module).items()
+            if isinstance(value, self.ndl.Tensor)
+        }
+        held = {name: array_of(value) for name, value in named.items()}
+        for quantity in STATE:
+            for name, (kept, key) in self.contract.states(self.optimizer, quantity, named):
+                held[f"the {quantity} of {name}"] = array_of(kept[key])
+        found = [name for name, array in held.items() if array.dtype == np.float64]
+        return found[:3] + [f"{len(found) - 3} more"] * (len(found) > 3)
+
     def _loss(self, out: Any, t: int, m: int) -> tuple[Any, tuple[Any, ...]]:
         """The loss and the arguments of its ``backward``."""
         ndl, loss = self.ndl, self.case.loss
@@ -88,6 +107,9 @@ class Program:
             return ndl.nn.MSELoss()(out, drawn), ()
         return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
 
+    def _parameters(self) -> list[Any]:
+        return list(self.contract.listed_once(self.model.parameters()))
+
     def _accumulate(self, t: int) -> None:
         """Two micro-batches; their gradients are added up by hand."""
         collected: list[Any] = []
@@ -97,17 +119,17 @@ class Program:
             self.optimizer.reset_grad()
             self.loss.backward(*cotangent)
             if m == 0:
-                collected = [p.grad for p in self.model.parameters()]
-        for p, before in zip(self.model.parameters(), collected, strict=True):
+                collected = [grad_of(p) for p in self._parameters()]
+        for p, before in zip(self._parameters(), collected, strict=True):
             if before is not None:
                 p.grad = before.data + p.grad.data
 
     def _differentiate_twice(self, cotangent: tuple[Any, ...]) -> None:
         """Gradients with their graph, and then the gradient of their squared norm."""
-        self.loss.backward(*cotangent, create_graph=True)
+        self.contract.backward(self.loss, *cotangent, create_graph=True)
         norm = None
-        for p in self.model.parameters():
-            if p.grad is not None:
+        for p in self._parameters():
+            if grad_of(p) is not None:
                 square = (p.grad * p.grad).sum()
                 norm = square if norm is None else norm + square
         self.optimizer.reset_grad()

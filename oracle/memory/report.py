@@ -13,7 +13,7 @@ from rich.text import Text
 from oracle import files
 from oracle.cases import case as c
 from oracle.commands import command
-from oracle.memory import baseline
+from oracle.memory import baseline, course
 from oracle.memory.gates import GATES, Row, moved
 from oracle.memory.outcome import Run
 from oracle.memory.probe import FIRST, STRIDE, Measured
@@ -45,6 +45,8 @@ UNITS = (
 
 def cells(row: Row) -> list[str]:
     """What the table says of a row; the worst of its runs for what must be zero."""
+    if row.course:
+        return course.cells(row)
     m = row.main
     if m is None:
         return [row.name, *["-"] * (len(HEADINGS) - 2), "not measured"]
@@ -82,6 +84,8 @@ def _delta(row: Row) -> str:
 
 def block(row: Row) -> str:
     """What a failing row says for itself."""
+    if row.course:
+        return "\n".join(course.lines(course.of_row(row)))
     lines = [f"gate {gate}: {text}" for gate, text in sorted(row.failures.items())]
     lines += [f"  held by  {holder}" for holder in row.holders]
     if not row.holders and set(row.failures) - {"D"}:
@@ -115,16 +119,18 @@ def _worst(row: Row) -> Measured | None:
 
 def terminal(run: Run, console: Console) -> None:
     """The table; failures; the verdict comes last."""
-    shown = table(HEADINGS, WORDS, gap=1)
+    shown = table(_headings(run), WORDS, gap=1)
     for row in run.rows:
         shown.add_row(*(Text(text, style="bold red" if _is_bad(text) else "") for text in cells(row)))
     console.print(shown)
     console.print(_facts(run), style="dim", soft_wrap=True, markup=False)
     console.print()
-    for row in run.failed:
+    if run.plan.course:
+        _findings(run, console)
+    for row in run.failed if not run.plan.course else ():
         console.print(block(row), soft_wrap=True, markup=False)
         console.print()
-    for row, error in run.errors:
+    for row, error in run.errors if not run.plan.course else ():
         console.print(f"{row.name} was not measured: {error}", soft_wrap=True, markup=False, style="yellow")
     if run.interrupted:
         console.print(f"[bold yellow]interrupted[/] after {run.done} of {run.jobs} measurements")
@@ -134,13 +140,33 @@ def terminal(run: Run, console: Console) -> None:
     console.print(verdict(run))
 
 
+def _state(run: Run) -> str:
+    if run.plan.course:
+        return course.verdict(run)[0]
+    return "bad" if run.failed else "open" if run.errors or run.interrupted else "good"
+
+
+def _findings(run: Run, console: Console) -> None:
+    for line in course.lines(course.findings(run)):
+        console.print(line, soft_wrap=True, markup=False, style="bold" if line[:1].isdigit() else None)
+    for text in course.by_design(run):
+        console.print(f"no failure: {text}", soft_wrap=True, markup=False)
+
+
+def _headings(run: Run) -> tuple[str, ...]:
+    return course.HEADINGS if run.plan.course else HEADINGS
+
+
 def _is_bad(text: str) -> bool:
     """Whether a cell is the one that fails, or says so."""
-    return text.endswith("!") or text.startswith("FAILS") or text == "error"
+    return text.endswith("!") or text.startswith("FAILS") or text in ("error", "grows")
 
 
 def verdict(run: Run) -> str:
     """The last line."""
+    if run.plan.course:
+        state, text = course.verdict(run)
+        return {"bad": "[bold red]{}[/]", "good": "[bold green]{}[/]", "open": "[bold yellow]{}[/]"}[state].format(text)
     if run.failed:
         return f"[bold red]{len(run.failed)} of {len(run.rows)} models fail a memory gate[/]"
     if run.errors:
@@ -151,6 +177,8 @@ def verdict(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
+    if run.plan.course:
+        return course.UNITS
     lines = [UNITS, ", ".join(f"{k} {v}" for k, v in run.key.items()) + f", commit {run.commit or 'none'}"]
     if run.baseline_key is None:
         lines.append(f"no baseline yet, gate D is not judged: `{ACCEPT}` writes one")
@@ -216,6 +244,9 @@ def to_json(run: Run) -> dict[str, Any]:
                 "digest": row.case.digest,
                 "replay": row.replay,
                 "failures": row.failures,
+                "hints": row.hints,
+                "keepers": row.keepers,
+                "places": row.places,
                 "changes": [str(change) for change in row.changes],
                 "holders": row.holders,
                 "flame_graph": row.flame,
@@ -236,7 +267,11 @@ def markdown(run: Run) -> str:
     """The table and the failures."""
     text = ["# Memory of needle", "", verdict(run).replace("[bold green]", "**").replace("[bold red]", "**")
             .replace("[bold yellow]", "**").replace("[/]", "**") + "  ", _facts(run), ""]  # fmt: skip
-    text += markdown_table(HEADINGS, map(cells, run.rows), WORDS)
+    text += markdown_table(_headings(run), map(cells, run.rows), WORDS)
+    if run.plan.course:
+        for sentence, about in course.findings(run):
+            text += ["", f"## {sentence}", "", *(f"- {name}: {said}" for name, said in about)]
+        return "\n".join([*text, "", *(f"- no failure: {said}" for said in course.by_design(run))]) + "\n"
     text += ["", *(f"- {gate}: {meaning}" for gate, meaning in GATES.items())]
     for row in run.failed:
         text += ["", f"## {row.name}", "", "```", block(row), "```"]
@@ -261,13 +296,15 @@ def _page(run: Run) -> str:
     return render(
         TEMPLATE,
         run=run,
-        earlier=_earlier(run.plan.folder),
+        earlier=None if run.plan.course else _earlier(run.plan.folder),
         facts=[f"{now()}, seed {run.plan.seed}", *_facts(run).split("\n")],
         verdict=verdict(run).partition("]")[2].replace("[/]", "") if "]" in verdict(run) else verdict(run),
-        state="bad" if run.failed else "open" if run.errors or run.interrupted else "good",
-        headings=HEADINGS,
+        state=_state(run),
+        findings=list(course.findings(run)) if run.plan.course else [],
+        by_design=course.by_design(run) if run.plan.course else [],
+        headings=_headings(run),
         rows=[(row, [(text, _is_bad(text)) for text in cells(row)]) for row in run.rows],
-        failed=[(row, block(row), _failure_plot(row)) for row in run.failed],
+        failed=[(row, block(row), _failure_plot(row)) for row in run.failed if not run.plan.course],
         gates=GATES,
         series=_series_plot([r for r in plotted if r.main is not None and not r.errors]),
         left_out=max(0, len(run.rows) - len(plotted)),

@@ -18,28 +18,15 @@ import numpy as np
 
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
-from oracle.operations.dtypes import DTYPES
 from oracle.operations.tape import Noise, Tape, U, Var
 from oracle.rules import compare as cmp
+from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
+from oracle.rules.units import ADDING, LARGEST, LEAST, UNITS
 from oracle.rules.verdict import Divergence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems.trace import Clock
-
-LARGEST = 3e4  # beyond half of the largest float16, a formula in it may overflow on its way
-# what adds up: in float16 it does so in float32
-ADDING = (
-    "summation",
-    "matmul",
-    "linear",
-    "conv",
-    "batch_norm",
-    "layer_norm",
-    "logsumexp",
-    "logsoftmax",
-    "softmax_loss",
-)
 
 
 def judge(case: c.OpCase, ndl: Any) -> Verdict:
@@ -52,6 +39,9 @@ def judge(case: c.OpCase, ndl: Any) -> Verdict:
     found = list(raised(seen)) or list(_parts(verdict, seen.values))
     if found and verdict.divergence is None and not verdict.out_of_domain:
         verdict.divergence = min(found, key=lambda f: f.order)
+        verdict.evidence.calls = Calls()
+        with ours_side.calls(ndl, verdict.evidence.calls):
+            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
@@ -91,13 +81,10 @@ def _number(
 ) -> Divergence | None:
     exact = truth[0, 0]
     inner = "float32" if case.dtype == "float16" and case.op in ADDING else case.dtype
-    unit, computed = DTYPES[dtype].rounding.unit, DTYPES[inner].rounding.unit
+    unit, computed = UNITS[dtype], UNITS[inner]
     allowed = cmp.G_LIMIT * cmp.tolerance(truth)[0] * (computed / U)
     allowed = (
-        allowed
-        + 1.01 * unit * np.abs(exact)
-        + 4 * DTYPES[dtype].least
-        + (16 * DTYPES[inner].least if inner == "float16" else 0)
+        allowed + 1.01 * unit * np.abs(exact) + 4 * LEAST[dtype] + (16 * LEAST[inner] if inner == "float16" else 0)
     )
     last = unit * np.abs(exact) if unit > computed else np.zeros(exact.shape)
     wide = ours.astype(np.float64)

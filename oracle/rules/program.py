@@ -24,14 +24,17 @@ from oracle.cases.known import STATES, Known
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.against_truth import against_truth
+from oracle.rules.calls import Calls
 from oracle.rules.compare import Array, Joined
 from oracle.rules.domain import out_of_domain
 from oracle.rules.hearing import Hearing, raised
+from oracle.rules.tape import Findings
 from oracle.rules.torch_update import T_LIMIT
 from oracle.rules.update import L_LIMIT, clipping, expected_update
-from oracle.rules.verdict import Clipping, Divergence, Evidence, Update, Verdict
+from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
 from oracle.systems import peer, truth
-from oracle.systems.program import ProgramRun, Turn, alike
+from oracle.systems.ours import is_ours
+from oracle.systems.program import Looking, ProgramRun, Turn, alike
 from oracle.systems.trace import Observation
 
 COHERENT = 3  # noisy replicas in which all rows round alike
@@ -76,6 +79,7 @@ def _judge(case: c.ProgramCase, ndl: Any, peer_too: bool, validate: bool) -> Ver
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
         verdict.evidence = _evidence(verdict.divergence, turns)
+        _look_inside(hearing, run, verdict.divergence, verdict.evidence)
     run.clock.turn("")
     verdict.seconds = run.clock.seconds
     return verdict
@@ -101,30 +105,11 @@ def _passes(
     case, found, end = run.case, list[Divergence](), 1 << 30
     alike: dict[Any, list[Turn]] = {}
     for turn in turns:
-        about = turn.before
-        frozen = tuple(n for n in about.parameters if not about.values[f"requires_grad {n}"])
-        now = programs.training_now(case, about)
-        key = frozen, tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input, now.model
-        alike.setdefault(key, []).append(turn)
-    for (frozen, modes, to_input, model), group in alike.items():
+        alike.setdefault(_alike(case, turn), []).append(turn)
+    for about, group in alike.items():
+        to_input = about[2]
         run.clock.turn("truth")
-        steps = [turn.before.passes for turn in group]
-        pick: Any = {n: None if (v := getattr(run.batches, n)) is None else v[steps] for n in ("x", "labels", "drawn")}
-        masks = {path: np.concatenate([turn.masks[path] for turn in group]) for path in group[0].masks}
-        slots = [replace(s, frozen=case.alias(s.name) in frozen) for s in inputs.slots(case.training)[0]]
-        view = _view(case.training, input_grad=to_input, model=model)
-        expected = truth.training(
-            view,
-            slots,
-            inputs.slots(case.training)[1],
-            [_tensors(case, turn.before) for turn in group],
-            inputs.Batches(**pick),
-            masks,
-            [{} for _ in group],
-            Noise(case.seed_for(f"noise {steps[0]}"), coherent=COHERENT),
-            modes=dict(modes),
-            unseen=True,
-        )
+        expected = _truth(run, group, *about)
         run.clock.turn("rules")
         usable = len(group)
         softmax = isinstance(case.loss, c.SoftmaxLoss)
@@ -148,6 +133,46 @@ def _passes(
             _validated(h, own, theirs)
             run.clock.turn("rules")
     return end, found
+
+
+def _truth(
+    run: ProgramRun,
+    group: Sequence[Turn],
+    frozen: Sequence[str],
+    modes: Sequence[tuple[str, bool]],
+    to_input: bool,
+    model: tuple[c.Layer, ...],
+) -> truth.Truth:
+    """The truth of passes that run alike."""
+    case = run.case
+    steps = [turn.before.passes for turn in group]
+    pick: Any = {n: None if (v := getattr(run.batches, n)) is None else v[steps] for n in ("x", "labels", "drawn")}
+    masks = {path: np.concatenate([turn.masks[path] for turn in group]) for path in group[0].masks}
+    slots, buffers = inputs.slots(case.training)
+    return truth.training(
+        _view(case.training, input_grad=to_input, model=model),
+        [replace(s, frozen=case.alias(s.name) in frozen) for s in slots],
+        buffers,
+        [_tensors(case, turn.before) for turn in group],
+        inputs.Batches(**pick),
+        masks,
+        [{} for _ in group],
+        Noise(case.seed_for(f"noise {steps[0]}"), coherent=COHERENT),
+        modes=dict(modes),
+        unseen=True,
+    )
+
+
+def _alike(
+    case: c.ProgramCase, turn: Turn
+) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...], bool, tuple[c.Layer, ...]]:
+    """What passes must have in common to be judged together: what is frozen, the modes, whether the input is asked for, and the
+    settings of layers.
+    """
+    about = turn.before
+    frozen = tuple(n for n in about.parameters if not about.values[f"requires_grad {n}"])
+    modes, to_input = tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+    return frozen, modes, to_input, programs.training_now(case, about).model
 
 
 def _tensors(case: c.ProgramCase, k: Known) -> dict[str, Array]:
@@ -457,6 +482,41 @@ def _evidence(f: Divergence, turns: Sequence[Turn]) -> Evidence:
         norm = turn.ours.values.get("clip norm", {}).get("norm", np.float64("nan"))
         evidence.clipping = Clipping(raw, clipped, float(norm), f.name)
     return evidence
+
+
+def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence) -> None:
+    """The program once more, until the action that failed, with its layers watched: as a training step is seen."""
+    case, action = run.case, run.case.actions[f.step]
+    if not isinstance(action, a.Pass | a.Evaluate) or not is_ours(run.ndl) or f.quantity in ("buffer", "state", "twin"):
+        return
+    evidence.findings, evidence.calls = Findings(), Calls()
+    again = ProgramRun(case, run.ndl, looking=Looking(f.step, evidence.findings, evidence.calls))
+    turn = next((t for t in again.turns() if t.ours.step == f.step), None)
+    if turn is None or turn.world is None or turn.world.watch is None:
+        return
+    if (closely := turn.world.watch.closely) is not None:
+        evidence.detached, evidence.wrote = closely.detached, closely.wrote
+    if turn.ours.failure is not None or f.failure is not None:
+        return
+    if isinstance(action, a.Pass):
+        expected = _truth(again, [turn], *_alike(case, turn))
+    else:
+        noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
+        batch = run.batches.x[[turn.before.passes], 0]
+        view = programs.training_now(case, turn.before)
+        expected = truth.evaluation(view, [_tensors(case, turn.before)], batch, [{}], noise)
+    values = {q: dict(named) for q, named in expected.values.items() if q not in ("inside", "buffer")}
+    for quantity, named in values.items():
+        seen = turn.ours.values.get(quantity, {})
+        if quantity == "gradient":  # as a user sees them: a layer that is applied twice gets both
+            values[quantity] = _of_program(case, {quantity: named}, 1).get(quantity, {})
+        else:  # layers that nobody can look at
+            values[quantity] = {n: v for n, v in named.items() if n in seen or n == "input"}
+    about = copy.copy(h)
+    about.verdict = Verdict(case)  # what is looked at twice is not counted twice
+    bad = sorted(against_truth(about, [turn.ours], [turn.peer], values), key=lambda d: d.order)
+    evidence.inner = next(iter(bad), None)
+    evidence.alone = not bad and f.quantity in (*FORWARD, *BACKWARD)
 
 
 def _update(f: Divergence, turn: Turn, i: int, turns: Sequence[Turn]) -> Update | None:

@@ -12,6 +12,7 @@ from oracle.cases import inputs
 from oracle.rules import compare as cmp
 from oracle.rules import same_bits
 from oracle.rules.alone import findings_for
+from oracle.rules.calls import Calls
 from oracle.rules.hearing import promoted, raised
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
@@ -40,6 +41,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     verdict.seconds = clock.seconds
     for divergence in raised(seen):
         verdict.divergence = divergence
+        verdict.evidence = _evidence(case, ndl)
         return verdict
     verdict.beside.extend(promoted(seen))
     relus = {path for path, layer in c.walk(case.model) if layer.kinked}
@@ -98,7 +100,9 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step
     else:
-        evidence.findings = findings_for(ndl, again=True)
+        evidence.findings, evidence.calls = findings_for(ndl, again=True), Calls()
         about = (inputs.slots(case), inputs.batches(case), inputs.initial_state(case), directions(case))
-        ours_side.run_second(case, ndl, *about, evidence.findings)
+        with ours_side.calls(ndl, evidence.calls):
+            ours_side.run_second(case, ndl, *about, evidence.findings)
+        evidence.findings.close()
     return evidence

@@ -15,6 +15,7 @@ from oracle.operations import tape as d
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.alone import findings_for
+from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import promoted, raised
 from oracle.rules.verdict import Divergence, Verdict
@@ -86,9 +87,12 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        if seen.failure is None:
-            verdict.evidence.findings = findings_for(ndl, again=case.order > 1)
+        verdict.evidence.findings = findings_for(ndl, again=case.order > 1) if seen.failure is None else None
+        verdict.evidence.calls = Calls()
+        with ours_side.calls(ndl, verdict.evidence.calls):
             ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=ours)
+        if verdict.evidence.findings is not None:
+            verdict.evidence.findings.close()
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")
     verdict.seconds = clock.seconds

@@ -76,7 +76,8 @@ class Findings:
     where: str = ""
     tapes: int = 0
     outputs: dict[str, int] = field(default_factory=dict)  # layer -> place of its output in the last tape
-    again: bool = False  # where all is right on a tape that is differentiated again: each op alone, twice
+    again: bool = False  # where all is right on tapes that are differentiated again: each op alone, twice
+    later: list[tuple[int, Node]] = field(default_factory=list)  # the ops of these tapes
 
     def judge(
         self,
@@ -91,13 +92,28 @@ class Findings:
         if nodes:
             with np.errstate(all="ignore"):
                 _Judge(nodes, self, labels or {}, second).run(seed, backward)
-                if self.again and second and not self.bad:
-                    self.bad.extend(
-                        Finding(n.kind, "second backward", i, "value", f"the gradient of {n.kind} has a wrong gradient")
-                        for i, n in enumerate(nodes)
-                        if wrong_again(n)
-                    )
+            if self.again and second:
+                self.later.extend(enumerate(nodes))
             self.tapes += 1
+
+    def close(self) -> None:
+        """After the last tape. Only where every number is right may a gradient rule be wrong in what it depends on: where one is
+        wrong, all that is made of it looks so when it is differentiated again.
+        """
+        if not self.bad:
+            self.bad.extend(
+                Finding(
+                    n.kind,
+                    "second backward",
+                    i,
+                    "value",
+                    f"the gradient of {n.kind} has a wrong gradient",
+                    method=_inherited(n.op),
+                )
+                for i, n in self.later
+                if wrong_again(n)
+            )
+        self.later.clear()
 
     def note(self, share: float, size: int, where: str) -> None:
         """Count one comparison."""
@@ -105,6 +121,12 @@ class Findings:
         self.elements += size
         if math.isfinite(share) and share > self.largest:
             self.largest, self.where = share, where
+
+
+def _inherited(op: Any) -> str:
+    """Like "Max.vjp", where an op has its gradient rule from another one."""
+    definer = next((kind for kind in type(op).__mro__ if "vjp" in vars(kind)), type(op))
+    return "" if definer is type(op) else f"{definer.__name__}.vjp"
 
 
 class _Judge:

@@ -19,17 +19,17 @@ from oracle.operations.tape import Noise
 from oracle.rules import same_bits
 from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.alone import findings_for
+from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, promoted, raised
-from oracle.rules.tape import Findings
 from oracle.rules.torch_update import torch_update
 from oracle.rules.update import update
 from oracle.rules.validation import truth_against_torch
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
 from oracle.systems import ours as ours_side
-from oracle.systems import truth
+from oracle.systems import trace, truth
 from oracle.systems.lockstep import Lockstep, Step
 from oracle.systems.surroundings import without_advice
 
@@ -197,25 +197,42 @@ def _operators(h: Hearing) -> Sequence[Divergence]:
 def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evidence:
     evidence = Evidence()
     step = next((s for s in part if s.ours.step == divergence.step), None)
-    if divergence.failure is None and step is not None:
-        evidence.modes = ours_side.modes(h.lockstep.ours, evaluation=divergence.quantity in ("evaluation", "untouched"))
-        evidence.findings = _again(h, divergence, step) if h.case.dtypes is None else None
+    if step is None:
+        return evidence
+    run, quiet = h.lockstep.ours, divergence.quantity in ("evaluation", "untouched")
+    if divergence.failure is None:
+        evidence.modes = ours_side.modes(run, evaluation=quiet)
         evidence.update = _update(h, divergence, step)
         evidence.clipping = _clipped(divergence, step)
+        listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
+        evidence.repeated = len({id(p) for p in listed}) < len(listed)
+        evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)
+    elif not hasattr(run, "watch"):  # there is no model
+        return evidence
+    else:
+        quiet = divergence.failure.phase == "evaluation"
+        # gradients are taken down before the pass that nobody watches
+        evidence.alone = divergence.failure.phase in ("forward", "backward") and "gradient" in step.ours.values
+    _again(h, divergence, step, evidence, evaluation=quiet)
     return evidence
 
 
-def _again(h: Hearing, divergence: Divergence, step: Step) -> Findings | None:
-    """Rule OP on the failing step."""
-    if divergence.quantity not in (*FORWARD, *BACKWARD):
-        return None
-    evaluation, t = divergence.quantity == "evaluation", step.ours.step
-    if t == 0 and not evaluation and h.findings.bad:
-        return h.findings
+def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *, evaluation: bool) -> None:
+    """The failing step once more: rule OP on its tapes, and on every call of an op."""
+    seen = divergence.quantity in (*FORWARD, *BACKWARD)
+    if not (seen or divergence.failure is not None or divergence.quantity == "kept"):
+        return
+    run, t = h.lockstep.ours, step.ours.step
     found = findings_for(h.lockstep.ndl)
     start = step.after or step.before if evaluation else step.before
-    ours_side.again(h.lockstep.ours, start, t, found, evaluation=evaluation)
-    return found
+    evidence.calls = Calls()
+    closely = ours_side.again(run, start, t, found, evidence.calls, evaluation=evaluation)
+    evidence.detached, evidence.wrote = closely.detached, closely.wrote
+    if seen and h.case.dtypes is None:  # its bounds are those of float32
+        evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
+    if seen and ours_side.is_ours(run.ndl):
+        run.load(start)
+        evidence.lost = next((n for n, right in start.tensors.items() if not trace.same_bits(run.array(n), right)), "")
 
 
 def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:

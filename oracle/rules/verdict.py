@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from oracle.cases import case as c
+from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
 from oracle.systems.trace import QUANTITIES, Failure
 
@@ -137,6 +138,14 @@ class Evidence:
     """What is known beside the divergence itself."""
 
     findings: Findings | None = None  # rule OP on the failing step, taken once more
+    calls: Calls | None = None  # and on every call of an op in it
+    detached: str = ""  # the layer that gives a constant, though something of it requires a gradient
+    wrote: str = ""  # the layer that writes into its input
+    lost: str = ""  # the parameter or buffer that is not what was assigned to it
+    repeated: bool = False  # whether the optimizer has a parameter more than once
+    inner: Divergence | None = None  # of a program: the first bad tensor inside, where the layers are watched
+    alone: bool = False  # whether all is right where the layers are watched, and run one by one
+    eval_draws: bool = False  # whether the random state is another one after ``eval()``
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
     update: Update | None = None
     clipping: Clipping | None = None

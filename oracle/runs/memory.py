@@ -18,8 +18,8 @@ from rich.console import Console
 
 from oracle import files
 from oracle.cases import case as c
-from oracle.cases import shrink
-from oracle.commands import Asked, command, meant, session, shown
+from oracle.cases import fitting, shrink
+from oracle.commands import Asked, meant, session, shown
 from oracle.exits import ExitCode, saved
 from oracle.memory import baseline, report
 from oracle.memory.child import Pool, pool
@@ -29,7 +29,15 @@ from oracle.memory.panel import PANEL, traced
 from oracle.memory.probe import FIRST, STEPS, STRIDE, Job, Measured
 from oracle.pages import terminal
 from oracle.pages.made import commit
+from oracle.runs.offered import offered
+from oracle.systems.candidate import chosen
+from oracle.systems.foreign import Offer
+from oracle.systems.ours import is_foreign
 
+CASES, COURSE_CASES = 30, 8  # generated models: of ours, of another needle
+# Of another needle: a long chain is for `nox -s diff`, and the digits are but other numbers for a model that is there twice.
+NOT_OF_COURSE = ("deep chain", "digits")
+SMALL = ("MLP", "Adam")  # in which Python's own small objects are traced too, for another needle
 SHRUNK = 3  # failing generated models that are made smaller; the rest is only listed
 SHRINK_BUDGET = 80  # measurements for each
 NO_MEMRAY = (
@@ -39,10 +47,14 @@ NO_MEMRAY = (
 
 
 def memory(
-    *, cases: int, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
-    model: str | None = None,
+    *, cases: int | None, seed: int | None, workers: int | None, panel_only: bool, accept: bool, folder: Path,
+    model: str | None = None, needle: Path | None = None,
 ) -> int:  # fmt: skip
     """Run, show progress, print the table, write the reports; returns the exit code."""
+    foreign = is_foreign(needle)
+    if accept and foreign:
+        print("memory: the baseline is that of ours: --accept goes without --needle", file=sys.stderr)
+        return 2
     if model is not None and model not in PANEL:
         print(f"memory: --model must be one of {', '.join(map(repr, PANEL))}, got {model!r}", file=sys.stderr)
         return 2
@@ -54,13 +66,15 @@ def memory(
         return ExitCode.NO_VERDICT
     console = terminal.console(report.WIDTH)
     plan = Plan(
-        cases=0 if panel_only or model is not None else cases,
+        cases=0 if panel_only or model is not None else cases or (COURSE_CASES if foreign else CASES),
         seed=secrets.randbelow(2**20) if seed is None else seed,
         workers=workers or os.cpu_count() or 1,
         panel_only=panel_only,
         model=model,
         accept=accept,
         folder=meant(folder),
+        needle=needle,
+        offer=offered() if foreign else Offer(),
     )
     folder = plan.folder
     unwritable = files.tried(folder)
@@ -71,7 +85,10 @@ def memory(
     else:
         files.set_aside(folder, "memory*", cases=False)
     what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
-    console.print(f"memory of needle: {what}, {STEPS} steps each, {plan.workers} workers")
+    whose = f"the needle of {shown(needle)}" if needle is not None else "needle"
+    console.print(
+        f"memory of {whose}: {what}, {STEPS} steps each, {plan.workers} workers", soft_wrap=True, markup=False
+    )
     with terminal.progress(console) as show:
         outcome = run(plan, lambda run, text: show(text, run.done, run.jobs))
     with saved(f"{shown(folder)}, `--out` names another folder"):
@@ -106,12 +123,29 @@ def run(plan: Plan, tick: Callable[[Run, str], None] = lambda run, text: None) -
     return outcome
 
 
-def generated(count: int, seed: int) -> list[c.TrainCase]:
-    """Models as `nox -s diff` draws them, trained for longer."""
-    from oracle.runs.draws import draw, seed_of
+def generated(count: int, seed: int, offer: Offer | None = None) -> list[c.TrainCase]:
+    """Models as `nox -s diff` draws them, trained for longer; such as another needle offers."""
+    from oracle.runs.draws import fitting_cases, seed_of
 
-    drawn = draw("train", count, seed_of(seed, "memory"))
+    if offer is not None and offer.cannot_train:
+        return []
+    drawn = fitting_cases(
+        "train", count, seed_of(seed, "memory"), offer.lacking if offer is not None else frozenset(), 0
+    )
     return [as_memory_case(case) for case in drawn if isinstance(case, c.TrainCase)]
+
+
+def _of_course(offer: Offer) -> dict[str, c.TrainCase]:
+    """The panel without what another needle does not offer, and each model once."""
+    found: dict[str, c.TrainCase] = {}
+    for name, case in PANEL.items():
+        twice = case.memory is not None and case.memory.create_graph
+        if name in NOT_OF_COURSE or offer.cannot_train or (twice and "backward second order" in offer.lacking):
+            continue
+        fitted = fitting.fitted(case, offer.lacking)
+        if isinstance(fitted, c.TrainCase) and fitted not in found.values():
+            found[name] = fitted
+    return found
 
 
 def as_memory_case(case: c.TrainCase) -> c.TrainCase:
@@ -122,8 +156,8 @@ def as_memory_case(case: c.TrainCase) -> c.TrainCase:
 def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
     plan = outcome.plan
     outcome.rows = [
-        Row(name, case, panel=True, replay=command("memory", model=name, out=plan.folder))
-        for name, case in PANEL.items()
+        Row(name, case, panel=True, replay=plan.again(model=name), course=plan.course)
+        for name, case in (_of_course(plan.offer) if plan.course else PANEL).items()
         if plan.model in (None, name)
     ]
     if plan.cases:
@@ -133,14 +167,17 @@ def _measure(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> N
                 case.digest,
                 case,
                 panel=False,
-                replay=command("memory", seed=plan.seed, cases=plan.cases, out=plan.folder),
+                replay=plan.again(seed=plan.seed, cases=plan.cases),
+                course=plan.course,
             )
-            for case in generated(plan.cases, plan.seed)
+            for case in generated(plan.cases, plan.seed, plan.offer)
         ]
     # the longest first
-    jobs = [(r, "python", Job(traced(r.case, "python"))) for r in outcome.rows if r.panel]
+    panel = [r for r in outcome.rows if r.panel]
+    jobs = [(r, "python", Job(traced(r.case, "python"))) for r in panel if not r.course or r.name in SMALL]
     jobs += [(r, "malloc", Job(r.case)) for r in outcome.rows]
-    jobs += [(r, other, Job(r.case, other)) for r in outcome.rows if r.panel for other in ("torch", "by hand")]
+    others = ("torch",) if plan.course else ("torch", "by hand")
+    jobs += [(r, other, Job(r.case, other)) for r in panel for other in others]
     outcome.jobs = len(jobs)
     running: dict[Future[Measured], tuple[Row, str]] = {workers.submit(job): (r, what) for r, what, job in jobs}
     for future in as_completed(running):
@@ -160,7 +197,7 @@ def _compare(outcome: Run) -> None:
     entry, same = baseline.entry_for(baseline.read(outcome.plan.baseline), outcome.key)
     outcome.baseline_key = None if entry is None else entry.key
     for row in outcome.rows:
-        known = entry.cases.get(row.name) if entry is not None and row.panel else None
+        known = entry.cases.get(row.name) if entry is not None and row.panel and not row.course else None
         row.known = known if known is not None and known.case == row.case.digest else None
         row.exact = same
         if not (outcome.plan.accept and not outcome.accepted):
@@ -176,26 +213,50 @@ def _compare(outcome: Run) -> None:
 def _explain(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
     """For what failed: a smaller case, the holder, a flame graph."""
     failed = outcome.failed
+    if outcome.plan.course:
+        _name_holders(outcome, workers, tick)
+        failed = [
+            next((r for r in rows if not r.panel), rows[0]) for rows in outcome.leaks.values() if not rows[0].panel
+        ]
     for i, row in enumerate([r for r in failed if not r.panel][:SHRUNK]):
         tick(outcome, f"shrinking {i + 1} of {min(SHRUNK, len(failed))}")
-        row.case = shrunk(row.case, set(row.failures), lambda job: workers.submit(job).result())
-        row.replay = Asked(folder=outcome.plan.folder).replay(row.case.digest)
+        row.case = shrunk(row.case, set(row.failures), lambda job: workers.submit(job).result(), course=row.course)
+        row.replay = Asked(outcome.plan.needle, outcome.plan.folder).replay(row.case.digest)
         row.runs = {mode: workers.submit(Job(traced(row.case, mode))).result() for mode in ("malloc", "python")}
         judge(row)
         row.name = row.case.digest
     for row in failed[:SHRUNK]:
         tick(outcome, f"explaining {row.name}")
-        worst = next((mode for mode, m in row.runs.items() if failures(m)), "malloc")
-        row.holders = workers.submit(Job(traced(row.case, worst), "explain")).result().holders
-        row.flame = flame_graph(row, worst, workers, outcome.plan.folder)
+        row.flame = flame_graph(row, _explained(row, workers), workers, outcome.plan.folder)
     for row in failed:
         if not row.panel and row.name == row.case.digest:
             with saved(shown(outcome.plan.folder / f"{row.name}.json")):
                 report.write_case(row, outcome.plan.folder)
 
 
+def _name_holders(outcome: Run, workers: Pool, tick: Callable[[Run, str], None]) -> None:
+    """Of another needle: of each failing row, and of one in which something outlives its step without growing."""
+    kept = [row for row in outcome.rows if "kept" in row.hints and not row.failures][:1]
+    for row in [*outcome.failed, *kept]:
+        tick(outcome, f"explaining {row.name}")
+        _explained(row, workers)
+
+
+def _explained(row: Row, workers: Pool) -> str:
+    """Who holds what survives; the allocators under which it shows."""
+    worst = next((mode for mode, m in row.runs.items() if failures(m, course=row.course)), "malloc")
+    found = workers.submit(Job(traced(row.case, worst), "explain")).result()
+    row.holders, row.keepers, row.places = found.holders, found.keepers, found.places
+    return worst
+
+
 def shrunk(
-    case: c.TrainCase, gates: set[str], do: Callable[[Job], Measured], budget: int = SHRINK_BUDGET
+    case: c.TrainCase,
+    gates: set[str],
+    do: Callable[[Job], Measured],
+    budget: int = SHRINK_BUDGET,
+    *,
+    course: bool = False,
 ) -> c.TrainCase:
     """The smallest case found in which one of the same gates fails."""
 
@@ -203,7 +264,7 @@ def shrunk(
         if not isinstance(candidate, c.TrainCase) or candidate.memory is None or candidate.steps < FIRST + STRIDE:
             return False
         found = do(Job(candidate))
-        return not found.error and bool(gates & set(failures(found)))
+        return not found.error and bool(gates & set(failures(found, course=course)))
 
     smallest = shrink.shrink(case, fails, budget)
     assert isinstance(smallest, c.TrainCase)
@@ -232,11 +293,11 @@ def replay_case(case: c.TrainCase, console: Console, again: str) -> int:
         return ExitCode.NO_VERDICT
     assert case.memory is not None
     with pool(1) as workers:
-        row = Row(case.digest, case, panel=False)
+        row = Row(case.digest, case, panel=False, course=is_foreign(chosen()))
         row.runs = {case.memory.allocators: workers.submit(Job(case)).result()}
         judge(row)
         if row.failures:
-            row.holders = workers.submit(Job(case, "explain")).result().holders
+            _explained(row, workers)
     row.replay = again
     report.steps(row, console)
     if row.errors:

@@ -32,7 +32,7 @@ from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
 from oracle.systems import peer
 from oracle.systems.foreign import Offer
-from oracle.systems.ours import BESIDE
+from oracle.systems.ours import is_foreign
 from oracle.systems.trace import ENDED
 
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
@@ -69,7 +69,7 @@ class Plan:
     @property
     def foreign(self) -> bool:
         """Whether it is judged under the course's contract."""
-        return self.needle is not None and (self.needle / "needle").resolve() != BESIDE
+        return is_foreign(self.needle)
 
     @property
     def asked(self) -> commands.Asked:

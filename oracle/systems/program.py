@@ -14,8 +14,10 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import Known, State
+from oracle.systems.ours.calls import CallJudge, calls
 from oracle.systems.ours.phase import Failed
 from oracle.systems.ours.program import World
+from oracle.systems.recorded import TapeJudge
 from oracle.systems.torch_program import TorchProgram
 from oracle.systems.trace import Clock, Failure, Observation, same_bits
 
@@ -34,13 +36,25 @@ class Turn:
     peer: Observation = field(default_factory=lambda: Observation(0))
     masks: dict[str, Any] = field(default_factory=dict)  # of Dropout, in a pass
     promises: dict[str, bool] = field(default_factory=dict)
+    world: World | None = None  # where it was looked at from inside
+
+
+@dataclass
+class Looking:
+    """At which action the layers are watched, and who looks at the tapes and at the calls of ops."""
+
+    index: int
+    tapes: TapeJudge
+    calls: CallJudge
 
 
 class ProgramRun:
-    """A program at work."""
+    """A program at work; ``looking`` has one action watched from inside, and the program end after it."""
 
-    def __init__(self, case: c.ProgramCase, ndl: Any, clock: Clock | None = None) -> None:
-        self.case, self.ndl = case, ndl
+    def __init__(
+        self, case: c.ProgramCase, ndl: Any, clock: Clock | None = None, looking: Looking | None = None
+    ) -> None:
+        self.case, self.ndl, self.looking = case, ndl, looking
         self.clock = clock or Clock()
         self.clock.turn("inputs")
         self.batches = inputs.batches(case.training)
@@ -100,8 +114,12 @@ class ProgramRun:
 
     def _do(self, world: World, action: a.Action, index: int, turn: Turn) -> Failure | None:
         world.index, world.seen, world.promises = index, turn.ours, turn.promises
+        looking = self.looking if self.looking is not None and self.looking.index == index else None
+        turn.world = world if looking is not None else None
         try:
-            with world.phase(action.words):
+            if looking is not None:
+                world.watched(looking.tapes)
+            with calls(self.ndl, None if looking is None else looking.calls), world.phase(action.words):
                 action.needle(world)
             if isinstance(action, a.Pass):
                 world.passes += 1

@@ -250,6 +250,10 @@ class Contract:
         """
         return (p for p in parameters for _ in range(2 if tied else 1))
 
+    def listed_once(self, parameters: Sequence[Any]) -> Sequence[Any]:
+        """``model.parameters()``, in which none stands twice."""
+        return parameters
+
     def states(self, optimizer: Any, quantity: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Kept]]:
         """Where an optimizer keeps a quantity of its state, for every parameter that has it."""
         held = getattr(optimizer, STATE[quantity], {})
@@ -320,6 +324,10 @@ class Course(Contract):
 
     def optimized(self, parameters: Sequence[Any], tied: bool) -> Any:
         """Each once, in a list."""
+        return self.listed_once(parameters)
+
+    def listed_once(self, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Tied weights may be listed as often as they are used."""
         return list({id(p): p for p in parameters}.values())
 
     # -- state of an optimizer, wherever it is ---------------------------------------------------------------------------

@@ -5,27 +5,34 @@ from __future__ import annotations
 import numpy as np
 
 from oracle.cases import case as c
+from oracle.systems.ours.calls import CallJudge, calls
 from oracle.systems.ours.evaluation import evaluate
 from oracle.systems.ours.model import Array
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.step import step
+from oracle.systems.ours.watch import Closely
 from oracle.systems.recorded import TapeJudge
 from oracle.systems.trace import State
 
 
-def again(run: NeedleRun, state: State, t: int, found: TapeJudge, *, evaluation: bool) -> None:
-    """One step or evaluation once more, from its state, with every op on the tape that is judged."""
+def again(
+    run: NeedleRun, state: State, t: int, found: TapeJudge | None, called: CallJudge | None, *, evaluation: bool
+) -> Closely:
+    """One step or evaluation once more, from its state, with every op on the tape that is judged, and every call of one."""
     run.failed, run.taped = None, True
     run.load(state)
+    run.watch.closely = closely = Closely()
     buffers = [run.tensor(s.name) for s in run.buffer_slots]
     for tensor in buffers:
         tensor.requires_grad = True
     try:
-        _ = evaluate(run, t, found) if evaluation else step(run, t, found)
+        with calls(run.ndl, called):
+            _ = evaluate(run, t, found) if evaluation else step(run, t, found)
     finally:
-        run.taped = False
+        run.taped, run.watch.closely = False, None
         for tensor in buffers:
             tensor.requires_grad = False
+    return closely
 
 
 def outputs(run: NeedleRun, x: Array) -> Array:
@@ -35,6 +42,16 @@ def outputs(run: NeedleRun, x: Array) -> Array:
         out = np.asarray(run.model(run.ndl.Tensor(x, requires_grad=False)).cached_data)
         run.model.train()
     return out
+
+
+def eval_draws(run: NeedleRun) -> bool:
+    """Whether the random state is another one after ``eval()``."""
+    np.random.seed(0)
+    run.model.eval()
+    drawn = np.random.bytes(8)
+    run.train()
+    np.random.seed(0)
+    return drawn != np.random.bytes(8)
 
 
 def modes(run: NeedleRun, *, evaluation: bool) -> dict[str, tuple[bool, bool]]:

@@ -28,6 +28,11 @@ def is_ours(ndl: Any) -> bool:
     return Path(str(getattr(ndl, "__file__", ""))).resolve().parent == BESIDE
 
 
+def is_foreign(folder: Path | None) -> bool:
+    """Whether the needle in a folder is another one than ours, to be judged under the course's contract."""
+    return folder is not None and (folder / "needle").resolve() != BESIDE
+
+
 def once_per_package(find: Callable[[Any], _T]) -> Callable[[Any], _T]:
     """What is found out about a package, once. By identity: a package under test may be anything with the right names, and need
     not be hashable.

@@ -10,8 +10,9 @@ import copy
 import os
 import pickle
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from oracle.cases.known import SETTINGS, STATES, State
 from oracle.systems.ours.held import held, joined
 from oracle.systems.ours.model import Array, array_of, build
 from oracle.systems.ours.phase import Phase
+from oracle.systems.ours.watch import Closely, Record, Watch
+from oracle.systems.recorded import TapeJudge
 from oracle.systems.trace import Clock, Observation, same_bits
 
 _SEED = 7  # of NumPy's global generator, before an evaluation, which must not draw from it
@@ -56,6 +59,7 @@ class World:
         self.promises: dict[str, bool] = {}
         self.kept: list[tuple[str, Any, Array]] = []
         self.twin: World | None = None
+        self.watch: Watch | None = None
         self.late = programs.late(case)
         self.tuned = programs.settings_of(case)
         with self.phase("build"):
@@ -71,6 +75,11 @@ class World:
             given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
             first = [p for name, p in self.parameters.items() if name not in self.late]
             self.parts.optimizers.append(getattr(ndl.optim, type(spec).__name__)(first, **given))
+
+    def watched(self, tapes: TapeJudge) -> None:
+        """From now on, whoever looks at the layers and the tapes sees them; chains of layers are then none."""
+        self.watch = Watch(self.modules, self.clock)
+        self.watch.findings, self.watch.closely = tapes, Closely()
 
     def phase(self, name: str) -> Phase:
         """Needle at work: what it raises there is a failure of this phase."""
@@ -178,15 +187,17 @@ class World:
         before = {n: p.grad for n, p in self.parameters.items() if p.grad is not None and p.grad.dtype == p.dtype}
         np.random.seed(step_seed(self.case.training, t))
         x = self._tensor("input", self.batches.x[t, 0], requires_grad=action.to_input)
-        out = self.model(x)
+        with self._looked_at() as record:
+            out = self.model(x)
         loss, cotangent = self._loss(out, t)
-        self.seen.put("activation", programs.last(self.case), array_of(out))
+        self._layers(record, "activation", out)
         if loss is not out:
             self.seen.put("loss", "loss", array_of(loss))
         flows = bool(self.flows) or action.to_input
         self.promise("a loss requires a gradient if a parameter does", bool(loss.requires_grad) == flows)
         if not loss.requires_grad:
             return
+        tape = [] if self.watch is None else self.watch.tape(loss)
         if action.backward == "twice":
             loss.backward(*cotangent, retain_graph=True)
             first = self._gradients()
@@ -201,6 +212,11 @@ class World:
                 pass
             else:
                 self.promise("a third backward pass, through the freed graph, is refused", False)
+        if self.watch is not None:
+            self.watch.judge(tape, cotangent[0] if cotangent else None, record)
+            for path, given, made in reversed(record):
+                if made is not given and made.grad is not None:
+                    self.seen.put("adjoint", path, array_of(made.grad))
         for name in reversed(self.flows):
             p = self.parameters[name]
             if p.grad is not None:
@@ -214,6 +230,28 @@ class World:
         if action.keep:
             self.hold("loss", loss)
             self.hold("output", out)
+
+    @contextmanager
+    def _looked_at(self) -> Iterator[Record]:
+        """What the layers make, by the names of the training run, in which a layer that is applied twice stands twice."""
+        if self.watch is None:
+            yield []
+            return
+        named: Record = []
+        with self.watch.recording() as record:
+            yield named
+        times: Counter[str] = Counter()
+        for path, given, made in record:
+            times[path] += 1
+            _, dot, rest = path.partition(".")
+            named.append((path if times[path] == 1 else f"{len(self.case.model)}{dot}{rest}", given, made))
+
+    def _layers(self, record: Record, quantity: str, out: Any) -> None:
+        for path, given, made in record:
+            self.seen.put(quantity, path, array_of(made))
+            if made is given:
+                self.seen.aliases.add(path)
+        self.seen.put(quantity, programs.last(self.case), array_of(out))
 
     def _gradients(self) -> dict[str, Array]:
         return {n: np.array(array_of(p.grad)) for n, p in self.parameters.items() if p.grad is not None}
@@ -244,9 +282,11 @@ class World:
         """A forward pass on the next batch."""
         np.random.seed(_SEED)
         self.promise("eval() switches every layer", not any(module.training for module in self.modules.values()))
-        with self.ndl.no_grad() if constant else nullcontext():
+        with self.ndl.no_grad() if constant else nullcontext(), self._looked_at() as record:
             out = self.model(self._tensor("input", self.batches.x[self.passes, 0]))
-        self.seen.put("evaluation", programs.last(self.case), array_of(out))
+        self._layers(record, "evaluation", out)
+        if self.watch is not None:
+            self.watch.judge(self.watch.tape(out, retain=False), None, record, backward=False)
         self.promise("evaluation leaves the random state alone", np.random.bytes(8) == _NEXT)
         if constant:
             self.promise("under no_grad the output requires no gradient", not out.requires_grad)

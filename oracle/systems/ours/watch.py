@@ -5,13 +5,24 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from oracle.systems import recorded
 from oracle.systems.ours.model import array_of
-from oracle.systems.trace import Clock
+from oracle.systems.trace import Clock, same_bits
 
 Record = list[tuple[str, Any, Any]]  # path, input and output of every layer, in the order of execution
+
+
+@dataclass
+class Closely:
+    """What layers did that their numbers do not show; paths of the first one, the innermost, or empty."""
+
+    detached: str = ""  # something of it requires a gradient, and what it gives is a constant
+    wrote: str = ""  # its input has other bits afterwards
 
 
 class Watch:
@@ -20,6 +31,7 @@ class Watch:
     def __init__(self, modules: Mapping[str, Any], clock: Clock) -> None:
         self.modules, self.clock = modules, clock
         self.findings: recorded.TapeJudge | None = None
+        self.closely: Closely | None = None
         self._record: Record | None = None
         for path, module in modules.items():
             self._wrap(path, module)
@@ -29,10 +41,16 @@ class Watch:
         forward, of, watch = type(module).forward, weakref.ref(module), weakref.ref(self)
 
         def wrapped(*args: Any) -> Any:
+            looking: Any = watch()
+            closely = looking.closely
+            before = None if closely is None else np.array(array_of(args[0]))
             out = forward(of(), *args)
-            record = watch()._record  # type: ignore[union-attr]
-            if record is not None:
-                record.append((path, args[0], out))
+            if closely is not None and before is not None and not same_bits(array_of(args[0]), before):
+                closely.wrote = closely.wrote or path
+            if closely is not None and not getattr(out, "requires_grad", True) and _asks(of(), args[0]):
+                closely.detached = closely.detached or path
+            if looking._record is not None:
+                looking._record.append((path, args[0], out))
             return out
 
         module.forward = wrapped
@@ -75,3 +93,8 @@ class Watch:
             seed = None if cotangent is None else array_of(cotangent)
             self.findings.judge(tape, seed, backward=backward, labels=labels, second=graph)
             self.clock.turn("observing")
+
+
+def _asks(module: Any, x: Any) -> bool:
+    """Whether the input of a layer requires a gradient, or a parameter that it has itself or in its layers."""
+    return bool(getattr(x, "requires_grad", False)) or any(p.requires_grad for p in module.parameters())

@@ -320,7 +320,7 @@ fault(
 fault(
     "loss-small-labels",
     "labels of one byte overflow in rows of many classes",
-    "SoftmaxCrossEntropy",
+    "SoftmaxCrossEntropy|SoftmaxLoss",
     around(
         "nn.SoftmaxLoss.forward",
         lambda old, self, z, y: old(self, z, const(y.cached_data % np.uint8(16)) if y.dtype == np.uint8 else y),

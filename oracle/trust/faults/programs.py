@@ -291,7 +291,7 @@ fault(
 )
 fault("program-data-shape-kept", "data of shape (n,) makes a parameter (1, n) one of shape (n,)", "data vector",
       wrap("autograd.Tensor.data", lambda old: property(old.fget, lambda self, v: setattr(self, "cached_data", v.cached_data))))  # fmt: skip
-fault("program-data-shared-memory-lost", "data is copied when it is assigned, and rounded to float16 if it is not contiguous", "data strided",
+fault("program-data-shared-memory-lost", "data is copied when it is assigned, and rounded to float16 if it is not contiguous", "data strided|Tensor.data",
       wrap("autograd.Tensor.data", lambda old: property(old.fget, lambda self, v: old.fset(self, v if v.cached_data.flags.c_contiguous else const(v.cached_data.astype(np.float16).astype(v.dtype))))))  # fmt: skip
 fault(
     "program-augmented-in-place",
@@ -767,7 +767,7 @@ def _adds(old: Any, self: Any, *args: Any, **keywords: Any) -> Any:
 fault(
     "program-out-grad-written",
     "backward writes into the out_grad that it is given",
-    "alias|pass",
+    "alias|pass|out_grad",
     around("autograd.Tensor.backward", _writes_seed),
 )
 fault(
@@ -859,7 +859,7 @@ def _at_first(path: str, setting: str) -> Patch:
 fault(
     "program-dropout-p-cached",
     "Dropout goes on with the p of its first pass",
-    "forward in the modes",
+    "Dropout forward",
     _at_first("nn.Dropout._ops", "p"),
 )
 fault(
@@ -871,13 +871,13 @@ fault(
 fault(
     "program-bn-eps-cached",
     "BatchNorm goes on with the ε of its first pass",
-    "forward in the modes",
+    "BatchNorm forward",
     _at_first("nn.BatchNorm1d._ops", "eps"),
 )
 fault(
     "program-ln-eps-cached",
     "LayerNorm goes on with the ε of its first pass",
-    "forward in the modes",
+    "LayerNorm forward",
     _at_first("nn.LayerNorm1d.forward", "eps") + _at_first("nn.LayerNorm1d._ops", "eps"),
 )
 FILE = "a file into a fresh model"

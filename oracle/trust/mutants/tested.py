@@ -38,11 +38,14 @@ def files_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def judges_of(mutant: Mutant, reason: str = "") -> tuple[str, ...]:
-    """The test files that should kill a mutant: those that its reason names, or its function's, or its file's."""
+def judges_of(mutant: Mutant, excuse: str = "") -> tuple[str, ...]:
+    """The test files that judge a mutant, likeliest first: those of its file or function, and then all others of needle's
+    own; where its excuse names who kills it, those alone.
+    """
+    if claims.named_tests(excuse):
+        return files_of(claims.named_tests(excuse))
     left = claims.unclaimed(mutant.file, mutant.function) or ""
-    named = claims.named_tests(reason) or claims.named_tests(left) or claims.BY_TESTS.get(mutant.file, ())
-    return files_of(named) or FOLDERS[:1]
+    return (*files_of(claims.named_tests(left) or claims.BY_TESTS.get(mutant.file, ())), FOLDERS[0])
 
 
 class _First:

@@ -156,6 +156,92 @@ def test_random_initialisers(make, draw):
     within(t, Rounded(expected, U * np.abs(expected)))  # drawn and scaled in float64, converted last
 
 
+NUMBERS = {
+    "rand": (init.rand, "float32"),
+    "randn": (init.randn, "float32"),
+    "randb": (init.randb, "bool"),
+    "constant": (init.constant, "float32"),
+    "ones": (init.ones, "float32"),
+    "zeros": (init.zeros, "float32"),
+    "one_hot": (lambda *shape, **kw: init.one_hot(3, ndl.Tensor(np.zeros(shape[:1], int)), **kw), "float32"),
+    "xavier_uniform": (init.xavier_uniform, "float32"),
+    "xavier_normal": (init.xavier_normal, "float32"),
+    "kaiming_uniform": (init.kaiming_uniform, "float32"),
+    "kaiming_normal": (init.kaiming_normal, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_an_initialiser_does_unless_asked_otherwise(name):
+    make, dtype = NUMBERS[name]
+    plain = make(2, 3)
+    assert (plain.shape, plain.dtype, plain.requires_grad) == ((2, 3), np.dtype(dtype), False)
+    asked = make(2, 3, dtype="float64", requires_grad=True)
+    assert (asked.shape, asked.dtype, asked.requires_grad) == ((2, 3), np.dtype("float64"), True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8"])
+def test_like_another(dtype):
+    other = ndl.Tensor(np.array([[1, 2, 3]], dtype), dtype=dtype, requires_grad=dtype != "int8")
+    for make, number in ((init.zeros_like, 0), (init.ones_like, 1)):
+        made = make(other)
+        assert (made.shape, made.dtype, made.requires_grad) == ((1, 3), np.dtype(dtype), False)
+        assert (made.numpy() == number).all()
+        if dtype != "int8":
+            assert make(other, requires_grad=True).requires_grad
+
+
+def test_defaults_and_edges_of_transforms(monkeypatch):
+    image = np.arange(24.0).reshape(4, 3, 2)
+    assert (RandomFlipHorizontal().p, RandomCrop().padding) == (0.5, 3)
+    np.testing.assert_array_equal(RandomCrop(0)(image), image)
+    monkeypatch.setattr(np.random, "rand", lambda: 0.0)  # which it may give, and 1 it never gives
+    np.testing.assert_array_equal(RandomFlipHorizontal(0)(image), image)
+    monkeypatch.setattr(np.random, "rand", lambda: 0.5)
+    np.testing.assert_array_equal(RandomFlipHorizontal()(image), image)
+    np.testing.assert_array_equal(init.randb(p=0.5).numpy(), np.True_)
+
+
+def test_datasets_of_lists_of_one_column_and_of_numbers():
+    dataset = NDArrayDataset([1, 2, 3], [[4.0], [5.0], [6.0]])
+    assert len(dataset) == 3
+    assert dataset.transforms is None
+    assert dataset[1] == (2, [5.0])
+    assert len(NDArrayDataset([1, 2], np.zeros((2, 5)))) == 2
+
+    class Column(Dataset):
+        def __init__(self, kind):
+            self.kind = kind
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return {"a number": i + 0.5, "a list": [i, i + 1], "an array": np.full(2, i)}[self.kind]
+
+    (numbers,), (last,) = DataLoader(Column("a number"), batch_size=2)
+    assert (numbers.numpy().tolist(), last.numpy().tolist()) == ([0.5, 1.5], [2.5])
+    ((left, right),) = DataLoader(Column("a list"), batch_size=3)
+    assert (left.numpy().tolist(), right.numpy().tolist()) == ([0, 1, 2], [1, 2, 3])
+    ((arrays,),) = DataLoader(Column("an array"), batch_size=3)
+    assert arrays.numpy().tolist() == [[0, 0], [1, 1], [2, 2]]
+    one = list(DataLoader(dataset))
+    assert [x.shape for x, _ in one] == [(1,)] * 3
+
+
+def test_mnist_in_slices_of_any_length(mnist):
+    paths, images = mnist
+    small = MNISTDataset(*paths, transforms=[lambda image: image[4:24, 4:24]])
+    assert small[:3][0].shape == (3, 20, 20, 1)
+    for transforms in (None, [RandomFlipHorizontal(1.0)]):
+        dataset = MNISTDataset(*paths, transforms=transforms)
+        for index in (slice(0, 0), slice(2, 3), [4, 0]):
+            many, labels = dataset[index]
+            expected = images[index].astype(np.float32) / np.float32(255)
+            assert (many.dtype, many.shape, labels.dtype) == (np.float32, (*expected.shape, 1), np.uint8)
+            np.testing.assert_array_equal(many[..., 0], expected[:, :, ::-1] if transforms else expected)
+
+
 def test_constant_initialisers():
     assert init.constant(2, 3, c=7).numpy().tolist() == [[7.0] * 3] * 2
     assert ndl.ones(2, dtype="float64", requires_grad=True).requires_grad

@@ -485,6 +485,41 @@ def test_drawn_digits_are_the_same_for_a_seed_and_leave_the_generator_alone():
     assert (ndl.data.drawn_digits(50, seed=4)[0] != images).any()
 
 
+GLYPHS = """
+.###. ..#.. .###. ##### ...#. ##### ..##. ##### .###. .###.
+#...# .##.. #...# ...#. ..##. #.... .#... ....# #...# #...#
+#..## ..#.. ....# ..#.. .#.#. ####. #.... ...#. #...# #...#
+#.#.# ..#.. ...#. ...#. #..#. ....# ####. ..#.. .###. .####
+##..# ..#.. ..#.. ....# ##### ....# #...# .#... #...# ....#
+#...# ..#.. .#... #...# ...#. #...# #...# .#... #...# ...#.
+.###. .###. ##### .###. ...#. .###. .###. .#... .###. .##..
+"""
+
+
+def test_drawn_digits_look_like_digits():
+    """Each image, noise taken away, is the glyph of its label somewhere in the frame, as bright as was drawn."""
+    rows = [line.split() for line in GLYPHS.strip().splitlines()]
+    clean, labels = ndl.data.drawn_digits(300, noise=0, seed=5)
+    for image, label in zip(clean, labels, strict=True):
+        glyph = np.array([[dot == "#" for dot in row[label]] for row in rows])
+        places = [(i, j) for i in range(3) for j in range(3) if ((image > 0)[i : i + 7, j : j + 5] == glyph).all()]
+        assert places
+        assert (image > 0).sum() == glyph.sum()
+        assert 0.7 <= image.max() <= 1.3
+        assert len(np.unique(image)) == 2
+    bright = clean.max((1, 2))
+    assert bright.min() < 0.75
+    assert bright.max() > 1.25
+    noisy, same = ndl.data.drawn_digits(300, noise=0.5, seed=5)
+    np.testing.assert_array_equal(labels, same)
+    noise = noisy - clean
+    assert abs(noise.mean()) < 0.02  # 5.5 standard deviations of a mean of 18,900
+    assert abs(noise.std() - 0.5) < 0.02
+    by_default = ndl.data.drawn_digits(300, seed=5)[0] - clean
+    assert abs(by_default.std() - 0.25) < 0.01
+    np.testing.assert_array_equal(ndl.data.drawn_digits(4)[0], ndl.data.drawn_digits(4, seed=0)[0])
+
+
 def test_drawn_digits_without_noise_are_ten_glyphs_in_nine_places():
     images, labels = ndl.data.drawn_digits(3000, noise=0)
     kinds = {(int(label), (image > 0).tobytes()) for image, label in zip(images, labels, strict=True)}

@@ -102,6 +102,11 @@ def test_what_is_extra_comes_back(tmp_path):
     ndl.save(tmp_path / "a.npz", nn.Linear(1, 1), epoch=3, best=0.5, name="wide", losses=[0.5, 0.25])
     extra = ndl.load(tmp_path / "a.npz", nn.Linear(1, 1))
     assert (extra["epoch"], extra["best"], extra["name"], extra["losses"].tolist()) == (3, 0.5, "wide", [0.5, 0.25])
+    assert (type(extra["epoch"]), type(extra["best"]), type(extra["name"])) == (int, float, str)
+    with np.load(tmp_path / "a.npz") as file:
+        assert not [name for name in file.files if name.startswith("random/")], (
+            "no optimizer, no training to go on with"
+        )
     with pytest.raises(TypeError, match=r"save: tags must be a number, a text or an array of them, got \{'a': 1\}"):
         ndl.save(tmp_path / "b.npz", nn.Linear(1, 1), tags={"a": 1})
     assert os.listdir(tmp_path) == ["a.npz"]
@@ -217,6 +222,9 @@ CHANGES = {
     "no generator": ("random/keys", None, ValueError, "as the state of NumPy's generator is none"),
     "a bad generator": ("random/keys", np.ones(3), ValueError, "as the state of NumPy's generator is none"),
     "a bad place in it": ("random/position", 625, ValueError, "as the state of NumPy's generator is none"),
+    "two places in it": ("random/position", np.ones(2, int), ValueError, "as the state of NumPy's generator is none"),
+    "a flag that is a text": ("random/has_gauss", "1", ValueError, "as the state of NumPy's generator is none"),
+    "a number that is an array": ("random/gauss", np.ones(1), ValueError, "as the state of NumPy's generator is none"),
 }
 
 

@@ -166,6 +166,8 @@ def test_unit_tests_judge_what_no_case_trains_with():
     nothing = planted(texts, "saving", "numbers = all(", "numbers  = all(")
     assert wrong.by_tests
     paths = tested.judges_of(wrong)
+    assert paths == ("tests/unit/needle/test_saving.py", "tests/unit/needle")
+    paths = tested.judges_of(wrong, "what is read; test_saving.py")
     assert paths == ("tests/unit/needle/test_saving.py",)
     found = dict(tested.try_tests(texts, [(None, paths), (wrong, paths), (nothing, paths)], workers=2))
     assert found[None].status == found[nothing].status == "survived"

@@ -30,17 +30,17 @@ def test_a_right_needle_agrees_in_every_dtype():
 @pytest.mark.parametrize(
     ("fault", "case", "what"),
     [
-        ("tanh-double-by-single", operation("tanh", (3,), dtypes=("float64",)), "tanh forward"),
+        ("tanh-double-by-single", operation("tanh", (3,), dtypes=("float64",)), "Tanh forward"),
         (
             "ewisemul-double-gradient-by-single",
             operation("multiply", (3,), (3,), dtypes=("float64",) * 2),
-            "multiply backward",
+            "EWiseMul backward",
         ),
-        ("sum-half-in-half", operation("summation", (7, 30), dtypes=("float16",)), "summation forward"),
-        ("matmul-half-in-half", operation("matmul", (2, 60), (60, 3), dtypes=("float16",) * 2), "matmul forward"),
-        ("half-becomes-single", operation("tanh", (3,), dtypes=("float16",)), "tanh forward"),
+        ("sum-half-in-half", operation("summation", (7, 30), dtypes=("float16",)), "Summation forward"),
+        ("matmul-half-in-half", operation("matmul", (2, 60), (60, 3), dtypes=("float16",) * 2), "MatMul forward"),
+        ("half-becomes-single", operation("tanh", (3,), dtypes=("float16",)), "Tanh forward"),
         ("integer-widens", operation("add", (3,), (3,), dtypes=("float32", "int64")), "add forward"),
-        ("bool-as-sign", operation("multiply", (3,), (3,), dtypes=("float32", "bool")), "multiply forward"),
+        ("bool-as-sign", operation("multiply", (3,), (3,), dtypes=("float32", "bool")), "EWiseMul forward"),
     ],
 )
 def test_a_wrong_dtype_is_found_and_so_is_what_was_computed_in_one(fault, case, what):
