@@ -232,7 +232,9 @@ class Optimizer:
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1:  # also if it is nan, which then shows in every gradient, as in torch
             for p, g in zip(params, gradients, strict=True):
-                p.grad = Tensor.make_const(np.asarray(g * factor))
+                # in float16 a small factor would be one of few digits, or 0
+                scaled = g * factor if g.dtype != np.float16 else (g.astype(np.float32) * factor).astype(g.dtype)
+                p.grad = Tensor.make_const(np.asarray(scaled))
         return norm
 
     def _gradients(self) -> tuple[list[Tensor], list[Array]]:

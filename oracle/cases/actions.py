@@ -323,10 +323,10 @@ class ClipNorm(Action, frozen=True, tag="ClipNorm"):
     def needle(self, w: Hands) -> None:
         """``optimizer.clip_grad_norm(…)``; what held the gradients is left alone."""
         optimizer = w.optimizer(self.optimizer)
-        graded = [p.grad for p in optimizer.params if p.grad is not None]
+        graded = [g for p in optimizer.params if (g := getattr(p, "grad", None)) is not None]
         for grad in graded:
             w.hold("gradient before clipping", grad)
-        w.clip(optimizer, self.max_norm([np.asarray(g.cached_data) for g in graded]))
+        w.clip(optimizer, self.max_norm([np.asarray(g.numpy()) for g in graded]))
 
     def meaning(self, k: Known) -> None:
         """The gradients are judged by rule L, and by their bits where they are not clipped."""

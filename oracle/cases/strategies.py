@@ -168,6 +168,7 @@ _LOSSES = choice(
     (6, c.SoftmaxLoss()),
     (1, c.SoftmaxLoss("uint8")),
     (1, c.SoftmaxLoss("int32")),
+    (1, c.SoftmaxLoss("list")),
     (2, c.WeightedSum()),
     (2, c.MeanSquare()),
     (1, c.Cotangent()),
@@ -403,5 +404,10 @@ def dtype_cases(draw: Draw, name: str) -> c.OpCase:
         dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
         dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes
     constants = case.constants if kind == "same" else ()
-    found: c.OpCase = msgspec.structs.replace(case, order=1, dtypes=tuple(dtypes), constants=constants)
+    attributes = dict(case.attributes)
+    if "c" in attributes:
+        attributes["c"] = c.held(attributes["c"], dtypes) or 0.5
+    found: c.OpCase = msgspec.structs.replace(
+        case, order=1, dtypes=tuple(dtypes), constants=constants, attributes=attributes
+    )
     return found

@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
 from oracle.cases import coverage, fitting, large, strategies
+from oracle.cases.draw_dtypes import whole_cases
 from oracle.cases.draw_programs import program_cases
 from oracle.cases.features import NOT_IN_DTYPES
 from oracle.operations import OPERATIONS
@@ -34,9 +35,9 @@ OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
 # more for what has been reached least; what remains trains.
-# Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
+# Ten in a hundred are in other dtypes, four operations and six whole models; two are large, and four long: of the operations in turn, and of those that do something else at a size.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 27,
+    "train": SHARD_SIZE - OPS - 33,
     "op": OPS,
     "steered": 6,
     "second": 3,
@@ -44,6 +45,7 @@ SHARD = {
     "large": 2,
     "program": 8,
     "dtype": 4,
+    "whole": 6,
 }
 IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
 SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
@@ -71,6 +73,8 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
+    if kind == "whole":
+        return independent(whole_cases(), count, seed, at_once=2)
     if kind == "program":
         return independent(program_cases(), count, seed)
     cases: list[c.Case] = []
@@ -92,7 +96,7 @@ DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], index: int) -> list[c.Case]:
     """``count`` cases that do without what a needle lacks; fewer only where hardly any would fit.
 
-    Programs of users and mixed dtypes try promises that ours makes and the course does not: training runs stand in their place.
+    Other dtypes, and programs where an optimizer's state cannot be found, are none of the course's: training runs stand in their place.
     """
     if not lacking:
         return draw(kind, count, seed, index)
@@ -101,7 +105,8 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
     for i in range(DRAWS):
         if len(found) >= count or (kind in ("op", "steered", "long") and not names):
             break
-        of = "train" if kind in ("program", "dtype") or i >= DRAWS // 2 else kind
+        without = kind in ("dtype", "whole") or (kind == "program" and fitting.PROGRAMS in lacking)
+        of = "train" if without or i >= DRAWS // 2 else kind
         drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
         found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
     return found[:count]
@@ -164,7 +169,7 @@ def shard_cases(
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, seed + index)
-        if kind in ("op", "long", "large", "dtype"):  # what they are for would be lost
+        if kind in ("op", "long", "large", "dtype", "whole"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         elif cases and len({type(case) for case in cases}) == 1:
             steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)
