@@ -14,6 +14,7 @@ KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.Pr
 PLAIN = {kind: draw(name, 60 if name == "program" else 240, 5) for kind, name in KINDS.items()}
 LARGE = [*draw("long", 5 * len(OP_NAMES) + 1, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
 LARGE += draw("large", 60, 5)
+LARGE += draw("whole", 120, 5)
 LARGE += [*draw("dtype", 3 * len(OP_NAMES), 5), *draw("dtype", 4 * len(OP_NAMES), 6)]
 LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
