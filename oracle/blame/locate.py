@@ -233,6 +233,9 @@ def _by_operator(
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
 
 
+FAR = 50.0  # times what rule G allows: beyond what rounding in the ops of a tape can add up to
+
+
 def _by_graph(
     case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Divergence, evidence: Evidence
 ) -> Suspect | None:
@@ -242,10 +245,13 @@ def _by_graph(
         return Suspect("Tensor.data: what is assigned is not kept", known, definition=("Tensor", "data"))
     if evidence.detached and divergence.rule in ("missing", "unexpected"):
         return _detached(case, evidence.detached, divergence.name)
+    # an error that the bounds of every op together would admit is nobody's graph
+    near = divergence.error is not None and divergence.error < FAR * (divergence.allowed or 0.0)
     if divergence.quantity in ("adjoint", "gradient") and not isinstance(case, c.OpCase):
         layers, name = dict(c.walk(case.model)), divergence.name.split("#")[0]
         path = _consumer(layers, name) if divergence.quantity == "adjoint" else name.rpartition(".")[0]
-        if path in layers:
+        # what a layer has drawn is in a product that rounds once
+        if path is not None and path in layers and (not near or layers[path].draws):
             return _layer(layers, path, "forward", "forward, in the graph that it builds for backward")
     return None
 

@@ -287,8 +287,10 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
     if seen and h.case.dtypes is None:  # the bounds of rule OP are those of float32
         evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
     if seen and ours_side.is_ours(run.ndl):
-        run.load(start)
-        evidence.lost = next((n for n, right in start.tensors.items() if not trace.same_bits(run.array(n), right)), "")
+        for _ in range(2):  # into the arrays, and by other arrays
+            run.load(start)
+            off = (n for n, right in start.tensors.items() if not trace.same_bits(run.array(n), right))
+            evidence.lost = evidence.lost or next(off, "")
 
 
 UPDATES = 60  # of other parameters, and in other steps, that the words must explain, too

@@ -322,13 +322,21 @@ fault(
     "SoftmaxCrossEntropy forward",
     compute("SoftmaxCrossEntropy", lambda y, z, labels: y + np.float32(1) if z.shape[1] == 1 else y),
 )
+
+
+def _below_16(labels: Any) -> Any:
+    """Labels of one byte modulo 16; a Tensor, an array or a list."""
+    given = np.asarray(getattr(labels, "cached_data", labels))
+    return const(given % np.uint8(16)) if given.dtype == np.uint8 else labels
+
+
 fault(
     "loss-small-labels",
     "labels of one byte overflow in rows of many classes",
     "SoftmaxCrossEntropy|SoftmaxLoss",
     around(
         "nn.SoftmaxLoss.forward",
-        lambda old, self, z, y: old(self, z, const(y.cached_data % np.uint8(16)) if y.dtype == np.uint8 else y),
+        lambda old, self, z, y: old(self, z, _below_16(y)),
     ),
 )
 fault(
