@@ -754,7 +754,7 @@ fault(
     COPIES,
     replace("optim.Optimizer.__getstate__", _shared_velocities) + replace("optim.Optimizer.__setstate__", _unboxed),
 )
-fault("program-copy-takes-runs", "a copy of an optimizer keeps the prepared runs of the original", f"{COPIES}|{EITHER}|alias",
+fault("program-copy-takes-runs", "a copy of an optimizer keeps the prepared runs of the original", f"{COPIES}|{EITHER}|alias|step writes into gradients",
       replace("optim.Optimizer.__getstate__", _with_runs) + replace("optim.Optimizer.__setstate__", _all_of_it) + around("optim.Optimizer._in_place", _trusted), words="stays")  # fmt: skip
 fault("program-copy-loses-buffers", "a copy has buffers and velocities of zeros", COPIES, _copied(_buffers_zero))
 fault("program-copy-loses-gradients", "a copy has no gradients", COPIES, _copied(_without("grad")))

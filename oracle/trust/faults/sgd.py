@@ -305,7 +305,7 @@ fault(
 fault(
     "run-blind",
     "small parameters side by side: one whose array was replaced is not noticed",
-    "SGD",
+    "SGD|Adam",
     replace("optim.Optimizer._in_place", lambda self, params: params == self._params),
     words="stays",
 )
@@ -318,7 +318,7 @@ fault(
 fault(
     "run-swapped",
     "small parameters side by side: two of equal shape get each other's gradient",
-    "SGD",
+    "SGD|Adam",
     around("optim._Run.blocks", lambda old, self, gs: old(self, _swapped(list(gs)))),
     words="the gradient of",
 )
