@@ -38,6 +38,7 @@ from oracle.cases.bounds import (
     Place,
     Positive,
     Rows,
+    Scale,
     Seed,
     Step,
     Width,
@@ -107,7 +108,7 @@ class Data(Part, frozen=True, tag="Data"):
 
     rows: Rows
     features: Width
-    scale: NonNegative = 1.0
+    scale: Scale = 1.0
     offset: Number = 0.0
     atoms: tuple[Atom, ...] = ()
     repeated_rows: bool = False
@@ -266,7 +267,7 @@ class TrainCase(_Case, frozen=True, tag="train"):
     backward: Literal["once", "twice", "accumulate"] = "once"
     input_grad: bool = False
     keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     memory: Memory | None = None
     dtypes: Dtypes | None = None  # all float32, beside torch, where none are given
 
@@ -294,7 +295,7 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
     data: Data
     loss: Loss
     seed: Seed
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     keep_init: bool = False
 
     def __post_init__(self) -> None:
@@ -318,7 +319,7 @@ class ProgramCase(_Case, frozen=True, tag="program"):
     held: Literal["sequential", "list", "dict"] = "sequential"
     again: Place | None = None
     functions: bool = False
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     keep_init: bool = False
 
     def __post_init__(self) -> None:
@@ -402,6 +403,18 @@ class Operand(Part, frozen=True, tag="Operand"):
         return flat
 
 
+def held(number: float, dtypes: Sequence[str]) -> float:
+    """A number as it is beside operands of these dtypes: where float16 is the widest float among them, it is rounded to that.
+
+    0 where that would be infinite.
+    """
+    if {d for d in dtypes if d.startswith("float")} != {"float16"}:
+        return number
+    with np.errstate(over="ignore"):
+        rounded = float(np.float16(number))
+    return rounded if math.isfinite(rounded) else 0.0
+
+
 class OpCase(_Case, frozen=True, tag="op"):
     """One operation, forward and backward, on explicit operands with an explicit cotangent (cycled to fit)."""
 
@@ -425,6 +438,11 @@ class OpCase(_Case, frozen=True, tag="op"):
             require(self.order == 1, "dtypes: only float32 is differentiated more than once")
             free -= {i for i, dtype in enumerate(self.dtypes) if not dtype.startswith("float")}
             require(bool(free), f"dtypes={self.dtypes} leave no operand that has a gradient")
+            number = self.attributes.get("c", 1.0)
+            require(
+                number == held(number, self.dtypes),
+                f"c={number} is no {self.dtype}: beside a Tensor a number is of its dtype, as in NumPy, and is rounded to it",
+            )
         require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
         try:
             self.result_shape  # noqa: B018 - asked for its errors

@@ -404,8 +404,9 @@ def dtype_cases(draw: Draw, name: str) -> c.OpCase:
         dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
         dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes
     constants = case.constants if kind == "same" else ()
-    # a number that float16 has: whether another one is rounded before its logarithm is taken, or after, is no promise
-    attributes = {n: float(np.float16(v)) if n == "c" else v for n, v in case.attributes.items()}
+    attributes = dict(case.attributes)
+    if "c" in attributes:
+        attributes["c"] = c.held(attributes["c"], dtypes) or 0.5
     found: c.OpCase = msgspec.structs.replace(
         case, order=1, dtypes=tuple(dtypes), constants=constants, attributes=attributes
     )

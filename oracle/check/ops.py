@@ -232,7 +232,7 @@ class Trial:
             if sizes or leading:  # torch has no meaning for such a shape either
                 return None
             raise
-        return self._judged(given, shown, draw, kind)
+        return self.judged(given, shown, draw, kind)
 
     def once_more(self, difference: Difference, kind: str) -> Agreement:
         """The arrays of a failure again."""
@@ -240,11 +240,11 @@ class Trial:
         given = [next(arrays) if isinstance(x, tuple) or _is_array(x) else x for x in self.inputs]
         had, self.cotangents = self.cotangents, difference.cotangents or self.cotangents
         try:
-            return self._judged(given, self.outputs(given), _random_bytes(0), kind)
+            return self.judged(given, self.outputs(given), _random_bytes(0), kind)
         finally:
             self.cotangents = had
 
-    def _judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+    def judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
         arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
             return self._compared(given, shown, draw, kind)

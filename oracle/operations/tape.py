@@ -167,19 +167,19 @@ class Tape:
         return to(x)
 
     def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
-        """The elements of x added up at places of zeros of this shape, with the rounding of every order, see `ANY_ORDER`."""
-        places = (slice(None),) * LEAD + where
-        out = np.zeros(x.shape[:LEAD] + shape)
-        np.add.at(out, places, x)
+        """The elements of x added up at places of zeros of this shape: sums, which round as those of `summed` where several meet."""
+
+        def added(x: Array) -> Array:
+            out = np.zeros(x.shape[:LEAD] + shape)
+            np.add.at(out, (slice(None),) * LEAD + where, x)
+            return out
+
+        out = added(x)
         if self.noise is None:
             return out
-        terms = np.zeros((1, 1, *shape))
-        np.add.at(terms, places, 1.0)
-        if terms.max(initial=0) <= 1:
-            return out
-        size = np.zeros((1, *out.shape[1:]))
-        np.add.at(size, places, np.abs(x[:1]))
-        return self.roughened(out, np.where(terms > 1, terms, 0) * size, ANY_ORDER)
+        several = added(np.ones((1, 1, *x.shape[LEAD:])))
+        several[several == 1] = 0
+        return self.roughened(out, several * added(np.abs(x[:1])), ANY_ORDER) if several.any() else out
 
     def variance(self, x: Array, centred: Array, mean: Array, axes: tuple[int, ...]) -> Array:
         """The mean of the squares of x − mean over axes. Welford's update, which torch has, errs by the rounding of the mean times
@@ -234,6 +234,12 @@ class Tape:
 # -- what definitions are written with: arrays with leading axes -----------------------------------------------------
 
 
+def require(holds: bool, text: str) -> None:
+    """ValueError where what a definition is given lies outside its domain."""
+    if not holds:
+        raise ValueError(text)
+
+
 def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     """Axes of the array proper, as axes of the array with its leading axes."""
     if axes is None:
@@ -243,7 +249,9 @@ def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     for axis in axes:
         if not -rank <= axis < rank:
             raise ValueError(f"axis {axis} is out of range for {rank} dimensions")
-    return tuple(LEAD + axis % rank for axis in axes)
+    found = tuple(LEAD + axis % rank for axis in axes)
+    require(len(set(found)) == len(found), f"axes {tuple(axes)} name an axis twice")
+    return found
 
 
 def expand(x: Array, shape: Shape) -> Array:

@@ -12,6 +12,7 @@ what goes beyond it. For a value v̂ that is off by at most e, |fl(v̂) − v| �
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
 from oracle.rules.units import ADDING, LARGEST, LEAST, UNITS
-from oracle.rules.verdict import Divergence, Verdict
+from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems.trace import Clock
 
@@ -39,12 +40,18 @@ def judge(case: c.OpCase, ndl: Any) -> Verdict:
     found = list(raised(seen)) or list(_parts(verdict, seen.values))
     if found and verdict.divergence is None and not verdict.out_of_domain:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence.calls = Calls()
-        with ours_side.calls(ndl, verdict.evidence.calls):
-            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours)
+        verdict.search = partial(_evidence, case, ndl)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
+
+
+def _evidence(case: c.OpCase, ndl: Any) -> Evidence:
+    """Every call of an op."""
+    evidence = Evidence(calls=Calls())
+    with ours_side.calls(ndl, evidence.calls):
+        ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours_side.is_ours(ndl))
+    return evidence
 
 
 def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Divergence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     clock.turn("rules")
     verdict.seconds = clock.seconds
     for divergence in raised(seen):
-        verdict.divergence = divergence
-        verdict.evidence = _evidence(case, ndl)
+        verdict.divergence, verdict.search = divergence, functools.partial(_evidence, case, ndl)
         return verdict
     verdict.beside.extend(promoted(seen))
     relus = {path for path, layer in c.walk(case.model) if layer.kinked}
@@ -86,7 +86,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     if written is not None:
         verdict.divergence = written
     elif verdict.divergence is not None:
-        verdict.evidence = _evidence(case, ndl)
+        verdict.search = functools.partial(_evidence, case, ndl)
     clock.turn("")
     return verdict
 
@@ -96,6 +96,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     evidence = Evidence()
     given = {n: getattr(case, n) for n in case.__struct_fields__}
     step = judge_training(c.TrainCase(**given, optimizer=c.SGD()), ndl, peer_too=False)
+    step.evidence, step.search = step.evidence if step.search is None else step.search(), None
     # other quantities are another matter: the optimizer's, for one
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step

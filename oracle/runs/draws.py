@@ -96,7 +96,7 @@ DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], index: int) -> list[c.Case]:
     """``count`` cases that do without what a needle lacks; fewer only where hardly any would fit.
 
-    Programs of users and mixed dtypes try promises that ours makes and the course does not: training runs stand in their place.
+    Other dtypes, and programs where an optimizer's state cannot be found, are none of the course's: training runs stand in their place.
     """
     if not lacking:
         return draw(kind, count, seed, index)
@@ -105,7 +105,8 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
     for i in range(DRAWS):
         if len(found) >= count or (kind in ("op", "steered", "long") and not names):
             break
-        of = "train" if kind in ("program", "dtype", "whole") or i >= DRAWS // 2 else kind
+        without = kind in ("dtype", "whole") or (kind == "program" and fitting.PROGRAMS in lacking)
+        of = "train" if without or i >= DRAWS // 2 else kind
         drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
         found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
     return found[:count]

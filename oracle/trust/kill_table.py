@@ -37,11 +37,13 @@ from oracle.commands import session
 from oracle.exits import ExitCode, decided, saved
 from oracle.operations import OPERATIONS
 from oracle.pages import terminal
+from oracle.pages.made import commit, now
 from oracle.pages.markdown import table as markdown_table
 from oracle.rules.verdict import Divergence
 from oracle.runs import runner
 from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.runs.forked import forked
+from oracle.trust import kill_page
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
 
 BASELINE = Path("reports/baselines/faults.json")
@@ -409,11 +411,17 @@ def faults(
     with nullcontext() if page == PAGE else saved(str(page)):
         write(rows, plan, page, data)
     known = known_kills()
+    with saved(str(report.LATEST / kill_page.NAME)):
+        made = f"{now()}, commit {commit() or 'none'}"
+        text = kill_page.html(
+            to_json(rows, plan), known, made=made, of=len(chosen), interrupted=len(rows) < len(chosen)
+        )
+        files.save(report.LATEST / kill_page.NAME, text)
     lost = [r.name for r in rows if not r.killed and r.name in known]
     console.print(
         f"{t['killed']} of {t['faults']} faults killed with every one of {seeds} seeds; median {t['median_cases']} cases; "
         f"right suspect in {_percent(t['right_suspect'])} of {t['kills']} kills; shrunk to {t['median_layers']} layers "
-        f"and {t['median_steps']} steps; {time.perf_counter() - started:.0f} s; {page}",
+        f"and {t['median_steps']} steps; {time.perf_counter() - started:.0f} s; {page}, {report.LATEST / kill_page.NAME}",
         style="bold red" if lost else "bold green",
         soft_wrap=True,
     )

@@ -14,7 +14,6 @@ from oracle.cases import case as c
 from oracle.cases import features, fitting, shrink
 from oracle.rules.judge import judge
 from oracle.rules.verdict import Divergence
-from oracle.runs import offered
 from oracle.runs.draws import draw, fitting_cases
 from oracle.systems.foreign import Offer
 from oracle.systems.ours import contract
@@ -193,18 +192,29 @@ def test_set_and_refuse_are_opposites():
         a.Refuse("lr", 0.5)
 
 
-def test_a_needle_of_the_course_gets_no_program_and_is_told_so():
-    """The course promises none of what an action tries: training runs stand in their place, as many as there were programs."""
-    assert all(isinstance(case, c.ProgramCase) for case in draw("program", 8, 5))
-    cases = fitting_cases("program", 8, 5, Offer(left_open=fitting.LEFT_OPEN).lacking, 0)
-    assert len(cases) == 8
-    assert all(isinstance(case, c.TrainCase) for case in cases)
-    (design,) = (d for d in contract.BY_DESIGN if d.matter == "programs of a user")
-    assert design.done == "are not drawn"
-    assert design.seen(SimpleNamespace()), "of every needle that is not ours"
-    assert not any(name.startswith("program ") for name, _ in offered._to_try()), (
-        "what is never drawn need not be tried"
+def test_a_needle_of_the_course_gets_the_actions_that_the_course_has():
+    """Others of a program are left out; where a state cannot be found, training runs stand in its place, as many."""
+    lacking = Offer(left_open=fitting.LEFT_OPEN).lacking
+    cases = fitting_cases("program", 40, 5, lacking, 0)
+    actions = [action for case in cases for action in case.actions]
+    assert len(cases) == 40
+    assert {type(action) for action in actions} == {
+        a.Pass,
+        a.Step,
+        a.ClipNorm,
+        a.Set,
+        a.NewOptimizer,
+        a.Mode,
+        a.Evaluate,
+    }
+    assert not any(action.constant for action in actions if isinstance(action, a.Evaluate))
+    lesser = fitting_cases("program", 8, 5, lacking | {"optimizer clipping", "setting SGD.lr"}, 0)
+    assert not any(isinstance(action, a.ClipNorm) for case in lesser for action in case.actions)
+    assert all(
+        isinstance(case, c.TrainCase) for case in fitting_cases("program", 8, 5, lacking | {fitting.PROGRAMS}, 0)
     )
+    (design,) = (d for d in contract.BY_DESIGN if d.matter == "programs of a user")
+    assert design.seen(SimpleNamespace()), "of every needle that is not ours"
 
 
 @pytest.mark.parametrize(
