@@ -80,7 +80,8 @@ class CourseWorld(World):
             for quantity in STATES[kind]:
                 for name, (held, at) in self.contract.states(optimizer, quantity, self.parameters):
                     key, array = f"optimizer {i}: {quantity} {name}", _plain(array_of(held[at]), shapes[name])
-                    if array.any() or key in self.due:  # zeros that were there from the beginning are none
+                    # zeros that were there from the beginning are none
+                    if array.any() or key in self.due or key in self.judged:
                         state[key] = array
             state |= {key: value for key, value in self.due.items() if key.startswith(f"optimizer {i}: t ")}
         return state
