@@ -32,6 +32,9 @@ logging.getLogger("nox").setLevel(logging.WARNING)  # the commands' own output i
 ROOT = Path(__file__).resolve().parent
 ENV = Path(".nox/env")  # sessions run in the folder of this file
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+WITH_LIBRARIES = (
+    ROOT / ".nox/frameworks" / PYTHON.relative_to(ENV)
+)  # JAX and others, which `nox -s frameworks` installs
 # One thread per process: the harness runs a process per core, and sums then have one order.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -79,13 +82,13 @@ def install_torch(session: nox.Session) -> None:
         sys.exit(NO_TORCH)
 
 
-def harness(session: nox.Session, command: str) -> None:
+def harness(session: nox.Session, command: str, python: Path = PYTHON) -> None:
     """Run `python -m oracle COMMAND` so that its output comes last and its exit code is nox's own."""
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: 130, with the summary so far
     try:
         session.run(
-            PYTHON, "-m", "oracle", command, *session.posargs,
+            python, "-m", "oracle", command, *session.posargs,
             env=ONE_THREAD, interrupt_timeout=20, terminate_timeout=5,  # Ctrl-C: time for the summary so far
         )  # fmt: skip
     except CommandFailed as failure:
@@ -117,7 +120,41 @@ def faults(session: nox.Session) -> None:
 @nox.session(python=False, requires=["env"])
 def calibrate(session: nox.Session) -> None:
     """Count false alarms on correct variants of needle; `-- --accept` writes reports/calibration.md."""
-    harness(session, "calibrate")
+    with_jax = "--check" in session.posargs and (WITH_LIBRARIES.parents[1] / "installed").exists()
+    harness(session, "calibrate", WITH_LIBRARIES if with_jax else PYTHON)
+
+
+# What `frameworks` holds to torch; the page in reports/ is of these versions.
+FRAMEWORKS = (
+    "jax==0.10.2",
+    "flax==0.12.8",
+    "optax==0.2.8",
+    "mygrad==2.5.0",
+    "autograd==1.9.1",
+    "tinygrad==0.14.0",
+    "mpmath>=1.3",
+)
+
+
+@nox.session(python=False, requires=["env"])
+def frameworks(session: nox.Session) -> None:
+    """JAX, flax, optax, MyGrad, autograd and tinygrad against PyTorch, pair by pair; `-- --accept` writes reports/frameworks.*."""
+    where, inside = WITH_LIBRARIES.parents[1], WITH_LIBRARIES
+    wanted = "\n".join((str(ROOT), sys.version, *FRAMEWORKS))
+    stamp = where / "installed"
+    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
+        print("Installing the libraries into .nox/frameworks, on top of .nox/env: once.", flush=True)
+        session.run(PYTHON, "-m", "venv", "--clear", where, silent=True)
+        ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        there, shared = (str(session.run(p, "-c", ask, silent=True)).strip() for p in (inside, PYTHON))
+        Path(there, "shared.pth").write_text(f"{shared}\n", "utf-8")  # torch and the tools are not installed twice
+        for requirement in FRAMEWORKS:  # one by one: the rows of what cannot be installed say so, and the rest runs
+            try:
+                session.run(inside, "-m", "pip", "install", "--quiet", requirement)
+            except CommandFailed:
+                session.warn(f"{requirement} cannot be installed here: its rows are not run")
+        stamp.write_text(wanted, "utf-8")
+    harness(session, "frameworks", inside)
 
 
 @nox.session(python=False, requires=["env"])
@@ -232,6 +269,28 @@ def hostile(session: nox.Session) -> None:
 def needles(session: nox.Session) -> None:
     """The correct needles of tests/needles and the mistakes planted in them: what a run says of each, 400 cases."""
     session.run(PYTHON, "tests/needles/run.py", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
+
+
+@nox.session(default=False, venv_backend="virtualenv", requires=["env"])
+def wheel(session: nox.Session) -> None:
+    """Install the wheel of oracle and all that it needs into an empty environment, and judge a needle there."""
+    folder = Path(session.create_tmp()).resolve()
+    session.run(str(PYTHON), "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), external=True, silent=True)
+    (built,) = folder.glob("needle_oracle-*.whl")
+    install_torch(session)
+    session.install(str(built))
+    session.run("python", "-m", "pip", "check")
+    session.chdir(folder)  # nothing of the clone is found from here
+    session.run("oracle", "--version")
+    needle = ROOT / "tests/needles/plain"
+    asked = ["--cases", "60", "--seed", "0", "--junitxml", "oracle.xml"]
+    session.run("oracle", "diff", "--needle", str(needle), *asked, env=ONE_THREAD)
+    if "<testsuites" not in (folder / "oracle.xml").read_text("utf-8"):
+        session.error("oracle.xml is no report of JUnit's")
+    session.run(
+        "oracle", "diff", "--cases", "60", "--seed", "0", "--no-digits", env=ONE_THREAD
+    )  # the one that it carries
+    session.run("oracle", "faults", success_codes=[2])  # what needs a clone says so
 
 
 @nox.session(python=False, requires=["env"])

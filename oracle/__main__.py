@@ -24,7 +24,14 @@ CODES = (
     "5 nothing could be judged, 130 interrupted; if several hold: 4, 3, 1, 130, 5."
 )
 NEEDED = ("numpy", "torch", "hypothesis", "msgspec", "rich")
-IN_A_CLONE = ("mutants", "faults", "calibrate", "bench", "kernels")  # they read and write what only a clone has
+IN_A_CLONE = (
+    "mutants",
+    "faults",
+    "calibrate",
+    "bench",
+    "kernels",
+    "frameworks",
+)  # they read and write what only a clone has
 PROFILES = {"dev": 4000, "ci": 500, "nightly": 100_000}  # cases
 
 
@@ -151,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
+    mutants.add_argument(
+        "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"
+    )
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
     mutants.add_argument(
         "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"
@@ -171,6 +181,9 @@ def parser() -> argparse.ArgumentParser:
     faults.add_argument(
         "--accept", action="store_true", help="write reports/faults.md and reports/baselines/faults.json"
     )
+    faults.add_argument(
+        "--resume", action="store_true", help="keep what the last run has judged, if nothing has changed since"
+    )
 
     calibrate = subcommands.add_parser(
         "calibrate",
@@ -186,6 +199,22 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "--check", action="store_true", help="oracle.check instead: correct pairs, planted faults, reports/check.md"
     )
+
+    frameworks = subcommands.add_parser(
+        "frameworks",
+        help="hold other libraries to PyTorch, pair by pair",
+        description="Hold pairs of functions of JAX, flax, optax, MyGrad, autograd and tinygrad to PyTorch by oracle.check. "
+        "Exit code: 0 all is as the table says, 1 something is not, 2 usage, 4 a difference that its own program does not show, "
+        "5 none of the libraries is installed, 130 interrupted, with a report of what is known.",
+    )
+    frameworks.add_argument(
+        "--library", action="append", default=[], metavar="NAME", help="jax, flax, …: only this one; repeatable"
+    )
+    frameworks.add_argument(
+        "--row", action="append", default=[], metavar="WORDS", help="only rows with these words; repeatable"
+    )
+    frameworks.add_argument("--seed", type=seed, default=20_240_229, help="seed of the inputs (20240229)")
+    frameworks.add_argument("--accept", action="store_true", help="write reports/frameworks.md and .html")
 
     subcommands.add_parser("bench", help="time needle against hand-written NumPy and torch", add_help=False)
 
@@ -212,7 +241,9 @@ def parser() -> argparse.ArgumentParser:
         description="Fuzz seed after seed on workers of Dask, and keep a ledger that the next campaign continues. "
         + CODES,
     )
-    campaign.add_argument("--minutes", type=positive(float), default=60.0, help="after which no shard begins (60)")
+    campaign.add_argument(
+        "--minutes", type=positive(float), default=60.0, help="after which no round of shards begins (60)"
+    )
     campaign.add_argument(
         "--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://10.0.0.1:8786 (default: one here)"
     )
@@ -283,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "diff",
             "replay",
             "memory",
+            "frameworks",
             "campaign",
         ):  # this process decides and writes: it runs no needle
             candidate.choose(getattr(arguments, "needle", None))
@@ -312,6 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             budget=arguments.budget,
             workers=arguments.workers,
             accept=arguments.accept,
+            resume=arguments.resume,
         )
     if arguments.command == "calibrate" and arguments.check:
         from oracle.trust.checked import table
@@ -327,6 +360,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             workers=arguments.workers,
             accept=arguments.accept,
+        )
+    if arguments.command == "frameworks":
+        from oracle.frameworks.run import frameworks
+
+        return frameworks(
+            seed=arguments.seed, accept=arguments.accept, libraries=arguments.library, names=arguments.row
         )
     if arguments.command == "mutants":
         from oracle.trust.mutants import cli

@@ -31,7 +31,7 @@ LEFT_OPEN = frozenset(
     {
         "layer Linear, frozen", "layer BatchNorm, frozen", "layer LayerNorm, frozen", "layer Unused",
         "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf",
-        "op whole_power", BASE,
+        "op whole_power", BASE, "loss SoftmaxLoss, list", "loss SoftmaxLoss, float32", "loss SoftmaxLoss, uint64",
     }
 )  # fmt: skip
 
@@ -156,6 +156,8 @@ def _model(case: c.TrainCase | c.SecondOrderCase, lacking: Collection[str]) -> A
             (loss for loss in (c.WeightedSum(), c.Cotangent()) if f"loss {type(loss).__name__}" not in lacking),
             case.loss,
         )
+    if isinstance(case.loss, c.SoftmaxLoss) and f"loss SoftmaxLoss, {case.loss.labels}" in lacking:
+        changes["loss"] = c.SoftmaxLoss()
     if isinstance(case, c.TrainCase):
         kind = type(case.optimizer).__name__
         if f"optimizer {kind}" in lacking:

@@ -77,9 +77,9 @@ def _tensor(a: Any) -> torch.Tensor:
     return a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
 
 
-# The noise of hyperparameters, in units of that of tensors. They are a few numbers, each rounded a few times by no more than u, and
-# 1 − 0.999ᵗ makes a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β would hide in it.
-_SCALARS = 1 / 4
+# The noise of hyperparameters, in units of that of tensors. They are a few numbers, each rounded a few times by u, and 1 − 0.999ᵗ makes
+# a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β would hide in it; half of it lets powers be off by 7 u.
+_SCALARS = 1 / 2
 
 
 class Rounded(float):

@@ -269,8 +269,8 @@ def say(console: Console, text: str, indent: int = 0, style: str | None = None) 
         console.print(line, soft_wrap=True, markup=False, style=style)
 
 
-def facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
-    """What was done, in a few lines."""
+def facts(run: Any, total: int, verbose: bool, more: str = " (--verbose)") -> Iterator[tuple[str, str]]:
+    """What was done, in a few lines; ``more`` says where there is more of it."""
     from oracle.cases import coverage
 
     result = run.result

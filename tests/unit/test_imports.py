@@ -39,7 +39,20 @@ RULES = [
 # The folders of oracle, from the top: a file imports from its own folder and from those above it. What processes, exit
 # codes, commands and files are stands above all.
 TOP = ("apart", "commands", "exits", "files", "plugin")
-FOLDERS = ("operations", "pages", "cases", "systems", "rules", "blame", "check", "memory", "runs", "trust", "bench")
+FOLDERS = (
+    "operations",
+    "pages",
+    "cases",
+    "systems",
+    "rules",
+    "blame",
+    "check",
+    "frameworks",
+    "memory",
+    "runs",
+    "trust",
+    "bench",
+)
 
 
 def folder(module: str) -> int:

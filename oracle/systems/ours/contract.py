@@ -284,7 +284,7 @@ class Contract:
         # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
         wide = value.astype(np.float64)
         source = self.ndl.Tensor(wide, requires_grad=False) if attribute == "bias" else wide
-        getattr(owner, attribute).data = self.ndl.Tensor(source, dtype="float32", requires_grad=False)
+        getattr(owner, attribute).data = self.ndl.Tensor(source, dtype=value.dtype.name, requires_grad=False)
 
 
 class Course(Contract):

@@ -13,7 +13,10 @@ from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
 from oracle import check
-from oracle.check.drawing import KINDS
+from oracle.check.drawing import KINDS, named, resolved
+from oracle.frameworks import judging, libraries
+from oracle.frameworks.pairs import AGREES
+from oracle.frameworks.table import PAIRS as ROWS
 
 Function = Callable[..., Any]
 f32 = np.float32
@@ -672,3 +675,23 @@ pair(
     (5, 2),
     kinds=("normal", "zeros", "ties", "tiny"),
 )
+
+# -- another library ---------------------------------------------------------------------------------------------------
+
+
+def of_library(name: str) -> list[Pair]:
+    """The rows of `oracle.frameworks` in which a library agrees with torch, if it is installed: correct float32 by somebody else."""
+    if libraries.missing(name):
+        return []
+    made = []
+    for row in ROWS:
+        if row.library == name and row.claim == AGREES and row.kinds and not row.steps:
+            shapes = [v for _, v in row.inputs if isinstance(v, tuple)]
+            sizes = {n: 4 - i % 2 for i, n in enumerate(named(shapes))}
+            inputs = tuple(resolved(v, sizes, (2,)) if isinstance(v, tuple) else v for _, v in row.inputs)
+            library = libraries.LIBRARIES[name]
+            candidate = judging.ours(row)
+            made.append(
+                Pair(row.torch, f"{library.title}: {row.ours}", candidate, judging.theirs(row), inputs, row.kinds)
+            )
+    return made

@@ -23,7 +23,7 @@ from oracle.commands import command, meant
 from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.pages.markdown import table as markdown_table
-from oracle.trust.checked.pairs import PAIRS, Pair
+from oracle.trust.checked.pairs import PAIRS, Pair, of_library
 from oracle.trust.checked.power import faults
 
 PAGE = Path("reports/check.md")
@@ -116,9 +116,10 @@ def planted(seed: int) -> Iterator[tuple[str, Outcome]]:
 def calibrate(*, seed: int, accept: bool, names: Sequence[str] = ()) -> int:
     """Run, print and write the tables; 0 no false alarm, 1 some, 2 no such pair."""
     console = terminal.console()
-    pairs = [p for p in PAIRS if not names or p.name in names]
+    known = [*PAIRS, *of_library("jax")]
+    pairs = [p for p in known if not names or p.name in names]
     if not pairs:
-        console.print(", ".join(dict.fromkeys(p.name for p in PAIRS)), markup=False)
+        console.print(", ".join(dict.fromkeys(p.name for p in known)), markup=False)
         return ExitCode.USAGE
     started = time.perf_counter()
     torch.manual_seed(seed)

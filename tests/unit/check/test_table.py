@@ -6,7 +6,7 @@ import pytest
 
 from oracle import check
 from oracle.trust.checked import table
-from oracle.trust.checked.pairs import PAIRS
+from oracle.trust.checked.pairs import PAIRS, of_library
 from oracle.trust.checked.power import faults
 
 SEED = 7  # not that of the committed table
@@ -45,3 +45,19 @@ def test_planted_faults_are_found_and_the_page_counts_them():
     assert {k: t.flagged[table.MEASURED] for k, t in power.items()} == {k: t.cases for k, t in power.items()}
     page = table.markdown([table.judged(PAIRS[0], "normal", SEED)], power, SEED)
     assert "| measured | 0.0% | 100.0% |" in page
+
+
+def test_rows_of_a_library_that_is_installed_are_correct_pairs_too():
+    """Torch itself stands for it: JAX is in the environment of the session alone."""
+    pairs = of_library("torch")
+    assert len({(p.name, p.way) for p in pairs}) == len(pairs) >= 5
+    for pair in pairs[:3]:
+        outcome = table.judged(pair, pair.kinds[0], SEED)
+        assert not outcome.message, outcome.message
+
+
+def test_of_a_library_that_is_not_installed_there_are_none(monkeypatch):
+    from oracle.frameworks import libraries
+
+    monkeypatch.setattr(libraries, "missing", lambda name: f"{name} is not installed")
+    assert of_library("jax") == []
