@@ -70,6 +70,9 @@ class CourseWorld(World):
             state[f"buffer {slot.name}"] = _plain(array_of(self._buffer(slot)), slot.shape)
         for path, module in self.modules.items():
             state[f"mode {path}"] = bool(module.training)
+        state |= {
+            key: value for key, value in self.due.items() if key.startswith("setting ")
+        }  # of layers: no action sets them
         for i, optimizer in enumerate(self.optimizers):
             kind = type(optimizer).__name__
             for setting in SETTINGS[kind]:
