@@ -82,6 +82,7 @@ def campaign(
 
     with terminal.progress(console) as show:
         told = [0]
+        show("the first shards", 0, minutes)
 
         def progress(run: Any, finished: Any) -> None:
             if finished is not None:
@@ -90,8 +91,8 @@ def campaign(
             for failed in run.result.failed[told[0] :]:
                 told[0] += 1
                 console.print(f"seed {run.found_with[failed.culprit][0]} fails: {failed.culprit}; {commands.shown(folder / failed.case.digest)}.md", style="bold red", soft_wrap=True)  # fmt: skip
-            words = f"s; {run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
-            show(words, round(run.wall), round(60 * minutes))
+            words = f"{run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
+            show(words, run.wall / 60, minutes)
 
         many.run(many.Plan(_numbers(first, seeds, done), cases, minutes, folder), pool, run, progress)
     if pool.lost:

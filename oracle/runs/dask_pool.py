@@ -54,7 +54,7 @@ class DaskPool:
         try:
             if address is None:
                 self._cluster = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
+                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 )  # fmt: skip
             where = address if self._cluster is None else self._cluster

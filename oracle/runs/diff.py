@@ -295,7 +295,7 @@ def facts(run: Any, total: int, verbose: bool, more: str = " (--verbose)") -> It
         missed = coverage.missed(result.coverage, lacking)
         reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
         few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
-        yield "reached", f"{reached} that a case may have{few} (--verbose)"
+        yield "reached", f"{reached} that a case may have{few}{more}"
         shares = {k: v for k, v in result.tally.largest.items() if not k.startswith(("P ", "validation"))}
         if shares:
             key = max(shares, key=lambda k: shares[k])

@@ -379,6 +379,7 @@ def test_the_command_from_end_to_end(tmp_path):
     assert done.stderr == ""
     assert done.stdout.startswith("the ledger goes on: 1 campaign, 2 seeds, 4,000 cases")
     assert "0 divergences in 100 cases" in done.stdout
+    assert "--verbose" not in done.stdout, "it has no such flag"
     assert [text for text in done.stdout.splitlines() if len(text) > 80 and "--minutes" not in text] == []
     book = ledger.read(tmp_path / "campaign.json")
     assert [one.seed for one in book.seeds] == [1, 2, 3]
