@@ -26,7 +26,8 @@ from oracle.runs.workers import NoWorkers, Task
 # A worker gets no task before it has room for it, and Dask gives up a task that ends three workers: `KilledWorker`.
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.allowed-failures": 2}
 RETRIES = 2  # of a task whose helper ends
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # for a scheduler to answer, and to have a worker
+START_SECONDS = 60.0  # for those of our own, on a machine that is busy with other things
 NOBODY_SECONDS = 120.0  # without a worker, before it is no use to wait
 LOOK_SECONDS = 2.0  # between two looks at who is there
 
@@ -51,6 +52,7 @@ class DaskPool:
         self._looked = self._alone_since = 0.0
         self._cluster: Any = None
         self._client: Any = None
+        patience = START_SECONDS if address is None else CONNECT_SECONDS
         try:
             if address is None:
                 self._cluster = distributed.LocalCluster(
@@ -58,11 +60,11 @@ class DaskPool:
                     silence_logs=logging.CRITICAL,
                 )  # fmt: skip
             where = address if self._cluster is None else self._cluster
-            self._client = distributed.Client(where, timeout=CONNECT_SECONDS, set_as_default=False)
+            self._client = distributed.Client(where, timeout=patience, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise NoWorkers(f"no scheduler answers at {address}: {one_line(error)}") from None
-        until = time.monotonic() + CONNECT_SECONDS
+        until = time.monotonic() + patience
         while not self._look():
             if time.monotonic() > until:
                 self.close()
