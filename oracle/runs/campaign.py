@@ -165,7 +165,7 @@ def _summary(console: Console, run: Any, kept: Any, path: Path) -> None:
     diff.problems(console, run)
     if run.interrupted:
         console.print(f"interrupted after {total:,} cases, all of which are in the ledger", style="bold yellow")
-    diff.no_verdict(console, run)
+    diff.no_verdict(console, run, ours=False)  # workers end for many reasons
     console.print(f"it goes on with: {run.again}", soft_wrap=True, markup=False)
     if run.exit_code == ExitCode.AGREE:
         console.print(f"0 divergences in {total:,} cases", style="bold green")

@@ -37,8 +37,8 @@ class DaskPool:
 
     def __init__(self, address: str | None, workers: int) -> None:
         """On the workers of the scheduler at an address; without one, on as many of our own. NoWorkers if there are none."""
-        for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say of a worker that ends, we say
+        for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say of who ends, we say
         dask.config.set(SETTINGS)
         self.lost = 0  # workers, or processes of theirs, that ended and were replaced
         self.kernels: Counter[str] = Counter()  # of OpenBLAS: tasks that were done with them

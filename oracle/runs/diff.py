@@ -201,8 +201,8 @@ def problems(console: Console, run: Any) -> None:
         say(console, note, style="yellow")
 
 
-def no_verdict(console: Console, run: Any) -> None:
-    """Why what is said of needle does not count, or is not all."""
+def no_verdict(console: Console, run: Any, *, ours: bool = True) -> None:
+    """Why what is said of needle does not count, or is not all; ``ours``: what the harness fails at is to be reported."""
     result = run.result
     if result.oracle_errors:
         say(
@@ -211,7 +211,7 @@ def no_verdict(console: Console, run: Any) -> None:
             "needle counts for nothing until that is mended",
             style="bold yellow",
         )
-    if result.harness_errors:
+    if result.harness_errors and ours:
         console.print(
             f"[bold yellow]the harness itself failed[/], {len(result.harness_errors):,} times; please report the lines above, "
             f"and {escape(run.again)}",
