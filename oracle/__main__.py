@@ -181,6 +181,9 @@ def parser() -> argparse.ArgumentParser:
     faults.add_argument(
         "--accept", action="store_true", help="write reports/faults.md and reports/baselines/faults.json"
     )
+    faults.add_argument(
+        "--resume", action="store_true", help="keep what the last run has judged, if nothing has changed since"
+    )
 
     calibrate = subcommands.add_parser(
         "calibrate",
@@ -341,6 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             budget=arguments.budget,
             workers=arguments.workers,
             accept=arguments.accept,
+            resume=arguments.resume,
         )
     if arguments.command == "calibrate" and arguments.check:
         from oracle.trust.checked import table

@@ -17,7 +17,8 @@ from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate
-from oracle.systems.trace import HIGHER
+from oracle.systems.ours.contract import Course, contract_of
+from oracle.systems.trace import HIGHER, STATE
 
 Array = npt.NDArray[Any]
 
@@ -377,7 +378,9 @@ def _of_user(case: c.ProgramCase, writer: _Writer, divergence: Divergence) -> st
     if divergence.quantity == "state" and name.rpartition(".")[0] in writer.names:
         grad = ".grad" if divergence.name.startswith("gradient") else ""
         return f"{_variable(writer, name)}{grad}.numpy()"
-    return _printed(writer, divergence)
+    return _printed(writer, divergence).replace(
+        "optimizer.", f"optimizers[{getattr(case.actions[divergence.step], 'optimizer', 0)}]."
+    )
 
 
 def _bare(array: Array) -> str:
@@ -410,6 +413,17 @@ def _printed(writer: _Writer, divergence: Divergence) -> str:
         return f"{_variable(writer, name)}.grad.numpy()"
     if quantity in ("parameter", "buffer", "initial"):
         return f"{_variable(writer, name)}.numpy()"
-    if quantity in ("velocity", "first moment", "second moment"):
-        return f"{_variable(writer, name)}.numpy()"
+    if quantity in STATE:
+        return _state(writer, quantity, name)
     return "out.numpy()"
+
+
+def _state(writer: _Writer, quantity: str, name: str) -> str:
+    """Where the optimizer keeps it; the parameter, where that is not found."""
+    spec, variable = writer.case.optimizer if isinstance(writer.case, c.TrainCase) else c.SGD(), _variable(writer, name)
+    contract, kind = contract_of(candidate()), type(spec).__name__
+    if not isinstance(contract, Course) or quantity not in contract.names(kind):
+        return f"{variable}.numpy()"
+    number = [slot.name for slot in inputs.slots(writer.case)[0]].index(name)
+    key = {"parameter": variable, "id": f"id({variable})", "index": str(number)}[contract.keyed(kind)]
+    return f"optimizer.{contract.names(kind)[quantity]}[{key}]"

@@ -305,8 +305,8 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 class ProgramCase(_Case, frozen=True, tag="program"):
     """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
 
-    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
-    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    Nobody looks at the layers from inside, so that needle runs as its user has it; where rounding decides about the branch of a ReLU,
+    no verdict is given. What no pickle takes is left out. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
     more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
     """
 
@@ -326,14 +326,16 @@ class ProgramCase(_Case, frozen=True, tag="program"):
         require(len(self.model) > 0, "model: a program needs a layer")
         for path, layer in walk(self.model):
             kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
-            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+            outermost = not isinstance(layer, Branch) or "." not in path
+            require(kept and outermost, f"model[{path}]: {layer} is not for programs")
         run = self.training
         if self.again is not None:
             at, widths = self.again % len(self.model), input_widths(run)
             same = widths[str(at)] == widths[str(len(self.model))]
             require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
             modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
-            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+            modal = modal or any(getattr(layer, "tie", None) is not None for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state, draws or is tied, and cannot be written out twice")
 
     @property
     def training(self) -> TrainCase:
@@ -488,6 +490,7 @@ class OpCase(_Case, frozen=True, tag="op"):
 
 Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
 _IN_PROGRAMS: tuple[type, ...] = (Linear, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
+_IN_PROGRAMS += (ReLU, Branch)
 _IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 # -- the model of a case ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from oracle.check.comparing import Agreement, compared
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, SIZES, assigned, length, named, numbers, resolved
 from oracle.check.measuring import LIMIT
+from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
 from oracle.systems.noise import current, widened
 
@@ -125,7 +126,7 @@ class _Smaller:
     What comes out of it is judged by all of them.
     """
 
-    MOST, FEW = 120, 3
+    MOST, FEW, MORE = 120, 3, 200
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -155,19 +156,43 @@ class _Smaller:
 
     def confirmed(self) -> Exception:
         """The smallest failure, judged by all replicas; if it is none then, the first one."""
-        best, self.trial.most = self.best, REPLICAS
+        best = self.best
         assert best is not None
+        if isinstance(best, Difference):
+            best = self._shorter(best)
+        self.trial.most = REPLICAS
         if isinstance(best, Difference) and best is not self._first:
             try:
-                self.trial.once_more(best, self.kind)
+                self.trial.once_more(best.inputs, best.cotangents, self.kind)
             except Difference as again:
                 best = again
             else:
                 assert self._first is not None
                 best = self._first
+        if isinstance(best, Difference) and not self._hint and _hint(best):  # true of few zeros, and of nothing else
+            best.args = (str(best).replace(f"{_hint(best)}\n", ""),)
         if isinstance(best, Difference) and self._hint and not _hint(best):  # too small for words
             head, inputs, rest = str(best).partition(line("inputs", ""))
             best.args = (f"{head}{self._hint}, before it was made small\n{inputs}{rest}",)
+        return best
+
+    def _shorter(self, best: Difference) -> Difference:
+        """Numbers that are 0, 1 or short, as long as what differs is called the same."""
+        self.trial.most = self.FEW
+        calls, count = 0, len(best.inputs)
+        for change in shorter([*best.inputs, *best.cotangents]):
+            arrays = change([*best.inputs, *best.cotangents])
+            if arrays is None:
+                continue
+            if calls == self.MORE:
+                break
+            calls += 1
+            try:
+                self.trial.once_more(arrays[:count], arrays[count:], self.kind)
+            except Difference as again:
+                best = again if again.name == best.name else best
+            except Exception:  # numbers that the candidate does not take
+                continue
         return best
 
 
@@ -234,11 +259,11 @@ class Trial:
             raise
         return self.judged(given, shown, draw, kind)
 
-    def once_more(self, difference: Difference, kind: str) -> Agreement:
-        """The arrays of a failure again."""
-        arrays = iter(difference.inputs)
+    def once_more(self, inputs: Sequence[Array], cotangents: Sequence[Array], kind: str) -> Agreement:
+        """The arrays of a failure again, or such as they could be."""
+        arrays = iter(inputs)
         given = [next(arrays) if isinstance(x, tuple) or _is_array(x) else x for x in self.inputs]
-        had, self.cotangents = self.cotangents, difference.cotangents or self.cotangents
+        had, self.cotangents = self.cotangents, cotangents or self.cotangents
         try:
             return self.judged(given, self.outputs(given), _random_bytes(0), kind)
         finally:

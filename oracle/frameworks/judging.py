@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from oracle import check
 from oracle.check.arrays import Array
 from oracle.check.drawing import length, named, numbers, resolved
 from oracle.check.ops import Trial
+from oracle.check.smaller import shorter
 from oracle.frameworks.libraries import LIBRARIES, USUAL, function, is_float, missing, namespace
 from oracle.frameworks.pairs import AGREES, Pair
 
@@ -206,7 +207,7 @@ def _smaller(pair: Pair, difference: check.Difference) -> check.Difference:
     again = still(list(difference.inputs))
     if again is None:
         return difference
-    for cut in (*_cuts(pair, again), *_numbers(again)):
+    for cut in (*_cuts(pair, again), *shorter(again.inputs)):
         given = cut(again.inputs)
         if calls < PLAIN and given is not None:
             again = still(given) or again
@@ -235,32 +236,6 @@ def _cuts(pair: Pair, difference: check.Difference) -> Iterator[Any]:
 
         for i in range(SIZES):
             yield lambda given, i=i, one=one: one(given, i)
-
-
-def _numbers(difference: check.Difference) -> Iterator[Any]:
-    """What makes numbers shorter: a whole input of zeros or ones, then each element 0, then each of those that are left."""
-    for which in range(len(difference.inputs)):
-        for value in (0.0, 1.0):
-            yield lambda given, which=which, value=value: _put(given, which, slice(None), lambda x: value)
-    places = [(which, at) for which, a in enumerate(difference.inputs) for at in range(a.size)]
-    for which, at in places:
-        yield lambda given, which=which, at=at: _put(given, which, at, lambda x: 0.0)
-    for which, at in places:
-        for short in (lambda x: 1.0, round, lambda x: float(f"{x:.1g}"), lambda x: float(f"{x:.2g}")):
-            yield lambda given, which=which, at=at, short=short: _put(given, which, at, short)
-
-
-def _put(given: Sequence[Array], which: int, at: Any, short: Callable[[float], float]) -> list[Array] | None:
-    """A copy with other numbers in one place; None if they are as short already."""
-    out = [a.copy() for a in given]
-    if not is_float(out[which]) or (not isinstance(at, slice) and at >= out[which].size):
-        return None
-    flat = out[which].reshape(-1)
-    before = flat[at].copy()
-    if not np.isfinite(before).all() or (not isinstance(at, slice) and before == 0):  # nothing is shorter than 0
-        return None
-    flat[at] = short(float(np.ravel(before)[0]))
-    return None if np.array_equal(flat[at], before) else out
 
 
 def _shown(pair: Pair, kind: str, difference: check.Difference) -> Shown:

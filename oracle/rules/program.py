@@ -138,7 +138,12 @@ def _passes(
 
 
 def _truth(
-    run: ProgramRun, group: Sequence[Turn], frozen: Sequence[str], modes: Sequence[tuple[str, bool]], to_input: bool
+    run: ProgramRun,
+    group: Sequence[Turn],
+    frozen: Sequence[str],
+    modes: Sequence[tuple[str, bool]],
+    to_input: bool,
+    model: tuple[c.Layer, ...],
 ) -> truth.Truth:
     """The truth of passes that run alike."""
     case = run.case
@@ -147,7 +152,7 @@ def _truth(
     masks = {path: np.concatenate([turn.masks[path] for turn in group]) for path in group[0].masks}
     slots, buffers = inputs.slots(case.training)
     return truth.training(
-        _view(case.training, input_grad=to_input),
+        _view(case.training, input_grad=to_input, model=model),
         [replace(s, frozen=case.alias(s.name) in frozen) for s in slots],
         buffers,
         [_tensors(case, turn.before) for turn in group],
@@ -156,14 +161,20 @@ def _truth(
         [{} for _ in group],
         Noise(case.seed_for(f"noise {steps[0]}"), coherent=COHERENT),
         modes=dict(modes),
+        unseen=True,
     )
 
 
-def _alike(case: c.ProgramCase, turn: Turn) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...], bool]:
-    """What passes must have in common to be judged together: what is frozen, the modes, and whether the input is asked for."""
+def _alike(
+    case: c.ProgramCase, turn: Turn
+) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...], bool, tuple[c.Layer, ...]]:
+    """What passes must have in common to be judged together: what is frozen, the modes, whether the input is asked for, and the
+    settings of layers.
+    """
     about = turn.before
     frozen = tuple(n for n in about.parameters if not about.values[f"requires_grad {n}"])
-    return frozen, tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+    modes, to_input = tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+    return frozen, modes, to_input, programs.training_now(case, about).model
 
 
 def _tensors(case: c.ProgramCase, k: Known) -> dict[str, Array]:
@@ -210,15 +221,28 @@ def _validated(h: Hearing, own: _Values, theirs: Sequence[Observation]) -> None:
 
 
 def _evaluations(h: Hearing, run: ProgramRun, turns: Sequence[Turn], *, peer_too: bool) -> tuple[int, list[Divergence]]:
-    """Rule G on what the model gives in evaluation mode."""
-    case, group = run.case, [turn for turn in turns if isinstance(turn.action, a.Evaluate)]
-    if not group:
-        return 1 << 30, []
+    """Rule G on what the model gives in evaluation mode, those with the same settings together."""
+    found, end = list[Divergence](), 1 << 30
+    alike: dict[Any, list[Turn]] = {}
+    for turn in turns:
+        if isinstance(turn.action, a.Evaluate):
+            alike.setdefault(programs.training_now(run.case, turn.before).model, []).append(turn)
+    for model, group in alike.items():
+        until, wrong = _evaluated(h, run, _view(run.case.training, model=model), group, peer_too=peer_too)
+        end = min(end, until)
+        found += wrong
+    return end, found
+
+
+def _evaluated(
+    h: Hearing, run: ProgramRun, view: c.TrainCase, group: Sequence[Turn], *, peer_too: bool
+) -> tuple[int, list[Divergence]]:
+    case = run.case
     run.clock.turn("truth")
     steps = [turn.before.passes for turn in group]
     states = [_tensors(case, turn.before) for turn in group]
     noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
-    expected = truth.evaluation(case.training, states, run.batches.x[steps, 0], [{} for _ in group], noise)
+    expected = truth.evaluation(view, states, run.batches.x[steps, 0], [{} for _ in group], noise, unseen=True)
     run.clock.turn("rules")
     bad = out_of_domain(expected.values, programs.last(case), isinstance(case.loss, c.SoftmaxLoss))[: len(group)]
     usable = int(np.argmax(bad)) if bad.any() else len(group)
@@ -496,7 +520,8 @@ def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence)
     else:
         noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
         batch = run.batches.x[[turn.before.passes], 0]
-        expected = truth.evaluation(case.training, [_tensors(case, turn.before)], batch, [{}], noise)
+        view = programs.training_now(case, turn.before)
+        expected = truth.evaluation(view, [_tensors(case, turn.before)], batch, [{}], noise)
     values = {q: dict(named) for q, named in expected.values.items() if q not in ("inside", "buffer")}
     for quantity, named in values.items():
         seen = turn.ours.values.get(quantity, {})

@@ -75,7 +75,9 @@ def diff(
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
-        console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
+        console.print(
+            f"needle against torch: {length}, seed {plan.seed}, {plan.workers} worker{'s' * (plan.workers > 1)}"
+        )
         with terminal.progress(console) as show:
             first = True
 
@@ -184,7 +186,8 @@ def _summary_of_another(console: Console, run: Any, verbose: bool) -> None:
         if name not in ("cases", "compared", "reached", "nearest"):
             say(console, f"{name:<13} {text}", indent=14)
     console.print(f"{'again':<13} {run.again}", soft_wrap=True, markup=False)
-    console.print(shown(run.codes), style="dim")
+    none = run.exit_code == ExitCode.NO_VERDICT and total  # something was judged, but not what counts
+    console.print(f"exit code {ExitCode.NO_VERDICT}: no verdict" if none else shown(run.codes), style="dim")
 
 
 def problems(console: Console, run: Any) -> None:

@@ -35,20 +35,25 @@ OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
 # more for what has been reached least; what remains trains.
-# Ten in a hundred are in other dtypes, four operations and six whole models; two are large, and four long: of the operations in turn, and of those that do something else at a size.
+# Ten in a hundred are in other dtypes, four operations and six whole models; two are large, and eight long: of the operations in turn, and of
+# those that do something else at a size, each of them beyond 1,024 at first.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 33,
+    "train": SHARD_SIZE - OPS - 37,
     "op": OPS,
     "steered": 6,
     "second": 3,
-    "long": 4,
+    "long": 8,
     "large": 2,
     "program": 8,
     "dtype": 4,
     "whole": 6,
 }
 IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
-SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
+ADDING = ("matmul", "summation", "linear", "layer_norm", "logsumexp", "conv")  # of float16, in float32
+SWITCHING = (
+    *("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul"),
+    "transpose",  # a long axis goes far
+)
 
 
 def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...] = OP_NAMES) -> list[c.Case]:
@@ -60,13 +65,17 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         return independent(large.large_train_cases(), count, seed, at_once=1)
     if kind == "long":
         switching = tuple(name for name in SWITCHING if name in known) or known
-        turns = [(known, index * (count - 1) + i) for i in range(count - 1)] + [(switching, index)]
-        names = [of[turn % len(of)] for of, turn in turns]
-        return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+        others = max(1, count // 4)
+        turns = [(known, index * (count - others) + i) for i in range(count - others)]
+        turns += [(switching, index * others + i) for i in range(others)]
+        kinds = [_long(of[turn % len(of)], turn // len(of) % 2 == 0) for of, turn in turns]
+        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
     if kind == "dtype":
         offered = [name for name in IN_DTYPES if name in known]
-        names = [offered[(index * count + i) % len(offered)] for i in range(count)] if offered else []
-        return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+        adding = [name for name in ADDING if name in offered]
+        kinds = [_in_dtypes(offered[(index * (count - 1) + i) % len(offered)]) for i in range(count - 1) if offered]
+        kinds += [_adding(adding[index % len(adding)])] if adding else []
+        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
     if kind == "steered":
         return independent(_any_op(known), count, seed)
     if kind == "train":
@@ -90,6 +99,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
 
 _any_op = functools.cache(strategies.op_cases)
 _in_dtypes = functools.cache(strategies.dtype_cases)
+_adding = functools.cache(large.long_half_cases)
 DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 
 

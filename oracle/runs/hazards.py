@@ -93,7 +93,7 @@ def hazards() -> list[Entry]:
                 found += apart(_endless, patience=SECONDS, heard=bytearray())
         except Broken:
             continue
-    return list({entry.key: entry for entry in found}.values())
+    return list({entry.key: entry for entry in reversed(found)}.values())[::-1]
 
 
 def _endless() -> list[Entry]:

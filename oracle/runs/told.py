@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,10 +69,14 @@ def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
         if getattr(entry, name):
             yield name, getattr(entry, name)
     for text in entry.details:
-        yield "note", text
+        if not re.fullmatch(r"(layer )?[\w.]+", text):  # where in the case it was: the program has that
+            yield (
+                "note",
+                text.replace("every node of the tape is right by itself (rule OP)", "each op in it is right by itself"),
+            )
     often = f"in {entry.count} case{'s' * (entry.count != 1)}"
     also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
-    if entry.severity < HINT and not entry.key.startswith("required"):
+    if entry.severity < HINT and "replay" in entry.again:  # of a case, and not of a look at what no case shows
         yield "seen", often + (f": {also}" if also else "")
     if entry.again and entry.severity < HINT:
         yield "again", entry.again
@@ -87,8 +92,10 @@ def verdict(run: Any) -> str:
         return f"no verdict: {why} {'is not offered, and without it there is no training run' if run.plan.offer.cannot_train else ''}".strip()
     if not real:
         return f"0 findings in {total:,} cases"
-    pages = f"; pages in {commands.shown(run.plan.folder)}" if run.written or run.entries else ""
-    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
+    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written else ""
+    lacking = ", ".join(run.plan.offer.cannot_train)
+    untrained = f"; no training run, for {lacking} is not offered" if lacking else ""
+    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{untrained}{page}"
 
 
 # What no case has, each with its reason: the course leaves it open.

@@ -86,7 +86,7 @@ class ProgramRun:
             turn.ours = contract_of(self.ndl).observation(index, {s.name: s.shape for part in self.slots for s in part})
             turn.peer.step = index
             if isinstance(action, a.Pass):
-                turn.masks = programs.masks(case, k.passes, programs.modes(case, k))
+                turn.masks = programs.masks(case, k.passes, k)
             world.flows = programs.flowing(k)
             action.meaning(k)
             world.due = k.values

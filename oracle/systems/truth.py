@@ -22,6 +22,7 @@ from oracle.operations.tape import SINGLE, Noise, Rounding, Tape, Var
 
 Array = npt.NDArray[Any]
 
+UNDECIDED = 16.0  # of the noise: the limit of rule G, which a correct program stays within
 DOMAIN = 1e15  # no verdict is given on numbers that are larger
 
 
@@ -56,6 +57,17 @@ class _Pass:
     modes: Mapping[str, bool] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)  # path -> dtype, where not all is float32
     domain: float = DOMAIN
+    unseen: bool = False  # nobody has seen which branches were taken
+
+    def branch(self, path: str, value: Array) -> None:
+        """What a kink is applied to. Where nobody sees which side needle took, a step in which rounding decides is out of the domain."""
+        if not self.unseen:
+            return
+        exact = value[0]
+        noise = np.maximum(value.max(axis=0) - exact, exact - value.min(axis=0))
+        either = (np.abs(exact) <= UNDECIDED * noise) & (noise > 0)
+        if either.any():
+            self.inside[f"{path}, branch"] = np.where(either, np.inf, 0.0)[None]
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
         around = self.tape.rounding
@@ -104,6 +116,7 @@ def training(
     noise: Noise | None,
     first: int = 0,
     modes: Mapping[str, bool] | None = None,
+    unseen: bool = False,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
     tape = Tape(noise)
@@ -123,7 +136,7 @@ def training(
         x = Var(given, needs=getattr(case, "input_grad", False), rounding=of_data)
         branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
         dropped = {p: v[window, m] for p, v in masks.items()}
-        run = _Pass(tape, tensors, dropped, branch, modes=modes or {}, dtypes=dtypes, domain=domain)
+        run = _Pass(tape, tensors, dropped, branch, modes=modes or {}, dtypes=dtypes, domain=domain, unseen=unseen)
         out = run.body(case.model, x, "", True)
         if dtypes:
             tape.rounding = DTYPES[dtypes[str(len(case.model) - 1)]].rounding
@@ -184,13 +197,14 @@ def evaluation(
     x: Array,
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
+    unseen: bool = False,
 ) -> Truth:
     """Outputs of all layers in evaluation mode; ``x`` is (states, rows, features)."""
     tape = Tape(noise)
     dtypes, domain, of_model, of_data = _kinds(case)
     tensors = {name: Var(_stacked([s[name] for s in states]), needs=False, rounding=of_model) for name in states[0]}
     branch = {p: np.stack([k[p] for k in kinks]) for p in _relus(case) if p in kinks[0]}
-    run = _Pass(tape, tensors, {}, branch, dtypes=dtypes, domain=domain)
+    run = _Pass(tape, tensors, {}, branch, dtypes=dtypes, domain=domain, unseen=unseen)
     run.body(case.model, Var(x.astype(np.float64)[None], needs=False, rounding=of_data), "", False)
     truth = Truth()
     for path, var in run.outputs.items():

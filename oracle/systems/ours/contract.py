@@ -128,7 +128,7 @@ def _state_elsewhere(ndl: Any) -> bool:
     course = Course(ndl)
     kinds = [kind for kind in ("SGD", "Adam") if getattr(ndl.optim, kind, None) is not None]
     return any(
-        not course.by_parameter(kind) or any(STATE[q] != name for q, name in course.names(kind).items())
+        course.keyed(kind) != "parameter" or any(STATE[q] != name for q, name in course.names(kind).items())
         for kind in kinds
     )
 
@@ -388,10 +388,10 @@ class Course(Contract):
                 self._names[kind], self._keys[kind] = {q: STATE[q] for q in usual}, "parameter"
         return self._names[kind]
 
-    def by_parameter(self, kind: str) -> bool:
-        """Whether the state is keyed by parameter."""
+    def keyed(self, kind: str) -> str:
+        """What the state is keyed by: "parameter", "id" or "index"."""
         self.names(kind)
-        return self._keys[kind] == "parameter"
+        return self._keys[kind]
 
     def _look(self, kind: str) -> tuple[dict[str, str], str]:
         ndl = self.ndl

@@ -7,7 +7,9 @@ on to unless the program asks for it: an optimizer may write into what nobody ho
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +23,7 @@ from oracle.cases import case as c
 from oracle.cases import known, programs
 from oracle.cases.inputs import Batches, Slot, initial_state, step_seed
 from oracle.cases.known import SETTINGS, STATES, State
-from oracle.systems.ours.held import held
+from oracle.systems.ours.held import held, joined
 from oracle.systems.ours.model import Array, array_of, build, grad_of
 from oracle.systems.ours.phase import Phase
 from oracle.systems.ours.watch import Closely, Record, Watch
@@ -62,6 +64,7 @@ class World:
         self.twin: World | None = None
         self.watch: Watch | None = None
         self.late = programs.late(case)
+        self.tuned = programs.settings_of(case)
         with self.phase("build"):
             np.random.seed(case.seed_for("build"))
             self.softmax_loss = ndl.nn.SoftmaxLoss()
@@ -101,6 +104,11 @@ class World:
             module = whole.modules[str(i)]
             if case.functions and (op := programs.function_of(layer)):
                 module = whole.modules[str(i)] = nn.Residual(getattr(self.ndl, op))
+            if isinstance(layer, c.Branch):
+                bodies = [[whole.modules[f"{i}.{part}{j}"] for j in range(len(body))] for part, body in layer.nested()]
+                module = whole.modules[str(i)] = joined(
+                    self.ndl, layer.join, *(nn.Sequential(*body) for body in bodies)
+                )
             made.append(module)
         made += [] if case.again is None else [made[case.again % len(made)]]
         model = nn.Sequential(*made) if case.held == "sequential" else held(self.ndl, case.held, made)
@@ -154,6 +162,11 @@ class World:
         names = {id(p): name for name, p in self.parameters.items()}
         return [names[id(p)] for p in optimizer.params]
 
+    def with_setting(self, setting: str, place: int) -> Any:
+        """Likewise."""
+        paths = [path for path, names in self.tuned.items() if setting in names]
+        return self.modules[paths[place % len(paths)]] if paths else None
+
     def numbers(self, parameter: Any, *, positive: bool = False) -> Array:
         """Likewise."""
         return known.numbers(self.case.seed, self.index, parameter.shape, positive=positive)
@@ -198,7 +211,7 @@ class World:
         if action.backward == "twice":
             self.backward(loss, cotangent, retain_graph=True)
             first = self._gradients()
-        self.backward(loss, cotangent)
+        self.backward(loss, cotangent, **({"create_graph": True} if action.backward == "with graph" else {}))
         if action.backward == "twice":
             again = self._gradients()
             same = first.keys() == again.keys() and all(same_bits(first[n], again[n]) for n in first)
@@ -301,16 +314,20 @@ class World:
         """One more optimizer."""
         self.optimizers.append(getattr(self.ndl.optim, kind)(list(self.model.parameters()), **settings))
 
-    def loaded(self, *, optimizer: bool) -> None:
+    def loaded(self, *, optimizer: bool, file: bool = False) -> None:
         """Go on with a fresh model; the old one is left as it is."""
-        state = self.model.state_dict()
         np.random.seed(self.case.seed_for("fresh"))
         fresh = self._built()
-        fresh.model.load_state_dict(state)
         for name, p in self.parameters.items():
             self.hold(f"{name} of the model whose state was loaded", p)
         for slot in self.buffer_slots:
             self.hold(f"{slot.name} of the model whose state was loaded", self._buffer(slot))
+        if file:
+            self._through_a_file(fresh, optimizer=optimizer)
+            self.parts = fresh
+            return
+        state = self.model.state_dict()
+        fresh.model.load_state_dict(state)
         for value in state.values():
             value[...] = np.nan
         for old in self.optimizers:
@@ -326,6 +343,27 @@ class World:
                 if isinstance(value, np.ndarray):
                     value[...] = np.nan
         self.parts = fresh
+
+    def _through_a_file(self, fresh: Parts, *, optimizer: bool) -> None:
+        """The same by ``save`` and ``load``; with an optimizer, the global generator is put back too."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "saved.npz")
+            if not optimizer:
+                self.ndl.save(path, self.model)
+                self.ndl.load(path, fresh.model)
+            for old in self.optimizers:
+                new = [fresh.parameters[name] for name in self._names(old)]
+                if not optimizer:
+                    settings = {name: getattr(old, name) for name in SETTINGS[type(old).__name__]}
+                    fresh.optimizers.append(type(old)(new, **settings))
+                    continue
+                fresh.optimizers.append(type(old)(new))
+                np.random.seed(_SEED)
+                self.ndl.save(path, self.model, old, kept=self.index)
+                np.random.random_sample(3)
+                extra = self.ndl.load(path, fresh.model, fresh.optimizers[-1])
+                self.promise("load puts the generator back", np.random.bytes(8) == _NEXT)
+                self.promise("load returns what was saved beside the model", extra == {"kept": self.index})
 
     def copied(self, how: str) -> None:
         """Go on with a copy; the original becomes the twin, which does the same."""
@@ -362,6 +400,8 @@ class World:
             state[f"buffer {slot.name}"] = np.array(array_of(self._buffer(slot)))
         for path, module in self.modules.items():
             state[f"mode {path}"] = bool(module.training)
+        for path, given in self.tuned.items():
+            state |= {f"setting {path} {name}": getattr(self.modules[path], name) for name in given}
         for i, optimizer in enumerate(self.optimizers):
             kind = type(optimizer).__name__
             state |= {f"optimizer {i}: {name}": getattr(optimizer, name) for name in SETTINGS[kind]}

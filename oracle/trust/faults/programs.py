@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import needle
 from needle import autograd
 from needle.autograd import Parameter, Tensor
 from oracle.trust.faults.adam import adam
@@ -877,3 +878,148 @@ fault(
 )
 fault("program-evaluation-draws", "eval() draws a random number", "evaluation in between|Module.eval",
       around("nn.Module.eval", lambda old, self: (np.random.rand(), old(self))[1]) + around("nn.Module.__call__", lambda old, self, *args, **k: (None if self.training else np.random.rand(), old(self, *args, **k))[1]))  # fmt: skip
+
+
+# -- settings of layers, files, gradients with a graph, tied weights ------------------------------------------------------
+
+
+def _at_first(path: str, setting: str) -> Patch:
+    """In training, a layer goes on with the setting that it had at its first pass."""
+
+    def change(old: Any, self: Any, *args: Any) -> Any:
+        now = getattr(self, setting)
+        first = vars(self).setdefault(f"first_{setting}", now)
+        setattr(self, setting, first)
+        try:
+            return old(self, *args)
+        finally:
+            setattr(self, setting, now)
+
+    return around(path, change)
+
+
+fault(
+    "program-dropout-p-cached",
+    "Dropout goes on with the p of its first pass",
+    "Dropout forward",
+    _at_first("nn.Dropout._ops", "p"),
+)
+fault(
+    "program-bn-momentum-cached",
+    "BatchNorm goes on with the momentum of its first pass",
+    "BatchNorm running statistics",
+    _at_first("nn.BatchNorm1d._follow", "momentum"),
+)
+fault(
+    "program-bn-eps-cached",
+    "BatchNorm goes on with the ε of its first pass",
+    "BatchNorm forward",
+    _at_first("nn.BatchNorm1d._ops", "eps"),
+)
+fault(
+    "program-ln-eps-cached",
+    "LayerNorm goes on with the ε of its first pass",
+    "LayerNorm forward",
+    _at_first("nn.LayerNorm1d.forward", "eps") + _at_first("nn.LayerNorm1d._ops", "eps"),
+)
+FILE = "a file into a fresh model"
+fault(
+    "program-file-half",
+    "save rounds to float16",
+    FILE,
+    around("save", lambda old, path, model, *more, **extra: old(path, _Rounded(model), *more, **extra)),
+)
+fault(
+    "program-file-no-buffers",
+    "load leaves running statistics as they were",
+    FILE,
+    around("load", lambda old, path, model, *more: _without_buffers(old, path, model, *more)),
+)
+fault(
+    "program-file-no-state",
+    "load leaves the optimizer without its velocities",
+    FILE,
+    around("load", lambda old, path, model, *more: _forgetful(old, path, model, *more)),
+)
+fault(
+    "program-file-no-random-state",
+    "load leaves the global generator as it is",
+    FILE,
+    around("load", lambda old, *args: _other_numbers(old(*args))),
+)
+fault(
+    "program-state-carries-graph",
+    "the velocity of a gradient with a graph carries one too",
+    "step",
+    around("optim.SGD.step", lambda old, self: _with_graph(old, self)),
+)
+fault(
+    "program-graph-gradient-skipped",
+    "a parameter whose gradient carries a graph is not updated",
+    VELOCITY,
+    around("optim.SGD.step", lambda old, self: _skipping(old, self)),
+)
+
+
+fault(
+    "program-load-unties",
+    "load_state_dict gives every layer a weight of its own",
+    "pass|forward in the modes|backward",
+    around("nn.Module.load_state_dict", lambda old, self, state: _untied(old, self, state)),
+)
+
+
+class _Rounded(needle.nn.Module):
+    """A model with the same state, rounded."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def state_dict(self) -> Any:
+        return {n: a.astype(np.float16).astype(a.dtype) for n, a in self.model.state_dict().items()}
+
+
+def _without_buffers(old: Any, path: Any, model: Any, *more: Any) -> Any:
+    kept = {n: t.cached_data for n, t in model._state().items() if not isinstance(t, Parameter)}
+    made = old(path, model, *more)
+    for name, data in kept.items():
+        model._state()[name].cached_data = data
+    return made
+
+
+def _forgetful(old: Any, path: Any, model: Any, *more: Any) -> Any:
+    made = old(path, model, *more)
+    for optimizer in more:
+        getattr(optimizer, optimizer._states[0]).clear()
+    return made
+
+
+def _other_numbers(made: Any) -> Any:
+    np.random.random_sample(1)
+    return made
+
+
+def _with_graph(old: Any, self: Any) -> None:
+    old(self)
+    for p in self.params:
+        if p.grad is not None and p.grad.requires_grad and p in self.u:
+            self.u[p] = self.u[p] + p.grad * 0.0
+
+
+def _skipping(old: Any, self: Any) -> None:
+    kept = {p: p.grad for p in self.params if p.grad is not None and p.grad.requires_grad}
+    for p in kept:
+        p.grad = None
+    old(self)
+    for p, grad in kept.items():
+        p.grad = grad
+
+
+def _untied(old: Any, self: Any, state: Any) -> None:
+    old(self, state)
+    seen: set[int] = set()
+    for module in self._children():
+        weight = getattr(module, "weight", None)
+        if weight is not None and id(weight) in seen:
+            module.weight = Parameter(weight.numpy().copy())
+        seen.add(id(weight))

@@ -59,31 +59,31 @@ fault(
 fault(
     "loss-double-by-single",
     "the loss of float64 logits is computed in float32",
-    "SoftmaxLoss|loss",
+    "SoftmaxCrossEntropy forward|SoftmaxLoss",
     compute("SoftmaxCrossEntropy", lambda y, z, labels: _single(y) if y.dtype == np.float64 else y),
 )
 fault(
     "labels-short-wrap",
     "the place of a label among the logits is computed in the labels' own dtype, and wraps around",
-    "SoftmaxLoss|loss",
+    "SoftmaxCrossEntropy forward|SoftmaxLoss",
     around("ops._label_places", lambda old, shape, labels: _wrapped(old(shape, labels), shape, labels)),
 )
 fault(
     "labels-list-refused",
     "a list of labels is refused",
-    "SoftmaxLoss|loss",
+    "forward",
     around("nn.SoftmaxLoss.forward", lambda old, self, z, y: old(self, z, _no_list(y))),
 )
 fault(
     "labels-float-refused",
     "whole numbers in floats are refused as labels",
-    "SoftmaxLoss|loss",
+    "forward",
     around("nn.SoftmaxLoss.forward", lambda old, self, z, y: old(self, z, _no_float(y))),
 )
 fault(
     "labels-unsigned-as-signed",
     "labels of uint8 above 1 count from the end",
-    "SoftmaxLoss|loss",
+    "SoftmaxCrossEntropy forward|SoftmaxLoss",
     around("ops._label_places", lambda old, shape, labels: old(shape, _signed(labels, shape[1]))),
 )
 fault(
@@ -101,13 +101,13 @@ fault(
 fault(
     "clip-half-by-half",
     "the factor of clipping is rounded to float16, where it has few digits",
-    "clip_grad_norm",
+    "clip scaling|clip_grad_norm",
     around("optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float16)),
 )
 fault(
     "clip-double-by-single",
     "the factor of clipping is rounded to float32",
-    "clip_grad_norm",
+    "clip scaling|clip_grad_norm",
     around("optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float32)),
 )
 fault(

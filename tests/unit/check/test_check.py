@@ -12,6 +12,7 @@ from torch import nn
 
 import needle as ndl
 from oracle import check
+from oracle.check.smaller import shorter
 from oracle.systems import noise
 from oracle.systems.noise import Refused
 
@@ -103,8 +104,28 @@ def test_a_wrong_gradient_is_found_made_small_and_shown_again():
 
 
 def test_attention_without_its_scale_is_found():
-    with pytest.raises(check.Difference, match="output differs from torch by more than rounding"):
+    with pytest.raises(check.Difference, match="output differs from torch by more than rounding") as caught:
         check.op(attention(False), F.scaled_dot_product_attention, ("b", 2, 4), ("b", 2, 4), ("b", 2, 4))
+    assert sum(np.count_nonzero(a) for a in caught.value.inputs) <= 4, "a number in q, k and v is enough"
+
+
+def test_few_zeros_are_not_called_a_mistake():
+    """Made small, all that the candidate gives may be 0; drawn numbers did not look like that."""
+    with pytest.raises(check.Difference) as caught:
+        check.op(lambda x, w: convolution(x, w[..., ::-1]), F.conv1d, (2, 3, 9), (4, 3, 2))
+    assert [np.count_nonzero(a) for a in caught.value.inputs] == [1, 1]
+    assert "as if" not in str(caught.value)
+
+
+def test_numbers_get_shorter_and_no_change_is_made_twice():
+    given = [np.array([[0.123, 4.567]], f32), np.array([3, 1])]
+    for change in shorter(given):
+        tried = change(given)
+        if tried is not None and tried[0][0, 1] >= 4:  # what shows the failure
+            given = tried
+    assert given[0].tolist() == [[0, 5]]
+    assert given[1].tolist() == [3, 1], "labels stay as they are"
+    assert list(shorter([])) == []
 
 
 def test_the_same_seed_is_the_same_draws():

@@ -35,6 +35,7 @@ SHOWN_BY = {
     a.ClipNorm: ("clip, max_norm inf", "program-clip-inf-nan"),
     a.Reset: ("reset", "program-reset-zeros"),
     a.Set: ("set weight_decay above 1", "program-decay-at-most-1"),
+    a.SetLayer: ("set p of a layer", "program-dropout-p-cached"),
     a.Refuse: ("refuse momentum", "program-momentum-unchecked"),
     a.Freeze: ("freeze", "program-freeze-undone"),
     a.ReplaceData: ("data augmented", "program-augmented-twice"),
@@ -95,6 +96,42 @@ def test_a_mistake_in_how_a_model_is_held_shows(label, name):
         assert judged(case, needle).divergence is not None
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("set momentum of a layer", "program-bn-momentum-cached"),
+        ("set eps of a layer", "program-bn-eps-cached"),
+        ("set eps of a layer", "program-ln-eps-cached"),
+        ("a file into a fresh model", "program-file-half"),
+        ("a file into a fresh model", "program-file-no-buffers"),
+        ("a file into a fresh model and optimizer", "program-file-no-state"),
+        ("a file into a fresh model and optimizer", "program-file-no-random-state"),
+        ("pass, gradients with a graph", "program-state-carries-graph"),
+        ("pass, gradients with a graph", "program-graph-gradient-skipped"),
+        ("state_dict into a fresh model", "program-load-unties"),
+    ],
+)
+def test_a_mistake_that_only_this_form_of_an_action_shows(label, name):
+    model = (c.Linear(3), c.LayerNorm(), c.ReLU(), c.Linear(3, tie=0), c.Branch((c.Tanh(),), (), "multiply"))
+    base = replace(BASE, model=model) if name in ("program-ln-eps-cached", "program-load-unties") else BASE
+    case = with_feature(label, base)
+    assert judged(case, needle).divergence is None
+    with FAULTS[name].patch.applied():
+        assert judged(base, needle).divergence is None
+        found = judged(case, needle).divergence
+    assert found is not None
+    assert matches(FAULTS[name].suspect, suspect(case, found)), suspect(case, found)
+
+
+def test_no_verdict_is_given_where_rounding_takes_a_branch():
+    """The second Linear gives 0 in theory and anything around it in float32; nobody sees which side its ReLU took."""
+    case = replace(BASE, model=(c.LayerNorm(), c.Linear(3), c.BatchNorm(eps=1e-8), c.ReLU(), c.Linear(2)))
+    constant = replace(case, data=c.Data(rows=4, features=1))
+    assert judged(constant, needle).out_of_domain
+    assert not judged(case, needle).out_of_domain
+    assert judged(case, needle).divergence is None is judged(constant, needle).divergence
+
+
 def test_a_program_shrinks_to_its_fewest_actions():
     case = with_feature("set weight_decay above 1", with_feature("pickle", with_feature("kept data")))
     assert len(case.actions) > 8
@@ -136,7 +173,8 @@ def test_a_seed_gives_the_same_programs_and_no_two_alike():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": (c.ReLU(), c.Linear(2))},
+        {"model": (c.Residual((c.Branch((), ()),)), c.Linear(2))},  # no pickle takes what stands deeper
+        {"model": (c.Linear(3), c.Linear(3, tie=0)), "again": 1},
         {"model": (c.Linear(3, frozen=True), c.Linear(2))},
         {"again": 1},  # a BatchNorm has a state
         {"model": (c.Linear(3), c.Linear(2)), "again": 0},

@@ -46,8 +46,8 @@ def test_a_right_needle_agrees_in_every_mixture():
     [
         ("sgd-double-velocity-by-single", run(), "SGD velocity update"),
         ("adam-double-second-moment-by-single", run(optimizer=c.Adam()), "Adam second moment update"),
-        ("loss-double-by-single", run(data="float32"), "SoftmaxLoss forward"),
-        ("labels-short-wrap", run(loss=c.SoftmaxLoss("uint8"), layers=(c.Linear(9),)), "SoftmaxLoss forward"),
+        ("loss-double-by-single", run(data="float32"), "SoftmaxCrossEntropy forward"),
+        ("labels-short-wrap", run(loss=c.SoftmaxLoss("uint8"), layers=(c.Linear(9),)), "SoftmaxCrossEntropy forward"),
         ("batchnorm-running-single", run(), "BatchNorm constructor"),
         ("gradient-keeps-its-dtype", run(model="float32"), "LayerNorm backward"),
         ("clip-double-by-single", run(clip=c.Clip(0.01)), "clip scaling"),
