@@ -90,7 +90,9 @@ def campaign(
                 console.print(_line(finished, run), style="dim", soft_wrap=True, markup=False)
             for failed in run.result.failed[told[0] :]:
                 told[0] += 1
-                console.print(f"seed {run.found_with[failed.culprit][0]} fails: {failed.culprit}; {commands.shown(folder / failed.case.digest)}.md", style="bold red", soft_wrap=True)  # fmt: skip
+                page = commands.shown(folder / failed.case.digest) + ".md"
+                fails = f"seed {run.found_with[failed.culprit][0]} fails: {failed.culprit}; {page}"
+                diff.say(console, fails, indent=2, style="bold red")
             words = f"{run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
             show(words, run.wall / 60, minutes)
 

@@ -135,6 +135,7 @@ class DaskPool:
             return False
         try:
             address, answer, ended = future.result()  # is made again if its worker has just ended
+            good, value, lost, kernel = pickle.loads(answer)
         except distributed.KilledWorker:
             if future.key not in self._again:  # it may have been beside the one that does it
                 self._again.add(self._hand_out(task))
@@ -149,7 +150,6 @@ class DaskPool:
         except Exception as error:
             task.settle(error=Broken(type(error).__name__, one_line(error), "a worker of Dask", repr(error)))
             return True
-        good, value, lost, kernel = pickle.loads(answer)
         self.lost += lost + ended
         if isinstance(value, helper.Different):
             self._refuse(address, str(value))
