@@ -271,6 +271,28 @@ def needles(session: nox.Session) -> None:
     session.run(PYTHON, "tests/needles/run.py", *session.posargs, env=ONE_THREAD, interrupt_timeout=20)
 
 
+@nox.session(default=False, venv_backend="virtualenv", requires=["env"])
+def wheel(session: nox.Session) -> None:
+    """Install the wheel of oracle and all that it needs into an empty environment, and judge a needle there."""
+    folder = Path(session.create_tmp()).resolve()
+    session.run(str(PYTHON), "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), external=True, silent=True)
+    (built,) = folder.glob("needle_oracle-*.whl")
+    install_torch(session)
+    session.install(str(built))
+    session.run("python", "-m", "pip", "check")
+    session.chdir(folder)  # nothing of the clone is found from here
+    session.run("oracle", "--version")
+    needle = ROOT / "tests/needles/plain"
+    asked = ["--cases", "60", "--seed", "0", "--junitxml", "oracle.xml"]
+    session.run("oracle", "diff", "--needle", str(needle), *asked, env=ONE_THREAD)
+    if "<testsuites" not in (folder / "oracle.xml").read_text("utf-8"):
+        session.error("oracle.xml is no report of JUnit's")
+    session.run(
+        "oracle", "diff", "--cases", "60", "--seed", "0", "--no-digits", env=ONE_THREAD
+    )  # the one that it carries
+    session.run("oracle", "faults", success_codes=[2])  # what needs a clone says so
+
+
 @nox.session(python=False, requires=["env"])
 def lint(session: nox.Session) -> None:
     """Run ruff (check and format) and mypy."""

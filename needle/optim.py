@@ -232,7 +232,9 @@ class Optimizer:
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1:  # also if it is nan, which then shows in every gradient, as in torch
             for p, g in zip(params, gradients, strict=True):
-                p.grad = Tensor.make_const(np.asarray(g * factor))
+                # in float16 a small factor would be one of few digits, or 0
+                scaled = g * factor if g.dtype != np.float16 else (g.astype(np.float32) * factor).astype(g.dtype)
+                p.grad = Tensor.make_const(np.asarray(scaled))
         return norm
 
     def _gradients(self) -> tuple[list[Tensor], list[Array]]:
@@ -377,8 +379,9 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
     tensor = isinstance(entry, Tensor)
     del entry
-    # 2 references: the dict's, and the argument. A tensor that the user holds too is left as it is.
-    if tensor and _references(state[p]) == 2:
+    # 2 references: the dict's, and the argument. A tensor that the user holds too is left as it is, and one that an op has
+    # made would keep its graph for ever.
+    if tensor and _references(state[p]) == 2 and state[p].is_leaf():
         return state[p]
     return Tensor.make_const(data.astype(p.cached_data.dtype, copy=False))
 

@@ -158,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
+    mutants.add_argument(
+        "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"
+    )
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
     mutants.add_argument(
         "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"
@@ -177,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
     faults.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     faults.add_argument(
         "--accept", action="store_true", help="write reports/faults.md and reports/baselines/faults.json"
+    )
+    faults.add_argument(
+        "--resume", action="store_true", help="keep what the last run has judged, if nothing has changed since"
     )
 
     calibrate = subcommands.add_parser(
@@ -235,7 +241,9 @@ def parser() -> argparse.ArgumentParser:
         description="Fuzz seed after seed on workers of Dask, and keep a ledger that the next campaign continues. "
         + CODES,
     )
-    campaign.add_argument("--minutes", type=positive(float), default=60.0, help="after which no shard begins (60)")
+    campaign.add_argument(
+        "--minutes", type=positive(float), default=60.0, help="after which no round of shards begins (60)"
+    )
     campaign.add_argument(
         "--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://10.0.0.1:8786 (default: one here)"
     )
@@ -336,6 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             budget=arguments.budget,
             workers=arguments.workers,
             accept=arguments.accept,
+            resume=arguments.resume,
         )
     if arguments.command == "calibrate" and arguments.check:
         from oracle.trust.checked import table

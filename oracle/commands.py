@@ -99,6 +99,10 @@ class Asked:
         """Shows a case, by its digest or its path, on the same needle."""
         return command("replay", case, needle=self.needle, from_=None if isinstance(case, Path) else self.folder)
 
+    def memory(self) -> str:
+        """Measures what grows, with who holds it."""
+        return command("memory", needle=self.needle, out=self.folder)
+
     def diff(
         self, seed: int, *, cases: int | None, minutes: float | None = None, digits: bool, keep_going: bool = False
     ) -> str:

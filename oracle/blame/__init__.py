@@ -29,7 +29,7 @@ def judged(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = Fa
 def named(verdict: Verdict, ndl: Any) -> Verdict:
     """The verdict with its suspect, and the line of ``ndl`` where that is defined."""
     for i, beside in enumerate(verdict.beside):
-        verdict.beside[i] = _suspected(verdict.case, beside, Evidence(), ndl)
+        verdict.beside[i] = _suspected(verdict.case, beside, verdict.evidence_beside.get(i, Evidence()), ndl)
     if verdict.divergence is not None:
         verdict.divergence = _suspected(verdict.case, verdict.divergence, verdict.evidence, ndl)
     return verdict

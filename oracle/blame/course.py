@@ -46,6 +46,12 @@ def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> S
         return dataclasses.replace(
             found, what=function, line=line, place=f"{failure.kind} in {failure.phase}", key=function
         )
+    if divergence.quantity == "untouched" and not isinstance(case, c.OpCase):
+        owner = dict(c.walk(case.model)).get(divergence.name.rpartition(".")[0])
+        if owner is not None:  # a buffer: what it must not do is the same mistake as what it then gives
+            kind = type(owner).__name__
+            what, line = f"{kind} forward in evaluation mode", line_of(ndl, f"nn.{owner.called or kind}", "forward")
+            return dataclasses.replace(found, what=what, line=line, key=what)
     if isinstance(case, c.OpCase) and not found.line:
         return _of_op(case, found, ndl)
     return found

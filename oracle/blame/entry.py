@@ -30,7 +30,7 @@ from oracle.rules.single_op import op_truth
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Suspect
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
-from oracle.systems.trace import CHANGED, ENDED
+from oracle.systems.trace import CHANGED, ENDED, HIGHER
 
 Array = npt.NDArray[Any]
 
@@ -90,6 +90,8 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
         made.theirs = made.theirs if "Error" in made.theirs else f"{failure.kind}: {failure.message}"
     elif summed:
         made.exact = "[12.0, 12.0]"
+    elif divergence.name.startswith("eval()"):
+        made.exact = "False for every layer"
     elif isinstance(case, c.OpCase) and divergence.quantity in ("activation", "gradient"):
         _numbers_of_op(made, case, divergence, ndl)
     elif divergence.truth is not None and divergence.rule not in ("dtype", "exact"):
@@ -98,6 +100,8 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
         made.torch = "" if divergence.peer is None else number(divergence.peer)
         made.exact = number(divergence.truth)
     known = [suspect.words, suspect.known, suspect.place if "node" not in suspect.place else ""]
+    if divergence.quantity in HIGHER.values():
+        known = [suspect.words, "its first gradients agree"]  # each op right by itself says nothing of its derivatives
     made.details = [text for text in known if text and text not in made.sentence]
     return made
 
@@ -229,6 +233,9 @@ def _of_op(case: c.OpCase, divergence: Divergence) -> str:
     if quantity == "kept":
         return f"`{text}` writes into its operand {_operand(divergence)}"
     of = f"the gradient of `{text}` with respect to {_operand(divergence)}" if quantity == "gradient" else f"`{text}`"
+    if quantity in HIGHER.values():
+        by = "the incoming gradient" if divergence.name == "cotangent" else _operand(divergence)
+        of = f"the {quantity.partition(' ')[0]} derivative of `{text}` with respect to {by}"
     if divergence.rule == "shape":
         return f"{of} has shape {divergence.ours}, not {divergence.truth}"
     if divergence.rule == "missing":
@@ -252,6 +259,13 @@ def _part(what: str, case: c.Case) -> str:
 def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
     what, words = _part(suspect.what, case), suspect.words
     quantity = divergence.quantity
+    if isinstance(case, c.ProgramCase) and divergence.name.startswith("eval()"):
+        where = "" if case.held == "sequential" else f", where a module has its layers in a {case.held}"
+        return f"{what}() does not reach every layer{where}"
+    if isinstance(case, c.ProgramCase) and quantity == "state" and divergence.name.startswith("optimizer "):
+        action = case.actions[divergence.step]
+        if int(divergence.name.partition(":")[0].split()[1]) != getattr(action, "optimizer", -1):
+            return f"{what.partition(' ')[0]}: what is done with one optimizer changes the state of another"
     if quantity == "evaluation" and what.startswith("Module."):
         return f"{what}() leaves a layer in the other mode: {suspect.place}"
     said = {

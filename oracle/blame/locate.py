@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping
 
 from oracle.blame.programs import of_program
-from oracle.blame.words import clip_words, optimizer_words
+from oracle.blame.words import clip_words, optimizer_words, told
 from oracle.cases import case as c
 from oracle.commands import session
 from oracle.rules.tape import Finding, Findings
-from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Suspect
-from oracle.systems.trace import CHANGED, UNSEEN
+from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Explanation, Suspect
+from oracle.systems.trace import CHANGED, HANDED_IN, UNSEEN
 
 
 def suspect(case: c.Case, divergence: Divergence) -> str:
@@ -166,7 +166,7 @@ def _of_call(bad: Finding) -> Suspect:
     definition = (f"ops.{bad.kind}", *_METHODS[bad.direction])
     if bad.method:  # of the class from which it has it
         what = f"{what}, in {bad.method}"
-    return Suspect(what, bad.message, "", bad.words, definition, bad.name, "", key)
+    return Suspect(what, bad.message, bad.about, "", definition, bad.name, "", key)
 
 
 # -- rule OP ----------------------------------------------------------------------------------------------------------
@@ -195,16 +195,17 @@ def _by_operator(
     case: c.Case, divergence: Divergence, finding: Finding, evidence: Evidence, by_tensor: Suspect
 ) -> Suspect:
     assert evidence.findings is not None
-    words = finding.words
+    words, fit, known = finding.words, tuple(Explanation(w, w) for w in finding.fits), ""
+    words = words or told(fit)
     definition: tuple[str, ...] = ("Tensor", "backward")
     calls = evidence.calls
     called = calls.right[f"{finding.kind} {finding.direction}"] if calls is not None and calls.bad is None else 0
     if called and finding.fault == "value" and finding.direction == "forward":
         what = key = f"something writes into what {finding.kind} was given, or gave (alias)"
-        words = f"{finding.kind} was right when it was called"
+        known = f"{finding.kind} was right when it was called"
     elif called and finding.direction == "backward":
         what = key = "backward walk, accumulation of gradients"
-        words = f"the rule of {finding.kind} was right when it was called"
+        known = f"the rule of {finding.kind} was right when it was called"
     elif finding.direction == "accumulation":
         what, key = "accumulation of gradients", "accumulation"
     elif finding.direction == "seed":
@@ -224,7 +225,9 @@ def _by_operator(
     key = finding.method or key
     where = f"node {finding.node} of the tape" + (f", in layer {finding.label}" if finding.label else "")
     other = by_tensor.what if by_tensor.what != what and divergence.quantity != "operator" else ""
-    return Suspect(what, f"{finding.message}, {where}", "", words, definition, finding.name, other, key, finding.line)
+    return Suspect(
+        what, f"{finding.message}, {where}", known, words, definition, finding.name, other, key, finding.line, fit
+    )
 
 
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
@@ -302,6 +305,8 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
     if quantity == "second":
         known = "first-order gradients agree"
         return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
+    if quantity == "handed in" or name == HANDED_IN:
+        return _handed_in(case, layers, divergence.name)
     if quantity == "operator":
         # without the findings: the name begins with the class and the direction
         return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
@@ -314,18 +319,25 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
 
 def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evidence: Evidence) -> Suspect:
     """A phase of the optimizer, or a promise about memory and modes."""
-    quantity, name = divergence.quantity, divergence.name
-    kind = "SGD" if isinstance(case, c.SecondOrderCase) else type(case.optimizer).__name__
-    stepped = (f"optim.{kind}", "step")
-    clipper = (f"optim.{kind}", "clip_grad_norm")
-    words = ""
+    quantity = divergence.quantity
+    words, fit = "", tuple[Explanation, ...]()
     if isinstance(case, c.TrainCase):
         if divergence.rule == "dtype":
             words = f"its dtype is {divergence.ours} and not {divergence.truth}"
         elif evidence.update is not None:
-            words = optimizer_words(case, quantity, evidence.update)
+            fit = optimizer_words(case, quantity, evidence.update)
         elif evidence.clipping is not None:
-            words = clip_words(case, quantity, evidence.clipping)
+            fit = clip_words(case, quantity, evidence.clipping)
+        words = words or told(fit)
+    found = _of_phase(case, divergence, evidence, words)
+    return dataclasses.replace(found, explanations=fit) if words and found.words == words else found
+
+
+def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evidence: Evidence, words: str) -> Suspect:
+    quantity, name = divergence.quantity, divergence.name
+    kind = "SGD" if isinstance(case, c.SecondOrderCase) else type(case.optimizer).__name__
+    stepped = (f"optim.{kind}", "step")
+    clipper = (f"optim.{kind}", "clip_grad_norm")
     if quantity == "parameters":
         return Suspect("Module.parameters", definition=("nn.Module", "parameters"))
     if evidence.repeated and quantity in (
@@ -380,6 +392,24 @@ def _phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, eviden
     if quantity == "cycles":
         return Suspect("Tensors of a step refer to each other in a circle", name)
     return Suspect(quantity, name)
+
+
+def _handed_in(case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Layer], name: str) -> Suspect:
+    """Who has written into it: the part that reads it, in the pass in which it has changed."""
+    held, _, when = name.partition(" after the ")
+    held = held.partition("#")[0]
+    place = f"it writes into the {held} that the user has handed in"
+    if name == HANDED_IN:
+        place = "it writes into the input that the user has handed in"
+        return _layer(layers, "0", "forward", "forward in evaluation mode", place=place)
+    if held == "input" and "forward" in when:
+        mode = "evaluation" if _in_eval(layers, "0") else "training"
+        return _layer(layers, "0", "forward", f"forward in {mode} mode", place=place)
+    if held in ("labels", "target"):
+        return Suspect(f"{type(case.loss).__name__} {'forward' if 'forward' in when else 'backward'}", place)
+    if held == "cotangent":
+        return _layer(layers, f"{len(case.model) - 1}", "forward", "backward", place=place)
+    return Suspect(f"something writes into the {held} that the user has handed in (alias)", name)
 
 
 def _layer(

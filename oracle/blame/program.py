@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
-from oracle.cases import inputs
+from oracle.cases import inputs, programs
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate
+from oracle.systems.ours.contract import Course, contract_of
+from oracle.systems.trace import HIGHER, STATE
 
 Array = npt.NDArray[Any]
 
@@ -84,7 +87,7 @@ def program(case: c.Case, divergence: Divergence) -> str:
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
     if isinstance(case, c.ProgramCase):
-        raise TooLong("a program of its own")
+        return _user(case, divergence)
     return _model(case, divergence)
 
 
@@ -105,7 +108,9 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         lines.append(f"{name} = ndl.Tensor({written(operand.array)}{constant})")
     lines.append(f"out = {call_of(case)}")
     backward = f"out.backward(ndl.Tensor({written(case.cotangent_array)}))"
-    if divergence.quantity == "kept":
+    if divergence.quantity in HIGHER.values():
+        lines += _higher(case, divergence)
+    elif divergence.quantity == "kept":
         shown = NAMES[int(divergence.name.rpartition(" ")[2])]
         lines += [backward, f"print({shown}.numpy())"]
     elif divergence.quantity == "activation" or (
@@ -116,6 +121,28 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         number = divergence.name.rpartition(" ")[2] if divergence.name.startswith("operand") else "0"
         lines += [backward, f"print({NAMES[int(number)]}.grad.numpy())"]
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _higher(case: c.OpCase, divergence: Divergence) -> list[str]:
+    """Lines that differentiate the gradients once more, and once more: each time the sum of their products with given numbers."""
+    order = next(n for n, quantity in HIGHER.items() if quantity == divergence.quantity)
+    names = {NAMES[i]: f"operand {i}" for i in range(len(case.operands)) if i not in case.constants} | {
+        "g": "cotangent"
+    }
+    shapes = {name: case.operands[i].shape for i, name in enumerate(NAMES[: len(case.operands)])}
+    shapes["g"] = case.result_shape
+    lines = [f"g = ndl.Tensor({written(case.cotangent_array)})", "out.backward(g)"]
+    for n in range(2, order + 1):
+        terms = [
+            f"({name}.grad * ndl.Tensor({written(case.direction(n - 1, long, shapes[name]))}, requires_grad=False)).sum()"
+            for name, long in names.items()
+            if n > 2 or name != "g"
+        ]
+        lines += [f"total = {terms[0]}", *(f"total = total + {term}" for term in terms[1:])]
+        lines += [f"for t in ({', '.join(names)},):\n    t.grad = None", "total.backward()"]
+    name = divergence.name
+    shown = next((short for short, long in names.items() if long == name), "x")
+    return [*lines, f"print({shown}.grad.numpy())"]
 
 
 class _Writer:
@@ -180,7 +207,7 @@ class _Writer:
         shapes = layer.shapes(self.case.data.rows, self.widths[path])
         body = []
         for i, step in enumerate(layer.steps):
-            xs = ["x" if a == 0 else f"v{a}" for a in step.args]
+            xs = ["x" if n == 0 else f"v{n}" for n in step.args]
             body.append(f"    v{i + 1} = {call(step.op, xs, step.attributes, len(shapes[step.args[0]]))}")
         self.lines += [f"def f{name}(x):", *body, f"    return v{len(layer.steps)}", ""]
         self.blocks = True
@@ -239,6 +266,123 @@ def _model(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence) -> str
     return _HEAD + helpers + "\n".join(lines) + "\n"
 
 
+_HELD = """class Held(ndl.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        for layer in {each}:
+            x = layer(x)
+        return x
+"""
+
+
+def _user(case: c.ProgramCase, divergence: Divergence) -> str:
+    """What a user does with a model, up to the action that goes wrong."""
+    if case.again is not None or case.functions:
+        raise TooLong("a module that is applied twice, or a function in its place")
+    whole = case.training
+    writer, batches = _Writer(whole, candidate()), inputs.batches(whole)
+    for i, layer in enumerate(case.model):
+        writer.layer(layer, str(i))
+    names = ", ".join(writer.names[str(i)] for i in range(len(case.model)))
+    if case.held == "dict":
+        names = ", ".join(f'"{i}": {writer.names[str(i)]}' for i in range(len(case.model)))
+    made = {"sequential": f"ndl.nn.Sequential({names})", "list": f"Held([{names}])", "dict": f"Held({{{names}}})"}
+    state, slots = inputs.initial_state(whole), inputs.slots(whole)
+    lines = [
+        *writer.lines,
+        f"model = {made[case.held]}",
+        *(f"put({_variable(writer, s.name)}, {_bare(state[s.name])})" for s in (*slots[0], *slots[1])),
+        f"optimizers = [{_optimizer(type(case.optimizer).__name__, _given(case.optimizer))}]",
+        "",
+    ]
+    passes = 0
+    for index, action in enumerate(case.actions[: divergence.step + 1]):
+        lines += _action(case, action, index, writer, batches, passes)
+        passes += isinstance(action, a.Pass)
+    lines.append(f"print({_of_user(case, writer, divergence)})")
+    held = _HELD.format(each="self.layers.values()" if case.held == "dict" else "self.layers")
+    helpers = (
+        (held + "\n\n" if case.held != "sequential" else "")
+        + (_BLOCK + "\n\n" if writer.blocks else "")
+        + _PUT
+        + "\n\n"
+    )
+    return _HEAD + helpers + "\n".join(lines) + "\n"
+
+
+def _optimizer(kind: str, settings: Mapping[str, Any]) -> str:
+    return f"ndl.optim.{kind}(model.parameters(){''.join(f', {n}={v}' for n, v in settings.items())})"
+
+
+def _given(spec: c.Optimizer) -> dict[str, Any]:
+    return {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
+
+
+def _action(
+    case: c.ProgramCase, action: a.Action, index: int, writer: _Writer, batches: inputs.Batches, t: int
+) -> list[str]:
+    """Lines for one action; ``t`` is the number of the pass, and of its batch."""
+    kinds = [type(case.optimizer).__name__]
+    kinds += [made.optimizer for made in case.actions[:index] if isinstance(made, a.NewOptimizer)]
+    which = (
+        f"optimizers[{int(getattr(action, 'optimizer', 0)) % len(kinds)}]"
+        if not isinstance(action, a.NewOptimizer)
+        else ""
+    )
+    if isinstance(action, a.Pass):
+        asks = "" if action.to_input else ", requires_grad=False"
+        start = "out.backward(given)" if isinstance(case.loss, c.Cotangent) else "loss.backward()"
+        add = "for p in model.parameters():\n    p.grad = before[id(p)].data + p.grad.data"
+        return [
+            *["before = {id(p): p.grad for p in model.parameters()}"] * action.add,
+            *[f"{which}.reset_grad()"] * action.reset,
+            f"np.random.seed({t})",
+            f"out = model(ndl.Tensor({written(batches.x[t, 0])}{asks}))",
+            *_loss(case.training, batches, t),
+            *[start] * (2 if action.backward == "twice" else 1),
+            *[add] * action.add,
+        ]
+    if isinstance(action, a.Step):
+        return [f"{which}.step()"]
+    if isinstance(action, a.ClipNorm):
+        share = action.max_norm([np.ones(1)])
+        norm = "norm = float(np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters())))"
+        if action.at in ("default", "three"):
+            return [f"{which}.clip_grad_norm({'' if share is None else share})"]
+        return [
+            norm,
+            f"{which}.clip_grad_norm({share:g} * norm)" if share != np.inf else f"{which}.clip_grad_norm(np.inf)",
+        ]
+    if isinstance(action, a.Set):
+        return [f"{which}.{action.setting} = {action.value}"]
+    if isinstance(action, a.NewOptimizer):
+        return [f"optimizers.append({_optimizer(action.optimizer, action.settings)})"]
+    if isinstance(action, a.Mode):
+        paths = programs.switched(case)
+        module = "model" if action.part is None else writer.names[paths[action.part % len(paths)]]
+        return [f"{module}.{'train' if action.training else 'eval'}()"]
+    if isinstance(action, a.Evaluate) and not action.constant:
+        return ["model.eval()", f"out = model(ndl.Tensor({written(batches.x[t, 0])}))",
+                f"modes = [layer.training for layer in ({', '.join(writer.names.values())},)]", "model.train()"]  # fmt: skip
+    raise TooLong(f"{action.words}, which the course has not")
+
+
+def _of_user(case: c.ProgramCase, writer: _Writer, divergence: Divergence) -> str:
+    """What the program prints: the thing that is wrong."""
+    if divergence.name.startswith("eval()"):
+        return "modes"
+    name = divergence.name.rpartition(" ")[2]
+    if divergence.quantity == "state" and name.rpartition(".")[0] in writer.names:
+        grad = ".grad" if divergence.name.startswith("gradient") else ""
+        return f"{_variable(writer, name)}{grad}.numpy()"
+    return _printed(writer, divergence).replace(
+        "optimizer.", f"optimizers[{getattr(case.actions[divergence.step], 'optimizer', 0)}]."
+    )
+
+
 def _bare(array: Array) -> str:
     return written(array).removeprefix("np.array(").removesuffix(', dtype="float32")')
 
@@ -269,6 +413,17 @@ def _printed(writer: _Writer, divergence: Divergence) -> str:
         return f"{_variable(writer, name)}.grad.numpy()"
     if quantity in ("parameter", "buffer", "initial"):
         return f"{_variable(writer, name)}.numpy()"
-    if quantity in ("velocity", "first moment", "second moment"):
-        return f"{_variable(writer, name)}.numpy()"
+    if quantity in STATE:
+        return _state(writer, quantity, name)
     return "out.numpy()"
+
+
+def _state(writer: _Writer, quantity: str, name: str) -> str:
+    """Where the optimizer keeps it; the parameter, where that is not found."""
+    spec, variable = writer.case.optimizer if isinstance(writer.case, c.TrainCase) else c.SGD(), _variable(writer, name)
+    contract, kind = contract_of(candidate()), type(spec).__name__
+    if not isinstance(contract, Course) or quantity not in contract.names(kind):
+        return f"{variable}.numpy()"
+    number = [slot.name for slot in inputs.slots(writer.case)[0]].index(name)
+    key = {"parameter": variable, "id": f"id({variable})", "index": str(number)}[contract.keyed(kind)]
+    return f"optimizer.{contract.names(kind)[quantity]}[{key}]"

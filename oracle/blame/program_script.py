@@ -32,7 +32,8 @@ def program_values(case: c.ProgramCase, f: Divergence) -> dict[str, Any]:
     if f.failure is None and f.quantity in ("promise", "twin") and not refused:
         raise ValueError(f"the oracle alone sees that {f.name}; replay the case")
     done = case.actions[: f.step + 1]
-    if case.held != "sequential" and any(isinstance(x, a.Copy) and x.how == "pickle" for x in done):
+    own = case.held != "sequential" or any(isinstance(layer, c.Branch) for layer in case.model)
+    if own and any(isinstance(x, a.Copy) and x.how == "pickle" for x in done):
         raise ValueError("a class of a script cannot be pickled while the script is checked; replay the case")
     run, batches = case.training, inputs.batches(case.training)
     k = programs.start(case)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from oracle.blame.words import clip_words, optimizer_words
+from oracle.blame.words import clip_words, optimizer_words, told
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import programs
-from oracle.rules.verdict import Divergence, Evidence, Suspect
+from oracle.rules.verdict import Divergence, Evidence, Explanation, Suspect
 
 _HELD = "what the user holds is not written to: "
 _LINES: dict[type[a.Action], tuple[str, ...]] = {
@@ -28,21 +28,23 @@ def of_program(case: c.ProgramCase, f: Divergence, evidence: Evidence) -> Suspec
     kind = programs.kind_at(case, f.step)
     place = f"action {f.step}, {action.text}"
     if f.quantity in ("velocity", "first moment", "second moment", "parameter"):
-        words = ""
+        words, fit = "", tuple[Explanation, ...]()
         if f.rule == "dtype":
             words = f"its dtype is {f.ours} and not {f.truth}"
         elif evidence.update is not None and evidence.optimizer is not None:
-            words = optimizer_words(_with(case, optimizer=evidence.optimizer), f.quantity, evidence.update)
+            fit = optimizer_words(_with(case, optimizer=evidence.optimizer), f.quantity, evidence.update)
+            words = told(fit)
         phase = "parameter update" if f.quantity == "parameter" else f"{f.quantity} update"
         known = "all gradients agree" if f.quantity != "parameter" else "all gradients and the optimizer's state agree"
-        return Suspect(f"{kind} {phase}", f"{place}, {f.name}", known, words, (f"optim.{kind}", "step"))
+        step = (f"optim.{kind}", "step")
+        return Suspect(f"{kind} {phase}", f"{place}, {f.name}", known, words, step, explanations=fit)
     if f.quantity in ("clip norm", "clipped"):
-        words = ""
+        fit = tuple[Explanation, ...]()
         if evidence.clipping is not None and isinstance(action, a.ClipNorm):
             most = action.max_norm(list(evidence.clipping.raw.values()))
-            words = clip_words(_with(case, clip=c.Clip(most)), f.quantity, evidence.clipping)
+            fit = clip_words(_with(case, clip=c.Clip(most)), f.quantity, evidence.clipping)
         what = "clip norm" if f.quantity == "clip norm" else "clip scaling"
-        return Suspect(what, place, "", words, (f"optim.{kind}", "clip_grad_norm"))
+        return Suspect(what, place, "", told(fit), (f"optim.{kind}", "clip_grad_norm"), explanations=fit)
     if f.quantity == "state":
         return _state(case, f, action, kind, place)
     if f.quantity == "promise" and f.name.startswith(_HELD):

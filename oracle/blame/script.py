@@ -42,9 +42,15 @@ def script(case: c.Case, divergence: Divergence, ndl: Any, *, replayed: bool = F
     """The text of the script. ``replayed`` lets it take all steps from the first one on, for faults that count steps."""
     if divergence.quantity in ("graph", "live tensors", "cycles"):
         raise ValueError("what a step leaves in memory is counted by the oracle alone; replay the case")
+    if isinstance(case, c.TrainCase) and case.dtypes is not None:
+        raise ValueError("in other dtypes torch has no such model to stand beside it; replay the case")
     if isinstance(case, c.OpCase):
         return _op(case, divergence)
     if isinstance(case, c.SecondOrderCase):
+        if divergence.quantity == "handed in":
+            raise ValueError(
+                "what is handed in to two backward passes is looked at by the oracle alone; replay the case"
+            )
         return _second(case, divergence)
     if isinstance(case, c.ProgramCase):
         return _render("script_program.py.j2", **_common(case, divergence) | program_values(case, divergence))
@@ -97,7 +103,7 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
     expected, kind = None, "number"
     if d.rule == "unexpected":
         kind = "unexpected"
-    elif d.quantity in ("kept", "untouched"):
+    elif d.quantity in ("kept", "untouched", "handed in"):
         kind = "flag"
     elif d.quantity == "parameters":
         kind = "text"
@@ -126,6 +132,8 @@ def _common(case: c.Case, divergence: Divergence) -> dict[str, Any]:
         "raised": d.failure is not None,
         "expected": expected,
         "kind": kind,
+        "listed": getattr(getattr(case, "loss", None), "labels", "") == "list",
+        "handed": d.quantity == "handed in",
         "unwatched": d.name.endswith(UNSEEN),
         "op": None,
     }

@@ -1,8 +1,13 @@
-"""Which of the usual mistakes explains the numbers of an optimizer or of clipping? NumPy alone."""
+"""Which of the usual mistakes explains the numbers of an optimizer or of clipping? NumPy alone.
+
+All of them are tried, on every parameter and on every step that is at hand, and each must do more than come near: what it leaves
+unexplained is a tenth of what is to be explained, at most. Where several do, all are told, for nobody can know which it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,38 +15,133 @@ import numpy.typing as npt
 
 from oracle.cases import case as c
 from oracle.operations.tape import TINY, U
-from oracle.rules.update import expected_update
-from oracle.rules.verdict import Clipping, Update
+from oracle.rules.update import L_LIMIT, expected_update
+from oracle.rules.verdict import Clipping, Explanation, Update
 
 Array = npt.NDArray[Any]
 
+LEFT = 0.1  # of what is to be explained, at most, may be left
+TOLD = 3  # explanations that are told; of more, these
 
-def optimizer_words(case: c.TrainCase, quantity: str, step: Update) -> str:
-    """The first of the usual mistakes that gives needle's numbers, in words; empty if none does."""
-    guesses: Callable[[Any, Update], Iterator[tuple[str, str, Array]]]
-    guesses = {c.SGD: _sgd, c.Adam: _adam}[type(case.optimizer)]  # type: ignore[assignment]
-    if quantity == "gradient after step":
-        guesses = _written
-    ours = step.new.get(quantity)
-    if ours is None or ours.shape != step.p.shape:
-        return ""
-    lr = np.asarray(step.rates[-1])
-    bounds = expected_update(case, lr, step.p, step.g, step.old, np.asarray(float(step.index + 1)), 8).values
+
+def told(found: Sequence[Explanation]) -> str:
+    """Explanations in words: the one that fits, or that several do."""
+    if len(found) < 2:
+        return "".join(e.words for e in found)
+    more = ", and others" if len(found) > TOLD else ""
+    return f"several explanations fit: {' / '.join(e.words for e in found[:TOLD])}{more}"
+
+
+def common(smaller: Sequence[Explanation], larger: Sequence[Explanation]) -> tuple[Explanation, ...]:
+    """What explains two cases of one fault, in the words of the first: a small case leaves much open."""
+    known = {e.key for e in larger}
+    return tuple(e for e in smaller if e.key in known)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a mistake would give: quantity -> value. The first is what it is about; all must be there."""
+
+    words: str
+    values: Mapping[str, Array]
+    key: str  # the same on every parameter, and in every case
+
+
+def _guess(quantity: str, words: str, value: Array, key: str = "") -> Guess:
+    return Guess(words, {quantity: value}, key or words)
+
+
+class _Numbers:
+    """One update: what is right, what is there, and what each mistake would give."""
+
+    def __init__(self, case: c.TrainCase, quantity: str, step: Update) -> None:
+        self.step, self.quantity = step, quantity
+        guesses: Callable[[Any, Update], Iterator[Guess]]
+        guesses = {c.SGD: _sgd, c.Adam: _adam}[type(case.optimizer)]  # type: ignore[assignment]
+        if quantity == "gradient after step":
+            guesses = _written
+        given = np.asarray(step.rates[-1]), step.p, step.g, step.old, np.asarray(float(step.index + 1))
+        self.expected = expected_update(case, *given, 0).values
+        self.guesses = [g for g in guesses(case.optimizer, step) if next(iter(g.values)) == quantity]
+        self.ours = step.new.get(quantity)
+        right, bound = self.expected.get(quantity, (step.g, np.zeros(step.g.shape)))
+        self.right, self.allowed = right, L_LIMIT * bound + TINY
+        self.whole = self.ours is not None and self.ours.shape == step.p.shape
+        self.wrong = self.whole and not bool((self._off(right) <= self.allowed).all())
+
+    def _off(self, value: Array) -> Array:
+        assert self.ours is not None
+        off: Array = np.abs(self.ours - value)
+        return off
+
+    def fits(self, guess: Guess, *, wrong: bool | None = None) -> bool:
+        """Whether a mistake gives the numbers that are there; where they are wrong, all but a tenth of how wrong they are."""
+        for quantity, value in guess.values.items():
+            ours = self.step.new.get(quantity)
+            if ours is None or ours.shape != value.shape:
+                return False
+            slack = self.expected[quantity][1] if quantity in self.expected else 0.0
+            if not bool((np.abs(ours - value) <= 3 * slack + 6 * U * np.abs(value) + TINY).all()):
+                return False
+        if not (self.wrong if wrong is None else wrong):
+            return True
+        left, all_of_it = (self._off(value) / self.allowed for value in (guess.values[self.quantity], self.right))
+        return bool(np.sqrt((left * left).sum()) <= LEFT * np.sqrt((all_of_it * all_of_it).sum()))
+
+
+def optimizer_words(case: c.TrainCase, quantity: str, step: Update) -> tuple[Explanation, ...]:
+    """The usual mistakes that give needle's numbers: for every parameter and step, or for all of those of a kind that says so."""
     with np.errstate(all="ignore"):
-        for what, words, value in guesses(case.optimizer, step):
-            if what != quantity:
-                continue
-            slack = bounds[quantity][1] if quantity in bounds else 0.0
-            if bool((np.abs(ours - value) <= 3 * slack + 6 * U * np.abs(value) + TINY).all()):
-                return words
-    return ""
+        first = _Numbers(case, quantity, step)
+        if not first.whole:
+            return ()
+        fitting = {g.key: g for g in reversed(first.guesses) if first.fits(g, wrong=True)}
+        rest = [n for n in (_Numbers(case, quantity, other) for other in step.beside) if n.whole]
+        without: dict[str, list[Update]] = {}  # mistake -> the updates that are right, and would not be
+        for numbers in rest:
+            theirs: dict[str, list[Guess]] = {}
+            for g in numbers.guesses:
+                theirs.setdefault(g.key, []).append(g)
+            for key in list(fitting):
+                if any(numbers.fits(g) for g in theirs.get(key, ())):
+                    continue
+                if numbers.wrong:
+                    del fitting[key]
+                elif key in theirs:
+                    without.setdefault(key, []).append(numbers.step)
+    ordered = [fitting[g.key] for g in first.guesses if fitting.get(g.key) is g]
+    whole = tuple(Explanation(g.key, g.words) for g in ordered if g.key not in without)
+    if whole:
+        return whole
+    wrong = [step, *(n.step for n in rest if n.wrong)]
+    of = {g.key: _apart_by(wrong, without[g.key]) for g in ordered}
+    return tuple(Explanation(g.key + of[g.key], g.words + of[g.key]) for g in ordered if of[g.key])
+
+
+def _apart_by(wrong: Sequence[Update], right: Sequence[Update]) -> str:
+    """By what updates that are wrong can be told from those that are not: the first step, vectors, or many elements."""
+    if all(u.index == 0 for u in wrong) and all(u.index > 0 for u in right):
+        return ", in the first step"
+
+    def vector(u: Update) -> bool:
+        return u.p.size == max(u.p.shape, default=1)
+
+    if all(map(vector, wrong)) and not any(map(vector, right)):
+        return ", of parameters that are vectors"
+    least, most = min(u.p.size for u in wrong), max(u.p.size for u in right)
+    return f", of a parameter of {least:,} elements and not of one of {most:,}" if least > max(most, 1000) else ""
 
 
 def _half(x: Any) -> Any:
     return np.asarray(x).astype(np.float16).astype(np.float64)
 
 
-def _written(spec: Any, s: Update) -> Iterator[tuple[str, str, Array]]:
+def _earlier(s: Update, setting: str, now: float) -> list[float]:
+    """What a setting was before, where it was something else."""
+    return [value for value in dict.fromkeys(reversed(s.past.get(setting, ()))) if value != now]
+
+
+def _written(spec: Any, s: Update) -> Iterator[Guess]:
     decay = spec.weight_decay or 0.0
     rest = 1 - (getattr(spec, "momentum", None) or 0.0)
     d = s.g + decay * s.p
@@ -52,28 +152,27 @@ def _written(spec: Any, s: Update) -> Iterator[tuple[str, str, Array]]:
         ("the gradient is zeroed", 0 * s.g),
         ("the gradient holds the new velocity", s.new.get("velocity", s.g)),
     ):
-        yield "gradient after step", words, value
+        yield _guess("gradient after step", words, value)
 
 
-def _sgd(spec: c.SGD, s: Update) -> Iterator[tuple[str, str, Array]]:
-    """(quantity, words, value) of wrong steps of SGD. The velocity's come first."""
+def _sgd(spec: c.SGD, s: Update) -> Iterator[Guess]:
+    """Wrong steps of SGD. The velocity's come first."""
     beta, decay, lr = spec.momentum or 0.0, spec.weight_decay or 0.0, s.rates[-1]
     g, p, old, rest = s.g, s.p, s.old["velocity"], 1 - beta
     d = g + decay * p
-    new, u = s.new["parameter"], s.new.get("velocity")
+    u = s.new.get("velocity")
     u = beta * old + rest * d if u is None else u
     truth = beta * old + rest * d
-    undecayed = "the decay is missing: g′ = g"
-    if decay and new.shape == p.shape:
-        for words, moved in (
-            ("the decay is outside the momentum: θ − α(u + λθ)", p - lr * (u + decay * p)),
-            ("the decay is outside the momentum, without the learning rate: θ − αu − λθ", p - lr * u - decay * p),
-        ):
-            if bool((np.abs(new - moved) <= 16 * U * (np.abs(p) + np.abs(lr * u)) + TINY).all()):
-                undecayed = words
+    outside = (
+        ("the decay is outside the momentum: θ − α(u + λθ)", p - lr * (u + decay * p)),
+        ("the decay is outside the momentum, without the learning rate: θ − αu − λθ", p - lr * u - decay * p),
+    )
+    if decay:
+        undecayed = beta * old + rest * g
+        for words, moved in (("the decay is missing: g′ = g", p - lr * u), *outside):
+            yield Guess(words, {"velocity": undecayed, "parameter": moved}, words)
     velocities = [
         ("as if undampened: u = βu + g′", beta * old + d),
-        (undecayed, beta * old + rest * g),
         ("the decay has the wrong sign: g′ = g − λθ", beta * old + rest * (g - decay * p)),
         ("the decay counts twice: g′ = g + 2λθ", beta * old + rest * (g + 2 * decay * p)),
         ("the decay is not dampened: u = βu + (1 − β)g + λθ", beta * old + rest * g + decay * p),
@@ -96,23 +195,29 @@ def _sgd(spec: c.SGD, s: Update) -> Iterator[tuple[str, str, Array]]:
     ]
     if s.raw is not None:
         velocities.append(("the gradient before clipping is used", beta * old + rest * (s.raw + decay * p)))
+    if decay > 1:
+        velocities.append(("λ is taken as 1", beta * old + rest * (g + p)))
+    for words, value in velocities:
+        yield _guess("velocity", words, value)
+    for was in _earlier(s, "momentum", beta):
+        yield _guess("velocity", f"β is stale: {was:g}, not {beta:g}", was * old + (1 - was) * d, "β is stale")
+        yield _guess(
+            "velocity", f"β of 1 − β is stale: {was:g}, not {beta:g}", beta * old + (1 - was) * d, "1 − β is stale"
+        )
+    for was in _earlier(s, "weight_decay", decay):
+        yield _guess("velocity", f"λ is stale: {was:g}, not {decay:g}", beta * old + rest * (g + was * p), "λ is stale")
     for name, (grad, state) in s.others.items():
         if name != s.name and grad.shape == g.shape:
-            velocities.append((f"the gradient of {name} is used", beta * old + rest * (grad + decay * p)))
+            value = beta * old + rest * (grad + decay * p)
+            yield _guess("velocity", f"the gradient of {name} is used", value, "the gradient of another one is used")
             if "velocity" in state:
-                velocities.append((f"the velocity of {name} is used", beta * state["velocity"] + rest * d))
-    for words, value in velocities:
-        yield "velocity", words, value
+                value = beta * state["velocity"] + rest * d
+                yield _guess(
+                    "velocity", f"the velocity of {name} is used", value, "the velocity of another one is used"
+                )
+    yield from (_guess("parameter", words, value) for words, value in outside)
+    yield from _rates(s, 0.01, lambda rate: p - rate * u)
     updates = [
-        ("the decay is outside the momentum: θ − α(u + λθ)", p - lr * (u + decay * p)),
-        ("the decay is outside the momentum, without the learning rate: θ − αu − λθ", p - lr * u - decay * p),
-        ("the decay counts twice: θ − α(u + λθ)", p - lr * (truth + decay * p)),
-    ]
-    updates += [
-        (f"the learning rate is stale: {rate:g}, not {lr:g}", p - rate * u)
-        for rate in dict.fromkeys((*reversed(s.rates), 0.01)) if rate != lr
-    ]  # fmt: skip
-    updates += [
         ("the parameter stays what it was", p),
         ("the old velocity is used: θ − αu₀", p - lr * old),
         ("Nesterov's look-ahead: θ − α(βu + (1 − β)g′)", p - lr * (beta * u + rest * d)),
@@ -130,11 +235,28 @@ def _sgd(spec: c.SGD, s: Update) -> Iterator[tuple[str, str, Array]]:
         ("the update is rounded to float16", p - _half(lr * u)),
     ]
     for words, value in updates:
-        yield "parameter", words, value
+        yield _guess("parameter", words, value)
 
 
-def _adam(spec: c.Adam, s: Update) -> Iterator[tuple[str, str, Array]]:
-    """(quantity, words, value) of wrong steps of Adam."""
+def _rates(s: Update, default: float, moved: Callable[[float], Array]) -> Iterator[Guess]:
+    """Steps at another learning rate."""
+    lr = s.rates[-1]
+    for rate in dict.fromkeys(reversed(s.rates)):
+        if rate != lr:
+            yield _guess("parameter", f"the learning rate is stale: {rate:g}, not {lr:g}", moved(rate), "α is stale")
+    if default not in s.rates:
+        yield _guess(
+            "parameter",
+            f"the learning rate is the default: {default:g}, not {lr:g}",
+            moved(default),
+            "α is the default",
+        )
+    if lr > 1:
+        yield _guess("parameter", "α is taken as 1", moved(1.0))
+
+
+def _adam(spec: c.Adam, s: Update) -> Iterator[Guess]:
+    """Wrong steps of Adam."""
     lr, t = s.rates[-1], s.index + 1
     decay = spec.weight_decay or 0.0
     b1 = 0.9 if spec.beta1 is None else spec.beta1
@@ -153,7 +275,12 @@ def _adam(spec: c.Adam, s: Update) -> Iterator[tuple[str, str, Array]]:
         ("1 − β₁ is computed in float32", b1 * m0 + float(np.float32(1) - np.float32(b1)) * d),
         ("the moment stays what it was", m0),
     ):
-        yield "first moment", words, value
+        yield _guess("first moment", words, value)
+    for was in _earlier(s, "beta1", b1):
+        yield _guess("first moment", f"β₁ is stale: {was:g}, not {b1:g}", was * m0 + (1 - was) * d, "β₁ is stale")
+    for was in _earlier(s, "weight_decay", decay):
+        value = b1 * m0 + (1 - b1) * (g + was * p)
+        yield _guess("first moment", f"λ is stale: {was:g}, not {decay:g}", value, "λ is stale")
     for words, value in (
         ("the decay is missing from g²", b2 * v0 + (1 - b2) * g * g),
         ("|g| is averaged, not g²", b2 * v0 + (1 - b2) * np.abs(d)),
@@ -164,7 +291,9 @@ def _adam(spec: c.Adam, s: Update) -> Iterator[tuple[str, str, Array]]:
         ("1 − β₂ is computed in float32", b2 * v0 + float(np.float32(1) - np.float32(b2)) * d * d),
         ("the moment stays what it was", v0),
     ):
-        yield "second moment", words, value
+        yield _guess("second moment", words, value)
+    for was in _earlier(s, "beta2", b2):
+        yield _guess("second moment", f"β₂ is stale: {was:g}, not {b2:g}", was * v0 + (1 - was) * d * d, "β₂ is stale")
     c1, c2 = 1 - b1**t, 1 - b2**t
     roots = np.sqrt(v / c2)
     updates = [
@@ -183,20 +312,21 @@ def _adam(spec: c.Adam, s: Update) -> Iterator[tuple[str, str, Array]]:
         ("the parameter is rounded to float16", _half(p - lr * m / c1 / (roots + eps))),
     ]
     for k in dict.fromkeys((1, t - 1, t + 1, *range(1, 2 * t + 6))):
-        if k >= 1 and k != t:
+        if k >= 1:  # the right one, too: a counter that stands still is right at first
             a, b = 1 - b1**k, 1 - b2**k
-            words = f"the step counter is {k}, not {t}"
-            updates.append((words, p - lr * m / a / (np.sqrt(v / b) + eps)))
-    updates += [
-        (f"the learning rate is stale: {rate:g}, not {lr:g}", p - rate * m / c1 / (roots + eps))
-        for rate in dict.fromkeys((*reversed(s.rates), 0.01, 0.001)) if rate != lr
-    ]  # fmt: skip
+            value = p - lr * m / a / (np.sqrt(v / b) + eps)
+            yield _guess("parameter", f"the step counter is {k}, not {t}", value, "the step counter is another one")
+    yield from _rates(s, 0.01, lambda rate: p - rate * m / c1 / (roots + eps))
+    for was in _earlier(s, "eps", eps):
+        yield _guess("parameter", f"ε is stale: {was:g}, not {eps:g}", p - lr * m / c1 / (roots + was), "ε is stale")
+    if eps > 1:
+        updates.append(("ε is taken as 1", p - lr * m / c1 / (roots + 1)))
     for words, value in updates:
-        yield "parameter", words, value
+        yield _guess("parameter", words, value)
 
 
-def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> str:
-    """The first of the usual mistakes of clipping that gives needle's numbers, in words; empty if none does."""
+def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Explanation, ...]:
+    """The usual mistakes of clipping that give needle's numbers."""
     assert case.clip is not None
     most = 0.25 if case.clip.max_norm is None else case.clip.max_norm
     raw = clipping.raw
@@ -211,12 +341,16 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> str:
             ("the norm after clipping", min(1.0, most / (norm + 1e-6)) * norm),
             ("1e-6 is a part of it", norm + 1e-6),
             ("every parameter counts twice", float(np.sqrt(2)) * norm),
-            *((f"{n} counts twice", float(np.sqrt(norm * norm + s))) for n, s in squares.items()),
+            *((f"{n} counts twice", float(np.sqrt(norm * norm + s))) for n, s in squares.items() if len(raw) > 1),
             ("the mean square", norm / np.sqrt(max(1, sum(g.size for g in raw.values())))),
             *((f"{n} is left out", float(np.sqrt(norm * norm - s))) for n, s in squares.items() if len(raw) > 1),
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),
         ]
-        return next((w for w, x in guesses if abs(clipping.norm - x) <= 1e-5 * abs(x) and _apart(x, norm)), "")
+        off = abs(clipping.norm - norm)
+        fitting = [
+            w for w, x in guesses if abs(clipping.norm - x) <= min(1e-5 * abs(x), LEFT * off) and _apart(x, norm)
+        ]
+        return tuple(Explanation(words, words) for words in dict.fromkeys(fitting))
     factor = min(1.0, most / (norm + 1e-6))
     scaled: list[tuple[str, Callable[[Array], Array]]] = [
         ("not clipped", lambda g: g),
@@ -235,15 +369,18 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> str:
 
     def explains(rule: Callable[[Array], Array]) -> bool:
         """For every parameter: what fits one alone may be chance."""
+        left = all_of_it = 0.0
         for name, g in raw.items():
             ours, value = clipping.clipped.get(name), rule(g)
             if ours is None or ours.shape != g.shape:
                 return False
             if not bool((np.abs(ours - value) <= 8 * U * np.abs(value) + TINY).all()):
                 return False
-        return True
+            left += float(((ours - value) ** 2).sum())
+            all_of_it += float(((ours - g * factor) ** 2).sum())
+        return bool(np.sqrt(left) <= LEFT * np.sqrt(all_of_it))
 
-    return next((words for words, rule in scaled if explains(rule)), "")
+    return tuple(Explanation(words, words) for words, rule in scaled if explains(rule))
 
 
 def _norm(g: Array) -> float:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from oracle.cases.bounds import NonNegative, Number, Place, require
+from oracle.cases.bounds import Fraction, NonNegative, Number, Place, require
 from oracle.cases.known import SETTINGS, STATES, Known
 from oracle.operations.drawn import Draw
 
@@ -60,6 +60,9 @@ class Hands(Protocol):
     def optimizer(self, place: int) -> Any:
         """An optimizer."""
 
+    def with_setting(self, setting: str, place: int) -> Any:
+        """A layer that has the setting; None if none has."""
+
     def numbers(self, parameter: Any, *, positive: bool = False) -> Array:
         """New numbers in the shape of a parameter."""
 
@@ -84,8 +87,8 @@ class Hands(Protocol):
     def copied(self, how: str) -> None:
         """Go on with a copy of model and optimizers."""
 
-    def loaded(self, *, optimizer: bool) -> None:
-        """Go on with a fresh model into which the state of this one has been loaded."""
+    def loaded(self, *, optimizer: bool, file: bool = False) -> None:
+        """Go on with a fresh model into which the state of this one has been loaded, by way of a file."""
 
     def another(self, kind: str, settings: dict[str, float]) -> None:
         """One more optimizer of all parameters."""
@@ -166,11 +169,12 @@ class Action(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", 
 class Pass(Action, frozen=True, tag="Pass"):
     """A forward and a backward pass on the next batch, in the mode in which every layer is.
 
-    ``reset`` calls ``reset_grad`` of the first optimizer before; ``add`` adds the gradients from before by hand; "twice" goes
-    back through the graph twice, by ``retain_graph``, and asks that a third time is refused; ``keep`` keeps loss and output.
+        ``reset`` calls ``reset_grad`` of the first optimizer before; ``add`` adds the gradients from before by hand; "twice" goes
+        back through the graph twice, by ``retain_graph``, and asks that a third time is refused; "with graph" makes gradients that carry one,
+    by ``create_graph``; ``keep`` keeps loss and output.
     """
 
-    backward: Literal["once", "twice"] = "once"
+    backward: Literal["once", "twice", "with graph"] = "once"
     reset: bool = True
     add: bool = False
     to_input: bool = False
@@ -187,6 +191,8 @@ class Pass(Action, frozen=True, tag="Pass"):
             return "pass, loss and output kept"
         if self.to_input:
             return "pass, to the input"
+        if self.backward == "with graph":
+            return "pass, gradients with a graph"
         return "pass, two backward" if self.backward == "twice" else "pass" if self.reset else "pass without reset"
 
     @classmethod
@@ -194,7 +200,7 @@ class Pass(Action, frozen=True, tag="Pass"):
         """Mostly plain."""
         kind = draw.of(_PASSES)
         return cls(
-            backward="twice" if kind == "twice" else "once",
+            backward=kind if kind in ("twice", "with graph") else "once",
             reset=kind not in ("add", "stale"),
             add=kind == "add",
             to_input=(draw.whole(1, 6) == 1),
@@ -213,7 +219,7 @@ class Pass(Action, frozen=True, tag="Pass"):
         yield "if loss.requires_grad:"
         if self.backward == "twice":
             yield "    loss.backward(*start, retain_graph=True)"
-        yield "    loss.backward(*start)"
+        yield f"    loss.backward(*start{', create_graph=True' * (self.backward == 'with graph')})"
         yield "fresh = {n: p.grad for n, p in parameters.items() if p.grad is not None}"
         if self.add:
             yield "for n in before:"
@@ -239,10 +245,22 @@ class Pass(Action, frozen=True, tag="Pass"):
                 k.judged.add(key)
 
 
-_PASSES = (*["plain"] * 8, "twice", "twice", "add", "add", "stale", "keep", "keep")
+_PASSES: tuple[Any, ...] = (
+    *["plain"] * 8,
+    "twice",
+    "twice",
+    "with graph",
+    "with graph",
+    "add",
+    "add",
+    "stale",
+    "keep",
+    "keep",
+)
 Pass.examples = (
     Pass(),
     Pass("twice"),
+    Pass("with graph"),
     Pass(reset=False, add=True),
     Pass(reset=False),
     Pass(to_input=True),
@@ -272,8 +290,13 @@ class Step(Action, frozen=True, tag="Step"):
         yield f"optimizers[{k.optimizer(self.optimizer)}].step()"
 
     def needle(self, w: Hands) -> None:
-        """``optimizer.step()``."""
-        w.optimizer(self.optimizer).step()
+        """``optimizer.step()``; what it keeps are numbers, also of gradients that carry a graph."""
+        optimizer = w.optimizer(self.optimizer)
+        optimizer.step()
+        kept = [getattr(optimizer, name) for name in STATES[type(optimizer).__name__].values()]
+        states = [state for held in kept for state in held.values()]
+        w.promise("after a step no state carries a graph", all(s.is_leaf() for s in states if hasattr(s, "is_leaf")))
+        w.promise("after a step parameters are leaves", all(p.is_leaf() for p in optimizer.params))
 
     def meaning(self, k: Known) -> None:
         """Parameters with a gradient, and their state, are judged by the rules L and T."""
@@ -323,10 +346,10 @@ class ClipNorm(Action, frozen=True, tag="ClipNorm"):
     def needle(self, w: Hands) -> None:
         """``optimizer.clip_grad_norm(…)``; what held the gradients is left alone."""
         optimizer = w.optimizer(self.optimizer)
-        graded = [p.grad for p in optimizer.params if p.grad is not None]
+        graded = [g for p in optimizer.params if (g := getattr(p, "grad", None)) is not None]
         for grad in graded:
             w.hold("gradient before clipping", grad)
-        w.clip(optimizer, self.max_norm([np.asarray(g.cached_data) for g in graded]))
+        w.clip(optimizer, self.max_norm([np.asarray(g.numpy()) for g in graded]))
 
     def meaning(self, k: Known) -> None:
         """The gradients are judged by rule L, and by their bits where they are not clipped."""
@@ -443,6 +466,54 @@ Set.examples = (
     Set("weight_decay", 0.5), Set("weight_decay", 0.0), Set("weight_decay", 1.5),
     Set("beta1", 0.5), Set("beta2", 0.9), Set("eps", 1e-3), Set("eps", 2.0),
 )  # fmt: skip
+
+
+class SetLayer(Action, frozen=True, tag="SetLayer"):
+    """``layer.p = 0.9`` of a Dropout, ``momentum`` of a BatchNorm, ``eps`` of any norm: from the next pass on."""
+
+    setting: Literal["p", "momentum", "eps"]
+    value: Fraction
+    layer: Place = 0
+
+    weight = 4
+
+    def __post_init__(self) -> None:
+        require(self.value > 0 or self.setting != "eps", "SetLayer: eps must be positive")
+
+    @property
+    def words(self) -> str:
+        """What it is called."""
+        return f"set {self.setting} of a layer"
+
+    @classmethod
+    def drawn(cls, draw: Draw, plan: Plan) -> SetLayer:
+        """Of the first layers."""
+        name = draw.of(tuple(_LAYER_VALUES))
+        return cls(name, draw.of(_LAYER_VALUES[name]), draw.whole(0, 2))
+
+    def code(self, k: Known, write: Write) -> Iterator[str]:
+        """Lines of a script."""
+        path = k.with_setting(self.setting, self.layer)
+        if path:
+            yield f"layers[{path!r}].{self.setting} = {self.value}"
+
+    def needle(self, w: Hands) -> None:
+        """``layer.p = …``."""
+        module = w.with_setting(self.setting, self.layer)
+        if module is not None:
+            setattr(module, self.setting, self.value)
+
+    def meaning(self, k: Known) -> None:
+        """From now on the new one is in force."""
+        path = k.with_setting(self.setting, self.layer)
+        if path:
+            k.values[f"setting {path} {self.setting}"] = self.value
+
+
+_LAYER_VALUES: dict[Any, tuple[float, ...]] = {
+    "p": (0.9, 0.25, 0.0, 0.5), "momentum": (0.5, 0.25, 0.0, 1.0), "eps": (0.5, 1e-3, 0.1),
+}  # fmt: skip
+SetLayer.examples = (SetLayer("p", 0.9), SetLayer("momentum", 0.5), SetLayer("eps", 0.5))
 
 
 class Refuse(Action, frozen=True, tag="Refuse"):
@@ -1082,40 +1153,55 @@ class Load(Action, frozen=True, tag="Load"):
     """``fresh.load_state_dict(model.state_dict())``, new optimizers with the same settings, and on with them.
 
     ``optimizer`` does the same with the state of the optimizers. The arrays of the state dicts are then filled with nan: they
-    share no memory with either side.
+    share no memory with either side. ``file`` takes ``ndl.save`` and ``ndl.load``.
     """
 
     optimizer: bool = False
+    file: bool = False
 
     weight = 5
 
     @property
     def words(self) -> str:
         """What it is called."""
-        return "state_dict into a fresh model" + (" and optimizer" if self.optimizer else "")
+        how = "a file" if self.file else "state_dict"
+        return f"{how} into a fresh model" + (" and optimizer" if self.optimizer else "")
 
     @classmethod
     def drawn(cls, draw: Draw, plan: Plan) -> Load:
         """Either."""
-        return cls(draw.maybe())
+        return cls(draw.maybe(), draw.maybe())
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
-        yield "state = model.state_dict()"
         yield "named = {id(p): n for n, p in parameters.items()}"
-        yield "model, layers, parameters = build()"
-        yield "model.load_state_dict(state)"
-        yield "for a in state.values():\n    a[...] = np.nan"
+        if self.file:
+            yield "import tempfile"
+            yield "folder = tempfile.TemporaryDirectory()"
+            yield "old_model, (model, layers, parameters) = model, build()"
+            if not self.optimizer:
+                yield 'ndl.save(os.path.join(folder.name, "saved.npz"), old_model)'
+                yield 'ndl.load(os.path.join(folder.name, "saved.npz"), model)'
+        else:
+            yield "state = model.state_dict()"
+            yield "model, layers, parameters = build()"
+            yield "model.load_state_dict(state)"
+            yield "for a in state.values():\n    a[...] = np.nan"
         yield "old, optimizers = optimizers, []"
         yield "for o in old:"
         yield "    settings = {n: getattr(o, n) for n in SETTINGS[type(o).__name__]}"
         yield "    optimizers.append(type(o)([parameters[named[id(p)]] for p in o.params], **settings))"
-        if self.optimizer:
+        if self.optimizer and self.file:
+            yield '    ndl.save(os.path.join(folder.name, "saved.npz"), old_model, o)'
+            yield '    ndl.load(os.path.join(folder.name, "saved.npz"), model, optimizers[-1])'
+        elif self.optimizer:
             yield "    optimizers[-1].load_state_dict(o.state_dict())"
+        if self.file:
+            yield "folder.cleanup()"
 
     def needle(self, w: Hands) -> None:
         """``load_state_dict``."""
-        w.loaded(optimizer=self.optimizer)
+        w.loaded(optimizer=self.optimizer, file=self.file)
 
     def meaning(self, k: Known) -> None:
         """Parameters, buffers and, with the optimizer, its state are the same bits; the rest is that of a new model."""
@@ -1128,9 +1214,10 @@ class Load(Action, frozen=True, tag="Load"):
                 k.values[key] = value.astype(np.float32)
         k.values |= {f"requires_grad {name}": True for name in k.parameters}
         k.values |= {f"mode {path}": True for path in k.layers}
+        k.values |= k.built
 
 
-Load.examples = (Load(), Load(True))
+Load.examples = (Load(), Load(True), Load(file=True), Load(True, True))
 
 
 class Copy(Action, frozen=True, tag="Copy"):
@@ -1222,7 +1309,7 @@ Keep.examples = tuple(Keep(what) for what in _KEPT)
 
 
 ACTIONS: tuple[type[Action], ...] = (
-    Pass, Step, ClipNorm, Reset, Set, Refuse, Freeze, ReplaceData, ReplaceState, ReplaceGradient,
+    Pass, Step, ClipNorm, Reset, Set, SetLayer, Refuse, Freeze, ReplaceData, ReplaceState, ReplaceGradient,
     NewOptimizer, AddParameter, Mode, Evaluate, NoGrad, Load, Copy, Keep,
 )  # fmt: skip
 AnyAction: Any = Union[ACTIONS]  # noqa: UP007 - of as many as there are

@@ -10,6 +10,9 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from msgspec.structs import replace
+
+from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import fitting
 
@@ -74,8 +77,8 @@ def _ops() -> Iterator[c.OpCase]:
         ((2, 3), (3, 2)), ((3, 3), (3, 3)), ((2, 2, 3), (2, 3, 2)), ((2, 2, 3), (3, 2)), ((2, 3), (2, 3, 2)), ((1, 2, 3), (2, 3, 2)),
         ((2, 2, 2), (2, 2)), ((1, 1), (1, 1)), ((2, 1, 2, 3), (3, 3, 2)),
     )  # fmt: skip
-    for a, b in products:
-        yield _op("matmul", a, b)
+    for left, right in products:
+        yield _op("matmul", left, right)
     for axis in (0, 1):
         yield _op("stack", (2,), (2,), (2,), axis=axis)
         yield _op("split", (3, 2), axis=axis, pick=1)
@@ -83,8 +86,26 @@ def _ops() -> Iterator[c.OpCase]:
     for some in reverse:
         yield _op("flip", (2, 3), axes=some)
     yield _op("dilate", (2, 2), axes=(1,), dilation=1)
+    yield from _again()
     yield _op("softmax_loss", (3, 3), labels=(0, 2, 1))
     yield _op("softmax_loss", (2, 3), values=(1000.0, 1001.0, 998.0, -1000.0), labels=(1, 2))
+
+
+def _again() -> Iterator[c.OpCase]:
+    """Differentiated twice, and three times."""
+    for op in _UNARY:
+        yield replace(_op(op, (2, 3), values=_POSITIVE if op == "log" else _VALUES), order=3)
+    for op in ("add", "subtract", "multiply", "divide", "power"):
+        yield replace(_op(op, (2, 3), (2, 3), values=_POSITIVE if op in ("divide", "power") else _VALUES), order=3)
+    for op, number in (("mul_scalar", 2.5), ("divide_scalar", 2.5), ("power_scalar", 3.0), ("rdiv", 1.0)):
+        yield replace(_op(op, (2, 3), values=_POSITIVE if op == "rdiv" else _VALUES, c=number), order=3)
+    yield replace(_op("matmul", (2, 3), (3, 2)), order=3)
+    yield replace(_op("transpose", (2, 3)), order=2)
+    yield replace(_op("reshape", (2, 3), shape=(3, 2)), order=2)
+    yield replace(_op("broadcast_to", (1, 3), shape=(2, 3)), order=2)
+    for op in ("summation", "logsumexp"):
+        yield replace(_op(op, (2, 3), axes=(1,)), order=2)
+    yield replace(_op("logsoftmax", (2, 3)), order=2)
 
 
 def _trains() -> Iterator[c.TrainCase | c.SecondOrderCase]:
@@ -144,9 +165,45 @@ def _trains() -> Iterator[c.TrainCase | c.SecondOrderCase]:
             yield c.SecondOrderCase(model=model, data=c.Data(3, 3), loss=loss, seed=plain.seed)
 
 
+def _programs() -> Iterator[c.ProgramCase]:
+    """What users do between steps."""
+    linear, deep = c.Linear(3), (c.Linear(3), c.BatchNorm(), c.Dropout(0.25), c.Linear(2))
+    data, sgd, adam = c.Data(4, 3), c.SGD(lr=0.1, momentum=0.9, weight_decay=0.1), c.Adam(lr=0.1)
+
+    def does(model: tuple[c.Layer, ...], *actions: a.Action, **changes: Any) -> c.ProgramCase:
+        given: dict[str, Any] = {"data": data, "loss": c.WeightedSum(), "optimizer": sgd, "seed": 1}
+        return c.ProgramCase(model=model, actions=(*actions, a.Pass(), a.Step(), a.Evaluate()), **(given | changes))
+
+    held: tuple[Any, ...] = ("sequential", "list", "dict")
+    for optimizer in (sgd, adam):
+        for where in held:
+            yield does(deep, a.Pass(), a.Evaluate(), a.Step(), held=where, optimizer=optimizer)
+        yield does((linear,), a.Pass(), a.Step(), a.Set("lr", 0.3), optimizer=optimizer)
+        yield does((linear,), a.Pass(), a.Step(), a.Set("weight_decay", 0.5), optimizer=optimizer)
+        yield does(
+            (linear,), a.Pass(), a.Pass(reset=False), a.Step(), a.Pass(reset=False, add=True), optimizer=optimizer
+        )
+        yield does(
+            (linear,), a.Pass(), a.ClipNorm("below"), a.Step(), a.Pass(), optimizer=optimizer
+        )  # one without a step
+        yield does(
+            (linear,),
+            a.NewOptimizer("SGD", {"lr": 0.1, "momentum": 0.5}),
+            a.Pass(),
+            a.Step(),
+            a.Step(1),
+            optimizer=optimizer,
+        )
+    yield does((linear,), a.Pass(), a.Step(), a.Set("momentum", 0.5))
+    yield does(deep, a.Mode(1, False), a.Pass(), a.Step(), a.Mode(None, False), a.Pass(), a.Step(), a.Mode())
+    yield does(deep, a.Pass("twice"), a.Step(), a.Pass(to_input=True, keep=True), a.Step())
+
+
 def battery(lacking: Collection[str]) -> list[c.Case]:
     """The cases, as far as a needle offers what they need."""
-    found = (fitting.fitted(case, lacking) for case in (*_ops(), *_trains()) if not _wholly(case, lacking))
+    found = (
+        fitting.fitted(case, lacking) for case in (*_ops(), *_trains(), *_programs()) if not _wholly(case, lacking)
+    )
     return list({case.digest: case for case in found if case is not None}.values())
 
 

@@ -27,6 +27,7 @@ Width = Annotated[int, Meta(ge=1, le=4096)]
 Rows = Annotated[int, Meta(ge=1, le=4096)]
 Number = Annotated[float, Meta(ge=-FLOAT32, le=FLOAT32)]
 NonNegative = Annotated[float, Meta(ge=0, le=FLOAT32)]
+Scale = Annotated[float, Meta(ge=0, le=1e30)]  # of normal numbers, which float32 then holds
 Positive = Annotated[float, Meta(gt=0, le=FLOAT32)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]

@@ -38,6 +38,7 @@ from oracle.cases.bounds import (
     Place,
     Positive,
     Rows,
+    Scale,
     Seed,
     Step,
     Width,
@@ -80,6 +81,8 @@ FORMAT = 1
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Special = Literal["nan", "inf", "-inf"]
+# "list" is a list of Python's whole numbers, without a Tensor around it; whole numbers in floats are labels too
+LabelDtype = Literal["int64", "int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64", "float32", "list"]
 Dtype = Literal["float16", "float32", "float64", "int64", "int32", "uint8", "bool"]
 
 
@@ -105,7 +108,7 @@ class Data(Part, frozen=True, tag="Data"):
 
     rows: Rows
     features: Width
-    scale: NonNegative = 1.0
+    scale: Scale = 1.0
     offset: Number = 0.0
     atoms: tuple[Atom, ...] = ()
     repeated_rows: bool = False
@@ -128,7 +131,7 @@ class Digits(Part, frozen=True, tag="Digits"):
 class SoftmaxLoss(Part, frozen=True, tag="SoftmaxLoss"):
     """``nn.SoftmaxLoss`` against labels; the classes are the width of the model's output."""
 
-    labels: Literal["int64", "int32", "uint8"] = "int64"
+    labels: LabelDtype = "int64"
 
 
 class MeanSquare(Part, frozen=True, tag="MeanSquare"):
@@ -194,6 +197,13 @@ class Gap(Part, frozen=True, tag="Gap"):
     parameter: Place = 0
 
 
+class Dtypes(Part, frozen=True, tag="Dtypes"):
+    """In which floats the layers are built, and the data, with targets and cotangents, is handed over."""
+
+    model: Literal["float16", "float32", "float64"] = "float32"
+    data: Literal["float16", "float32", "float64"] = "float32"
+
+
 class Memory(Part, frozen=True, tag="Memory"):
     """Makes a case one for the memory gates: what is traced, and what its loop does beside training steps."""
 
@@ -257,8 +267,9 @@ class TrainCase(_Case, frozen=True, tag="train"):
     backward: Literal["once", "twice", "accumulate"] = "once"
     input_grad: bool = False
     keep_init: bool = False  # norm layers keep the parameters and statistics that they were built with
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     memory: Memory | None = None
+    dtypes: Dtypes | None = None  # all float32, beside torch, where none are given
 
     def __post_init__(self) -> None:
         _check_model(self)
@@ -284,7 +295,7 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
     data: Data
     loss: Loss
     seed: Seed
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     keep_init: bool = False
 
     def __post_init__(self) -> None:
@@ -294,8 +305,8 @@ class SecondOrderCase(_Case, frozen=True, tag="second"):
 class ProgramCase(_Case, frozen=True, tag="program"):
     """A model and its optimizer in the hands of a user, see `oracle.cases.actions`.
 
-    Nobody looks at the layers from inside, so that needle runs as its user has it; ReLU is left out, for its branch could not be
-    seen, and so is what no pickle takes. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
+    Nobody looks at the layers from inside, so that needle runs as its user has it; where rounding decides about the branch of a ReLU,
+    no verdict is given. What no pickle takes is left out. ``held`` is where a module of the user's own has its layers, ``again`` is applied once
     more at the end, and with ``functions`` a Residual around one activation gets the function and not a module.
     """
 
@@ -308,21 +319,23 @@ class ProgramCase(_Case, frozen=True, tag="program"):
     held: Literal["sequential", "list", "dict"] = "sequential"
     again: Place | None = None
     functions: bool = False
-    weight_scale: NonNegative = 1.0
+    weight_scale: Scale = 1.0
     keep_init: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.model) > 0, "model: a program needs a layer")
         for path, layer in walk(self.model):
             kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
-            require(kept and getattr(layer, "tie", None) is None, f"model[{path}]: {layer} is not for programs")
+            outermost = not isinstance(layer, Branch) or "." not in path
+            require(kept and outermost, f"model[{path}]: {layer} is not for programs")
         run = self.training
         if self.again is not None:
             at, widths = self.again % len(self.model), input_widths(run)
             same = widths[str(at)] == widths[str(len(self.model))]
             require(same, f"again: model[{at}] takes {widths[str(at)]} features, not what the model gives")
             modal = any(isinstance(layer, BatchNorm | Dropout) for _, layer in walk((self.model[at],)))
-            require(not modal, f"again: model[{at}] has a state or draws, and cannot be written out twice")
+            modal = modal or any(getattr(layer, "tie", None) is not None for _, layer in walk((self.model[at],)))
+            require(not modal, f"again: model[{at}] has a state, draws or is tied, and cannot be written out twice")
 
     @property
     def training(self) -> TrainCase:
@@ -390,6 +403,18 @@ class Operand(Part, frozen=True, tag="Operand"):
         return flat
 
 
+def held(number: float, dtypes: Sequence[str]) -> float:
+    """A number as it is beside operands of these dtypes: where float16 is the widest float among them, it is rounded to that.
+
+    0 where that would be infinite.
+    """
+    if {d for d in dtypes if d.startswith("float")} != {"float16"}:
+        return number
+    with np.errstate(over="ignore"):
+        rounded = float(np.float16(number))
+    return rounded if math.isfinite(rounded) else 0.0
+
+
 class OpCase(_Case, frozen=True, tag="op"):
     """One operation, forward and backward, on explicit operands with an explicit cotangent (cycled to fit)."""
 
@@ -413,6 +438,11 @@ class OpCase(_Case, frozen=True, tag="op"):
             require(self.order == 1, "dtypes: only float32 is differentiated more than once")
             free -= {i for i, dtype in enumerate(self.dtypes) if not dtype.startswith("float")}
             require(bool(free), f"dtypes={self.dtypes} leave no operand that has a gradient")
+            number = self.attributes.get("c", 1.0)
+            require(
+                number == held(number, self.dtypes),
+                f"c={number} is no {self.dtype}: beside a Tensor a number is of its dtype, as in NumPy, and is rounded to it",
+            )
         require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
         try:
             self.result_shape  # noqa: B018 - asked for its errors
@@ -460,6 +490,7 @@ class OpCase(_Case, frozen=True, tag="op"):
 
 Case = TrainCase | SecondOrderCase | ProgramCase | OpCase
 _IN_PROGRAMS: tuple[type, ...] = (Linear, Identity, Flatten, BatchNorm, LayerNorm, Dropout, Sequential, Residual)
+_IN_PROGRAMS += (ReLU, Branch)
 _IN_PROGRAMS += tuple(ACTIVATIONS.values())
 
 # -- the model of a case ----------------------------------------------------------------------------------------------
@@ -497,9 +528,16 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
         require(width == 10, f"Digits have 10 classes, but the model's output is {width} wide")
         require(isinstance(case.loss, SoftmaxLoss), "Digits have labels: the loss must be SoftmaxLoss")
     require(trains(case.model), "model: at least one layer must have a parameter to train")
-    if isinstance(case.loss, SoftmaxLoss) and case.loss.labels == "uint8":
-        require(width <= 256, f"labels of dtype uint8 allow 256 classes, but the model's output is {width} wide")
+    if isinstance(case.loss, SoftmaxLoss) and case.loss.labels in ("uint8", "int8"):
+        most = 256 if case.loss.labels == "uint8" else 128
+        dtype = case.loss.labels
+        require(width <= most, f"labels of dtype {dtype} allow {most} classes, but the model's output is {width} wide")
     if isinstance(case, TrainCase):
+        if case.dtypes is not None:
+            require(isinstance(case.data, Data), "dtypes: the Digits are float32")
+            for path, layer in walk(case.model):
+                casts = isinstance(layer, Ops) and any(step.op == "cast" for step in layer.steps)
+                require(not casts, f"dtypes: cast, in model[{path}], ends in float32")
         for change in case.lr_changes:
             require(change.step < case.steps, f"lr_changes: step {change.step} is not below steps={case.steps}")
         if isinstance(case.optimizer, Adam):
@@ -600,5 +638,7 @@ def describe(case: Case) -> str:
         extras.append(one(case.clip))
     if case.gap is not None:
         extras.append(one(case.gap))
+    if case.dtypes is not None:
+        extras.append(one(case.dtypes))
     extras.append(f"{case.steps} step" + "s" * (case.steps > 1))
     return f"{text}, {', '.join(extras)}"

@@ -176,6 +176,8 @@ def _of_training(case: c.TrainCase) -> Iterator[str]:
     yield f"loss {type(case.loss).__name__}"
     if isinstance(case.loss, c.SoftmaxLoss) and case.loss.labels != "int64":
         yield f"loss SoftmaxLoss, {case.loss.labels}"
+    if case.dtypes is not None:
+        yield f"model {case.dtypes.model} on {case.dtypes.data} data"
     yield from _of_optimizer(case)
     yield from _of_layers(case)
     if case.steps > 1:

@@ -20,9 +20,10 @@ _ROWS = st.sampled_from([2, 3, 4, 1, 6])
 _SEEDS = st.integers(0, 2**16)
 _KINDS = choice(
     (4, "linear"), (3, "activation"), (3, "batch norm"), (2, "layer norm"), (2, "dropout"), (1, "identity"),
-    (1, "flatten"), (2, "residual"), (1, "function"), (1, "sequential"),
+    (1, "flatten"), (2, "residual"), (1, "function"), (1, "sequential"), (2, "relu"), (1, "branch"),
 )  # fmt: skip
 _ACTIVATIONS = st.sampled_from(list(c.ACTIVATIONS.values()))
+_JOINS = st.sampled_from(["add", "multiply", "subtract"])
 _DROPPED = st.sampled_from([0.5, 0.25, None])
 _MOMENTA = st.sampled_from([None, 0.5])
 _LOSSES = choice((2, c.SoftmaxLoss()), (1, c.WeightedSum()), (1, c.MeanSquare()), (1, c.Cotangent()))
@@ -35,15 +36,24 @@ _BEFORE_STEP = choice((2, 0), (3, 1), (1, 2))
 _SOME = st.sampled_from(a.BEFORE_STEP)
 
 
-def _layers(draw: Draw, rows: int, width: int, most: int, depth: int) -> tuple[tuple[c.Layer, ...], int]:
+def _layers(
+    draw: Draw, rows: int, width: int, most: int, depth: int, linears: list[tuple[int, int]]
+) -> tuple[tuple[c.Layer, ...], int]:
+    """``linears`` are the shapes of all before, in the order of the model."""
     layers: list[c.Layer] = []
     for _ in range(draw(integers(1, most))):
         kind = draw(_KINDS)
         if kind == "linear":
-            width = draw(_SIZES) if depth == 0 else width
-            layers.append(c.Linear(width, bias=draw(BOOLEANS) or draw(BOOLEANS)))
+            out = draw(_SIZES) if depth == 0 else width
+            same = [i for i, shape in enumerate(linears) if shape == (width, out)]
+            tie = same[0] if same and draw(BOOLEANS) else None
+            layers.append(c.Linear(out, bias=draw(BOOLEANS) or draw(BOOLEANS), tie=tie))
+            linears.append((width, out))
+            width = out
         elif kind == "activation":
             layers.append(draw(_ACTIVATIONS)())
+        elif kind == "relu":
+            layers.append(c.ReLU())
         elif kind == "batch norm" and rows > 1:
             layers.append(c.BatchNorm(momentum=draw(_MOMENTA)))
         elif kind == "layer norm":
@@ -55,8 +65,11 @@ def _layers(draw: Draw, rows: int, width: int, most: int, depth: int) -> tuple[t
         elif kind == "function":
             layers.append(c.Residual((draw(_ACTIVATIONS)(),)))
         elif kind in ("residual", "sequential") and depth == 0:
-            body, _ = _layers(draw, rows, width, 2, 1)
+            body, _ = _layers(draw, rows, width, 2, 1, linears)
             layers.append(c.Residual(body) if kind == "residual" else c.Sequential(body))
+        elif kind == "branch" and depth == 0:
+            left, right = (_layers(draw, rows, width, 2, 1, linears)[0] for _ in range(2))
+            layers.append(c.Branch(left, right, draw(_JOINS)))
     return tuple(layers), width
 
 
@@ -64,7 +77,7 @@ def _layers(draw: Draw, rows: int, width: int, most: int, depth: int) -> tuple[t
 def program_cases(draw: Draw) -> c.ProgramCase:
     """Programs of two to four rounds."""
     rows, features = draw(_ROWS), draw(_SIZES)
-    layers, width = _layers(draw, rows, features, 4, 0)
+    layers, width = _layers(draw, rows, features, 4, 0, [])
     if not c.trains(layers):
         layers = (*layers, c.Linear(width))
     optimizer: c.Optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from oracle.cases import case as c
 from oracle.cases import edits as e
@@ -33,6 +34,10 @@ _VARIANTS: dict[str, Edit] = {
     for what, variant in kind.variants.items()
 }
 
+FLOATS: tuple[Literal["float16", "float32", "float64"], ...] = ("float16", "float32", "float64")
+LABEL_DTYPES: tuple[c.LabelDtype, ...] = (
+    *("int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64", "float32", "list"),
+)
 # elements of a parameter at which the optimizers do something else
 PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
 # The numbers at which needle does something else, and the labels of the two sides.
@@ -69,8 +74,7 @@ TABLE: dict[str, Group] = {
         c.TrainCase,
         {
             "SoftmaxLoss": e.having(loss=c.SoftmaxLoss()),
-            "SoftmaxLoss, int32": e.having(loss=c.SoftmaxLoss("int32")),
-            "SoftmaxLoss, uint8": e.having(loss=c.SoftmaxLoss("uint8")),
+            **{f"SoftmaxLoss, {labels}": e.having(loss=c.SoftmaxLoss(labels)) for labels in LABEL_DTYPES},
             "MeanSquare": e.having(loss=c.MeanSquare()),
             "WeightedSum": e.having(loss=c.WeightedSum()),
             "Cotangent": e.having(loss=c.Cotangent()),
@@ -263,6 +267,10 @@ TABLE: dict[str, Group] = {
                 *("int64 operand", "int32 operand", "uint8 operand", "bool operand"),
             )
         ),
+    ),
+    "model": Group(
+        c.TrainCase,
+        {f"{model} on {data} data": None for model in FLOATS for data in FLOATS if (model, data) != ("float32",) * 2},
     ),
     "dtypes": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - NOT_IN_DTYPES))),
     "long": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS.keys() - SELDOM_LONG))),

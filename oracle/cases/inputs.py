@@ -65,6 +65,7 @@ def batches(case: c.TrainCase | c.SecondOrderCase) -> Batches:
         lead = (steps, micro, case.data.rows)
         return Batches(images[order].reshape((*lead, 64)), classes[order].reshape(lead), None)
     data = case.data
+    dtype = case.dtypes.data if isinstance(case, c.TrainCase) and case.dtypes is not None else "float32"
     shape = (1 if data.same_batch else steps, micro, data.rows, data.features)
     x = case.rng("data").standard_normal(shape) * data.scale
     if data.rounded:
@@ -82,10 +83,11 @@ def batches(case: c.TrainCase | c.SecondOrderCase) -> Batches:
     lead = (steps, micro, data.rows)
     labels = drawn = None
     if isinstance(case.loss, c.SoftmaxLoss):
-        labels = case.rng("labels").randint(0, width, lead).astype(case.loss.labels)
+        labels = case.rng("labels").randint(0, width, lead)
+        labels = labels if case.loss.labels == "list" else labels.astype(case.loss.labels)
     else:
-        drawn = case.rng("cotangent").standard_normal((*lead, width)).astype(np.float32)
-    return Batches(np.ascontiguousarray(x, dtype=np.float32), labels, drawn)
+        drawn = case.rng("cotangent").standard_normal((*lead, width)).astype(dtype)
+    return Batches(np.ascontiguousarray(x, dtype=dtype), labels, drawn)
 
 
 class NoDigits(RuntimeError):
@@ -140,7 +142,8 @@ def slots(case: c.TrainCase | c.SecondOrderCase) -> tuple[list[Slot], list[Slot]
 
 
 def initial_state(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Array]:
-    """float32 value of every parameter and buffer before the first step."""
+    """Value of every parameter and buffer before the first step, float32 unless the case has dtypes."""
+    dtype = case.dtypes.model if isinstance(case, c.TrainCase) and case.dtypes is not None else "float32"
     rng = case.rng("weights")
     state: dict[str, Array] = {}
     layers = dict(c.walk(case.model))
@@ -148,7 +151,7 @@ def initial_state(case: c.TrainCase | c.SecondOrderCase) -> dict[str, Array]:
     for slot in (*parameters, *buffers):
         path, name = slot.name.rsplit(".", 1)
         value = layers[path].start(name, rng.standard_normal(slot.shape), case.weight_scale, case.keep_init)
-        state[slot.name] = value.astype(np.float32)
+        state[slot.name] = value.astype(dtype)
     return state
 
 

@@ -45,6 +45,8 @@ class Known:
     layers: Sequence[str]  # paths of the modules that can be switched
     values: State = field(default_factory=dict)
     optimizers: list[tuple[str, list[str]]] = field(default_factory=list)  # kind, names of its parameters
+    tuned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # path of a layer -> names of its settings
+    built: Mapping[str, float] = field(default_factory=dict)  # settings of layers, as the constructors take them
     late: Sequence[str] = ()  # parameters that are not in the first optimizer yet
     index: int = 0  # of the action
     passes: int = 0  # forward and backward passes so far
@@ -57,6 +59,11 @@ class Known:
     def layer(self, place: int) -> str:
         """The path of a layer, likewise."""
         return self.layers[place % len(self.layers)]
+
+    def with_setting(self, setting: str, place: int) -> str:
+        """The path of a layer that has the setting; empty if none has."""
+        paths = [path for path, names in self.tuned.items() if setting in names]
+        return paths[place % len(paths)] if paths else ""
 
     def optimizer(self, place: int) -> int:
         """The number of an optimizer, likewise."""

@@ -27,21 +27,48 @@ _PERIOD = 251  # values of a long operand: a prime, so that no block of it looks
 # -- single operations ------------------------------------------------------------------------------------------------
 
 _AXES = st.sampled_from([65, 100, 257, 1000, 1024, 1025, 1100, 2048, 3000])
+_TENS = st.sampled_from([33, 65, 100, 257])
+_BEYOND = st.sampled_from([1025, 1100, 1100, 2048, 3000])
 _ELEMENTS = st.sampled_from([5_000, 20_000, 32_768, 32_769, 50_000, 100_000])
 _WHICH = choice((3, "axis"), (2, "elements"))
 _LAYOUTS = choice((5, "C"), (2, "F"), (1, "strided"), (1, "reversed"))
 
 
 @st.composite
-def long_op_cases(draw: Draw, name: str) -> c.OpCase:
-    """One operation, one of its operands long; as it was where none of its sizes can grow."""
+def long_op_cases(draw: Draw, name: str, beyond: bool = False) -> c.OpCase:
+    """One operation, one of its operands long, or with an axis ``beyond`` 1,024; as it was where none of its sizes can grow."""
     base = draw(op_cases([name]).filter(lambda case: any(o.shape for o in case.operands)))
-    seed, layout, axis = draw(SEEDS), draw(_LAYOUTS), draw(_WHICH) == "axis" and name != "relu"
-    target = draw(_AXES if axis else _ELEMENTS)
-    return next(_stretched(base, target, axis, np.random.RandomState(seed), layout), base)
+    if "axes" in base.attributes and draw(BOOLEANS):
+        base = _over_the_last(base)
+    seed, layout = draw(SEEDS), draw(_LAYOUTS)
+    axis = name != "relu" and (beyond or draw(_WHICH) == "axis")
+    target = draw((_BEYOND if beyond else _AXES) if axis else _ELEMENTS)
+    return next(stretched(base, target, axis, np.random.RandomState(seed), layout), base)
 
 
-def _stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomState, layout: Any) -> Iterator[c.OpCase]:
+@st.composite
+def long_half_cases(draw: Draw, name: str) -> c.OpCase:
+    """An operation that adds up, on some tens or hundreds of numbers in float16: in few, where they are added up does not show."""
+    base = draw(op_cases([name], order=2).filter(lambda case: any(o.shape for o in case.operands)))
+    if "axes" in base.attributes and draw(BOOLEANS):
+        base = _over_the_last(base)
+    rng = np.random.RandomState(draw(SEEDS))
+    made = next(stretched(base, draw(_TENS), True, rng, draw(_LAYOUTS)), base)
+    dtypes: tuple[Any, ...] = ("float16",) * len(base.operands)
+    return msgspec.structs.replace(made, order=1, dtypes=dtypes)
+
+
+def _over_the_last(case: c.OpCase) -> c.OpCase:
+    """What works along axes, along the last one alone, as it mostly does."""
+    last, axes = len(case.operands[0].shape) - 1, case.attributes["axes"]
+    given: Any = None if axes is None else last if isinstance(axes, int) else (last,)
+    try:
+        return msgspec.structs.replace(case, attributes={**case.attributes, "axes": given})
+    except c.CaseError:
+        return case  # it takes a pair of axes
+
+
+def stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomState, layout: Any) -> Iterator[c.OpCase]:
     """The case with a long size, in one way after the other."""
     shapes = [tuple(n or 3 for n in o.shape) for o in case.operands]
     attributes = {k: _grown(k, v, 0, 3) for k, v in case.attributes.items()}
@@ -49,6 +76,12 @@ def _stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomSta
     alone: list[Any] = [(i, j) for i, shape in enumerate(shapes) for j in range(len(shape))]
     rng.shuffle(everywhere)
     rng.shuffle(alone)
+    named = attributes.get("axes")
+    if isinstance(named, tuple) and len(named) == 1:
+        named = named[0]
+    if isinstance(named, int):  # the axis along which it works
+        alone.insert(0, (0, named % len(shapes[0])))
+        everywhere.sort(key=lambda n: n != shapes[0][named])
     for place in (*everywhere, *alone):
         old = place if isinstance(place, int) else shapes[place[0]][place[1]]
         whole = max(math.prod(shape) for shape in shapes if old in shape)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from oracle.cases import actions as a
 from oracle.cases import case as c
@@ -28,10 +29,49 @@ def start(case: c.ProgramCase) -> Known:
             k.values[f"{'buffer' if name in buffers else 'parameter'} {name}"] = value
     k.values |= {f"requires_grad {name}": True for name in names}
     k.values |= {f"mode {path}": True for path in paths}
+    k.tuned = {path: tuple(given) for path, given in settings_of(case).items()}
+    k.built = {f"setting {path} {n}": v for path, given in settings_of(case).items() for n, v in given.items()}
+    k.values |= k.built
     for name, default in SETTINGS[kind].items():
         given = getattr(case.optimizer, name)
         k.values[f"optimizer 0: {name}"] = default if given is None else given
     return k
+
+
+# settings of layers that a user may change between steps, with needle's defaults
+TUNED: Mapping[type[c.Layer], Mapping[str, float]] = {
+    c.Dropout: {"p": 0.5},
+    c.BatchNorm: {"momentum": 0.1, "eps": 1e-5},
+    c.LayerNorm: {"eps": 1e-5},
+}
+
+
+def settings_of(case: c.ProgramCase) -> dict[str, dict[str, float]]:
+    """Path of a layer -> its settings, as it was built."""
+    found = {}
+    for path, layer in c.walk(case.model):
+        if type(layer) in TUNED:
+            given = {name: getattr(layer, name) for name in TUNED[type(layer)]}
+            found[path] = {n: TUNED[type(layer)][n] if v is None else v for n, v in given.items()}
+    return found
+
+
+def training_now(case: c.ProgramCase, k: Known) -> c.TrainCase:
+    """The training run with the settings of layers that are in force."""
+    built = settings_of(case)
+    now = {path: {n: k.values.get(f"setting {path} {n}", v) for n, v in given.items()} for path, given in built.items()}
+    if now == built:
+        return case.training
+
+    def body(layers: Sequence[c.Layer], prefix: str) -> tuple[c.Layer, ...]:
+        return tuple(one(layer, f"{prefix}{i}") for i, layer in enumerate(layers))
+
+    def one(layer: c.Layer, path: str) -> c.Layer:
+        changed = {field: body(getattr(layer, field), f"{path}.{name}") for name, field in layer.bodies.items()}
+        given = now.get(case.alias(f"{path}.")[:-1], {})
+        return replace(layer, **changed, **given)
+
+    return replace(case.training, model=body(case.training.model, ""))
 
 
 def flowing(k: Known) -> list[str]:
@@ -44,9 +84,9 @@ def modes(case: c.ProgramCase, k: Known) -> Mapping[str, bool]:
     return {path: k.values.get(f"mode {case.alias(path + '.')[:-1]}", True) for path, _ in c.walk(case.training.model)}
 
 
-def masks(case: c.ProgramCase, t: int, training: Mapping[str, bool]) -> dict[str, Array]:
+def masks(case: c.ProgramCase, t: int, k: Known) -> dict[str, Array]:
     """Dropout masks of pass t, (1, 1, rows, width), as the global generator gives them to the layers that train."""
-    run, found = case.training, {}
+    run, found, training = training_now(case, k), {}, modes(case, k)
     rng = c.generator("masks", inputs.step_seed(run, t))
     for path, layer, width, _ in inputs.plain_layers(run):
         if layer.draws and training[path]:

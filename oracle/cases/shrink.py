@@ -104,6 +104,13 @@ def _run_changes(case: c.TrainCase | c.SecondOrderCase | c.ProgramCase) -> Itera
         for optimizer in _simpler(case.optimizer, {"weight_decay": (None, 0.1), "lr": (0.1,), "momentum": (None, 0.9),
                                                     "beta1": (None,), "beta2": (None,), "eps": (None,)}):  # fmt: skip
             yield {"optimizer": optimizer}
+    if isinstance(case.loss, c.SoftmaxLoss) and case.loss.labels != "int64":
+        yield {"loss": c.SoftmaxLoss()}
+    if isinstance(case, c.TrainCase) and case.dtypes is not None:
+        dtypes = case.dtypes
+        for plainer in (None, *(c.Dtypes(one, one) for one in (dtypes.model, dtypes.data))):
+            if plainer != dtypes:
+                yield {"dtypes": plainer}
     if isinstance(case, c.TrainCase) and case.clip is not None and case.clip.max_norm not in (None, 1.0):
         yield {"clip": c.Clip(1.0)}
 

@@ -168,6 +168,7 @@ _LOSSES = choice(
     (6, c.SoftmaxLoss()),
     (1, c.SoftmaxLoss("uint8")),
     (1, c.SoftmaxLoss("int32")),
+    (1, c.SoftmaxLoss("list")),
     (2, c.WeightedSum()),
     (2, c.MeanSquare()),
     (1, c.Cotangent()),
@@ -289,7 +290,7 @@ def _operand(
     draw: Draw,
     shape: Shape,
     domain: str,
-    special: st.SearchStrategy[str] | None,
+    special: Sequence[str],
     extreme: bool,
     hard: st.SearchStrategy[float] | None = None,
 ) -> c.Operand:
@@ -307,8 +308,11 @@ def _operand(
     if extreme and hard is not None and size:
         values[draw(integers(0, size - 1))] = float(draw(hard))
     out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()
-    if special is not None and size:
-        out[draw(integers(0, size - 1))] = draw(special)
+    if special and size:
+        first = draw(integers(0, size - 1))
+        # one of them alone, for it may hide the others, or all that find a place
+        for i, value in enumerate([draw(st.sampled_from(special))] if draw(BOOLEANS) else special[:size]):
+            out[(first + i) % size] = value
     return c.Operand(shape, tuple(out), layout)
 
 
@@ -343,11 +347,12 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2
     name = known[0] if len(known) == 1 else draw(_names(known))
     op = OPERATIONS[name]
     shapes, attributes = draw(_drawn(name))
-    special = _some(op.special) if order == 1 and op.special and draw(one_in(8)) else None
+    special = op.special if order == 1 and draw(one_in(3)) else ()
     extreme = order == 1 and not op.ordinary and draw(BOOLEANS)
     hard = _some(op.hard)
+    at = draw(integers(0, len(shapes) - 1)) if special else 0
     operands = tuple(
-        _operand(draw, s, op.domain(i), special if i == 0 else None, extreme, hard) for i, s in enumerate(shapes)
+        _operand(draw, s, op.domain(i), special if i == at else (), extreme, hard) for i, s in enumerate(shapes)
     )
     return c.OpCase(
         op=name,
@@ -403,5 +408,10 @@ def dtype_cases(draw: Draw, name: str) -> c.OpCase:
         dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
         dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes
     constants = case.constants if kind == "same" else ()
-    found: c.OpCase = msgspec.structs.replace(case, order=1, dtypes=tuple(dtypes), constants=constants)
+    attributes = dict(case.attributes)
+    if "c" in attributes:
+        attributes["c"] = c.held(attributes["c"], dtypes) or 0.5
+    found: c.OpCase = msgspec.structs.replace(
+        case, order=1, dtypes=tuple(dtypes), constants=constants, attributes=attributes
+    )
     return found

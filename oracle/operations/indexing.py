@@ -10,7 +10,7 @@ import numpy as np
 
 from oracle.operations.drawn import Draw, Drawn, Shape
 from oracle.operations.operation import operation
-from oracle.operations.tape import LEAD, Array, Tape, Var
+from oracle.operations.tape import LEAD, Array, Tape, Var, require
 
 
 def slices(index: Sequence[Any]) -> tuple[Any, ...]:
@@ -69,7 +69,9 @@ def slices_alone(index: Sequence[Any]) -> bool:
 
 
 def positions(shape: Shape, index: Sequence[Any]) -> Array:
-    """Where the elements at an index of NumPy's are, counted row by row."""
+    """Where the elements at an index of NumPy's are, counted row by row. NumPy lets an empty mask pass on an axis of 1."""
+    masks = [len(part["mask"]) for part in index if isinstance(part, dict) and "mask" in part]
+    require(all(masks), "a mask must have at least one bool")
     counted = np.arange(math.prod(shape)).reshape(shape)
     return np.asarray(counted[slices(index)])
 
@@ -90,7 +92,7 @@ def indexed(d: Draw) -> Drawn:
         if kind == "array" and n:
             index.append({"array": tuple(d.whole(-n, n - 1) for _ in range(arrays))})
             continue
-        if kind == "mask" and n < 8 and not any(isinstance(part, dict) for part in index):
+        if kind == "mask" and 0 < n < 8 and not any(isinstance(part, dict) for part in index):
             index.append({"mask": tuple(int(d.maybe()) for _ in range(n))})
             arrays = sum(index[-1]["mask"])
             continue

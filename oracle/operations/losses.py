@@ -10,7 +10,7 @@ import numpy as np
 from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.operation import meaning, operation
 from oracle.operations.reductions import shifted, softmax_from
-from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, mean_of, summed
+from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, mean_of, require, summed
 
 
 def matrix(d: Draw) -> Drawn:
@@ -28,6 +28,7 @@ def matrix(d: Draw) -> Drawn:
 )
 def logsoftmax(t: Tape, x: Var) -> Var:
     """x − ln Σ eˣ over the last axis of a matrix: (n, k) -> (n, k)."""
+    require(len(x.shape) == 2 and x.shape[1] > 0, f"a matrix with at least one column is needed, but got {x.shape}")
     seen, top, _, total = shifted(t, x.value, (x.value.ndim - 1,))
     lse = t.noisy(np.log(t.noisy(total))) + t.noisy(top)
     y = seen - t.noisy(lse)
@@ -85,6 +86,9 @@ def labelled(d: Draw) -> Drawn:
 def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     """Mean over the rows of ln Σ e^z − z_y: logits (n, k), labels (steps, n) -> ()."""
     n, k = z.shape
+    require(n > 0 and k > 0, f"the mean of no rows, or of no classes, is none: got {z.shape}")
+    require(labels.shape[-1] == n, f"{labels.shape[-1]} labels for {n} rows")
+    require(bool(((labels >= 0) & (labels < k)).all()), f"labels lie in 0..{k - 1}, but got {labels.tolist()!s:.80}")
     onehot = (labels[..., None] == np.arange(k)).astype(np.float64)[None]
     seen, top, e, s = shifted(t, z.value, (z.value.ndim - 1,))
     lse = t.noisy(np.log(t.noisy(s))) + t.noisy(top)

@@ -10,7 +10,7 @@ import numpy as np
 from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.operation import operation, unusual
 from oracle.operations.shapes import reshape
-from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand_rows, mean_of, summed
+from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand_rows, mean_of, require, summed
 
 
 def normalised(min_rows: int, any_rank: bool = False) -> Callable[[Draw], Drawn]:
@@ -82,13 +82,21 @@ def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, saved: Array | N
 )
 def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Training-mode normalisation over the batch axis: (n, d), (d,), (d,) -> (n, d)."""
+    require(x.shape[:1] > (1,), f"batch_norm: torch refuses fewer than two rows, and x has the shape {x.shape}")
     return batch_norm_and_statistics(t, x, weight, bias, eps=eps)[0]
+
+
+def _check_parameters(x: Var, weight: Var, bias: Var) -> None:
+    own = x.shape[-1:]
+    require(weight.shape == bias.shape == own, f"weight {weight.shape} and bias {bias.shape} must have the shape {own}")
 
 
 def batch_norm_and_statistics(
     t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5
 ) -> tuple[Var, Array, Array]:
     """`batch_norm`, and the batch's mean and biased variance, (replicas, steps, d) each, that running statistics take."""
+    require(len(x.shape) == 2 and x.shape[0] > 0, f"batch_norm: rows are needed, but x has the shape {x.shape}")
+    _check_parameters(x, weight, bias)
     mean, var, inv, xh = _normalised(t, x, LEAD, eps)
     w, b = weight.value[:, :, None], bias.value[:, :, None]
     y = t.noisy(t.noisy(xh) * t.noisy(expand_rows(w, x.shape))) + t.noisy(expand_rows(b, x.shape))
@@ -106,7 +114,7 @@ def batch_norm_and_statistics(
 def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var, *, eps: float = 1e-5) -> Var:
     """Evaluation-mode normalisation with the running statistics: (n, d), four of (d,) -> (n, d)."""
     w, b = (expand_rows(v.value[:, :, None], x.shape) for v in (weight, bias))
-    inv = 1 / np.sqrt(t.noisy(var.value[:, :, None]) + eps)
+    inv = t.coarse(1 / np.sqrt(t.noisy(var.value[:, :, None]) + eps), var)  # of the statistics alone: in their dtype
     xh = t.noisy(t.noisy(x.value) - t.noisy(expand_rows(mean.value[:, :, None], x.shape))) * t.noisy(inv)
     y = t.noisy(t.noisy(xh) * t.noisy(w)) + t.noisy(b)
 
@@ -128,6 +136,8 @@ def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var
 )
 def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
     """Normalisation over the feature axis: (…, d), (d,), (d,) -> (…, d)."""
+    require(len(x.shape) > 0 and x.shape[-1] > 0, f"layer_norm: features are needed, but x has the shape {x.shape}")
+    _check_parameters(x, weight, bias)
     if len(x.shape) != 2:  # the rows of a matrix
         rows = reshape(t, x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
         return reshape(t, layer_norm(t, rows, weight, bias, eps=eps), shape=x.shape)

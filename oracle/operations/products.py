@@ -10,7 +10,7 @@ import numpy as np
 from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.elementwise import add
 from oracle.operations.operation import operation, unusual
-from oracle.operations.tape import LEAD, Array, Tape, Var, expand, product, reduced, swapped
+from oracle.operations.tape import LEAD, Array, Tape, Var, expand, product, reduced, require, swapped
 
 BATCHES = (((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,)), ((2, 3), (2, 3)))
 
@@ -33,6 +33,7 @@ def multiplied(d: Draw) -> Drawn:
 )
 def matmul(t: Tape, a: Var, b: Var) -> Var:
     """(…, n, k) @ (…, k, m), batch dimensions broadcast."""
+    require(min(len(a.shape), len(b.shape)) > 1, f"matmul: matrices are needed, but got {a.shape} and {b.shape}")
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     x, y = expand(a.value, batch + a.shape[-2:]), expand(b.value, batch + b.shape[-2:])
 
@@ -60,7 +61,12 @@ def affine(d: Draw) -> Drawn:
     special=(),
 )
 def linear(t: Tape, x: Var, w: Var, b: Var | None = None) -> Var:
-    """x @ w + b: (n, k), (k, m), (1, m) -> (n, m)."""
+    """x @ w + b: (…, n, k), (k, m), (m,) or (1, m) -> (…, n, m)."""
+    require(len(x.shape) > 1, f"linear: rows are needed, but x has the shape {x.shape}")
+    require(len(w.shape) == 2, f"linear: a weight has two axes, but got the shape {w.shape}")
+    if b is not None:
+        m = w.shape[1]
+        require(b.shape in ((m,), (1, m)), f"linear: a bias of shape {b.shape} beside a weight of shape {w.shape}")
     y = matmul(t, x, w)
     return y if b is None else add(t, y, b)
 
@@ -96,8 +102,8 @@ def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
     """Cross-correlation: (N, H, W, C) and (k, k2, C, O) -> (N, H', W', O), as a product of patches and kernel."""
     n, h, wd, c = x.shape
     k, k2, c2, o = w.shape
-    if c != c2:
-        raise ValueError(f"conv: {c} input channels, but the kernel has {c2}")
+    require(c == c2, f"conv: {c} input channels, but the kernel has {c2}")
+    require(min(*x.shape, *w.shape) > 0, f"conv: no size may be 0, but the shapes are {x.shape} and {w.shape}")
     oh, ow = (h + 2 * padding - k) // stride + 1, (wd + 2 * padding - k2) // stride + 1
     if oh < 1 or ow < 1:
         raise ValueError(f"conv: a kernel of {k}x{k2} does not fit into {h}x{wd} with padding {padding}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from oracle.operations.drawn import Draw, Drawn, over_axes
 from oracle.operations.operation import axes_of_op, operation
-from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, mean_of, moved, summed
+from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, mean_of, moved, require, summed
 
 
 def dims(x: Any, axes: Any) -> Any:
@@ -111,6 +111,7 @@ def torch_picked(t: Any, x: Any, axes: int | None, largest: bool) -> Any:
 )
 def picked(t: Tape, x: Var, *, axes: int | None, largest: bool) -> Var:
     """The element at the place that argmax or argmin names: of several, the first gets the whole gradient."""
+    require(len(x.shape) == 2 and min(x.shape) > 0, f"a matrix is needed, and not an empty one, but got {x.shape}")
     find = np.argmax if largest else np.argmin
     exact = x.value[0, 0]
     at = find(exact, axis=axes, keepdims=True)

@@ -41,7 +41,7 @@ def needle_transpose(n: Any, x: Any, **a: Any) -> Any:
 )
 def transpose(t: Tape, x: Var, *, axes: tuple[int, int] | None = None) -> Var:
     """Two axes swapped; the last two by default."""
-    first, second = axes_of((-1, -2) if axes is None else axes, len(x.shape))
+    (first,), (second,) = (axes_of(axis, len(x.shape)) for axis in (axes or (-1, -2)))  # which may be the same
     return moved(t, x, lambda v: np.swapaxes(v, first, second), lambda g: np.swapaxes(g, first, second))
 
 

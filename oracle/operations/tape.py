@@ -28,6 +28,17 @@ ANY_ORDER = 1 / 32
 REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
 LEAD = 2  # the number of leading axes: (replicas, steps)
 
+
+@dataclass(frozen=True)
+class Rounding:
+    """How numbers of a dtype round: its unit roundoff, and its smallest normal number."""
+
+    unit: float
+    tiny: float
+
+
+SINGLE = Rounding(U, TINY)
+
 _POOL_SIZE = 1 << 20
 _POOL = np.random.RandomState(20240229).uniform(-2 * U, 2 * U, _POOL_SIZE)
 
@@ -86,6 +97,7 @@ class Var:
     needs: bool = True
     adjoint: Array | None = None
     uses: int = 0
+    rounding: Rounding = SINGLE  # of the dtype that a program has it in
 
     @property
     def shape(self) -> Shape:
@@ -101,6 +113,7 @@ class Tape:
 
     noise: Noise | None
     special: bool = False  # operands may be nan or infinite; they stay what they are
+    rounding: Rounding = SINGLE  # of the dtype in which a program computes at this place
     records: list[tuple[Var, tuple[Var, ...], Vjp]] = field(default_factory=list)
 
     def noisy(self, x: Array) -> Array:
@@ -110,9 +123,13 @@ class Tape:
         out = np.empty((self.noise.replicas, *x.shape[1:]))
         exact, perturbed = x[0], out[1:]  # few temporary arrays: most of the time goes into memory
         self.noise.fill(perturbed)
+        underflow = UNDERFLOW
+        if self.rounding is not SINGLE:
+            perturbed *= self.rounding.unit / U
+            underflow = self.rounding.tiny / self.rounding.unit
         out[0] = exact
         size = np.abs(exact)
-        np.maximum(size, UNDERFLOW, out=size, where=size > 0)
+        np.maximum(size, underflow, out=size, where=size > 0)
         if x.shape[0] == 1:
             perturbed *= size
             perturbed += exact
@@ -125,6 +142,14 @@ class Tape:
             perturbed += x[1:]
         return np.where(np.isfinite(x), out, x) if self.special else out
 
+    def coarse(self, x: Array, of: Var) -> Array:
+        """x as numbers in the dtype of a Var, where that is narrower than what is computed in."""
+        if of.rounding.unit <= self.rounding.unit:
+            return x
+        around, self.rounding = self.rounding, of.rounding
+        noisy, self.rounding = self.noisy(x), around
+        return noisy
+
     def roughened(self, y: Array, magnitude: Array, weight: float) -> Array:
         """y with extra noise ``weight · u · magnitude · ξ``, ξ uniform in ±2, in replicas 1…."""
         if self.noise is None or weight <= 0:
@@ -132,7 +157,8 @@ class Tape:
         e = self.noise.draw(y.shape[1:])
         if y.shape[0] == 1:
             y = np.repeat(y, self.noise.replicas, axis=0)
-        e *= weight * magnitude[:1]
+        # what adds up in float16 does so in float32
+        e *= weight * min(self.rounding.unit / U, 1.0) * magnitude[:1]
         y[1:] += e
         return y
 
@@ -141,10 +167,19 @@ class Tape:
         return to(x)
 
     def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
-        """The elements of x added up at places of zeros of this shape."""
-        out = np.zeros(x.shape[:LEAD] + shape)
-        np.add.at(out, (slice(None),) * LEAD + where, x)
-        return out
+        """The elements of x added up at places of zeros of this shape: sums, which round as those of `summed` where several meet."""
+
+        def added(x: Array) -> Array:
+            out = np.zeros(x.shape[:LEAD] + shape)
+            np.add.at(out, (slice(None),) * LEAD + where, x)
+            return out
+
+        out = added(x)
+        if self.noise is None:
+            return out
+        several = added(np.ones((1, 1, *x.shape[LEAD:])))
+        several[several == 1] = 0
+        return self.roughened(out, several * added(np.abs(x[:1])), ANY_ORDER) if several.any() else out
 
     def variance(self, x: Array, centred: Array, mean: Array, axes: tuple[int, ...]) -> Array:
         """The mean of the squares of x − mean over axes. Welford's update, which torch has, errs by the rounding of the mean times
@@ -169,7 +204,7 @@ class Tape:
 
     def emit(self, value: Array, operands: Sequence[Var], vjp: Vjp) -> Var:
         """Record one operation. ``vjp(g)`` gives one contribution per operand (None where none is needed)."""
-        out = Var(value, needs=any(v.needs for v in operands))
+        out = Var(value, needs=any(v.needs for v in operands), rounding=self.rounding)
         for v in operands:
             v.uses += 1
         if out.needs:
@@ -184,17 +219,25 @@ class Tape:
             out, operands, vjp = self.records.pop()
             if out.adjoint is None:
                 continue
+            self.rounding = out.rounding
             for var, contribution in zip(operands, vjp(out.adjoint), strict=True):
                 if contribution is not None and var.needs:
                     self._add(var, contribution)
 
     def _add(self, var: Var, contribution: Array) -> None:
+        contribution = self.coarse(contribution, var)  # it takes its gradient in its own dtype
         if var.uses > 1:
             contribution = self.noisy(contribution)
         var.adjoint = contribution if var.adjoint is None else var.adjoint + contribution
 
 
 # -- what definitions are written with: arrays with leading axes -----------------------------------------------------
+
+
+def require(holds: bool, text: str) -> None:
+    """ValueError where what a definition is given lies outside its domain."""
+    if not holds:
+        raise ValueError(text)
 
 
 def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
@@ -206,7 +249,9 @@ def axes_of(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     for axis in axes:
         if not -rank <= axis < rank:
             raise ValueError(f"axis {axis} is out of range for {rank} dimensions")
-    return tuple(LEAD + axis % rank for axis in axes)
+    found = tuple(LEAD + axis % rank for axis in axes)
+    require(len(set(found)) == len(found), f"axes {tuple(axes)} name an axis twice")
+    return found
 
 
 def expand(x: Array, shape: Shape) -> Array:

@@ -30,7 +30,7 @@ def against_truth(
     compared = {quantity: adjoints if quantity == "adjoint" else values for quantity, values in expected.items()}
     for joined, group in side_by_side(compared, len(seen)):
         truth = joined.replicas(group, len(seen))
-        allowed = cmp.G_LIMIT * cmp.tolerance(truth, joined)
+        allowed = cmp.G_LIMIT * h.tolerance(truth, joined)
         yield from h.within(seen, peer, joined, truth[0], allowed, rule).values()
     for observation in seen if is_ours(h.lockstep.ndl) or rule == "P" else ():  # the course gives constants gradients
         for quantity in ("activation", "loss", "adjoint", "gradient", "buffer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,22 +37,21 @@ class Arrival:
             bool((np.abs(p[0]) > p[1] + TINY).any()) for parts, _, _ in self.parts for p in parts if p is not None
         )
 
-    def addition(self, place: int) -> str:
-        """What a wrong sum looks like."""
-        given = [p[place] for p, _, _ in self.parts if p[place] is not None]
+    def addition(self, place: int, kinds: Sequence[str]) -> tuple[str, ...]:
+        """What a wrong sum looks like: all that fits. ``kinds`` has the classes of the nodes that contribute.
+
+        Not which contribution came first: that is for the walk to know.
+        """
+        given = [(p[place], kinds[i]) for p, i, j in self.parts if p[place] is not None and j >= 0]
         grad = self.tensor.grad
         ours = in_float64(parts_of(getattr(grad, "cached_data", grad))[place])
         total, bound = self.total(place, ours.shape)
         allowed = 4 * bound + TINY
-        guesses = [("twice the sum", 2 * total), ("zero", 0 * total)]
-        if len(given) > 1:
-            guesses.insert(0, ("only the contribution that comes last counts", given[-1][0]))  # type: ignore[index]
-            guesses.insert(0, ("only the contribution that comes first counts", given[0][0]))  # type: ignore[index]
-            guesses += [(f"contribution {k + 1} of {len(given)} is missing", total - p[0])  # type: ignore[index]
-                        for k, p in enumerate(given)]  # fmt: skip
-            guesses += [(f"contribution {k + 1} of {len(given)} counts twice", total + p[0])  # type: ignore[index]
-                        for k, p in enumerate(given)]  # fmt: skip
-        for words, value in guesses:
-            if bool((np.abs(ours - value) <= allowed).all()):
-                return words
-        return ""
+        guesses = [("twice the sum", 2 * total), ("nothing arrives", 0 * total)]
+        parts = [(part[0], kind) for part, kind in given if part is not None]
+        if len(parts) > 1:
+            guesses += [(f"only one of {len(parts)} contributions counts: that of {kind}", p) for p, kind in parts]
+            guesses += [(f"of {len(parts)} contributions, that of {kind} counts twice", total + p) for p, kind in parts]
+        if len(parts) > 2:
+            guesses += [(f"of {len(parts)} contributions, that of {kind} is missing", total - p) for p, kind in parts]
+        return tuple(dict.fromkeys(words for words, value in guesses if bool((np.abs(ours - value) <= allowed).all())))

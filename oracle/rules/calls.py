@@ -44,7 +44,7 @@ class Calls:
             self.right[f"{kind} forward"] += 1
         elif wrong:
             text = f"the value of {kind} {wrong.pop('message')}"
-            self.bad = Finding(kind, "forward", -1, message=text, words=_called(within), method=_inherited(op, definer, "compute"),
+            self.bad = Finding(kind, "forward", -1, message=text, about=_called(within), method=_inherited(op, definer, "compute"),
                                **wrong)  # fmt: skip
 
     def _value(self, op: Any, inputs: Sequence[Any], made: Any) -> dict[str, Any] | None:
@@ -94,12 +94,12 @@ class Calls:
                     wrong = self._contribution(op, inputs[j], mine, due) if needs[j] else None
                     if wrong is not None:
                         text = f"what {kind} passes back to its operand {j} {wrong.pop('message')}"
-                        about: dict[str, Any] = {"words": _called(within), "method": _inherited(op, definer, "vjp")}
+                        about: dict[str, Any] = {"about": _called(within), "method": _inherited(op, definer, "vjp")}
                         bad = Finding(kind, "backward", -1, message=text, operand=j, **about, **wrong)
                         self.bad = bad  # no call that is made from here is looked at
                         before = self._elsewhere(op, inputs) if bad.fault == "value" else None
                         if before is not None:
-                            about["words"] = f"so is its value, which {before.pop('message')} on operands farther out"
+                            about["about"] = f"so is its value, which {before.pop('message')} on operands farther out"
                             self.bad = Finding(kind, "forward", -1, message=text, **about, **before)
                         return
         except UNSURE:
@@ -133,7 +133,7 @@ class Calls:
         """See `oracle.systems.ours.calls.CallJudge`."""
         kind, method = type(op).__name__, _inherited(op, definer, "compute" if direction == "forward" else "vjp")
         self.bad = self.bad or Finding(kind, direction, -1, "written", f"{kind} {direction} writes into {what}",
-                                       words=_called(within), method=method)  # fmt: skip
+                                       about=_called(within), method=method)  # fmt: skip
 
 
 def _inherited(op: Any, definer: type, method: str) -> str:

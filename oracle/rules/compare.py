@@ -69,18 +69,24 @@ class Joined:
         return elements[self.place(tensor)].reshape(self.shapes[tensor])
 
 
-def tolerance(truth: Array, joined: Joined | None = None) -> Array:
-    """Rule G's tolerance for truth (replicas, steps, *shape), or for several tensors joined: (steps, *shape)."""
+def tolerance(
+    truth: Array, joined: Joined | None = None, units: float | Array = U, least: float | Array = TINY
+) -> Array:
+    """Rule G's tolerance for truth (replicas, steps, *shape), or for several tensors joined: (steps, *shape).
+
+    ``units`` and ``least``: what each of the tensors rounds by, and may lose near zero.
+    """
     exact = truth[0]
     size = np.abs(exact)
     # the largest |replica − exact|, without an array of all of them; the exact one is its own replica
     noise = np.maximum(truth.max(axis=0) - exact, exact - truth.min(axis=0))
     if joined is not None:
-        common = joined.spread(joined.largest(noise) + U * joined.largest(size))
+        common = joined.spread(joined.largest(noise) + units * joined.largest(size))
+        units, least = (v if isinstance(v, float) else joined.spread(v) for v in (units, least))
     else:
         axes = tuple(range(1, exact.ndim))
-        common = noise.max(axis=axes, keepdims=True, initial=0) + U * size.max(axis=axes, keepdims=True, initial=0)
-    return np.asarray(noise + 0.01 * common + U * size + TINY)
+        common = noise.max(axis=axes, keepdims=True, initial=0) + units * size.max(axis=axes, keepdims=True, initial=0)
+    return np.asarray(noise + 0.01 * common + units * size + least)
 
 
 def share_of(ours: Array, truth: Array, allowed: Array) -> Array:

@@ -32,5 +32,8 @@ def structure(h: Hearing, part: Sequence[Step]) -> Iterator[Divergence]:
         joined = Joined([("initial", name) for name in built], [v.shape for v in built.values()])
         expected = joined.steps([list(built.values())])
         # drawn in float64, scaled with a few roundings, cast once
-        allowed = 4 * d.U * np.abs(expected) + 1e-12
+        unit = h.model.rounding.unit
+        # near zero, the last rounding of float64 shows, of numbers up to 2; float16 has no smaller ones than its least
+        near = {d.U: 1e-12}.get(unit, max(2.0**-47, h.model.least))
+        allowed = 4 * unit * np.abs(expected) + near
         yield from h.within([step.ours], [step.peer], joined, expected, allowed, "exact").values()

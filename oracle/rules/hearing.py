@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
-from oracle.cases import inputs
+from oracle.cases import dtypes, inputs
 from oracle.operations import tape as d
+from oracle.operations.dtypes import DTYPES, Dtype
 from oracle.rules import compare as cmp
 from oracle.rules.compare import Joined
 from oracle.rules.tape import Findings
@@ -40,6 +41,22 @@ class Hearing:
         self.gap, self.late = inputs.gap(case)
         sgd = isinstance(case.optimizer, c.SGD)
         self.states = ("velocity",) if sgd else ("first moment", "second moment")
+        self._made = {} if case.dtypes is None else dtypes.made(case)
+        self.model = DTYPES["float32" if case.dtypes is None else case.dtypes.model]  # of parameters and states
+        data = DTYPES["float32" if case.dtypes is None else case.dtypes.data]
+        self.largest = min(self.model.largest, data.largest)  # what a formula may reach in the narrowest dtype
+
+    def dtype(self, quantity: str, name: str) -> np.dtype[Any]:
+        """What a tensor has to have."""
+        return np.dtype(dtypes.of_tensor(self.case, quantity, name, self._made)) if self._made else FLOAT32
+
+    def tolerance(self, truth: Array, joined: Joined) -> Array:
+        """That of rule G: the unit roundoff is that of each tensor."""
+        if not self._made:
+            return cmp.tolerance(truth, joined)
+        kinds: list[Dtype] = [DTYPES[self.dtype(*key).name] for key in joined.keys]
+        units, least = np.array([k.rounding.unit for k in kinds]), np.array([k.least for k in kinds])
+        return cmp.tolerance(truth, joined, units, least)
 
     def hidden(self, quantity: str) -> bool:
         """Whether a needle of the course keeps a state of its optimizer where it cannot be found."""
@@ -56,8 +73,8 @@ class Hearing:
         return np.array(rates, dtype=np.float64)[:, None]
 
     def state(self, joined: Joined, steps: Sequence[Step], quantity: str) -> Array:
-        """The optimizer's state before each step, (steps, elements) float32; what does not exist yet is zero."""
-        zeros = {n: np.zeros(s, np.float32) for (_, n), s in zip(joined.keys, joined.shapes, strict=True)}
+        """The optimizer's state before each step, (steps, elements); what does not exist yet is zero."""
+        zeros = {n: np.zeros(s, self.dtype(quantity, n)) for (_, n), s in zip(joined.keys, joined.shapes, strict=True)}
         return joined.steps([[s.before.slots.get(quantity, zeros).get(n, zeros[n]) for n in zeros] for s in steps])
 
     def within(
@@ -68,7 +85,6 @@ class Hearing:
         expected: Array,
         allowed: Array,
         rule: str,
-        dtype: np.dtype[Any] = FLOAT32,
     ) -> dict[int, Divergence]:
         """Form first, then |seen - expected| <= allowed, (steps, elements) each: what is wrong, by place in ``joined``.
 
@@ -77,6 +93,7 @@ class Hearing:
         columns = [[s.values.get(quantity, NOTHING).get(name) for s in seen] for quantity, name in joined.keys]
         wrong: dict[int, Divergence] = {}
         for i, (key, shape, column) in enumerate(zip(joined.keys, joined.shapes, columns, strict=True)):
+            dtype = np.dtype(np.float64) if key[0] == "clip norm" else self.dtype(*key)
             divergence = forms(seen, key, column, shape, dtype)
             if divergence is not None:
                 wrong[i], columns[i] = divergence, [np.zeros(shape, dtype)] * len(seen)
@@ -97,6 +114,7 @@ class Hearing:
                 quantity, name = joined.keys[i]
                 t = int(np.argmax(tops[:, i] > 1))
                 values = [joined.part(a[t], i) for a in (ours, expected, allowed)]
+                values[0] = values[0].astype(columns[i][t].dtype)  # type: ignore[union-attr]
                 at = cmp.worst(joined.part(share[t], i))
                 other = peer[t].values.get(quantity, NOTHING).get(name)
                 wrong[i] = cmp.numeric(seen[t].step, quantity, name, rule, at, values[0], other, *values[1:])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from oracle.apart import one_line
 from oracle.cases import case as c
 from oracle.rules import precision, program, second_order, single_op, training
 from oracle.rules.verdict import Divergence, Verdict
@@ -15,15 +16,16 @@ from oracle.systems.surroundings import around_a_case, without_advice
 from oracle.systems.trace import CHANGED, Failure
 
 
-def judge(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = False) -> Verdict:
-    """The verdict on a case. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64.
+def judge(case: c.Case, ndl: Any, *, peer_too: bool = True, validate: bool = False, evidence: bool = True) -> Verdict:
+    """The verdict on a case. ``peer_too`` applies rule P; ``validate`` checks the truth against torch float64; without
+    ``evidence``, nothing is looked for that says more about a divergence.
 
     If needle leaves the process otherwise than it was, that is the verdict: what has been compared was compared in a process
     in which torch may round otherwise, or not work at all. The state is put back.
     """
     before = around_a_case()
     try:
-        verdict = _judge(case, ndl, peer_too=peer_too, validate=validate)
+        verdict = _judge(case, ndl, peer_too=peer_too, validate=validate, evidence=evidence)
     except Exception:
         if changed := before.restore():
             return left_changed(case, changed)
@@ -39,17 +41,30 @@ def left_changed(case: c.Case, changed: list[str]) -> Verdict:
     return Verdict(case, Divergence(0, "exception in the case", CHANGED, "exception", message, failure=failure))
 
 
-def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict:
+def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool, evidence: bool) -> Verdict:
     with np.errstate(all="ignore"), without_advice(ndl):
-        if isinstance(case, c.TrainCase):
-            return training.judge(case, ndl, peer_too=peer_too, validate=validate)
-        if isinstance(case, c.ProgramCase):
-            return program.judge(case, ndl, peer_too=peer_too, validate=validate)
-        if isinstance(case, c.OpCase) and case.dtypes:
-            return precision.judge(case, ndl)
-        if isinstance(case, c.OpCase):
-            return single_op.judge(case, ndl, peer_too)
-        return second_order.judge(case, ndl)
+        verdict = _by_kind(case, ndl, peer_too=peer_too, validate=validate)
+        search, verdict.search = verdict.search, None  # it holds all of the run
+        if evidence and search is not None:
+            try:
+                verdict.evidence = search()
+            except Exception as error:  # the divergence stands, whoever is to blame
+                verdict.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")
+    return verdict
+
+
+def _by_kind(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool) -> Verdict:
+    if isinstance(case, c.TrainCase) and case.dtypes is not None:  # torch has no such model to stand beside it
+        return training.judge(case, ndl, peer_too=False)
+    if isinstance(case, c.TrainCase):
+        return training.judge(case, ndl, peer_too=peer_too, validate=validate)
+    if isinstance(case, c.ProgramCase):
+        return program.judge(case, ndl, peer_too=peer_too, validate=validate)
+    if isinstance(case, c.OpCase) and case.dtypes:
+        return precision.judge(case, ndl)
+    if isinstance(case, c.OpCase):
+        return single_op.judge(case, ndl, peer_too)
+    return second_order.judge(case, ndl)
 
 
 def _keep_freed_memory() -> None:

@@ -4,11 +4,15 @@ By the table at the top of needle/ops.py the result has the widest float among t
 float beside them, and in float16 what adds up does so in float32 and is rounded once. So the tolerance is that of rule G,
 as measured for float32: times 2⁻²⁹ for float64 (to first order, noise is linear in the unit roundoff); as it is for sums in
 float16; times 2¹³ for other formulas in float16; and one rounding to the dtype of the tensor on top of it.
+
+That last rounding is certain, and half an ulp of it is common: where it is coarser than all before, shares of the limit are of
+what goes beyond it. For a value v̂ that is off by at most e, |fl(v̂) − v| ≤ u·|v̂| + e ≤ u·|v| + (1 + u)·e, and e is what rule G allows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,7 @@ from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
 from oracle.rules.units import ADDING, LARGEST, LEAST, UNITS
-from oracle.rules.verdict import Divergence, Verdict
+from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems.trace import Clock
 
@@ -36,12 +40,18 @@ def judge(case: c.OpCase, ndl: Any) -> Verdict:
     found = list(raised(seen)) or list(_parts(verdict, seen.values))
     if found and verdict.divergence is None and not verdict.out_of_domain:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence.calls = Calls()
-        with ours_side.calls(ndl, verdict.evidence.calls):
-            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours)
+        verdict.search = partial(_evidence, case, ndl)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
+
+
+def _evidence(case: c.OpCase, ndl: Any) -> Evidence:
+    """Every call of an op."""
+    evidence = Evidence(calls=Calls())
+    with ours_side.calls(ndl, evidence.calls):
+        ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, graph=ours_side.is_ours(ndl))
+    return evidence
 
 
 def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Divergence]:
@@ -78,14 +88,15 @@ def _number(
 ) -> Divergence | None:
     exact = truth[0, 0]
     inner = "float32" if case.dtype == "float16" and case.op in ADDING else case.dtype
-    allowed = cmp.G_LIMIT * cmp.tolerance(truth)[0] * (UNITS[inner] / U)
+    unit, computed = UNITS[dtype], UNITS[inner]
+    allowed = cmp.G_LIMIT * cmp.tolerance(truth)[0] * (computed / U)
     allowed = (
-        allowed
-        + 1.01 * UNITS[dtype] * np.abs(exact)
-        + 4 * LEAST[dtype]
-        + (16 * LEAST[inner] if inner == "float16" else 0)
+        allowed + 1.01 * unit * np.abs(exact) + 4 * LEAST[dtype] + (16 * LEAST[inner] if inner == "float16" else 0)
     )
-    share = cmp.share_of(ours.astype(np.float64)[None], exact[None], allowed)[0]
+    last = unit * np.abs(exact) if unit > computed else np.zeros(exact.shape)
+    wide = ours.astype(np.float64)
+    beyond = wide - np.clip(wide - exact, -last, last)
+    share = cmp.share_of(beyond[None], exact[None], allowed - last)[0]
     if not share.size:
         return None
     at = cmp.worst(share)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,14 +21,14 @@ import torch
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
-from oracle.cases.known import STATES, Known
+from oracle.cases.known import SETTINGS, STATES, Known
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
 from oracle.rules.against_truth import against_truth
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array, Joined
 from oracle.rules.domain import out_of_domain
-from oracle.rules.hearing import Hearing, raised
+from oracle.rules.hearing import Hearing, promoted, raised
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import T_LIMIT
 from oracle.rules.update import L_LIMIT, clipping, expected_update
@@ -74,12 +75,13 @@ def _judge(case: c.ProgramCase, ndl: Any, peer_too: bool, validate: bool) -> Ver
             found += _clipped(hearing, turn, turn.action)
     for turn in turns:
         found += raised(turn.ours)
+        verdict.beside.extend(promoted(turn.ours))
     found = [f for f in found if f.step < end]
     verdict.steps, verdict.out_of_domain = end, int(end < len(turns))
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence = _evidence(verdict.divergence, turns)
-        _look_inside(hearing, run, verdict.divergence, verdict.evidence)
+        look = functools.partial(_evidence, hearing, run, verdict.divergence, turns)
+        verdict.search = functools.partial(contextvars.copy_context().run, look)
     run.clock.turn("")
     verdict.seconds = run.clock.seconds
     return verdict
@@ -136,7 +138,12 @@ def _passes(
 
 
 def _truth(
-    run: ProgramRun, group: Sequence[Turn], frozen: Sequence[str], modes: Sequence[tuple[str, bool]], to_input: bool
+    run: ProgramRun,
+    group: Sequence[Turn],
+    frozen: Sequence[str],
+    modes: Sequence[tuple[str, bool]],
+    to_input: bool,
+    model: tuple[c.Layer, ...],
 ) -> truth.Truth:
     """The truth of passes that run alike."""
     case = run.case
@@ -145,7 +152,7 @@ def _truth(
     masks = {path: np.concatenate([turn.masks[path] for turn in group]) for path in group[0].masks}
     slots, buffers = inputs.slots(case.training)
     return truth.training(
-        _view(case.training, input_grad=to_input),
+        _view(case.training, input_grad=to_input, model=model),
         [replace(s, frozen=case.alias(s.name) in frozen) for s in slots],
         buffers,
         [_tensors(case, turn.before) for turn in group],
@@ -154,14 +161,20 @@ def _truth(
         [{} for _ in group],
         Noise(case.seed_for(f"noise {steps[0]}"), coherent=COHERENT),
         modes=dict(modes),
+        unseen=True,
     )
 
 
-def _alike(case: c.ProgramCase, turn: Turn) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...], bool]:
-    """What passes must have in common to be judged together: what is frozen, the modes, and whether the input is asked for."""
+def _alike(
+    case: c.ProgramCase, turn: Turn
+) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...], bool, tuple[c.Layer, ...]]:
+    """What passes must have in common to be judged together: what is frozen, the modes, whether the input is asked for, and the
+    settings of layers.
+    """
     about = turn.before
     frozen = tuple(n for n in about.parameters if not about.values[f"requires_grad {n}"])
-    return frozen, tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+    modes, to_input = tuple(programs.modes(case, about).items()), cast("a.Pass", turn.action).to_input
+    return frozen, modes, to_input, programs.training_now(case, about).model
 
 
 def _tensors(case: c.ProgramCase, k: Known) -> dict[str, Array]:
@@ -208,15 +221,28 @@ def _validated(h: Hearing, own: _Values, theirs: Sequence[Observation]) -> None:
 
 
 def _evaluations(h: Hearing, run: ProgramRun, turns: Sequence[Turn], *, peer_too: bool) -> tuple[int, list[Divergence]]:
-    """Rule G on what the model gives in evaluation mode."""
-    case, group = run.case, [turn for turn in turns if isinstance(turn.action, a.Evaluate)]
-    if not group:
-        return 1 << 30, []
+    """Rule G on what the model gives in evaluation mode, those with the same settings together."""
+    found, end = list[Divergence](), 1 << 30
+    alike: dict[Any, list[Turn]] = {}
+    for turn in turns:
+        if isinstance(turn.action, a.Evaluate):
+            alike.setdefault(programs.training_now(run.case, turn.before).model, []).append(turn)
+    for model, group in alike.items():
+        until, wrong = _evaluated(h, run, _view(run.case.training, model=model), group, peer_too=peer_too)
+        end = min(end, until)
+        found += wrong
+    return end, found
+
+
+def _evaluated(
+    h: Hearing, run: ProgramRun, view: c.TrainCase, group: Sequence[Turn], *, peer_too: bool
+) -> tuple[int, list[Divergence]]:
+    case = run.case
     run.clock.turn("truth")
     steps = [turn.before.passes for turn in group]
     states = [_tensors(case, turn.before) for turn in group]
     noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
-    expected = truth.evaluation(case.training, states, run.batches.x[steps, 0], [{} for _ in group], noise)
+    expected = truth.evaluation(view, states, run.batches.x[steps, 0], [{} for _ in group], noise, unseen=True)
     run.clock.turn("rules")
     bad = out_of_domain(expected.values, programs.last(case), isinstance(case.loss, c.SoftmaxLoss))[: len(group)]
     usable = int(np.argmax(bad)) if bad.any() else len(group)
@@ -249,6 +275,8 @@ def _exact(h: Hearing, turn: Turn) -> Iterator[Divergence]:
     if isinstance(turn.action, a.ClipNorm) and _unclipped(turn, turn.action):
         judged = {key for key in judged if not key.startswith("gradient ")}
     compared = [key for key in {**right, **turn.after} if key not in judged]
+    if turn.ours.promoted:  # what it adds up in float64 has other bits, which is told already
+        compared = [key for key in compared if not key.startswith("gradient ")]
     h.verdict.tally.count("exact state", 0.0, len(compared), sum(np.size(right.get(key, 0)) for key in compared))
     for key in compared:
         mine, due = turn.after.get(key), right.get(key)
@@ -342,6 +370,8 @@ def _updated(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
     update = expected_update(view, lr, p, g, old, counts, 0.0)
     seen = Observation(turn.ours.step, {q: _made(turn, i, q, names) for q in update.values})
     for quantity, (value, bound) in update.values.items():
+        if quantity != "parameter" and not seen.values[quantity] and not is_ours(h.lockstep.ndl):
+            continue  # without momentum, a needle of the course need keep no velocity
         of = Joined([(quantity, n) for n in names], joined.shapes)
         yield from h.within([seen], [turn.peer], of, value, L_LIMIT * bound, "L").values()
 
@@ -442,7 +472,14 @@ def _clipped(h: Hearing, turn: Turn, action: a.ClipNorm) -> Iterator[Divergence]
 # -- evidence -------------------------------------------------------------------------------------------------------------
 
 
-def _evidence(f: Divergence, turns: Sequence[Turn]) -> Evidence:
+def _evidence(h: Hearing, run: ProgramRun, f: Divergence, turns: Sequence[Turn]) -> Evidence:
+    """What was done in numbers, and the action seen from inside."""
+    evidence = _numbers(f, turns)
+    _look_inside(h, run, f, evidence)
+    return evidence
+
+
+def _numbers(f: Divergence, turns: Sequence[Turn]) -> Evidence:
     """The update of the parameter that diverged, or the clipping, in numbers."""
     turn = next((t for t in turns if t.ours.step == f.step), None)
     evidence = Evidence()
@@ -450,7 +487,11 @@ def _evidence(f: Divergence, turns: Sequence[Turn]) -> Evidence:
         return evidence
     if isinstance(turn.action, a.Step) and f.quantity in ("velocity", "first moment", "second moment", "parameter"):
         evidence.optimizer = _spec(turn, turn.before.optimizer(turn.action.optimizer))
-        evidence.update = _update(f, turn, turn.before.optimizer(turn.action.optimizer), turns)
+        i = turn.before.optimizer(turn.action.optimizer)
+        evidence.update = _update(f.name, turn, i, turns)
+        if evidence.update is not None:
+            others = (_update(n, turn, i, turns) for n in turn.before.graded(i) if n != f.name)
+            evidence.update = replace(evidence.update, beside=tuple(u for u in others if u is not None))
     elif isinstance(turn.action, a.ClipNorm) and f.quantity in ("clip norm", "clipped"):
         names, gradients, _, _ = _before_clipping(turn, turn.action)
         raw = {n: g.astype(np.float64) for n, g in zip(names, gradients, strict=True)}
@@ -479,7 +520,8 @@ def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence)
     else:
         noise = Noise(case.seed_for("evaluation"), coherent=COHERENT)
         batch = run.batches.x[[turn.before.passes], 0]
-        expected = truth.evaluation(case.training, [_tensors(case, turn.before)], batch, [{}], noise)
+        view = programs.training_now(case, turn.before)
+        expected = truth.evaluation(view, [_tensors(case, turn.before)], batch, [{}], noise)
     values = {q: dict(named) for q, named in expected.values.items() if q not in ("inside", "buffer")}
     for quantity, named in values.items():
         seen = turn.ours.values.get(quantity, {})
@@ -494,8 +536,8 @@ def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence)
     evidence.alone = not bad and f.quantity in (*FORWARD, *BACKWARD)
 
 
-def _update(f: Divergence, turn: Turn, i: int, turns: Sequence[Turn]) -> Update | None:
-    k, name = turn.before, f.name
+def _update(name: str, turn: Turn, i: int, turns: Sequence[Turn]) -> Update | None:
+    k = turn.before
     if name not in k.graded(i):
         return None
     states = STATES[k.optimizers[i][0]]
@@ -507,16 +549,20 @@ def _update(f: Divergence, turn: Turn, i: int, turns: Sequence[Turn]) -> Update 
         zeros = np.zeros(k.shape(n))
         return {q: wide(k.values.get(f"optimizer {i}: {q} {n}", zeros)) for q in states}
 
+    def past(setting: str) -> tuple[float, ...]:
+        key = f"optimizer {i}: {setting}"
+        return tuple(t.before.values[key] for t in turns if key in t.before.values and t.ours.step < turn.ours.step)
+
     lr = f"optimizer {i}: lr"
-    rates = [t.before.values[lr] for t in turns if lr in t.before.values and t.ours.step < turn.ours.step]
     return Update(
         name,
         int(k.values.get(f"optimizer {i}: t {name}", 0)),
-        (*rates, k.values[lr]),
+        (*past("lr"), k.values[lr]),
         wide(k.values[f"parameter {name}"]),
         wide(k.values[f"gradient {name}"]),
         None,
         state(name),
         {q: wide(v) for q in (*states, "parameter") for v in _made(turn, i, q, [name]).values()},
         {n: (wide(k.values[f"gradient {n}"]), state(n)) for n in k.graded(i)},
+        {setting: past(setting) for setting in SETTINGS[k.optimizers[i][0]]},
     )

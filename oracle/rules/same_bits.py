@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from oracle.rules import compare as cmp
 from oracle.rules.hearing import NOTHING, Hearing
-from oracle.rules.verdict import Divergence
+from oracle.rules.verdict import Divergence, Tally
 from oracle.systems.lockstep import Step
-from oracle.systems.trace import UNSEEN, same_bits
+from oracle.systems.trace import UNSEEN, Observation, same_bits
 
 LEFT_BEHIND = {
     "graph": "{number} Tensors with an op live on after the {after}, although the loss and all gradients were dropped",
@@ -41,6 +41,17 @@ def unchanged(h: Hearing, part: Sequence[Step]) -> Iterator[Divergence]:
             if not same:
                 message = _not_kept(name, f"what must stay as it is has changed: {name}")
                 yield Divergence(t, "kept", name, "exact", message)
+
+
+def handed_in(seen: Observation, tally: Tally) -> Iterator[Divergence]:
+    """Data, labels, targets and cotangents are what they were, after every pass and after the step. Proven by
+    ``loss-shifts-labels``, ``backward-clears-cotangent`` and others.
+    """
+    for name, same in seen.values.get("handed in", NOTHING).items():
+        tally.count("exact handed in", 0.0, 1, 1)
+        if not same:
+            message = f"needle has written into what it was handed: {name}"
+            yield Divergence(seen.step, "handed in", name, "exact", message)
 
 
 def left_behind(h: Hearing, part: Sequence[Step]) -> Iterator[Divergence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.rules import compare as cmp
+from oracle.rules import same_bits
 from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.hearing import promoted, raised
@@ -39,8 +41,7 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     clock.turn("rules")
     verdict.seconds = clock.seconds
     for divergence in raised(seen):
-        verdict.divergence = divergence
-        verdict.evidence = _evidence(case, ndl)
+        verdict.divergence, verdict.search = divergence, functools.partial(_evidence, case, ndl)
         return verdict
     verdict.beside.extend(promoted(seen))
     relus = {path for path, layer in c.walk(case.model) if layer.kinked}
@@ -81,8 +82,11 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
         verdict.tally.count("exact kept", 0.0, 1, 1)
         if not same and verdict.divergence is None:
             verdict.divergence = Divergence(0, "kept", name, "exact", f"{name} has other bits")
-    if verdict.divergence is not None:
-        verdict.evidence = _evidence(case, ndl)
+    written = next(same_bits.handed_in(seen, verdict.tally), None)
+    if written is not None:
+        verdict.divergence = written
+    elif verdict.divergence is not None:
+        verdict.search = functools.partial(_evidence, case, ndl)
     clock.turn("")
     return verdict
 
@@ -92,6 +96,7 @@ def _evidence(case: c.SecondOrderCase, ndl: Any) -> Evidence:
     evidence = Evidence()
     given = {n: getattr(case, n) for n in case.__struct_fields__}
     step = judge_training(c.TrainCase(**given, optimizer=c.SGD()), ndl, peer_too=False)
+    step.evidence, step.search = step.evidence if step.search is None else step.search(), None
     # other quantities are another matter: the optimizer's, for one
     if step.divergence is not None and step.divergence.quantity in (*FORWARD, *BACKWARD):
         evidence.within = step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,11 @@ from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import promoted, raised
-from oracle.rules.verdict import Divergence, Verdict
+from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems import higher
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
-from oracle.systems.trace import Clock, Observation
+from oracle.systems.trace import HIGHER, Clock, Observation
 from oracle.systems.truth import DOMAIN
 
 
@@ -79,7 +80,7 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
             for name in seen.values.get(quantity, {}).keys() - values.keys():
                 message = f"needle has a {quantity} of {name}, which asks for none"
                 found.append(Divergence(0, quantity, name, "unexpected", message))
-        if ours and case.order > 1:
+        if case.order > 1 and (ours or HIGHER[2] in seen.values):
             found.extend(_higher(verdict, seen, peer_too))
         for name, same in seen.values.get("kept", {}).items():
             verdict.tally.count("exact kept", 0.0, 1, 1)
@@ -87,16 +88,21 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
                 found.append(Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place"))
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence.findings = findings_for(ndl, again=case.order > 1) if seen.failure is None else None
-        verdict.evidence.calls = Calls()
-        with ours_side.calls(ndl, verdict.evidence.calls):
-            ours_side.run_op(case, ndl, op.needle, verdict.evidence.findings, graph=ours)
-        if verdict.evidence.findings is not None:
-            verdict.evidence.findings.close()
+        verdict.search = functools.partial(_evidence, case, ndl, raised=seen.failure is not None)
     verdict.oracle_errors.extend(f"rule P: torch's {f.message}" for f in peer_found)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
+
+
+def _evidence(case: c.OpCase, ndl: Any, *, raised: bool) -> Evidence:
+    """Rule OP on the tapes, and on every call of an op."""
+    evidence = Evidence(findings_for(ndl, again=case.order > 1), Calls())
+    with ours_side.calls(ndl, evidence.calls):
+        ours_side.run_op(case, ndl, OPERATIONS[case.op].needle, evidence.findings, graph=ours_side.is_ours(ndl))
+    if evidence.findings is not None:
+        evidence.findings.close()
+    return dataclasses.replace(evidence, findings=None) if raised else evidence
 
 
 def _values(
@@ -137,6 +143,8 @@ def _higher(verdict: Verdict, seen: Observation, peer_too: bool) -> Iterator[Div
     assert isinstance(case, c.OpCase)
     peer = higher.peer(case) if peer_too else {}
     for quantity, values in higher.truth(case).items():
+        if quantity not in seen.values and HIGHER[2] in seen.values:
+            return  # another needle's, which went no further
         for name, made in values.items():
             replicas, value = made[:, None], made[0]
             if not np.abs(replicas).max(initial=0) < DOMAIN:

@@ -48,10 +48,12 @@ class Finding:
     allowed: float | None = None
     broadcast: bool = False  # what is wrong is the reduction to the shape of an operand that was broadcast
     words: str = ""  # what the numbers look like
+    fits: tuple[str, ...] = ()  # what a wrong sum looks like, all that fits
     second: bool = False  # the backward pass ran on Tensors (create_graph)
     label: str = ""  # layer whose output the node is
     tape: int = 0  # number of the backward pass within the step
     line: str = ""  # where its definition stands, if that is known already
+    about: str = ""  # what is known of a call: "called by Softplus backward"
     method: str = ""  # "BroadcastTo.gradient", in a needle whose classes may have names of their own
 
     @property
@@ -273,9 +275,10 @@ class _Judge:
             text = f"the adjoint that backward starts from {message}"
             self._bad(Finding(self.nodes[i].kind, "seed", i, message=text, label=where, **about))
             return
-        words = arrival.addition(place) if wrong["fault"] == "value" else ""
+        kinds = [node.kind for node in self.nodes]
+        fits = arrival.addition(place, kinds) if wrong["fault"] == "value" else ()
         text = f"the adjoint of a tensor with {len(uses)} use{'s' * (len(uses) != 1)} {message}"
-        finding = Finding(self.nodes[i].kind, "accumulation", i, message=text, operand=operand, words=words,
+        finding = Finding(self.nodes[i].kind, "accumulation", i, message=text, operand=operand, fits=fits,
                           label=where, **about)  # fmt: skip
         self._bad(finding)
 

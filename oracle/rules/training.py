@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -63,7 +65,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
             usable = _training(hearing, complete, verdict.steps, found, peer_too=peer_too, validate=validate)
         elif not verdict.steps and "initial" in part[0].ours.values:
             found.extend(structure(hearing, part[:1]))
-        if usable and not verdict.steps:
+        if usable and not verdict.steps and case.dtypes is None:
             found.extend(_operators(hearing))
         verdict.steps += usable
         in_domain = usable == len(complete)
@@ -75,10 +77,53 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
     verdict.out_of_domain = int(not in_domain)
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)
-        verdict.evidence = _evidence(hearing, verdict.divergence, part)
+        if not ours_side.is_ours(lockstep.ndl):
+            verdict.beside += independent(verdict.divergence, found)
+        verdict.search = functools.partial(_search, hearing, part)
     clock.turn("")
     verdict.seconds = clock.seconds
     return verdict
+
+
+def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergence]:
+    """What is wrong beside the first divergence, and cannot come of it: of another needle, one mistake must not hide another.
+
+    Both systems take over the same state before every step and every evaluation, and an update is judged from the gradients that
+    needle itself has made: so an update, a clipping, an evaluation and the rest each stand alone. What a step gives is right as
+    far as the first divergence in it; a layer that is wrong in training is not told again in evaluation.
+    """
+    told, others = {_part_of(first)}, []
+    shapeless = {f.step for f in found if f.rule in ("shape", "missing", "unexpected")} | {
+        f.step for f in found if f.failure is not None
+    }
+    wrong = {f.name.partition("#")[0] for f in found if f.quantity == "activation"}
+    clipped = any(_part_of(f) == "clip" for f in found)  # then the update starts from what is wrong
+    for f in sorted(found, key=lambda f: f.order):
+        part = _part_of(f)
+        if part in told or f.failure is not None or f.step in shapeless:
+            continue
+        numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
+        again = part == "evaluation" and f.name.partition("#")[0] in wrong
+        after = part == "buffer" and first.quantity in FORWARD and f.step == first.step
+        following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
+        if numbers and not again and not after and not following:
+            told.add(part)
+            others.append(f)
+    return others
+
+
+_PARTS = {
+    **dict.fromkeys(("velocity", "first moment", "second moment", "parameter", "gradient after step"), "update"),
+    **dict.fromkeys(("clip norm", "clipped"), "clip"),
+    **dict.fromkeys(("evaluation", "untouched"), "evaluation"),
+    "buffer": "buffer",
+    "initial": "initial",
+}
+
+
+def _part_of(f: Divergence) -> str:
+    """Which part of a step, as far as they stand alone."""
+    return _PARTS.get(f.quantity, "pass")
 
 
 def _training(
@@ -98,7 +143,7 @@ def _training(
         first,
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(part))
+    usable = _inside(h, expected, part)
     part = part[:usable]
     if not part:
         return 0
@@ -107,8 +152,11 @@ def _training(
     found.extend(structure(h, part))
     found.extend(against_truth(h, ours, peers, own))
     found.extend(update(h, ours, part, own))
-    found.extend(torch_update(h, part))
+    if h.case.dtypes is None:
+        found.extend(torch_update(h, part))
     found.extend(same_bits.unchanged(h, part))
+    for seen in ours:
+        found.extend(same_bits.handed_in(seen, h.verdict.tally))
     found.extend(same_bits.left_behind(h, part))
     _evaluations(h, part, found, peer_too=peer_too)
     if peer_too:
@@ -134,7 +182,7 @@ def _evaluations(h: Hearing, part: Sequence[Step], found: list[Divergence], *, p
         Noise(h.case.seed_for("evaluation"), coherent=COHERENT),
     )
     clock.turn("rules")
-    usable = _inside(h, expected, len(done))
+    usable = _inside(h, expected, done)
     done = done[:usable]
     if not done:
         return
@@ -151,11 +199,24 @@ def _contradicted(h: Hearing, found: Sequence[Divergence] | Any) -> None:
     h.verdict.oracle_errors.extend(f"rule P: torch's {f.message} at step {f.step}" for f in found)
 
 
-def _inside(h: Hearing, expected: truth.Truth, steps: int) -> int:
-    """How many of the first ``steps`` there are until one is out of the domain."""
+def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
+    """How many of the first steps there are until one is out of the domain."""
+    steps = len(part)
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
+    if h.largest < np.inf:
+        bad = bad | _too_large(h, expected, part)
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
+
+
+def _too_large(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> Array:
+    """Steps in which a number of the truth, or of the state, is so large that a formula in float16 may overflow."""
+    bad: Array = np.array([any(np.abs(v).max(initial=0) > h.largest for v in s.before.tensors.values()) for s in part])
+    for values in expected.values.values():
+        for value in values.values():
+            size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
+            bad = bad | ~(size < h.largest)
+    return bad
 
 
 def _cut(expected: truth.Truth, steps: int) -> dict[str, dict[str, Array]]:
@@ -178,6 +239,15 @@ def _operators(h: Hearing) -> Sequence[Divergence]:
 # -- evidence: the failing step in numbers, and taken once more -----------------------------------------------------------
 
 
+def _search(h: Hearing, part: Sequence[Step]) -> Evidence:
+    """What there is about the divergence; about those beside it, where the verdict keeps it."""
+    verdict = h.verdict
+    assert verdict.divergence is not None
+    for i, other in enumerate(verdict.beside):
+        verdict.evidence_beside[i] = _evidence(h, other, part)
+    return _evidence(h, verdict.divergence, part)
+
+
 def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evidence:
     evidence = Evidence()
     step = next((s for s in part if s.ours.step == divergence.step), None)
@@ -186,7 +256,7 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
     run, quiet = h.lockstep.ours, divergence.quantity in ("evaluation", "untouched")
     if divergence.failure is None:
         evidence.modes = ours_side.modes(run, evaluation=quiet)
-        evidence.update = _update(h, divergence, step)
+        evidence.update = _updates(h, divergence, step, part)
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
@@ -212,20 +282,35 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
     evidence.calls = Calls()
     closely = ours_side.again(run, start, t, found, evidence.calls, evaluation=evaluation)
     evidence.detached, evidence.wrote = closely.detached, closely.wrote
-    if seen:
+    if seen and h.case.dtypes is None:  # the bounds of rule OP are those of float32
         evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
     if seen and ours_side.is_ours(run.ndl):
         run.load(start)
         evidence.lost = next((n for n, right in start.tensors.items() if not trace.same_bits(run.array(n), right)), "")
 
 
-def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:
-    """The update of the parameter that diverged, in numbers."""
-    states = (*h.states, "parameter")
-    name, seen, grads = divergence.name, step.ours.values, h.gradients(step.ours)
-    if divergence.quantity not in (*states, "gradient after step") or name not in grads:
+UPDATES = 60  # of other parameters, and in other steps, that the words must explain, too
+
+
+def _updates(h: Hearing, divergence: Divergence, step: Step, part: Sequence[Step]) -> Update | None:
+    """The update of the parameter that diverged, in numbers, and those of other parameters and in other steps."""
+    if divergence.quantity not in (*h.states, "parameter", "gradient after step"):
         return None
-    if grads[name].shape != step.before.tensors[name].shape:
+    found = _update(h, divergence.name, step)
+    if found is None:
+        return None
+    near = sorted((s for s in part if s.ours.failure is None), key=lambda s: abs(s.ours.step - step.ours.step))
+    about = [(s, n) for s in near for n in h.gradients(s.ours) if (s.ours.step, n) != (step.ours.step, divergence.name)]
+    others = (_update(h, n, s) for s, n in about[:UPDATES])
+    return dataclasses.replace(found, beside=tuple(u for u in others if u is not None))
+
+
+def _update(h: Hearing, name: str, step: Step) -> Update | None:
+    """The update of a parameter, in numbers; None where it had none."""
+    states = (*h.states, "parameter")
+    seen, grads = step.ours.values, h.gradients(step.ours)
+    missed = h.late == name and step.ours.step == h.gap  # its gradient was set to None before the step
+    if name not in grads or missed or grads[name].shape != step.before.tensors[name].shape:
         return None
 
     def wide(arrays: Any, key: str) -> Array:
@@ -237,7 +322,7 @@ def _update(h: Hearing, divergence: Divergence, step: Step) -> Update | None:
     raw = seen.get("gradient", NOTHING)
     return Update(
         name,
-        step.ours.step,
+        step.ours.step - (h.late == name and step.ours.step > h.gap),
         tuple(h.rates(range(step.ours.step + 1))[:, 0].tolist()),
         wide(step.before.tensors, name),
         wide(grads, name),
@@ -267,6 +352,8 @@ def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
     lockstep = Lockstep(case, ndl)
     with np.errstate(all="ignore"), without_advice(ndl):
         verdict = judge_run(lockstep, peer_too=True)
+        if verdict.search is not None:
+            verdict.evidence, verdict.search = verdict.search(), None
     if verdict.divergence is not None:
         return verdict, float("nan")
     images, labels = inputs.digits(train=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from oracle.operations import OPERATIONS
-from oracle.operations.tape import U
+from oracle.operations.dtypes import DTYPES
 
-UNITS = {"float16": 2.0**-11, "float32": U, "float64": 2.0**-53}
-LEAST = {"float16": 2.0**-24, "float32": 2.0**-126, "float64": 2.0**-1022}  # what is smaller may be lost
+UNITS = {name: dtype.rounding.unit for name, dtype in DTYPES.items()}
+LEAST = {name: dtype.least for name, dtype in DTYPES.items()}  # what is smaller may be lost
 LARGEST = 3e4  # beyond half of the largest float16, a formula in it may overflow on its way
 # what adds up: in float16 it does so in float32
 ADDING = (

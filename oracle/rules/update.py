@@ -38,13 +38,13 @@ def update(
     for slot in h.lockstep.slots[0]:
         name = slot.name
         after = [s.values.get("parameter", NOTHING).get(name) for s in seen]
-        form = forms(seen, ("parameter", name), after, slot.shape)
+        form = forms(seen, ("parameter", name), after, slot.shape, h.dtype("parameter", name))
         if form is not None:
             wrong[name].append(form)
             for quantity in h.states if name in graded and rule == "L" else ():
                 # the state may have gone wrong before
                 states = [s.values.get(quantity, NOTHING).get(name) for s in seen]
-                earlier = forms(seen, (quantity, name), states, slot.shape)
+                earlier = forms(seen, (quantity, name), states, slot.shape, h.dtype(quantity, name))
                 if earlier is not None:
                     wrong[name].append(earlier)
         elif name not in graded:
@@ -68,6 +68,9 @@ def update(
             count[np.array(steps) > gap, place] -= 1
         update = expected_update(case, h.rates(steps), p, g, old, count, 0)
         for quantity, (value, bound) in update.values.items():
+            if case.dtypes is not None:  # to first order, a bound is linear in the unit roundoff
+                own = 2 if case.dtypes.model == "float64" else 1  # what is expected here is computed in float64 too
+                bound = own * bound * (h.model.rounding.unit / U) + 4 * h.model.least
             if late in names and gap in steps:
                 row = steps.index(gap)
                 value[row, place] = {"parameter": p, **old}[quantity][row, place]
@@ -120,16 +123,16 @@ def clipping(
     # a float32 accumulation errs by about sqrt(count) roundings; a long one, of squares alone, by one and the same way in
     # every term that is small beside the sum so far: with 16 sums side by side, as in torch, by count/32 at most
     added = max(math.sqrt(count), count / 32)
-    bound = (4 + added) * U * norm + TINY
+    bound = (4 + added) * min(U, h.model.rounding.unit) * norm + TINY  # nothing adds up in float16
     # squares below the smallest float32 are lost: count x TINY in the square of the norm
     lost = count * TINY
     bound = bound + np.minimum(np.sqrt(lost), lost / np.maximum(norm, TINY))
     alone = Joined([("clip norm", "norm")], [()])
-    off = h.within(seen, peers, alone, norm, bound, rule, np.dtype(np.float64))
+    off = h.within(seen, peers, alone, norm, bound, rule)
     yield from off.values()
     value = g * clip_factor(norm, max_norm)
-    rounding = 6 * U if rule == "L" else (6 + added) * U
-    allowed = L_LIMIT * (rounding * np.abs(value) + TINY)
+    rounding = 6 * h.model.rounding.unit if rule == "L" else (6 + added) * U
+    allowed = L_LIMIT * (rounding * np.abs(value) + h.model.least)
     yield from h.within(seen, peers, joined, value, allowed, rule).values()
 
 

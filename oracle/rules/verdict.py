@@ -6,7 +6,7 @@ A rule hands on numbers and names as evidence, so that blame can be found withou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,14 @@ BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", *HIGHER, "op
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """A mistake that would give needle's numbers."""
+
+    key: str  # the same in every case
+    words: str
+
+
+@dataclass(frozen=True)
 class Suspect:
     """Who is to blame for a divergence, by what is known; see `oracle.blame`."""
 
@@ -39,6 +47,7 @@ class Suspect:
     tensor: str = ""  # the verdict of the first bad tensor, where it is another one
     key: str = ""  # equal for one fault, wherever it shows; ``what`` if empty
     line: str = ""  # where that stands: "needle/ops.py:351"
+    explanations: tuple[Explanation, ...] = ()  # all that ``words`` are chosen from, of an optimizer or of clipping
 
     @property
     def text(self) -> str:
@@ -121,6 +130,8 @@ class Update:
     old: Mapping[str, Array]
     new: Mapping[str, Array]  # "parameter" and the optimizer's state, as needle has them now
     others: Mapping[str, tuple[Array, Mapping[str, Array]]] = field(default_factory=dict)  # gradients and states
+    past: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of a program: what settings were before
+    beside: tuple[Update, ...] = ()  # of other parameters, and in other steps, as far as they are at hand
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,9 @@ class Verdict:
     case: c.Case
     divergence: Divergence | None = None
     evidence: Evidence = field(default_factory=Evidence)  # what is known beside the divergence, for `oracle.blame`
+    search: Callable[[], Evidence] | None = None  # for that: it costs more than the verdict
     beside: list[Divergence] = field(default_factory=list)  # findings that do not end the judgement of the case
+    evidence_beside: dict[int, Evidence] = field(default_factory=dict)  # of some of these, by their place
     oracle_errors: list[str] = field(default_factory=list)  # the oracle contradicts itself; no fault of needle's
     common: int = 0  # tensors that needle and torch round alike, beyond what the noise allows
     tally: Tally = field(default_factory=Tally)

@@ -72,11 +72,9 @@ def campaign(
         except NoWorkers as error:
             print(f"campaign: {error}", file=sys.stderr)
             return ExitCode.USAGE
-    of = "of this machine" if scheduler is None else f"of {scheduler}"
-    console.print(
-        f"needle against torch for {minutes:g} minutes, {cases:,} cases of each seed from {first} on, {pool.size} workers {of}",
-        soft_wrap=True, markup=False,
-    )  # fmt: skip
+    at = "here" if scheduler is None else f"at {scheduler}"
+    begins = f"needle against torch: {minutes:g} minutes, {cases:,} cases of each seed from {first} on, {_many(pool.size, 'worker')} {at}"
+    diff.say(console, begins)
 
     def keep() -> None:
         with saved(f"{commands.shown(path)}, the ledger"):
@@ -99,7 +97,7 @@ def campaign(
     if pool.lost:
         run.notes.append(f"{_many(pool.lost, 'time')} a worker ended; what it was at was done again")
     for worker, why in pool.refused.items():
-        run.notes.append(f"the worker at {worker} has something else installed, and was sent away: {why}")
+        run.notes.append(f"the worker at {worker} has something else installed, and got nothing to do: {why}")
     keep()
     _summary(console, run, kept, path)
     return run.exit_code
@@ -178,7 +176,7 @@ def _summary(console: Console, run: Any, kept: Any, path: Path) -> None:
 def _facts(run: Any, total: int, kept: Any, path: Path) -> Iterator[tuple[str, str]]:
     begun = sorted(number for number, seed in run.seeds.items() if seed.shards)
     yield "seeds", f"{len(begun)}: {_spans(begun)}" if begun else "none"
-    for name, text in diff.facts(run, total, verbose=False):
+    for name, text in diff.facts(run, total, verbose=False, more=""):
         if name not in ("time", "digest", "surface"):
             yield name, text
     speed = f"{total / run.wall:.1f} cases/s" if run.wall else ""

@@ -20,10 +20,10 @@ import distributed
 
 from oracle.apart import Broken, Died, one_line
 from oracle.runs import helper
-from oracle.runs.versions import differences, versions
+from oracle.runs.versions import versions
 from oracle.runs.workers import NoWorkers, Task
 
-# A worker gets no task before it has room for it, and a task that ends three workers is given up: `KilledWorker`.
+# A worker gets no task before it has room for it, and Dask gives up a task that ends three workers: `KilledWorker`.
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.allowed-failures": 2}
 RETRIES = 2  # of a task whose helper ends
 CONNECT_SECONDS = 10.0
@@ -44,6 +44,7 @@ class DaskPool:
         self.refused: dict[str, str] = {}  # workers that would give other verdicts, and why
         self._scheduler = address
         self._tasks: dict[str, tuple[Any, Task]] = {}
+        self._again: set[str] = set()  # tasks that have been given up once
         self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._name, self._count = uuid.uuid4().hex[:8], 0
         self._there: dict[str, int] = {}  # workers, and how many tasks each does at a time
@@ -73,7 +74,7 @@ class DaskPool:
         """How many tasks are done at a time, now."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
-        return sum(self._there.values())
+        return self._places()
 
     def _look(self) -> int:
         """See who is there. NoWorkers if there has been nobody for long."""
@@ -85,7 +86,10 @@ class DaskPool:
             self._alone_since = self._looked
         elif self._looked - self._alone_since > NOBODY_SECONDS and self._alone_since:
             raise NoWorkers(f"for {NOBODY_SECONDS:g} s there has been no worker")
-        return sum(there.values())
+        return self._places()
+
+    def _places(self) -> int:
+        return sum(count for address, count in self._there.items() if address not in self.refused)
 
     def submit(self, function: Callable[..., Any], *args: Any, first: bool = False) -> Task:
         """Have a worker call it; with ``first``, before what is waiting."""
@@ -93,14 +97,16 @@ class DaskPool:
         self._hand_out(task, first)
         return task
 
-    def _hand_out(self, task: Task, first: bool = False) -> None:
+    def _hand_out(self, task: Task, first: bool = False) -> str:
         self._count += 1
         future = self._client.submit(
-            helper.work, pickle.dumps((task.function, *task.args)),
+            helper.work, pickle.dumps((versions(), pickle.dumps((task.function, *task.args)))),
             key=f"oracle-{self._name}-{self._count}", pure=False, retries=RETRIES, priority=int(first),
+            workers=sorted(self._there.keys() - self.refused.keys()) if self.refused else None,
         )  # fmt: skip
         self._tasks[future.key] = future, task
         future.add_done_callback(self._told.put)
+        return str(future.key)
 
     def drop(self, tasks: Iterable[Any]) -> None:
         """Forget tasks; a worker that is busy with one comes to its end, and nobody hears of it."""
@@ -128,7 +134,10 @@ class DaskPool:
         try:
             address, answer, ended = future.result()  # is made again if its worker has just ended
         except distributed.KilledWorker:
-            task.settle(error=Died(f"ended {SETTINGS['distributed.scheduler.allowed-failures'] + 1:g} workers of Dask"))
+            if future.key not in self._again:  # it may have been beside the one that does it
+                self._again.add(self._hand_out(task))
+                return False
+            task.settle(error=Died("ended every worker of Dask that it was given to"))
             return True
         except helper.HelperEnded as error:
             task.settle(error=Died(f"ended {RETRIES + 1} times: {error}"))
@@ -138,21 +147,21 @@ class DaskPool:
         except Exception as error:
             task.settle(error=Broken(type(error).__name__, one_line(error), "a worker of Dask", repr(error)))
             return True
-        good, value, lost, about = pickle.loads(answer)
+        good, value, lost, kernel = pickle.loads(answer)
         self.lost += lost + ended
-        if about is not None and (wrong := differences(versions(), about)):
-            self._refuse(address, "; ".join(wrong))
+        if isinstance(value, helper.Different):
+            self._refuse(address, str(value))
             self._hand_out(task)
             return False
-        self.kernels[(about or {}).get("kernel", "")] += 1
+        self.kernels[kernel] += 1
         task.settle(value) if good else task.settle(error=value)
         return True
 
     def _refuse(self, address: str, why: str) -> None:
-        if address not in self.refused:
-            self.refused[address] = why
-            self._client.retire_workers([address], close_workers=True)
-            self._look()
+        """Give a worker nothing more. NoWorkers if there is no other."""
+        self.refused[address] = why
+        if not self._look():
+            raise NoWorkers("no worker has the same installed as this machine")
 
     def close(self) -> None:
         """End all workers of our own, and leave the others."""

@@ -75,7 +75,9 @@ def diff(
         length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
-        console.print(f"needle against torch: {length}, seed {plan.seed}, {plan.workers} workers")
+        console.print(
+            f"needle against torch: {length}, seed {plan.seed}, {plan.workers} worker{'s' * (plan.workers > 1)}"
+        )
         with terminal.progress(console) as show:
             first = True
 
@@ -135,6 +137,9 @@ SHOWN = 3  # failures that are shown in full; of the others a line
 
 def summary(console: Console, run: Any, verbose: bool = False) -> None:
     """What a run has done and found. A failure is what comes last: what it is, and what to do with it."""
+    if run.plan.foreign:
+        _summary_of_another(console, run, verbose)
+        return
     result = run.result
     total = sum(result.cases.values())
     if verbose:
@@ -158,12 +163,31 @@ def summary(console: Console, run: Any, verbose: bool = False) -> None:
         console.print(f"[bold green]0 divergences[/] in {total:,} cases; again: {escape(run.again)}", soft_wrap=True)
     else:
         console.print(shown(run.codes), style="dim")
-    if run.plan.foreign:
-        from oracle.runs import told
+    show_failures(console, run, total)
 
-        told.show(console, run)
-    else:
-        show_failures(console, run, total)
+
+def _summary_of_another(console: Console, run: Any, verbose: bool) -> None:
+    """Of another needle: the verdict first, then what is wrong, the worst first; what was done comes last."""
+    from oracle.runs import told
+
+    total = sum(run.result.cases.values())
+    console.print()
+    told.head(console, run)
+    problems(console, run)
+    if run.interrupted:
+        console.print(f"[bold yellow]interrupted[/] after {total:,} cases", soft_wrap=True)
+    if run.result.oracle_errors or run.result.harness_errors:
+        no_verdict(console, run)
+    told.show(console, run)
+    if verbose:
+        _coverage(console, run)
+        _tolerances(console, run.result)
+    for name, text in facts(run, total, verbose):
+        if name not in ("cases", "compared", "reached", "nearest"):
+            say(console, f"{name:<13} {text}", indent=14)
+    console.print(f"{'again':<13} {run.again}", soft_wrap=True, markup=False)
+    none = run.exit_code == ExitCode.NO_VERDICT and total  # something was judged, but not what counts
+    console.print(f"exit code {ExitCode.NO_VERDICT}: no verdict" if none else shown(run.codes), style="dim")
 
 
 def problems(console: Console, run: Any) -> None:
@@ -245,8 +269,8 @@ def say(console: Console, text: str, indent: int = 0, style: str | None = None) 
         console.print(line, soft_wrap=True, markup=False, style=style)
 
 
-def facts(run: Any, total: int, verbose: bool) -> Iterator[tuple[str, str]]:
-    """What was done, in a few lines."""
+def facts(run: Any, total: int, verbose: bool, more: str = " (--verbose)") -> Iterator[tuple[str, str]]:
+    """What was done, in a few lines; ``more`` says where there is more of it."""
     from oracle.cases import coverage
 
     result = run.result

@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
 from oracle.cases import coverage, fitting, large, strategies
+from oracle.cases.draw_dtypes import whole_cases
 from oracle.cases.draw_programs import program_cases
 from oracle.cases.features import NOT_IN_DTYPES
 from oracle.operations import OPERATIONS
@@ -34,19 +35,25 @@ OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
 # more for what has been reached least; what remains trains.
-# Four in a hundred are in other dtypes, two are large, and four long: of the operations in turn, and of those that do something else at a size.
+# Ten in a hundred are in other dtypes, four operations and six whole models; two are large, and eight long: of the operations in turn, and of
+# those that do something else at a size, each of them beyond 1,024 at first.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 27,
+    "train": SHARD_SIZE - OPS - 37,
     "op": OPS,
     "steered": 6,
     "second": 3,
-    "long": 4,
+    "long": 8,
     "large": 2,
     "program": 8,
     "dtype": 4,
+    "whole": 6,
 }
 IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
-SWITCHING = ("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul")
+ADDING = ("matmul", "summation", "linear", "layer_norm", "logsumexp", "conv")  # of float16, in float32
+SWITCHING = (
+    *("relu", "summation", "softmax_loss", "batch_norm", "layer_norm", "linear", "logsumexp", "matmul"),
+    "transpose",  # a long axis goes far
+)
 
 
 def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...] = OP_NAMES) -> list[c.Case]:
@@ -58,19 +65,25 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         return independent(large.large_train_cases(), count, seed, at_once=1)
     if kind == "long":
         switching = tuple(name for name in SWITCHING if name in known) or known
-        turns = [(known, index * (count - 1) + i) for i in range(count - 1)] + [(switching, index)]
-        names = [of[turn % len(of)] for of, turn in turns]
-        return [independent(_long(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+        others = max(1, count // 4)
+        turns = [(known, index * (count - others) + i) for i in range(count - others)]
+        turns += [(switching, index * others + i) for i in range(others)]
+        kinds = [_long(of[turn % len(of)], turn // len(of) % 2 == 0) for of, turn in turns]
+        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
     if kind == "dtype":
         offered = [name for name in IN_DTYPES if name in known]
-        names = [offered[(index * count + i) % len(offered)] for i in range(count)] if offered else []
-        return [independent(_in_dtypes(name), 1, seed_of(seed, i), at_once=1)[0] for i, name in enumerate(names)]
+        adding = [name for name in ADDING if name in offered]
+        kinds = [_in_dtypes(offered[(index * (count - 1) + i) % len(offered)]) for i in range(count - 1) if offered]
+        kinds += [_adding(adding[index % len(adding)])] if adding else []
+        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
     if kind == "steered":
         return independent(_any_op(known), count, seed)
     if kind == "train":
         return independent(strategies.train_cases(), count, seed)
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
+    if kind == "whole":
+        return independent(whole_cases(), count, seed, at_once=2)
     if kind == "program":
         return independent(program_cases(), count, seed)
     cases: list[c.Case] = []
@@ -86,13 +99,14 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
 
 _any_op = functools.cache(strategies.op_cases)
 _in_dtypes = functools.cache(strategies.dtype_cases)
+_adding = functools.cache(large.long_half_cases)
 DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 
 
 def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], index: int) -> list[c.Case]:
     """``count`` cases that do without what a needle lacks; fewer only where hardly any would fit.
 
-    Programs of users and mixed dtypes try promises that ours makes and the course does not: training runs stand in their place.
+    Other dtypes, and programs where an optimizer's state cannot be found, are none of the course's: training runs stand in their place.
     """
     if not lacking:
         return draw(kind, count, seed, index)
@@ -101,7 +115,8 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
     for i in range(DRAWS):
         if len(found) >= count or (kind in ("op", "steered", "long") and not names):
             break
-        of = "train" if kind in ("program", "dtype") or i >= DRAWS // 2 else kind
+        without = kind in ("dtype", "whole") or (kind == "program" and fitting.PROGRAMS in lacking)
+        of = "train" if without or i >= DRAWS // 2 else kind
         drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
         found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
     return found[:count]
@@ -164,7 +179,7 @@ def shard_cases(
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, seed + index)
-        if kind in ("op", "long", "large", "dtype"):  # what they are for would be lost
+        if kind in ("op", "long", "large", "dtype", "whole"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         elif cases and len({type(case) for case in cases}) == 1:
             steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)

@@ -1,7 +1,8 @@
 """What is told of another needle: one entry for one mistake, the worst first.
 
 What an op does wrong shows in every layer and every chain that uses it: it is told once, where it is smallest, with the number of
-cases in which it showed.
+cases in which it showed. Another finding follows from it if it is gone where that op is given the right numbers (`mended`); that a
+case runs the same function says nothing, and counts only where nothing can be tried.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
 from oracle.commands import Asked
-from oracle.runs import hazards
+from oracle.runs import hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Pool
 from oracle.systems.candidate import candidate
@@ -56,6 +57,25 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
+def without_programs(pool: Pool, found: Sequence[Failed]) -> list[Failed]:
+    """A program whose plain training run fails too is a case of what fails there: the same mistake is told of a model."""
+    kept = [failed for failed in found if not isinstance(failed.case, c.ProgramCase)]
+    tasks = [
+        (failed, pool.submit(mended.plainly, failed)) for failed in found if isinstance(failed.case, c.ProgramCase)
+    ]
+    for failed, task in tasks:
+        plain: list[Failed] = task.result()
+        known = next((one for one in kept for other in plain if one.culprit == other.culprit), None)
+        if known is not None:
+            known.count += failed.count
+            known.also[failed.culprit] += failed.count
+        elif plain:
+            kept.append(plain[0])
+        else:
+            kept.append(failed)
+    return kept
+
+
 def described(failed: Failed) -> Entry:
     """The entry of a failing case, made in a child."""
     try:
@@ -78,33 +98,49 @@ def entries(
     again: str,
     required: Sequence[str],
     progress: Callable[[str], None],
+    lacking: frozenset[str] = frozenset(),
 ) -> list[Entry]:
-    """All entries, the worst first."""
+    """All entries, the worst first; ``lacking`` as for `cases.battery`."""
+    wrong = [f.culprit for f in failures if mended.can_be_mended(f.culprit) and f.divergence.failure is None]
+    known = {f.culprit for f in failures}
+    hidden = pool.submit(mended.behind, wrong, known, lacking) if wrong else None
     progress("looking for hazards")
     task = pool.submit(hazards.hazards)
     told = [pool.submit(described, failed) for failed in failures[:TOLD]]
     found: list[Entry] = [
         Entry(f"required {name}", HAZARD, f"{name} is required, and is not offered", again=again) for name in required
     ]
+    of: dict[int, Failed] = {}  # of which failing case an entry is
     for failed, made in zip(failures, told, strict=False):
         progress("telling what is wrong")
         one: Entry = made.result()
         one.again = asked.replay(failed.case.digest)
         found.append(one)
+        of[id(one)] = failed
+    for one in hidden.result() if hidden is not None else ():
+        one.again = again
+        found.append(one)
     try:
         for one in task.result():
-            one.again = again
+            one.again = asked.memory() if one.key.startswith("growth") else again
             found.append(one)
     except (Broken, Died):
         pass
-    return sorted(_causes(_once(found)), key=lambda e: (e.severity, -e.count))
+
+    def tried(one: Entry, cause: Entry) -> bool | None:
+        if id(one) not in of or not mended.can_be_mended(cause.key):
+            return None
+        answer: bool | None = pool.submit(mended.follows, of[id(one)], cause.key).result()
+        return answer
+
+    return sorted(_causes(_once(found), tried), key=lambda e: (e.severity, -e.count))
 
 
-def _causes(found: Sequence[Entry]) -> list[Entry]:
-    """Without what follows from another finding: its case runs the function that another, smaller case finds wrong.
-
-    Where rule OP has looked at all ops of a model and found each of them right, what is wrong is the model's own; an operator of
-    Tensor is no op of its own, and may be the cause of that too.
+def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]) -> list[Entry]:
+    """Without what follows from another finding: its case runs a function that another, smaller case finds wrong, and with
+    that function mended it is gone. Where that cannot be ``tried``, to run it is enough, with two exceptions: where rule OP has
+    looked at all ops of a model and found each of them right, what is wrong is the model's own (an operator of Tensor is no op of its
+    own, and may be the cause of that too); and what raises makes no wrong numbers.
     """
     kept = sorted(found, key=lambda e: len(e.ran))
     promotion = next((e for e in kept if e.key.startswith("float64 of")), None)
@@ -120,7 +156,15 @@ def _causes(found: Sequence[Entry]) -> list[Entry]:
             runs = cause.key in one.ran and len(cause.ran) < len(one.ran)
             if cause is one or not (touches or (one.follows and runs)):
                 continue
-            if right and not touches and not (cause.key.startswith("Tensor.") or "writes into" in cause.sentence):
+            evidence = None if touches else tried(one, cause)
+            if evidence is False:
+                continue
+            of_tensor = cause.key.startswith("Tensor.") or "writes into" in cause.sentence
+            if (
+                evidence is None
+                and not touches
+                and ((right and not of_tensor) or one.severity > cause.severity == RAISES)
+            ):
                 continue
             cause.count += one.count
             cause.also[one.key] = cause.also.get(one.key, 0) + one.count

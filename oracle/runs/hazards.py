@@ -11,7 +11,7 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def hazards() -> list[Entry]:
                 found += apart(_endless, patience=SECONDS, heard=bytearray())
         except Broken:
             continue
-    return list({entry.key: entry for entry in found}.values())
+    return list({entry.key: entry for entry in reversed(found)}.values())[::-1]
 
 
 def _endless() -> list[Entry]:
@@ -113,6 +113,7 @@ def _growth(ndl: Any, model: str, optimizer: str, holder: str) -> list[Entry]:
     """Tensors with a graph that outlive their step, and who holds them: more of them with each step."""
     text = _TRAIN.format(model=model, optimizer=optimizer, steps=STEPS)
     counts: list[int] = []
+    held: list[dict[str, int]] = []
     space: dict[str, Any] = {"__name__": "program"}
     body = text.replace("    optimizer.step()\n", "    optimizer.step()\n    _look()\n")
 
@@ -123,15 +124,24 @@ def _growth(ndl: Any, model: str, optimizer: str, holder: str) -> list[Entry]:
             p.grad = None
         gc.collect()
         counts.append(sum(1 for thing in gc.get_objects() if _has_graph(ndl, thing)))
+        held.append(_held(space, ndl))
 
     space["_look"] = look
     with np.errstate(all="ignore"):
         exec(compile(body, "program", "exec"), space)
-    steady = counts[3:]
-    if len(steady) < 3 or steady[-1] <= steady[0] or any(b < a for a, b in itertools.pairwise(steady)):
+    if not _rises(counts[3:]):
         return []
+    by_path = {path: [now.get(path, 0) for now in held[3:]] for path in held[-1]}
+    growing = {path: series for path, series in by_path.items() if _rises(series)} or {"": counts[3:]}
+    return [_grown(ndl, text, series, path, holder) for path, series in growing.items()]
+
+
+def _rises(series: Sequence[int]) -> bool:
+    return len(series) >= 3 and series[-1] > series[0] and all(b >= a for a, b in itertools.pairwise(series))
+
+
+def _grown(ndl: Any, text: str, steady: Sequence[int], path: str, holder: str) -> Entry:
     rate = (steady[-1] - steady[0]) / (len(steady) - 1)
-    path = _path(space, ndl)
     kept = f"{path or holder} holds the graph of every step"
     sentence = f"memory grows with each step, by {rate:.0f} Tensors: {kept}"
     count = "sum(isinstance(v, ndl.Tensor) and v.op is not None for v in gc.get_objects())"
@@ -143,10 +153,9 @@ def _growth(ndl: Any, model: str, optimizer: str, holder: str) -> list[Entry]:
         + ")\n"
     )
     where = next((name for name in _PLACES if name in path), holder)
-    return [
-        Entry(f"growth by {where}", HAZARD, sentence, line_of(ndl, *_PLACES[where]), shown,
-              f"{steady[0]}, … {steady[-1]} Tensors with an op, after the steps 4 to {len(counts)}", exact="the same number each time")
-    ]  # fmt: skip
+    theirs = f"{steady[0]}, … {steady[-1]} Tensors with an op, after the steps 4 to {len(steady) + 3}"
+    place = line_of(ndl, *_PLACES[where])
+    return Entry(f"growth by {where}", HAZARD, sentence, place, shown, theirs, exact="the same number each time")
 
 
 def _has_graph(ndl: Any, thing: Any) -> bool:
@@ -157,8 +166,9 @@ def _has_graph(ndl: Any, thing: Any) -> bool:
         return False
 
 
-def _path(space: dict[str, Any], ndl: Any) -> str:
-    """Which attribute holds a Tensor with a graph: "SGD.u", "BatchNorm1d.running_mean"."""
+def _held(space: dict[str, Any], ndl: Any) -> dict[str, int]:
+    """Which attributes hold Tensors with a graph ("SGD.u", "BatchNorm1d.running_mean"), and how many hang on each."""
+    found: dict[str, int] = {}
     owners = [space["optimizer"], space["model"]]
     with_children = getattr(space["model"], "_children", None)
     owners += list(with_children()) if with_children is not None else []
@@ -170,11 +180,24 @@ def _path(space: dict[str, Any], ndl: Any) -> str:
                 value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
             )
             if any(_has_graph(ndl, v) for v in values):
-                return f"{type(owner).__name__}.{name}"
-    parameters = getattr(space["optimizer"], "params", ())
-    if any(getattr(p, "op", None) is not None or _has_graph(ndl, getattr(p, "cached_data", None)) for p in parameters):
-        return f"{type(space['optimizer']).__name__}: a parameter"
-    return ""
+                found[f"{type(owner).__name__}.{name}"] = _hanging(ndl, values)
+    for p in getattr(space["optimizer"], "params", ()):
+        data = getattr(p, "cached_data", None)
+        if getattr(p, "op", None) is not None or _has_graph(ndl, data):
+            found[f"{type(space['optimizer']).__name__}: a parameter"] = _hanging(ndl, [p, data])
+    return found
+
+
+def _hanging(ndl: Any, tensors: Iterable[Any]) -> int:
+    """How many Tensors with a graph hang on some, these among them."""
+    seen: dict[int, Any] = {}
+    todo = [thing for thing in tensors if _has_graph(ndl, thing)]
+    while todo:
+        thing = todo.pop()
+        if id(thing) not in seen:
+            seen[id(thing)] = thing
+            todo += [x for x in getattr(thing, "inputs", None) or () if _has_graph(ndl, x)]
+    return len(seen)
 
 
 def _cycles(ndl: Any) -> list[Entry]:

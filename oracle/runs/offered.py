@@ -12,6 +12,7 @@ from typing import Any
 from oracle.apart import Broken, Died, apart, begin
 from oracle.cases import case as c
 from oracle.cases import fitting, strategies
+from oracle.cases.known import SETTINGS
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
 from oracle.runs.draws import draw_from
@@ -33,9 +34,25 @@ def offered() -> Offer:
     if by_design is None:
         return Offer()
     offer = Offer(missing(), by_design, fitting.LEFT_OPEN)
+    try:
+        offer.left_open |= apart(_not_set, patience=TRY_SECONDS, heard=bytearray())
+    except (Died, Broken):
+        offer.left_open |= {fitting.PROGRAMS}
     if not by_design or any(row["matter"] == fitting.BROADCASTING for row in by_design):
         offer.left_open |= {fitting.BROADCASTING}
+    if not any(row["matter"] == fitting.HIGHER for row in by_design):
+        offer.left_open |= {fitting.HIGHER}
     return offer
+
+
+def _not_set() -> frozenset[str]:
+    """What programs cannot do: hyperparameters that no attribute holds, and all of them where a state cannot be found."""
+    contract = contract_of(candidate())
+    if not isinstance(contract, Course):
+        return frozenset()
+    found = {f"setting {kind}.{name}" for kind in SETTINGS for name in SETTINGS[kind] if not contract.held(kind, name)}
+    found |= {fitting.UNBIASED} if contract.unbiased else set()
+    return frozenset(found | ({fitting.PROGRAMS} if contract.hidden() else set()))
 
 
 def _differs() -> list[dict[str, str]] | None:

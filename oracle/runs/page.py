@@ -60,7 +60,8 @@ def write(run: Any, summary: Summary, console: Console) -> None:
     try:
         with saved(f"{where}, `--out` names another folder"):
             _write(run, summary)
-            console.print(f"page          {where}", style="dim", soft_wrap=True, markup=False)
+            if not run.plan.foreign:  # of another needle, its own page is named, with the verdict
+                console.print(f"page          {where}", style="dim", soft_wrap=True, markup=False)
     except KeyboardInterrupt:
         print(f"not written: {where}: interrupted", file=sys.stderr)
     except Exception as error:

@@ -146,10 +146,16 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
         if plan.foreign:
-            outcome.failures = entries.folded(outcome.failures)
+            outcome.failures = entries.folded(entries.without_programs(pool, outcome.failures))
             required = plan.offer.absent
             outcome.entries = entries.entries(
-                pool, outcome.failures, plan.asked, outcome.again, required, lambda text: progress(outcome, text)
+                pool,
+                outcome.failures,
+                plan.asked,
+                outcome.again,
+                required,
+                lambda text: progress(outcome, text),
+                plan.offer.lacking,
             )
     except KeyboardInterrupt:
         outcome.interrupted = True

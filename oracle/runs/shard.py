@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
-from oracle.apart import Broken, Died, apart, begin
-from oracle.blame import judged
+from oracle.apart import Died, apart, begin
 from oracle.cases import case as c
 from oracle.cases import fitting
 from oracle.cases.battery import battery
@@ -23,6 +22,7 @@ from oracle.systems.candidate import candidate
 from oracle.systems.ours import is_ours
 
 THREADS = 32  # that a process may have been left with before it is replaced
+LISTENING = 1  # shards of which it is noted what of needle they call: it takes half a shard's time more
 
 
 def run_shard(
@@ -40,11 +40,8 @@ def run_shard(
     drawn = shard_cases(seed, index, reached, lacking)
     cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
-    result = judge_apart(cases, enough)
+    result = judge_apart(cases, enough, listening=index < LISTENING)
     result.left_out = len(drawn) - len(cases)
-    if index == 0 and not result.failed:
-        with contextlib.suppress(Broken, Died):
-            result.surface = apart(surface_of, cases, heard=bytearray())
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
@@ -58,37 +55,34 @@ def run_battery(lacking: frozenset[str]) -> Result:
     return result
 
 
-def surface_of(cases: Sequence[c.Case]) -> dict[str, bool]:
-    """What needle offers, and whether the cases call it; nothing for another needle, which has another surface."""
-    ndl = candidate()
-    if not is_ours(ndl):
-        return {}
-    reached = surface.reached_by(cases, ndl, judged)
-    return {item: item in reached for item in surface.Surface(ndl).items}
-
-
-def judge_all(cases: Sequence[c.Case], enough: int | None = None) -> Result:
+def judge_all(cases: Sequence[c.Case], enough: int | None = None, listening: bool = False) -> Result:
     """The verdicts on some cases, a digest each; ends with the ``enough``-th failing one, or where needle has left too many
     threads behind, which slow down all that follows, until the harness itself seems to hang: the rest wants another process.
+
+    ``listening`` notes what of needle they call; not of another needle, which has another surface.
     """
     result = Result()
+    listener = surface.Listener(candidate()) if listening and is_ours(candidate()) else None
     threads = threading.active_count() + THREADS
     started, cpu_started = time.perf_counter(), time.process_time()
     for case in cases:
         begin()
         before = (result.tally.tensors, result.steps, result.failing)
-        result.judge(case)
+        with nullcontext() if listener is None else listener.during(case):
+            result.judge(case)
         after = (result.tally.tensors, result.steps, result.failing)
         changes = [b - a for a, b in zip(before, after, strict=True)]
         result.digests.append(f"{case.digest} {changes};")
         if (enough is not None and result.failing >= enough) or threading.active_count() > threads:
             break
+    if listener is not None and not result.failed:
+        result.surface = listener.found
     result.spend({"counting": time.perf_counter() - started - sum(result.seconds.values())})
     result.cpu_seconds = time.process_time() - cpu_started
     return result
 
 
-def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
+def judge_apart(cases: Sequence[c.Case], enough: int | None = None, listening: bool = False) -> Result:
     """The verdicts on some cases, in a child. Where needle ends it, the case that was at work is judged alone.
 
     Ends with the ``enough``-th failing case, and with the first endless loop: each one behind it could take as long.
@@ -99,7 +93,7 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None) -> Result:
         if left is not None and left <= 0:
             break
         try:
-            part = apart(judge_all, cases, left, heard=bytearray())
+            part = apart(judge_all, cases, left, listening, heard=bytearray())
             result.add(part)
             cases = cases[len(part.digests) :]
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from oracle.apart import Broken, Died, apart, begin
 from oracle.blame import culprit
+from oracle.blame.words import common, told
 from oracle.cases import case as c
 from oracle.cases import shrink
 from oracle.rules.verdict import Divergence, Verdict
@@ -81,7 +84,17 @@ def _once_more(failed: Failed) -> tuple[Divergence, list[str]]:
     """The last judgement of a case that is reported, with all that the oracle has to say against itself."""
     begin()
     verdict = verdict_on(failed.case, validate=True)
-    return _of_its_kind(verdict, failed) or verdict.divergence or failed.divergence, verdict.oracle_errors
+    found = _of_its_kind(verdict, failed) or verdict.divergence or failed.divergence
+    return _explaining_both(found, failed.divergence), verdict.oracle_errors
+
+
+def _explaining_both(smaller: Divergence, larger: Divergence) -> Divergence:
+    """What a mistake would give may fit a small case by chance: the words must explain the case before it was shrunk, too."""
+    new, old = smaller.suspect, larger.suspect
+    if new is None or old is None or not (new.explanations or old.explanations):
+        return smaller
+    fit = common(new.explanations, old.explanations)
+    return dataclasses.replace(smaller, suspect=dataclasses.replace(new, words=told(fit), explanations=fit))
 
 
 def _of_its_kind(verdict: Verdict, failed: Failed) -> Divergence | None:

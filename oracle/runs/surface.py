@@ -1,9 +1,9 @@
 """How much of what needle offers do the cases call?
 
 The surface is read off needle itself: every public function, class, method, operator and property, and of every keyword that it
-was given and that it was left at its default. What a case reaches is seen by running it once more while Python reports the
-calls, for a few cases of a run: the first that has a label of the coverage table. So nothing stands in needle's way while it
-is judged, and nobody has to keep a list of what reaches what.
+was given and that it was left at its default. What a case reaches is seen while it is judged: Python reports the calls of a few
+cases of a run, of all single operations, and of those other ones that are the first with a label of the coverage table. So nobody has to
+keep a list of what reaches what.
 
 What no case calls stands in `unreached.toml`, with the file of the test that checks it instead.
 """
@@ -16,6 +16,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
@@ -132,17 +133,43 @@ def _same(value: Any, usual: Any) -> bool:
     return value is usual or (type(value) is type(usual) and isinstance(value, int | float | str) and value == usual)
 
 
-def reached_by(cases: Sequence[c.Case], ndl: ModuleType, judge: Callable[[c.Case, Any], Any]) -> set[str]:
-    """What of needle's surface the single operations call, and those of the other cases that have a label as the first."""
-    seen: set[str] = set()
-    watch = Watch(Surface(ndl))
-    for case in cases:
+class Listener:
+    """Notes what of a needle's surface the cases call, while they are judged."""
+
+    def __init__(self, ndl: ModuleType) -> None:
+        self._watch, self._labels = Watch(Surface(ndl)), set[str]()
+
+    def tells_more(self, case: c.Case) -> bool:
+        """Whether a case is listened to: a single operation, and the first one with a label."""
         labels = coverage.covered(case)
-        if isinstance(case, c.OpCase) or not labels <= seen:
-            seen |= labels
-            with watch:
+        if not isinstance(case, c.OpCase) and labels <= self._labels:
+            return False
+        self._labels |= labels
+        return True
+
+    def during(self, case: c.Case) -> AbstractContextManager[Any]:
+        """Listens, or does not."""
+        return self._watch if self.tells_more(case) else nullcontext()
+
+    @property
+    def reached(self) -> set[str]:
+        """The items that have been called."""
+        return self._watch.reached
+
+    @property
+    def found(self) -> dict[str, bool]:
+        """Of every item, whether it has been called."""
+        return {item: item in self.reached for item in self._watch.surface.items}
+
+
+def reached_by(cases: Sequence[c.Case], ndl: ModuleType, judge: Callable[[c.Case, Any], Any]) -> set[str]:
+    """What of needle's surface those of the cases call that are listened to; the others are not judged."""
+    listener = Listener(ndl)
+    for case in cases:
+        if listener.tells_more(case):
+            with listener._watch:
                 judge(case, ndl)
-    return watch.reached
+    return listener.reached
 
 
 # -- what no case reaches ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from oracle import commands, files
 from oracle.blame.entry import HINT, SEVERITY, Entry
+from oracle.cases import fitting
 from oracle.exits import ExitCode
 from oracle.pages import markdown
 from oracle.pages.made import commit, now
@@ -19,6 +21,14 @@ from oracle.pages.templates import render
 
 AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
 TEMPLATE = Path(__file__).with_name("told.html")
+
+
+def head(console: Console, run: Any) -> None:
+    """The verdict, which comes first."""
+    bad = run.exit_code == ExitCode.PART
+    style = "bold red" if bad else "bold green" if run.exit_code == ExitCode.AGREE else "bold yellow"
+    for line in textwrap.wrap(verdict(run), max(console.width, 40), break_long_words=False, break_on_hyphens=False):
+        console.print(line, soft_wrap=True, markup=False, style=style)
 
 
 def show(console: Console, run: Any) -> None:
@@ -32,7 +42,8 @@ def show(console: Console, run: Any) -> None:
 
     for i, entry in enumerate(run.entries[:AT_LENGTH]):
         console.print()
-        say(f"{i + 1}. {entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
+        number = f"{i + 1}. " if entry.severity < HINT else "hint: "
+        say(f"{number}{entry.sentence}", 3, style="bold" if entry.severity < HINT else None)
         for name, text in _lines(entry):
             if name == "program":
                 console.print(textwrap.indent(text.rstrip(), "       "), soft_wrap=True, markup=False, style="dim")
@@ -47,8 +58,6 @@ def show(console: Console, run: Any) -> None:
     console.print()
     for name, text in table(run, whole=False):
         say(f"{name:<13} {text}", 14)
-    console.print()
-    say(verdict(run), style="bold")
 
 
 def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -60,12 +69,16 @@ def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
         if getattr(entry, name):
             yield name, getattr(entry, name)
     for text in entry.details:
-        yield "note", text
+        if not re.fullmatch(r"(layer )?[\w.]+", text):  # where in the case it was: the program has that
+            yield (
+                "note",
+                text.replace("every node of the tape is right by itself (rule OP)", "each op in it is right by itself"),
+            )
     often = f"in {entry.count} case{'s' * (entry.count != 1)}"
     also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
-    if entry.severity < HINT and not entry.key.startswith("required"):
+    if entry.severity < HINT and "replay" in entry.again:  # of a case, and not of a look at what no case shows
         yield "seen", often + (f": {also}" if also else "")
-    if entry.again:
+    if entry.again and entry.severity < HINT:
         yield "again", entry.again
 
 
@@ -79,14 +92,25 @@ def verdict(run: Any) -> str:
         return f"no verdict: {why} {'is not offered, and without it there is no training run' if run.plan.offer.cannot_train else ''}".strip()
     if not real:
         return f"0 findings in {total:,} cases"
-    pages = f"; pages in {commands.shown(run.plan.folder)}" if run.written or run.entries else ""
-    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{pages}"
+    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written else ""
+    lacking = ", ".join(run.plan.offer.cannot_train)
+    untrained = f"; no training run, for {lacking} is not offered" if lacking else ""
+    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{untrained}{page}"
 
 
+# What no case has, each with its reason: the course leaves it open.
 NOT_DRAWN = (
-    "frozen parameters, parameters without a gradient, nan and infinities, NumPy scalars as operands, powers of what is "
-    "not positive, programs that change a model between steps, ops differentiated three times"
+    "frozen parameters and those without a gradient (the course's optimizers may update, skip or refuse them); nan and "
+    "infinities, NumPy scalars, powers of what is not positive (anything may come of them); other dtypes (layers and "
+    "initialisers are float32); programs that freeze, share, replace, copy or load (the course has no word for it)"
 )
+# … and what this one cannot be asked.
+NOT_ASKED = {
+    fitting.HIGHER: "second and third derivatives (its gradients carry no graph)",
+    fitting.PROGRAMS: "programs of several optimizers and settings (the state of an optimizer was not found)",
+    fitting.UNBIASED: "programs with BatchNorm (its running variance is the unbiased one)",
+    fitting.BROADCASTING: "operands of different shapes (implicit broadcasting is not the course's)",
+}
 # What homeworks 1 and 2 ask for.
 _OPS = (
     "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
@@ -113,7 +137,7 @@ COURSE = {
 def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
     """What was judged, what differs by design, what is not offered; ``whole`` says also what is done about it."""
     result, offer = run.result, run.plan.offer
-    kinds = {"op": "single operations", "train": "training runs", "second": "second order"}
+    kinds = {"op": "single operations", "train": "training runs", "program": "programs", "second": "second order"}
     counts = ", ".join(f"{result.cases[kind]:,} {words}" for kind, words in kinds.items() if result.cases[kind])
     yield "judged", f"{sum(result.cases.values()):,} cases: {counts}; {result.tally.tensors:,} tensors"
     ops = sorted(label.removeprefix("op ") for label in result.coverage if label.startswith("op "))
@@ -128,7 +152,10 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
             yield "by design", f"{matter}{f' ({place})' if place else ''}: {text}"
     elif design:
         yield "by design", ", ".join(f"{matter}{f' ({place})' if place else ''}" for matter, place, _ in design)
-    yield "not drawn", f"{NOT_DRAWN}; by the course's contract, which leaves them open"
+    own = [words for name, words in NOT_ASKED.items() if name in offer.left_open]
+    settings = sorted(name.removeprefix("setting ") for name in offer.left_open if name.startswith("setting "))
+    settings = [f"changes of {', '.join(settings)} (no attribute has it)"] if settings else []
+    yield "not drawn", "; ".join([NOT_DRAWN, *own, *settings])
     missing = sorted(offer.missing)
     if of_course := [name for name in missing if name in COURSE]:
         yield "not offered", ", ".join(of_course)

@@ -15,8 +15,9 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
+from oracle.systems.ours.model import array_of
 from oracle.systems.recorded import TapeJudge
-from oracle.systems.trace import Clock, Observation, State
+from oracle.systems.trace import STATE, Clock, Observation, State
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +49,9 @@ class Lockstep:
     def steps(self, tapes: TapeJudge | None = None) -> Iterator[Step]:
         """The run; it ends where needle raises or the state is not finite. ``tapes`` looks at the first step's."""
         case = self.case
+        if case.dtypes is not None:
+            yield from self._alone()
+            return
         self.ours = ours = ours_side.NeedleRun(case, self.ndl, self.slots, self.batches, self.clock)
         self.clock.turn("torch")
         peer = self.peer(torch.float32, self.clock)
@@ -78,6 +82,36 @@ class Lockstep:
             finite = np.isfinite(np.concatenate(list(state.tensors.values()), axis=None)).all()
             if ours.failed is not None or not finite:
                 return
+
+    def _alone(self) -> Iterator[Step]:
+        """A run in other dtypes, which torch would refuse to mix: needle goes its own way, and each step is judged from the
+        state that it has left.
+        """
+        self.ours = ours = ours_side.NeedleRun(self.case, self.ndl, self.slots, self.batches, self.clock)
+        self.clock.turn("observing")
+        self.listed = [slot.name for slot in self.slots[0]]
+        state = State(inputs.initial_state(self.case))
+        ours.load(state)
+        for t in range(self.case.steps):
+            seen = ours_side.step(ours, t, None)
+            step = Step(state, seen, Observation(step=t))
+            if seen.failure is None:
+                state = self._left(ours)
+                if inputs.evaluated_after(t, self.case.steps):
+                    step.after = state
+                    step.ours_eval = ours_side.evaluate(ours, t)
+                    step.peer_eval = Observation(step=t)
+            yield step
+            if ours.failed is not None or not all(np.isfinite(v).all() for v in state.tensors.values()):
+                return
+
+    def _left(self, ours: ours_side.NeedleRun) -> State:
+        """The state that a step has left."""
+        slots: dict[str, dict[str, Array]] = {}
+        for quantity in STATE:
+            for name, (held, key) in ours.contract.states(ours.optimizer, quantity, ours.parameters):
+                slots.setdefault(quantity, {})[name] = np.array(array_of(held[key]))
+        return State({name: np.array(ours.array(name)) for name in ours.tensors}, slots)
 
     def peer(self, dtype: torch.dtype = torch.float64, clock: Clock | None = None) -> peer_side.TorchRun:
         """A torch model of the case, with its optimizer."""

@@ -14,7 +14,10 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import Known, State
+from oracle.systems.ours import is_ours
 from oracle.systems.ours.calls import CallJudge, calls
+from oracle.systems.ours.contract import contract_of
+from oracle.systems.ours.course_program import CourseWorld
 from oracle.systems.ours.phase import Failed
 from oracle.systems.ours.program import World
 from oracle.systems.recorded import TapeJudge
@@ -68,7 +71,8 @@ class ProgramRun:
         k = programs.start(case)
         clock.turn("observing")
         try:
-            world = World(case, self.ndl, (self.slots[0], self.slots[1]), self.batches, clock)
+            of = World if is_ours(self.ndl) else CourseWorld
+            world = of(case, self.ndl, (self.slots[0], self.slots[1]), self.batches, clock)
         except Failed as failed:
             yield Turn(case.actions[0], k, k, ours=Observation(0, failure=failed.failure))
             return
@@ -79,11 +83,13 @@ class ProgramRun:
             turn = Turn(action, copy.copy(k), k)
             turn.before.values = dict(k.values)
             turn.before.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
-            turn.ours.step = turn.peer.step = index
+            turn.ours = contract_of(self.ndl).observation(index, {s.name: s.shape for part in self.slots for s in part})
+            turn.peer.step = index
             if isinstance(action, a.Pass):
-                turn.masks = programs.masks(case, k.passes, programs.modes(case, k))
+                turn.masks = programs.masks(case, k.passes, k)
             world.flows = programs.flowing(k)
             action.meaning(k)
+            world.due = k.values
             turn.right = copy.copy(k)
             turn.right.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
             also = twin is not None and index < until

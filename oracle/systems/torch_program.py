@@ -39,6 +39,10 @@ class TorchProgram:
                     tensor.requires_grad_(kind == "parameter" and k.values[f"requires_grad {name}"])
         for path, module in self.model.modules.items():
             module.training = training[path]
+            for name in ("p", "momentum", "eps"):
+                key = f"setting {self.case.alias(f'{path}.')[:-1]} {name}"
+                if key in k.values:
+                    setattr(module, name, k.values[key])
 
     def run(self, k: Known, t: int, masks: Mapping[str, Array], *, to_input: bool, index: int) -> Observation:
         """A forward and a backward pass on batch t."""

@@ -20,6 +20,7 @@ QUANTITIES = (
     "parameters",  # names that model.parameters() gives, each once
     "initial",  # values as the constructors made them
     "promise",  # of an action of a program
+    "handed in",  # data, labels, targets and cotangents, which nobody may write into: what else is wrong may come of that
     "activation",  # output of every layer
     "loss",
     "second",  # second-order gradients, in a case that has them
@@ -113,6 +114,7 @@ class Observation:
         self.values.setdefault(quantity, {})[name] = value
 
 
+HANDED_IN = "the input handed in"  # of an evaluation
 UNSEEN = "of a pass that nobody watches"  # ends the name of what a model without wrapped layers must give bit for bit
 
 

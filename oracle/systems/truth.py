@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
+from oracle.cases import dtypes as kinds_of
 from oracle.cases.inputs import Batches, Slot
 from oracle.operations import elementwise, losses, reductions
-from oracle.operations.tape import Noise, Tape, Var
+from oracle.operations.dtypes import DTYPES
+from oracle.operations.tape import SINGLE, Noise, Rounding, Tape, Var
 
 Array = npt.NDArray[Any]
 
+UNDECIDED = 16.0  # of the noise: the limit of rule G, which a correct program stays within
 DOMAIN = 1e15  # no verdict is given on numbers that are larger
 
 
@@ -52,22 +55,50 @@ class _Pass:
     linears: list[str] = field(default_factory=list)  # path whose weight the i-th Linear uses
     # path -> whether it trains, where that is not as in a training run
     modes: Mapping[str, bool] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # path -> dtype, where not all is float32
+    domain: float = DOMAIN
+    unseen: bool = False  # nobody has seen which branches were taken
+
+    def branch(self, path: str, value: Array) -> None:
+        """What a kink is applied to. Where nobody sees which side needle took, a step in which rounding decides is out of the domain."""
+        if not self.unseen:
+            return
+        exact = value[0]
+        noise = np.maximum(value.max(axis=0) - exact, exact - value.min(axis=0))
+        either = (np.abs(exact) <= UNDECIDED * noise) & (noise > 0)
+        if either.any():
+            self.inside[f"{path}, branch"] = np.where(either, np.inf, 0.0)[None]
 
     def body(self, layers: Sequence[c.Layer], x: Var, prefix: str, training: bool) -> Var:
+        around = self.tape.rounding
+        finest = min((DTYPES[dtype].rounding.unit for dtype in self.dtypes.values()), default=around.unit)
         for i, layer in enumerate(layers):
             path = f"{prefix}{i}"
-            x = layer.meaning(self, x, path, self.modes.get(path, training))
-            self.outputs[path] = x
+            if self.dtypes:
+                self.tape.rounding = DTYPES[self.dtypes[path]].rounding
+            made = layer.meaning(self, x, path, self.modes.get(path, training))
+            if made is not x and self.tape.rounding.unit > finest:  # who reads it may compute in a finer dtype
+                made.value = self.tape.noisy(made.value)
+            self.outputs[path] = x = made
+        self.tape.rounding = around
         return x
 
     def between(self, what: str, value: Array) -> None:
         """A value that nobody sees, but that may leave the domain."""
-        if not all_below(DOMAIN, value):
+        if not all_below(self.domain, value):
             self.inside[what] = value
 
 
 def _constant(value: Array) -> Var:
     return Var(value, needs=False)
+
+
+def _kinds(case: c.TrainCase | c.SecondOrderCase) -> tuple[Mapping[str, str], float, Rounding, Rounding]:
+    """The dtypes of layers, the end of the domain, and how parameters and data round."""
+    if not isinstance(case, c.TrainCase) or case.dtypes is None:
+        return {}, DOMAIN, SINGLE, SINGLE
+    model, data = DTYPES[case.dtypes.model], DTYPES[case.dtypes.data]
+    return kinds_of.made(case), min(DOMAIN, model.largest, data.largest), model.rounding, data.rounding
 
 
 def _stacked(arrays: Sequence[Array]) -> Array:
@@ -85,22 +116,30 @@ def training(
     noise: Noise | None,
     first: int = 0,
     modes: Mapping[str, bool] | None = None,
+    unseen: bool = False,
 ) -> Truth:
     """Activations, loss, adjoints, gradients and buffers of the steps ``first …``, one per state."""
     tape = Tape(noise)
     window = slice(first, first + len(states))
-    tensors = {s.name: Var(_stacked([x[s.name] for x in states]), needs=not s.frozen) for s in parameters}
-    tensors |= {s.name: _constant(_stacked([x[s.name] for x in states])) for s in buffers}
+    dtypes, domain, of_model, of_data = _kinds(case)
+    tensors = {
+        s.name: Var(_stacked([x[s.name] for x in states]), needs=not s.frozen, rounding=of_model) for s in parameters
+    }
+    tensors |= {s.name: Var(_stacked([x[s.name] for x in states]), needs=False, rounding=of_model) for s in buffers}
     own = {s.name: tensors[s.name] for s in parameters}
     truth = Truth()
     seeds: list[tuple[Var, Array]] = []
     passes: list[tuple[str, Var, _Pass]] = []
     for m in range(batches.micro):
         mark = f"#{m}" if m else ""
-        x = Var(batches.x[window, m].astype(np.float64)[None], needs=getattr(case, "input_grad", False))
+        given = batches.x[window, m].astype(np.float64)[None]
+        x = Var(given, needs=getattr(case, "input_grad", False), rounding=of_data)
         branch = {p: np.stack([k[p + mark] for k in kinks]) for p in _relus(case) if p + mark in kinks[0]}
-        run = _Pass(tape, tensors, {p: v[window, m] for p, v in masks.items()}, branch, modes=modes or {})
+        dropped = {p: v[window, m] for p, v in masks.items()}
+        run = _Pass(tape, tensors, dropped, branch, modes=modes or {}, dtypes=dtypes, domain=domain, unseen=unseen)
         out = run.body(case.model, x, "", True)
+        if dtypes:
+            tape.rounding = DTYPES[dtypes[str(len(case.model) - 1)]].rounding
         for path, var in run.outputs.items():
             truth.put("activation", path + mark, var.value)
         for path, value in run.inside.items():
@@ -158,13 +197,15 @@ def evaluation(
     x: Array,
     kinks: Sequence[dict[str, Array]],
     noise: Noise | None,
+    unseen: bool = False,
 ) -> Truth:
     """Outputs of all layers in evaluation mode; ``x`` is (states, rows, features)."""
     tape = Tape(noise)
-    tensors = {name: _constant(_stacked([s[name] for s in states])) for name in states[0]}
+    dtypes, domain, of_model, of_data = _kinds(case)
+    tensors = {name: Var(_stacked([s[name] for s in states]), needs=False, rounding=of_model) for name in states[0]}
     branch = {p: np.stack([k[p] for k in kinks]) for p in _relus(case) if p in kinks[0]}
-    run = _Pass(tape, tensors, {}, branch)
-    run.body(case.model, _constant(x.astype(np.float64)[None]), "", False)
+    run = _Pass(tape, tensors, {}, branch, dtypes=dtypes, domain=domain, unseen=unseen)
+    run.body(case.model, Var(x.astype(np.float64)[None], needs=False, rounding=of_data), "", False)
     truth = Truth()
     for path, var in run.outputs.items():
         truth.put("evaluation", path, var.value)

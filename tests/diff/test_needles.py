@@ -12,6 +12,9 @@ NEEDLES = Path(__file__).parents[1] / "needles"
 # one of each kind: an operator, a gradient, a keyword, a layer, an optimizer that holds on to graphs, a walk
 SOME = (
     "reflected minus", "an axis is added", "keep_dims", "batch statistics in evaluation", "velocity keeps its graph", "recursive",
+    "modules of a dict", "all optimizers have one state",  # what only programs show
+    # and pairs, of which one hid the other where "it runs that function" was taken for evidence
+    "shapes compared from the left + batch statistics in evaluation", "the mask is float64 + eps beside the root",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """A wheel of oracle works by itself, beside anybody's own package needle; a wheel of needle needs NumPy alone."""
 
+import ast
 import os
+import re
 import site
 import subprocess
 import sys
@@ -38,13 +40,15 @@ def names(wheel):
 def installed(wheels, tmp_path_factory):
     """An environment with the wheel of oracle and somebody's own needle, installed in place; returns what runs a command there.
 
-    What oracle depends on comes from this environment: that alone is not tried here (docs/ci.md's lines are).
+    What oracle depends on comes from this environment: ``nox -s wheel`` has pip install that, too.
     """
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (packages,) = (folder / "venv").glob("**/site-packages")
-    with zipfile.ZipFile(wheels["oracle"]) as file:
-        file.extractall(packages)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python", "install", "--no-deps", "--no-index",
+         "--quiet", wheels["oracle"]], check=True,
+    )  # fmt: skip
     own = folder / "own"
     (own / "needle").mkdir(parents=True)
     (own / "needle" / "__init__.py").write_text("mine = True\n")
@@ -52,9 +56,6 @@ def installed(wheels, tmp_path_factory):
     (packages / "x.pth").write_text(
         "\n".join(site.getsitepackages())
     )  # a path in a .pth file brings no .pth of its own
-    script = folder / "venv" / "bin" / "oracle"
-    script.write_text(f"#!{folder}/venv/bin/python\nfrom oracle.__main__ import console\nconsole()\n")
-    script.chmod(0o755)
     (folder / "empty").mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GITHUB_ACTIONS")}
 
@@ -85,6 +86,37 @@ def test_the_wheel_of_needle_holds_needle_and_needs_numpy(wheels):
         (metadata,) = (n for n in found if n.endswith("METADATA"))
         needs = [line for line in file.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
     assert needs == ["Requires-Dist: numpy>=2.0"]
+
+
+FOUND_UNDER = {"sklearn": "scikit-learn", "markupsafe": "jinja2", "dask": "distributed"}  # the latter two bring them
+# What a wheel does not need: what pytest brings when it loads the plugin, and what only a clone runs.
+NOT_NEEDED = {"plugin.py": {"pytest"}, "trust/": {"pytest", "scipy"}, "check/shares.py": {"pytest"}}
+
+
+def undeclared(root, declared):
+    """What oracle imports from elsewhere that its metadata does not name."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        excused = {one for start, ones in NOT_NEEDED.items() if name.startswith(start) for one in ones}
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"oracle", "needle"}
+            found += [
+                f"{name} imports {top}" for top in sorted(tops - excused) if FOUND_UNDER.get(top, top) not in declared
+            ]
+    return found
+
+
+def test_what_oracle_imports_is_what_its_wheel_asks_for(wheels, tmp_path):
+    with zipfile.ZipFile(wheels["oracle"]) as file:
+        (metadata,) = (n for n in file.namelist() if n.endswith("METADATA"))
+        needs = re.findall(r"^Requires-Dist: ([\w-]+)", file.read(metadata).decode(), re.MULTILINE)
+    assert undeclared(ROOT / "oracle", needs) == []
+    (tmp_path / "new.py").write_text("def f():\n    import polars.io\n    import torch")
+    assert undeclared(tmp_path, needs) == ["new.py imports polars"]
 
 
 def test_somebodys_needle_stays_theirs_and_ours_is_carried(installed):

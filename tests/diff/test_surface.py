@@ -14,7 +14,7 @@ SHARDS = 3  # of seed 0, of which those cases are run that have something new, a
 
 def test_what_needle_offers_is_what_the_cases_call():
     cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
-    cases += draw("op", 16 * len(OP_NAMES), 0)
+    cases += draw("op", 16 * len(OP_NAMES), 0) + draw("program", 48, 0)
     reached = surface.reached_by(cases, needle, judged)
     items = surface.Surface(needle).items
     assert reached <= set(items)

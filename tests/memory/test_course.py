@@ -46,8 +46,8 @@ def test_two_leaks_in_one_needle_are_two_findings_each_with_its_line(tmp_path):
         next(m for m in MISTAKES if m.name == name)
         for name in ("the velocity keeps its graph", "a running statistic keeps its graph")
     )
-    folder = velocity.planted(tmp_path / "needle")
-    (folder / "needle" / statistic.file).write_text(statistic.changed())
+    folder = velocity.planted(tmp_path / "needle", statistic)
+    texts = velocity.texts(statistic)
     model = (c.Linear(3), c.BatchNorm(), c.Linear(2))
     case = c.TrainCase(
         model, c.Data(4, 3), c.SoftmaxLoss(), c.SGD(momentum=0.9), seed=0, steps=STEPS, memory=c.Memory()
@@ -62,7 +62,7 @@ def test_two_leaks_in_one_needle_are_two_findings_each_with_its_line(tmp_path):
         )
         assert finding, done.stdout
         assert finding[1] == f"needle/{mistake.file}"
-        assert any(int(finding[2]) in lines for lines in mistake.lines), finding[0]
+        assert any(int(finding[2]) in lines for lines in mistake.lines(texts[mistake.file])), finding[0]
 
 
 def test_one_that_cannot_train_gets_no_verdict(tmp_path):

@@ -28,26 +28,31 @@ class Mistake:
     more: tuple[tuple[str, str], ...] = ()
     at: str = ""  # functions or classes that the finding may point at, where it is not the one that was changed
 
-    def planted(self, folder: Path) -> Path:
-        """The needle with this mistake, in a folder."""
+    def planted(self, folder: Path, *others: Mistake) -> Path:
+        """The needle with this mistake, and with others of the same needle, in a folder."""
         shutil.copytree(HERE / self.needle / "needle", folder / "needle", ignore=shutil.ignore_patterns("__pycache__"))
-        path = folder / "needle" / self.file
-        path.write_text(self.changed(), "utf-8")
+        for file, text in self.texts(*others).items():
+            (folder / "needle" / file).write_text(text, "utf-8")
         return folder
 
-    def changed(self) -> str:
+    def texts(self, *others: Mistake) -> dict[str, str]:
+        """The files with this mistake and the others in them."""
+        found: dict[str, str] = {}
+        for mistake in (self, *others):
+            before = (HERE / self.needle / "needle" / mistake.file).read_text("utf-8")
+            found[mistake.file] = mistake.changed(found.get(mistake.file, before))
+        return found
+
+    def changed(self, text: str) -> str:
         """The text of the file with the mistake in it."""
-        text = (HERE / self.needle / "needle" / self.file).read_text("utf-8")
         for old, new in ((self.old, self.new), *self.more):
             if text.count(old) != 1:
                 raise ValueError(f"{self.name}: {old!r} stands {text.count(old)} times in {self.needle}/{self.file}")
             text = text.replace(old, new)
         return text
 
-    @property
-    def lines(self) -> list[range]:
-        """Lines of the functions that a finding may point at: the changed one, and the class around it."""
-        text = self.changed()
+    def lines(self, text: str) -> list[range]:
+        """Lines of the functions that a finding may point at, in the changed text: the changed one, and the class around it."""
         first = text[: text.index(self.new)].count("\n") + 1
         last = first + self.new.count("\n")
         found: list[range] = []
@@ -142,6 +147,12 @@ MISTAKES = (
     Mistake(
         "exp differentiated as if it were x", "named", "ops.py",
         "return g * exp(a)", "return g * a", r"exp|Exponential",
+    ),
+    Mistake(
+        "a gradient rule of plain numbers", "plain", "ops.py",
+        "return out_grad * exp(node.inputs[0])",
+        "return out_grad * type(out_grad)(array_api.exp(node.inputs[0].realize_cached_data()), requires_grad=False)",
+        r"second derivative of `ndl\.exp",
     ),
     Mistake(
         "a broken tanh", "plain", "ops.py",
@@ -264,6 +275,12 @@ MISTAKES = (
         r"parameters", at="Module",
     ),
     Mistake(
+        "modules of a dict are not found", "named", "nn.py",
+        "            parts = value.values() if isinstance(value, dict) else value\n",
+        "            parts = value\n",
+        r"parameters|eval", at="Module",
+    ),
+    Mistake(
         "bound of an initialisation", "plain", "init.py",
         "bound = math.sqrt(2) * math.sqrt(3 / fan_in)", "bound = math.sqrt(2) * math.sqrt(3 / fan_out)",
         r"Linear|kaiming",
@@ -274,6 +291,19 @@ MISTAKES = (
         "                self.u[p] = (1 - self.momentum) * grad\n            p.data",
         "                self.u[p] = grad\n            p.data",
         r"SGD.*(damp|velocity)|1 - momentum",
+    ),
+    Mistake(
+        "the momentum is remembered", "plain", "optim.py",
+        "        self.u = {}\n", "        self.u, self.rest = {}, 1 - momentum\n", r"SGD", at="SGD",
+        more=(
+            ("+ (1 - self.momentum) * grad\n", "+ self.rest * grad\n"),
+            ("                self.u[p] = (1 - self.momentum) * grad\n", "                self.u[p] = self.rest * grad\n"),
+        ),
+    ),
+    Mistake(
+        "all optimizers have one state", "plain", "optim.py",
+        "        self.u = {}\n", "", r"SGD", at="SGD",
+        more=(("class SGD(Optimizer):\n", "class SGD(Optimizer):\n    u = {}\n\n"),),
     ),
     Mistake(
         "decay outside the momentum", "named", "optim.py",
@@ -331,3 +361,30 @@ MISTAKES = (
         "self.params = list(params)", "self.params = params", r"generator",
     ),
 )  # fmt: skip
+
+
+# Mistakes of one needle that have nothing to do with each other: each must be told while the other is there.
+PAIRS = (
+    ("factor of a power", "the first step is not dampened"),
+    ("an axis is added, and its gradient not summed", "the first step is not dampened"),
+    ("an axis is added, and its gradient not summed", "eps beside the root"),
+    ("the velocity keeps its graph", "a running statistic keeps its graph"),
+    ("a broken tanh", "adam's corrected moment is kept"),
+    ("keep_dims of another library", "the first step is not dampened"),
+    ("only the last contribution counts", "the first step is not dampened"),
+    ("the mask is float64", "eps beside the root"),
+    ("negative axes are not understood", "a generator of parameters is used up"),
+    ("the first two axes instead of the last two", "adam's corrected moment is kept"),
+    ("shapes compared from the left", "batch statistics in evaluation"),
+    ("sign of a quotient", "inverted dropout without the scale"),
+    ("relu writes into its input", "adam without its correction"),
+    ("eval does not reach what is nested", "inverted dropout without the scale"),
+    ("a name that NumPy 2 has removed", "the walk is recursive"),
+    ("sums instead of means in logsoftmax", "weights of old and new exchanged"),
+    ("batch dimensions of a product", "each gradient is clipped by itself"),
+    ("slope of relu at 0", "adam counts from 0"),
+    ("gradients are written into", "weights of old and new exchanged"),
+    ("exp differentiated as if it were x", "decay outside the momentum"),
+    ("the loss is a sum", "p is the share that stays"),
+    ("logsumexp without a shift", "no bias, no forward"),
+)

@@ -1,8 +1,9 @@
 """The correct needles beside this file, and the mistakes planted in them: what a run says of each.
 
-``python tests/needles/run.py`` judges all with 400 cases; ``--cases 0`` takes the small cases alone that are drawn on purpose, and
-``--only TEXT`` the needles and mistakes with that text in their names. On a correct one nothing may be found; of a mistake, an
-entry must name it and point at the function that was changed. It ends with 1 if that is not so.
+``python tests/needles/run.py`` judges all with 400 cases; ``--cases 0`` takes the small cases alone that are drawn on purpose,
+``--only TEXT`` the needles and mistakes with that text in their names, ``--only pairs`` the pairs of mistakes. On a correct one
+nothing may be found; of a mistake, an entry must name it and point at the function that was changed, also where there is another one
+beside it. It ends with 1 if that is not so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import pickle
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from mistakes import CORRECT, MISTAKES, Mistake  # noqa: E402
+from mistakes import CORRECT, MISTAKES, PAIRS, Mistake  # noqa: E402
+
+OF_PAIRS = 100  # cases, beside the small ones, for two mistakes at once
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Outcome:
     seconds: float = 0.0  # of processor time
     found: bool = False  # an entry names the mistake and points at it
     others: int = 0  # entries that do neither: artefacts, or consequences told as findings of their own
+    missed: list[str] = field(default_factory=list)  # mistakes that are not told
     trouble: str = ""
 
 
@@ -83,17 +88,16 @@ def correct(name: str, cases: int) -> Outcome:
     return outcome
 
 
-def planted(mistake: Mistake, cases: int) -> Outcome:
-    """A needle with a mistake."""
+def planted(mistakes: Sequence[Mistake], cases: int) -> Outcome:
+    """A needle with a mistake, or with several: found if each of them is."""
+    first, *others = mistakes
     with tempfile.TemporaryDirectory() as folder:
-        outcome = judged(mistake.name, mistake.planted(Path(folder)), cases)
-    for entry in outcome.entries:
-        if entry["severity"] == "hint":
-            continue
-        if says(mistake, entry) and points(mistake, entry):
-            outcome.found = True
-        else:
-            outcome.others += 1
+        outcome = judged(" + ".join(m.name for m in mistakes), first.planted(Path(folder), *others), cases)
+    told = [entry for entry in outcome.entries if entry["severity"] != "hint"]
+    about = {m.name: [e for e in told if says(m, e) and points(m, e, mistakes)] for m in mistakes}
+    outcome.missed = [name for name, entries in about.items() if not entries]
+    outcome.found = not outcome.missed
+    outcome.others = sum(1 for entry in told if not any(entry in entries for entries in about.values()))
     return outcome
 
 
@@ -104,10 +108,13 @@ def says(mistake: Mistake, entry: dict[str, object]) -> bool:
     return re.search(mistake.says, text) is not None
 
 
-def points(mistake: Mistake, entry: dict[str, object]) -> bool:
+def points(mistake: Mistake, entry: dict[str, object], planted: Sequence[Mistake]) -> bool:
     """Whether its place is in the function that was changed."""
     at = re.match(r"needle/([\w./]+):(\d+)", str(entry["place"]))
-    return at is not None and at[1] == mistake.file and any(int(at[2]) in lines for lines in mistake.lines)
+    if at is None or at[1] != mistake.file:
+        return False
+    texts = planted[0].texts(*planted[1:])
+    return any(int(at[2]) in lines for lines in mistake.lines(texts[mistake.file]))
 
 
 def main() -> int:
@@ -125,17 +132,25 @@ def main() -> int:
         return not given.only or any(text == name or (text in name and text not in CORRECT) for text in given.only)
 
     jobs = [(name, lambda name=name: correct(name, given.cases)) for name in CORRECT if wanted(name)]
-    jobs += [(m.name, lambda m=m: planted(m, given.cases)) for m in MISTAKES if wanted(m.name)]
+    jobs += [(m.name, lambda m=m: planted([m], given.cases)) for m in MISTAKES if wanted(m.name)]
+    known = {m.name: m for m in MISTAKES}
+    pairs = [[known[name] for name in pair] for pair in PAIRS]
+    several = [(" + ".join(m.name for m in pair), pair) for pair in pairs]
+    jobs += [
+        (name, lambda pair=pair: planted(pair, min(given.cases, OF_PAIRS)))
+        for name, pair in several
+        if not given.only or "pairs" in given.only or name in given.only
+    ]
     bad = 0
-    print(f"{'':48} {'entries':>7} {'others':>6} {'cases':>6} {'code':>4} {'seconds':>7}")
+    print(f"{'':72} {'entries':>7} {'others':>6} {'cases':>6} {'code':>4} {'seconds':>7}")
     for name, job in jobs:
         outcome = job()
         right = outcome.found and not outcome.trouble and outcome.code == (0 if name in CORRECT else 1)
         bad += not right
         told = [entry for entry in outcome.entries if entry["severity"] != "hint"]
         print(
-            f"{name:48} {len(told):7} {outcome.others:6} {outcome.cases:6} {outcome.code:4} {outcome.seconds:7.1f}"
-            f"{'' if right else '   NOT AS IT SHOULD BE ' + outcome.trouble}",
+            f"{name:72.72} {len(told):7} {outcome.others:6} {outcome.cases:6} {outcome.code:4} {outcome.seconds:7.1f}"
+            f"{'' if right else '   NOT AS IT SHOULD BE ' + ', '.join([*outcome.missed, outcome.trouble])}",
             flush=True,
         )
         if given.verbose or not right or outcome.others:

@@ -25,6 +25,7 @@ class ReLU(Layer, frozen=True):
         return t.ReLU()
 
     def meaning(self, p: Pass, x: Var, path: str, training: bool) -> Var:
+        p.branch(path, x.value)
         return elementwise.relu(p.tape, x, p.kinks.get(path))
 
 

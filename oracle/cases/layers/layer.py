@@ -109,6 +109,9 @@ class Pass(Protocol):
     def body(self, layers: Sequence[Layer], x: Var, prefix: str, training: bool) -> Var:
         """The output of a body."""
 
+    def branch(self, path: str, value: Array) -> None:
+        """What a layer with a kink is applied to."""
+
     def between(self, what: str, value: Array) -> None:
         """A value on the way that nobody sees, but that may leave the domain."""
 

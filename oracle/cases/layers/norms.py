@@ -67,7 +67,8 @@ class BatchNorm(_Norm, frozen=True):
 
     def _moved(self, t: Tape, old: Var, fresh: Array) -> Var:
         m = 0.1 if self.momentum is None else self.momentum
-        return Var(t.noisy(t.noisy(old.value) * (1 - m)) + t.noisy(t.noisy(fresh) * m), needs=False)
+        kept, taken = t.noisy(t.noisy(old.value) * (1 - m)), t.noisy(t.noisy(fresh) * m)
+        return Var(t.coarse(kept, old) + t.coarse(taken, old), needs=False, rounding=old.rounding)
 
     def fits(self, check: Check, width: int, path: str, training: bool) -> int:
         where = f"model[{path}]"

@@ -128,7 +128,7 @@ def _state_elsewhere(ndl: Any) -> bool:
     course = Course(ndl)
     kinds = [kind for kind in ("SGD", "Adam") if getattr(ndl.optim, kind, None) is not None]
     return any(
-        not course.by_parameter(kind) or any(STATE[q] != name for q, name in course.names(kind).items())
+        course.keyed(kind) != "parameter" or any(STATE[q] != name for q, name in course.names(kind).items())
         for kind in kinds
     )
 
@@ -203,8 +203,9 @@ BY_DESIGN: tuple[Design, ...] = (
            (("nn.BatchNorm1d", "forward"),)),
     Design("nan and infinities as operands", "as in PyTorch", "anything", "are not drawn", _always),
     Design("powers of a base that is not positive", "as in PyTorch", "anything", "are not drawn", _always),
-    Design("programs of a user", "modules shared, added, frozen, replaced between steps, …", "train, evaluate, step",
-           "are not drawn", _always),
+    Design("programs of a user", "modules shared, added, frozen, replaced between steps, …",
+           "passes, steps, clipping, settings, modes, evaluations, a second optimizer", "these are drawn", _always),
+    Design("other dtypes than float32", "as in PyTorch", "layers and initialisers are float32", "are not drawn", _always),
     Design("arrays that a user holds", "never written into", "may be written into by the optimizer's step",
            "are not looked at", _always),
 )  # fmt: skip
@@ -226,6 +227,10 @@ class Contract:
     def backward(self, tensor: Any, *start: Any, **keywords: bool) -> None:
         """``tensor.backward(*start, retain_graph=…, create_graph=…)``."""
         tensor.backward(*start, **keywords)
+
+    def carried(self, gradient: Any, start: Any) -> bool:
+        """Whether a gradient was made to be differentiated again; ``start`` is where the backward pass began."""
+        return True
 
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """``no_grad()`` if it is asked for."""
@@ -279,7 +284,7 @@ class Contract:
         # by way of float64, from an array and from a Tensor: the dtype asked for counts, not that of the source
         wide = value.astype(np.float64)
         source = self.ndl.Tensor(wide, requires_grad=False) if attribute == "bias" else wide
-        getattr(owner, attribute).data = self.ndl.Tensor(source, dtype="float32", requires_grad=False)
+        getattr(owner, attribute).data = self.ndl.Tensor(source, dtype=value.dtype.name, requires_grad=False)
 
 
 class Course(Contract):
@@ -301,6 +306,10 @@ class Course(Contract):
     def backward(self, tensor: Any, *start: Any, **keywords: bool) -> None:
         """Only with the keywords that there are."""
         tensor.backward(*start, **{k: v for k, v in keywords.items() if k in self.keywords})
+
+    def carried(self, gradient: Any, start: Any) -> bool:
+        """It is the result of an op, or what the pass began with."""
+        return gradient is start or getattr(gradient, "op", None) is not None
 
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """Not of the course."""
@@ -355,6 +364,20 @@ class Course(Contract):
         """Whether `names` has not found it."""
         return quantity not in self.names(type(optimizer).__name__)
 
+    def hidden(self) -> bool:
+        """Whether a state of any optimizer that there is cannot be found."""
+        usual = {"SGD": ("velocity",), "Adam": ("first moment", "second moment")}
+        return any(q not in self.names(kind) for kind, qs in usual.items() for q in qs if hasattr(self.ndl.optim, kind))
+
+    def held(self, kind: str, setting: str) -> bool:
+        """Whether an attribute of an optimizer has the hyperparameter of that name."""
+        try:
+            parameter = self.ndl.nn.Parameter(self.ndl.Tensor(np.ones(2, np.float32)))
+            optimizer = getattr(self.ndl.optim, kind)([parameter], **{setting: 0.125})
+            return float(getattr(optimizer, setting)) == 0.125
+        except Exception:
+            return False
+
     def names(self, kind: str) -> dict[str, str]:
         """Which attribute of an optimizer holds what: quantity -> name, by what is in it after a first step."""
         if kind not in self._names:
@@ -365,10 +388,10 @@ class Course(Contract):
                 self._names[kind], self._keys[kind] = {q: STATE[q] for q in usual}, "parameter"
         return self._names[kind]
 
-    def by_parameter(self, kind: str) -> bool:
-        """Whether the state is keyed by parameter."""
+    def keyed(self, kind: str) -> str:
+        """What the state is keyed by: "parameter", "id" or "index"."""
         self.names(kind)
-        return self._keys[kind] == "parameter"
+        return self._keys[kind]
 
     def _look(self, kind: str) -> tuple[dict[str, str], str]:
         ndl = self.ndl

@@ -10,7 +10,7 @@ from oracle.systems.ours.phase import Failed
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.unwatched import again_unwatched
 from oracle.systems.recorded import TapeJudge
-from oracle.systems.trace import UNSEEN, Observation, same_bits
+from oracle.systems.trace import HANDED_IN, UNSEEN, Observation, same_bits
 
 # What NumPy's global generator gives next after this seed, unless somebody has drawn from it.
 _SEED = 7
@@ -39,8 +39,9 @@ def _evaluate(run: NeedleRun, t: int, obs: Observation) -> None:
         with run.phase("evaluation"):
             run.model.eval()
             with run.contract.no_grad(constant):
+                x = run.ndl.Tensor(run.batches.x[t, 0], requires_grad=run.taped)
                 with run.watch.recording() as record:
-                    out = run.model(run.ndl.Tensor(run.batches.x[t, 0], requires_grad=run.taped))
+                    out = run.model(x)
                 if not run.taped and again_unwatched(run.case, t):
                     with run.watch.unwatched():
                         again = run.model(run.ndl.Tensor(run.batches.x[t, 0], requires_grad=constant))
@@ -52,6 +53,8 @@ def _evaluate(run: NeedleRun, t: int, obs: Observation) -> None:
         return
     run.watch.judge(run.watch.tape(out, retain=False), None, record, backward=False)
     observed.outputs(run, record, "evaluation", obs)
+    if run.contract.strict:
+        obs.hold("untouched", HANDED_IN, same_bits(array_of(x), run.batches.x[t, 0]))
     for name, value in before.items():
         obs.hold("untouched", name, same_bits(run.array(name), value))
     obs.hold("untouched", "random state", np.random.bytes(8) == _NEXT)

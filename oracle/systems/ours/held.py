@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from oracle.cases.layers.containers import JOINS
+
 _made: dict[tuple[Any, str], Any] = {}
+
+
+def joined(ndl: Any, join: str, left: Any, right: Any) -> Any:
+    """A module of two modules, whose results are joined."""
+    name, base = "Joined", ndl.nn.Module
+    if (base, name) not in _made:
+
+        def init(self: Any, join: str, left: Any, right: Any) -> None:
+            base.__init__(self)
+            self.join, self.left, self.right = join, left, right
+
+        def forward(self: Any, x: Any) -> Any:
+            return JOINS[self.join](self.left(x), self.right(x))
+
+        space = {"__init__": init, "forward": forward, "__module__": __name__, "__qualname__": name}
+        _made[base, name] = globals()[name] = type(name, (base,), space)
+    return _made[base, name](join, left, right)
 
 
 def held(ndl: Any, kind: str, layers: Sequence[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,11 +70,27 @@ class NeedleModel:
     eval_modules: list[Any]
 
 
+# needle's layers with parameters of their own
+_TYPED = {kind.called or name for name, kind in c.LAYERS.items() if kind.used and kind.example(1).parameters(1)}
+
+
+class _InDtype:
+    """``needle.nn``, its layers with parameters built in a dtype."""
+
+    def __init__(self, nn: Any, dtype: str) -> None:
+        self._nn, self._dtype = nn, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        thing = getattr(self._nn, name)
+        return partial(thing, dtype=self._dtype) if name in _TYPED else thing
+
+
 class NeedleSide:
     """Where layers are built in a needle, see `oracle.cases.layers.Side`."""
 
-    def __init__(self, ndl: Any) -> None:
-        self.ndl, self.nn = ndl, ndl.nn
+    def __init__(self, ndl: Any, dtype: str = "float32") -> None:
+        self.ndl, self.dtype = ndl, dtype
+        self.nn = ndl.nn if dtype == "float32" else _InDtype(ndl.nn, dtype)
 
     def applied(self, function: Callable[..., Any], *parts: Any) -> Any:
         """A module of the user's own, as course code writes it."""
@@ -95,7 +111,7 @@ class NeedleSide:
 
     def zeros(self, size: int) -> Any:
         """A Tensor of zeros."""
-        return self.ndl.init.zeros(size)
+        return self.ndl.init.zeros(size, **({} if self.dtype == "float32" else {"dtype": self.dtype}))
 
     def either(self, name: str, otherwise: Callable[[], Any]) -> Any:
         """A layer that not every needle has."""
@@ -105,6 +121,7 @@ class NeedleSide:
 
 def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any) -> NeedleModel:
     """The model of a case as a user would write it."""
-    side = NeedleSide(ndl)
+    typed = isinstance(case, c.TrainCase) and case.dtypes is not None
+    side = NeedleSide(ndl, case.dtypes.model if typed else "float32")  # type: ignore[union-attr]
     made = build_layers(case, side, lambda layer, *about: layer.needle(side, *about), ndl.nn.Sequential)
     return NeedleModel(made.module, made.modules, made.quiet)

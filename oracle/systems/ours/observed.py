@@ -81,6 +81,12 @@ def held_gradients(run: NeedleRun, quantity: str, obs: Observation) -> list[Held
     return [(f"gradient {n}", p.grad, copies[n]) for n, p in given]
 
 
+def handed_in(run: NeedleRun, when: str, obs: Observation) -> None:
+    """Whether what a user has handed in, data, labels, targets and cotangents, is what it was."""
+    for name, thing, given in run.handed if run.contract.strict else ():
+        obs.hold("handed in", f"{name} after the {when}", same_bits(array_of(thing), given))
+
+
 def unchanged(held: list[Held], when: str, obs: Observation) -> None:
     """Whether what is held has the bits that it had."""
     for name, tensor, before in held:

@@ -74,7 +74,7 @@ def run_op(
                     obs.put("gradient with graph", f"operand {i}", array_of(tensor.grad))
                     if findings is not None:
                         findings.judge(recorded.record(tensor.grad, retain=False), backward=False)
-        if graph and case.order > 1:
+        if case.order > 1 and (graph or not contract.strict):
             _higher(case, ndl, lambda: op(ndl, *operands, **attributes), operands, obs, phase, findings)
     except Failed as failed:
         obs.failure = failed.failure
@@ -90,19 +90,26 @@ def _higher(
     phase: Callable[[str], Phase],
     findings: recorded.TapeJudge | None,
 ) -> None:
-    """The gradient of the inner product of all gradients so far with drawn directions, by the operands and the cotangent."""
+    """The gradient of the inner product of all gradients so far with drawn directions, by the operands and the cotangent.
+
+    Nothing where the gradients of another needle carry no graph: the course leaves that open.
+    """
+    contract = contract_of(ndl)
     cotangent = ndl.Tensor(case.cotangent_array)
     with phase("backward with create_graph"):
         for tensor in operands:
             tensor.grad = None
-        result().backward(cotangent, create_graph=True)
+        contract.backward(result(), cotangent, create_graph=True)
+    asked = [x for i, x in enumerate(operands) if i not in case.constants and grad_of(x) is not None]
+    if not all(contract.carried(x.grad, cotangent) for x in asked):
+        return
     by = {f"operand {i}": x for i, x in enumerate(operands) if i not in case.constants} | {"cotangent": cotangent}
     for order in range(2, case.order + 1):
         quantity = HIGHER[order]
         with phase(f"{quantity.partition(' ')[0]} backward"):
             total: Any = None
             for name, x in by.items():
-                if x.grad is not None and (order > 2 or x is not cotangent):
+                if grad_of(x) is not None and (order > 2 or x is not cotangent):
                     direction = case.direction(order - 1, name, array_of(x).shape)
                     part = (x.grad * ndl.Tensor(direction, requires_grad=False)).sum()
                     total = part if total is None else total + part
@@ -111,9 +118,9 @@ def _higher(
             if total is None or not total.requires_grad:
                 return
             tape = recorded.record(total) if findings is not None else []
-            total.backward(create_graph=order < case.order)
+            contract.backward(total, create_graph=order < case.order)
         if findings is not None:
             findings.judge(tape, second=order < case.order)
         for name, x in by.items():
-            if x.grad is not None:
+            if grad_of(x) is not None:
                 obs.put(quantity, name, array_of(x.grad))

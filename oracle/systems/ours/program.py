@@ -7,7 +7,9 @@ on to unless the program asks for it: an optimizer may write into what nobody ho
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,8 +23,8 @@ from oracle.cases import case as c
 from oracle.cases import known, programs
 from oracle.cases.inputs import Batches, Slot, initial_state, step_seed
 from oracle.cases.known import SETTINGS, STATES, State
-from oracle.systems.ours.held import held
-from oracle.systems.ours.model import Array, array_of, build
+from oracle.systems.ours.held import held, joined
+from oracle.systems.ours.model import Array, array_of, build, grad_of
 from oracle.systems.ours.phase import Phase
 from oracle.systems.ours.watch import Closely, Record, Watch
 from oracle.systems.recorded import TapeJudge
@@ -45,11 +47,14 @@ class Parts:
 class World:
     """One user's needle. Actions work on it, and ``look`` tells its state."""
 
+    strict = True  # whether needle keeps to our promises, or to those of the course alone
+
     def __init__(
         self, case: c.ProgramCase, ndl: Any, slots: tuple[list[Slot], list[Slot]],
         batches: Batches, clock: Clock,
     ) -> None:  # fmt: skip
         self.case, self.ndl, self.batches, self.clock = case, ndl, batches, clock
+        self.due: State = {}  # what the action at work has to leave
         self.parameter_slots, self.buffer_slots = slots
         self.index = self.passes = 0
         self.flows: Sequence[str] = ()  # the parameters that a backward pass reaches, as things stand
@@ -59,19 +64,27 @@ class World:
         self.twin: World | None = None
         self.watch: Watch | None = None
         self.late = programs.late(case)
+        self.tuned = programs.settings_of(case)
         with self.phase("build"):
             np.random.seed(case.seed_for("build"))
             self.softmax_loss = ndl.nn.SoftmaxLoss()
             self.parts = self._built()
-            state = initial_state(case.training)
-            for name, p in self.parameters.items():
-                p.data = ndl.Tensor(state[name], requires_grad=False)
-            for slot in self.buffer_slots:
-                self._buffer(slot).data = ndl.Tensor(state[slot.name], requires_grad=False)
+            self.start(initial_state(case.training))
             spec = case.optimizer
             given = {n: getattr(spec, n) for n in spec.__struct_fields__ if getattr(spec, n) is not None}
             first = [p for name, p in self.parameters.items() if name not in self.late]
             self.parts.optimizers.append(getattr(ndl.optim, type(spec).__name__)(first, **given))
+
+    def start(self, state: State) -> None:
+        """Take over the parameters and buffers that the program begins with."""
+        for name, p in self.parameters.items():
+            p.data = self.ndl.Tensor(state[name], requires_grad=False)
+        for slot in self.buffer_slots:
+            self._buffer(slot).data = self.ndl.Tensor(state[slot.name], requires_grad=False)
+
+    def backward(self, loss: Any, cotangent: tuple[Any, ...], **keywords: bool) -> None:
+        """``loss.backward()``."""
+        loss.backward(*cotangent, **keywords)
 
     def watched(self, tapes: TapeJudge) -> None:
         """From now on, whoever looks at the layers and the tapes sees them; chains of layers are then none."""
@@ -91,6 +104,11 @@ class World:
             module = whole.modules[str(i)]
             if case.functions and (op := programs.function_of(layer)):
                 module = whole.modules[str(i)] = nn.Residual(getattr(self.ndl, op))
+            if isinstance(layer, c.Branch):
+                bodies = [[whole.modules[f"{i}.{part}{j}"] for j in range(len(body))] for part, body in layer.nested()]
+                module = whole.modules[str(i)] = joined(
+                    self.ndl, layer.join, *(nn.Sequential(*body) for body in bodies)
+                )
             made.append(module)
         made += [] if case.again is None else [made[case.again % len(made)]]
         model = nn.Sequential(*made) if case.held == "sequential" else held(self.ndl, case.held, made)
@@ -144,6 +162,11 @@ class World:
         names = {id(p): name for name, p in self.parameters.items()}
         return [names[id(p)] for p in optimizer.params]
 
+    def with_setting(self, setting: str, place: int) -> Any:
+        """Likewise."""
+        paths = [path for path, names in self.tuned.items() if setting in names]
+        return self.modules[paths[place % len(paths)]] if paths else None
+
     def numbers(self, parameter: Any, *, positive: bool = False) -> Array:
         """Likewise."""
         return known.numbers(self.case.seed, self.index, parameter.shape, positive=positive)
@@ -171,7 +194,7 @@ class World:
     def run(self, action: a.Pass) -> None:
         """A pass; what flows is taken down before anything is added to it."""
         t = self.passes
-        before = {n: p.grad for n, p in self.parameters.items() if p.grad is not None and p.grad.dtype == p.dtype}
+        before = {n: g for n, p in self.parameters.items() if (g := grad_of(p)) is not None and g.dtype == p.dtype}
         np.random.seed(step_seed(self.case.training, t))
         x = self._tensor("input", self.batches.x[t, 0], requires_grad=action.to_input)
         with self._looked_at() as record:
@@ -186,37 +209,41 @@ class World:
             return
         tape = [] if self.watch is None else self.watch.tape(loss)
         if action.backward == "twice":
-            loss.backward(*cotangent, retain_graph=True)
+            self.backward(loss, cotangent, retain_graph=True)
             first = self._gradients()
-        loss.backward(*cotangent)
+        self.backward(loss, cotangent, **({"create_graph": True} if action.backward == "with graph" else {}))
         if action.backward == "twice":
             again = self._gradients()
             same = first.keys() == again.keys() and all(same_bits(first[n], again[n]) for n in first)
             self.promise("a second backward pass gives the same gradients", same)
-            try:
-                loss.backward(*cotangent)
-            except RuntimeError:
-                pass
-            else:
-                self.promise("a third backward pass, through the freed graph, is refused", False)
+            if self.strict:
+                self._freed(loss, cotangent)
         if self.watch is not None:
             self.watch.judge(tape, cotangent[0] if cotangent else None, record)
             for path, given, made in reversed(record):
-                if made is not given and made.grad is not None:
+                if made is not given and grad_of(made) is not None:
                     self.seen.put("adjoint", path, array_of(made.grad))
         for name in reversed(self.flows):
             p = self.parameters[name]
-            if p.grad is not None:
+            if grad_of(p) is not None:
                 self.seen.put("gradient", name, array_of(p.grad))
-        if action.to_input and x.grad is not None:
+        if action.to_input and grad_of(x) is not None:
             self.seen.put("adjoint", "input", array_of(x.grad))
         if action.add:
             for name in self.flows:
-                if name in before and self.parameters[name].grad is not None:
+                if name in before and grad_of(self.parameters[name]) is not None:
                     self.parameters[name].grad = before[name].data + self.parameters[name].grad.data
         if action.keep:
             self.hold("loss", loss)
             self.hold("output", out)
+
+    def _freed(self, loss: Any, cotangent: tuple[Any, ...]) -> None:
+        try:
+            loss.backward(*cotangent)
+        except RuntimeError:
+            pass
+        else:
+            self.promise("a third backward pass, through the freed graph, is refused", False)
 
     @contextmanager
     def _looked_at(self) -> Iterator[Record]:
@@ -241,7 +268,7 @@ class World:
         self.seen.put(quantity, programs.last(self.case), array_of(out))
 
     def _gradients(self) -> dict[str, Array]:
-        return {n: np.array(array_of(p.grad)) for n, p in self.parameters.items() if p.grad is not None}
+        return {n: np.array(array_of(g)) for n, p in self.parameters.items() if (g := grad_of(p)) is not None}
 
     def _tensor(self, name: str, values: Array, *, requires_grad: bool = False) -> Any:
         """A Tensor that the user hands in, and goes on holding."""
@@ -287,16 +314,20 @@ class World:
         """One more optimizer."""
         self.optimizers.append(getattr(self.ndl.optim, kind)(list(self.model.parameters()), **settings))
 
-    def loaded(self, *, optimizer: bool) -> None:
+    def loaded(self, *, optimizer: bool, file: bool = False) -> None:
         """Go on with a fresh model; the old one is left as it is."""
-        state = self.model.state_dict()
         np.random.seed(self.case.seed_for("fresh"))
         fresh = self._built()
-        fresh.model.load_state_dict(state)
         for name, p in self.parameters.items():
             self.hold(f"{name} of the model whose state was loaded", p)
         for slot in self.buffer_slots:
             self.hold(f"{slot.name} of the model whose state was loaded", self._buffer(slot))
+        if file:
+            self._through_a_file(fresh, optimizer=optimizer)
+            self.parts = fresh
+            return
+        state = self.model.state_dict()
+        fresh.model.load_state_dict(state)
         for value in state.values():
             value[...] = np.nan
         for old in self.optimizers:
@@ -312,6 +343,27 @@ class World:
                 if isinstance(value, np.ndarray):
                     value[...] = np.nan
         self.parts = fresh
+
+    def _through_a_file(self, fresh: Parts, *, optimizer: bool) -> None:
+        """The same by ``save`` and ``load``; with an optimizer, the global generator is put back too."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "saved.npz")
+            if not optimizer:
+                self.ndl.save(path, self.model)
+                self.ndl.load(path, fresh.model)
+            for old in self.optimizers:
+                new = [fresh.parameters[name] for name in self._names(old)]
+                if not optimizer:
+                    settings = {name: getattr(old, name) for name in SETTINGS[type(old).__name__]}
+                    fresh.optimizers.append(type(old)(new, **settings))
+                    continue
+                fresh.optimizers.append(type(old)(new))
+                np.random.seed(_SEED)
+                self.ndl.save(path, self.model, old, kept=self.index)
+                np.random.random_sample(3)
+                extra = self.ndl.load(path, fresh.model, fresh.optimizers[-1])
+                self.promise("load puts the generator back", np.random.bytes(8) == _NEXT)
+                self.promise("load returns what was saved beside the model", extra == {"kept": self.index})
 
     def copied(self, how: str) -> None:
         """Go on with a copy; the original becomes the twin, which does the same."""
@@ -348,6 +400,8 @@ class World:
             state[f"buffer {slot.name}"] = np.array(array_of(self._buffer(slot)))
         for path, module in self.modules.items():
             state[f"mode {path}"] = bool(module.training)
+        for path, given in self.tuned.items():
+            state |= {f"setting {path} {name}": getattr(self.modules[path], name) for name in given}
         for i, optimizer in enumerate(self.optimizers):
             kind = type(optimizer).__name__
             state |= {f"optimizer {i}: {name}": getattr(optimizer, name) for name in SETTINGS[kind]}

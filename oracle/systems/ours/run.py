@@ -36,6 +36,7 @@ class NeedleRun:
         self.contract = contract_of(ndl)
         self.parameter_slots, self.buffer_slots = slots
         self.kept: list[Held] = []
+        self.handed: list[Held] = []  # what a user hands in to a step, beside what it must stay
         self.failed: Failure | None = None
         self._shapes = {slot.name: slot.shape for slot in (*slots[0], *slots[1])}
         self._before: dict[str, Array] = {}  # buffers as the state had them
@@ -144,6 +145,11 @@ class NeedleRun:
         owner, attribute = self.tensors[name]
         self.contract.put(owner, attribute, value, into=bool(self._loads % 2))
 
+    def hand(self, name: str, m: int, thing: Any, given: Array) -> Any:
+        """Something that is handed in to micro-batch m: it must stay what it is."""
+        self.handed.append((f"{name}{f'#{m}' if m else ''}", thing, given))
+        return thing
+
     # -- what is differentiated ---------------------------------------------------------------------------------------
 
     def loss(self, out: Any, t: int, m: int) -> tuple[Any, Any]:
@@ -151,11 +157,15 @@ class NeedleRun:
         ndl, loss = self.ndl, self.case.loss
         if isinstance(loss, c.SoftmaxLoss):
             assert self.batches.labels is not None
+            given = self.batches.labels[t, m]
             # a Tensor asks for a gradient unless told otherwise; labels have none in any case
             default = (self.case.seed_for("labels") + t) % 2
-            return self.softmax_loss(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=bool(default))), None
+            labels = given.tolist() if loss.labels == "list" else ndl.Tensor(given, requires_grad=bool(default))
+            return self.softmax_loss(out, self.hand("labels", m, labels, given)), None
         assert self.batches.drawn is not None
-        drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=self.taped)
+        target = "cotangent" if isinstance(loss, c.Cotangent) else "target"
+        given = self.batches.drawn[t, m]
+        drawn = self.hand(target, m, ndl.Tensor(given, requires_grad=self.taped), given)
         if isinstance(loss, c.Cotangent):
             return out, drawn
         if isinstance(loss, c.WeightedSum):

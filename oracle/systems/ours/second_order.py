@@ -41,7 +41,8 @@ def run_second(
             raise Failed(run.failed)
         np.random.seed(step_seed(case, 0))
         with run.watch.recording() as record, phase("forward"):
-            out = run.model(ndl.Tensor(batches.x[0, 0], requires_grad=False))
+            x = run.hand("input", 0, ndl.Tensor(batches.x[0, 0], requires_grad=False), batches.x[0, 0])
+            out = run.model(x)
             loss, cotangent = run.loss(out, 0, 0)
         observed.outputs(run, record, "activation", obs)
         run.watch.findings = findings
@@ -54,6 +55,7 @@ def run_second(
         first = {n: p.grad for n, p in run.parameters.items() if grad_of(p) is not None}
         for name, grad in reversed(first.items()):
             obs.put("gradient", name, array_of(grad))
+        observed.handed_in(run, "backward pass", obs)
         if again_unwatched(case, 0) and findings is None:
             np.random.seed(step_seed(case, 0))
             with run.watch.unwatched():
@@ -78,6 +80,7 @@ def run_second(
                 second = run.watch.tape(total)
                 total.backward()
         run.watch.judge(second, None, [])
+        observed.handed_in(run, "second backward pass", obs)
         for name, parameter in reversed(run.parameters.items()):
             if grad_of(parameter) is not None:
                 obs.put("second", name, array_of(parameter.grad))

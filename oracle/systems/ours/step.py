@@ -35,6 +35,7 @@ def step(run: NeedleRun, t: int, findings: TapeJudge | None = None) -> Observati
     With ``findings``, rule OP judges the tape of every backward pass.
     """
     run.clock.step = t
+    run.handed.clear()
     obs = run.observation(t)
     if t == 0 and hasattr(run, "initial"):
         observed.as_built(run, obs)
@@ -90,6 +91,8 @@ def _step(run: NeedleRun, t: int, obs: Observation) -> None:
         skipped.grad = gradient  # the number of live tensors is to be constant
     # what a user kept from the step before must not change later
     observed.unchanged(run.kept, f"of step {t - 1}", obs)
+    observed.handed_in(run, "step", obs)
+    run.handed.clear()
     loss = passes[-1].loss
     run.kept = [*held, ("loss", loss.data, np.array(array_of(loss)))] if run.contract.strict else []
 
@@ -101,9 +104,11 @@ def _forward_backward(run: NeedleRun, t: int, m: int, obs: Observation) -> _Pass
         given = np.array(run.batches.x[t, m])
         x = run.ndl.Tensor(given, requires_grad=run.case.input_grad or run.taped)
         given[...] = np.nan  # a Tensor copies what it is made of
+        run.hand("input", m, x, run.batches.x[t, m])
         out = run.model(x)
         loss, cotangent = run.loss(out, t, m)
     observed.outputs(run, record, "activation", obs, mark)
+    observed.handed_in(run, "forward pass", obs)
     for path, before, made in record:
         if made is before:
             obs.aliases.add(path + mark)
@@ -117,6 +122,7 @@ def _forward_backward(run: NeedleRun, t: int, m: int, obs: Observation) -> _Pass
             run.optimizer.reset_grad()
             observed.left_over(run, obs)
         run.backward(loss, cotangent, obs)
+    observed.handed_in(run, "backward pass", obs)
     run.watch.judge(tape, cotangent, record)
     return _Pass(mark, x, record, loss)
 

@@ -16,6 +16,7 @@ from oracle.trust.faults import (
     dropout,
     dtypes,
     elementwise,
+    handed,
     higher,
     large,
     layers,
@@ -29,6 +30,7 @@ from oracle.trust.faults import (
     small,
     tuples,
     walk,
+    whole,
 )
 from oracle.trust.faults.chapter import Fault
 from oracle.trust.patches import Patch
@@ -40,7 +42,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole, handed),
     )
 ]
 FAULTS: dict[str, Fault] = {}

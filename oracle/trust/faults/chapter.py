@@ -20,6 +20,9 @@ class Fault:
     about: str  # what is wrong, in words
     suspect: str  # who is to blame, in words that the oracle should use
     patch: Patch
+    words: str = (
+        ""  # what the oracle should say that needle does instead, where it says anything; alternatives with "|"
+    )
 
 
 class Chapter:
@@ -30,8 +33,8 @@ class Chapter:
         self.faults: list[Fault] = []
         self.controls: dict[str, Patch] = {}
 
-    def __call__(self, name: str, about: str, suspect: str, patch: Patch) -> None:
-        self.faults.append(Fault(name, self.group, about, suspect, patch))
+    def __call__(self, name: str, about: str, suspect: str, patch: Patch, words: str = "") -> None:
+        self.faults.append(Fault(name, self.group, about, suspect, patch, words))
 
 
 def f16(x: Any) -> Any:

@@ -106,6 +106,7 @@ fault(
         seen=lambda c, x, i, node: c,
         add=lambda before, c: c if before.ndim == 2 and before.shape[0] == before.shape[1] else before + c,
     ),
+    words="only one|is missing",
 )
 fault(
     "relu-large-gradient",
@@ -165,6 +166,7 @@ fault(
     "the third step uses twice the learning rate",
     "SGD parameter update",
     sgd(lr=lambda s: s.o.lr * (2 if s.n == 3 else 1)),
+    words="twice",
 )
 fault(
     "sgd-third-step-velocity",
@@ -183,6 +185,7 @@ fault(
     "a change of the learning rate throws the velocity away",
     "SGD velocity",
     sgd(old=lambda s: np.zeros_like(s.x) if lr_changed(s) or s.p not in s.o.u else s.o.u[s.p].cached_data),
+    words="taken as zero",
 )
 fault(
     "sgd-decay-after-lr-change",
@@ -207,6 +210,7 @@ fault(
     "parameters of one element get no decay",
     "SGD velocity|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.p.size > 1 else 0.0),
+    words="decay is missing",
 )
 fault(
     "sgd-large-momentum",
@@ -237,6 +241,7 @@ fault(
     "from the fifth parameter on gradients do not count in the norm",
     "clip norm",
     clip(norm=lambda gs: math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs[:4]))),
+    words="is left out",
 )
 fault(
     "clip-at-step-two",

@@ -88,18 +88,22 @@ fault(
 
 
 def _added_in_half(old: Any, self: Any, a: Any) -> Any:
-    if a.dtype != np.float16 or self.axes is not None or a.size < 3:
+    if a.dtype != np.float16 or a.size < 3:
         return old(self, a)
-    total = np.float16(0)
-    for x in a.ravel():
-        total = np.float16(total + x)
+    given = range(a.ndim) if self.axes is None else np.atleast_1d(self.axes)
+    axes = sorted(int(axis) % a.ndim for axis in given)
+    kept = [axis for axis in range(a.ndim) if axis not in axes]
+    rows = a.transpose(*axes, *kept).reshape(-1, *(a.shape[axis] for axis in kept))
+    total = np.zeros(rows.shape[1:], np.float16)
+    for row in rows:
+        total = (total + row).astype(np.float16)
     return np.asarray(total)
 
 
 def _product_in_half(old: Any, self: Any, a: Any, b: Any) -> Any:
-    if not a.dtype == b.dtype == np.float16 or a.ndim != 2 or b.ndim != 2 or a.shape[1] < 2:
+    if not a.dtype == b.dtype == np.float16 or a.ndim < 2 or b.ndim < 2 or a.shape[-1] < 2:
         return old(self, a, b)
-    total = np.zeros((a.shape[0], b.shape[1]), np.float16)
-    for k in range(a.shape[1]):
-        total = (total + a[:, k : k + 1] * b[k : k + 1]).astype(np.float16)
+    total = np.zeros(old(self, a, b).shape, np.float16)
+    for k in range(a.shape[-1]):
+        total = (total + a[..., k : k + 1] * b[..., k : k + 1, :]).astype(np.float16)
     return total

@@ -299,6 +299,7 @@ fault(
     "parameters of more than 20,480 elements get no decay",
     "SGD velocity|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.p.size <= 20_480 else 0.0),
+    words="decay is missing",
 )
 fault(
     "sgd-second-block",
@@ -317,6 +318,7 @@ fault(
     "parameters of more than 20,480 elements get no bias correction",
     "Adam parameter update",
     adam(c1=lambda s: 1 - s.b1**s.t if s.p.size <= 20_480 else 1.0),
+    words="only the second moment",
 )
 fault(
     "clip-beyond-20480",
@@ -325,6 +327,7 @@ fault(
     clip(
         norm=lambda gs: math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs if g.size <= 20_480)),
     ),
+    words="is left out",
 )
 
 

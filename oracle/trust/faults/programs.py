@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import needle
 from needle import autograd
 from needle.autograd import Parameter, Tensor
 from oracle.trust.faults.adam import adam
@@ -31,39 +32,77 @@ def _first(name: str) -> Callable[[Any], Any]:
     return lambda s: vars(s.o).setdefault("at_first", {}).setdefault(name, getattr(s.o, name))
 
 
-fault("program-momentum-cached", "the β of the first step is used for ever", VELOCITY, sgd(beta=_first("momentum")))
-fault("program-decay-cached", "the λ of the first step is used for ever", VELOCITY, sgd(decay=_first("weight_decay")))
+fault(
+    "program-momentum-cached",
+    "the β of the first step is used for ever",
+    VELOCITY,
+    sgd(beta=_first("momentum")),
+    words="β is stale",
+)
+fault(
+    "program-decay-cached",
+    "the λ of the first step is used for ever",
+    VELOCITY,
+    sgd(decay=_first("weight_decay")),
+    words="λ is stale",
+)
 fault("program-rest-cached", "1 − β is that of the first step", VELOCITY,
-      sgd(rest=lambda s: 1 - _first("momentum")(s)))  # fmt: skip
+      sgd(rest=lambda s: 1 - _first("momentum")(s)), words="1 − β is stale")  # fmt: skip
 fault(
-    "program-beta1-cached", "the β1 of the first step is used for ever", "Adam first moment", adam(b1=_first("beta1"))
+    "program-beta1-cached",
+    "the β1 of the first step is used for ever",
+    "Adam first moment",
+    adam(b1=_first("beta1")),
+    words="stale",
 )
 fault(
-    "program-beta2-cached", "the β2 of the first step is used for ever", "Adam second moment", adam(b2=_first("beta2"))
+    "program-beta2-cached",
+    "the β2 of the first step is used for ever",
+    "Adam second moment",
+    adam(b2=_first("beta2")),
+    words="stale",
 )
 fault(
-    "program-eps-cached", "the ε of the first step is used for ever", "Adam parameter update", adam(eps=_first("eps"))
+    "program-eps-cached",
+    "the ε of the first step is used for ever",
+    "Adam parameter update",
+    adam(eps=_first("eps")),
+    words="stale",
 )
 fault("program-lr-cached-adam", "the learning rate of the first step is used for ever", "Adam parameter update",
-      adam(lr=_first("lr")))  # fmt: skip
-fault("program-lr-zero-default", "an lr of 0 is taken for none at all", UPDATE, sgd(lr=lambda s: s.o.lr or 0.01))
-fault("program-lr-at-most-1", "an lr above 1 is taken as 1", UPDATE, sgd(lr=lambda s: min(s.o.lr, 1.0)))
+      adam(lr=_first("lr")), words="stale")  # fmt: skip
+fault(
+    "program-lr-zero-default",
+    "an lr of 0 is taken for none at all",
+    UPDATE,
+    sgd(lr=lambda s: s.o.lr or 0.01),
+    words="default",
+)
+fault(
+    "program-lr-at-most-1",
+    "an lr above 1 is taken as 1",
+    UPDATE,
+    sgd(lr=lambda s: min(s.o.lr, 1.0)),
+    words="taken as 1",
+)
 fault(
     "program-decay-at-most-1",
     "a decay above 1 is taken as 1",
     VELOCITY,
     sgd(decay=lambda s: min(s.o.weight_decay, 1.0)),
+    words="taken as 1",
 )
 fault("program-decay-never-ends", "a decay that is set to 0 stays what it was", VELOCITY,
-      sgd(decay=lambda s: s.o.weight_decay or vars(s.o).get("decay", 0.0), kept=lambda s: (vars(s.o).update(decay=s.decay), s.v)[1]))  # fmt: skip
+      sgd(decay=lambda s: s.o.weight_decay or vars(s.o).get("decay", 0.0), kept=lambda s: (vars(s.o).update(decay=s.decay), s.v)[1]), words="stale")  # fmt: skip
 fault(
     "program-eps-at-most-1",
     "an ε above 1 is taken as 1",
     "Adam parameter update",
     adam(eps=lambda s: min(s.o.eps, 1.0)),
+    words="taken as 1",
 )
 fault("program-lr-change-ends-momentum", "a new lr starts the velocity anew", VELOCITY,
-      sgd(old=lambda s: held(s.o.u, s.p) * (s.o.lr == vars(s.o).get("last", s.o.lr)), kept=lambda s: (vars(s.o).update(last=s.o.lr), s.v)[1]))  # fmt: skip
+      sgd(old=lambda s: held(s.o.u, s.p) * (s.o.lr == vars(s.o).get("last", s.o.lr)), kept=lambda s: (vars(s.o).update(last=s.o.lr), s.v)[1]), words="taken as zero")  # fmt: skip
 
 
 def _unchecked(*names: str) -> Patch:
@@ -124,17 +163,18 @@ fault("program-max-norm-unchecked", "max_norm = 0 is taken", "refuse max_norm",
 
 SCALING = "clip scal"
 fault("program-clip-scales-up", "a norm below max_norm is scaled up to it, if max_norm is above 1", SCALING,
-      clip(factor=lambda norm, most: most / (norm + 1e-6) if most > 1 and math.isfinite(most) else min(1.0, most / (norm + 1e-6))))  # fmt: skip
+      clip(factor=lambda norm, most: most / (norm + 1e-6) if most > 1 and math.isfinite(most) else min(1.0, most / (norm + 1e-6))), words="scaled up")  # fmt: skip
 fault(
     "program-clip-at-most-1",
     "max_norm above 1 is taken as 1",
     SCALING,
     clip(factor=lambda norm, most: min(1.0, min(most, 1.0) / (norm + 1e-6))),
+    words="taken as 1",
 )
 fault("program-clip-inf-nan", "max_norm = inf gives nan", SCALING,
       clip(factor=lambda norm, most: min(1.0, most / (norm + 1e-6)) if math.isfinite(most) else math.nan))  # fmt: skip
 fault("program-clip-at-the-norm", "a norm that is max_norm is not clipped, and neither is one that is 0.1 % larger", SCALING,
-      clip(factor=lambda norm, most: 1.0 if norm < 1.001 * most else most / (norm + 1e-6), norm=lambda gs: _norm_of(gs)))  # fmt: skip
+      clip(factor=lambda norm, most: 1.0 if norm < 1.001 * most else most / (norm + 1e-6), norm=lambda gs: _norm_of(gs)), words="not clipped")  # fmt: skip
 fault("program-clip-below-a-thousandth", "a factor below 0.001 is taken as 0.001", SCALING,
       clip(factor=lambda norm, most: max(1e-3, min(1.0, most / (norm + 1e-6)))))  # fmt: skip
 
@@ -165,6 +205,7 @@ fault(
     "data that was replaced is stale in the flat copy",
     f"{EITHER}|data|set|kept|shared",
     _in_place(data=False),
+    words="stays",
 )
 
 
@@ -179,6 +220,7 @@ fault(
     "a velocity that was replaced is ignored: the flat copy counts",
     f"{EITHER}|alias",
     around("optim.Optimizer._in_place", _put_back),
+    words="taken as zero|velocity of",
 )
 fault(
     "program-held-data-written",
@@ -202,9 +244,9 @@ fault(
 fault("program-velocity-strided-flat", "a strided velocity is read as it lies in memory", EITHER,
       around("optim._state_of", lambda old, p, state, what: _flat(old(p, state, what), state.get(p))))  # fmt: skip
 fault("program-velocity-array-ignored", "a velocity that is no Tensor counts as none", f"{VELOCITY}|Adam first moment|Adam second moment",
-      sgd(old=lambda s: held(s.o.u, s.p) if isinstance(s.o.u.get(s.p), Tensor) else np.zeros_like(s.x)))  # fmt: skip
+      sgd(old=lambda s: held(s.o.u, s.p) if isinstance(s.o.u.get(s.p), Tensor) else np.zeros_like(s.x)), words="taken as zero")  # fmt: skip
 fault("program-velocity-float64-kept", "a velocity in float64 stays one", f"{VELOCITY}|dtype",
-      sgd(kept=lambda s: s.v.astype(_dtype_of(s.o.u.get(s.p), s.v))))  # fmt: skip
+      sgd(kept=lambda s: s.v.astype(_dtype_of(s.o.u.get(s.p), s.v))), words="dtype is float64")  # fmt: skip
 
 
 def _flat(tensor: Any, given: Any) -> Any:
@@ -259,7 +301,7 @@ fault(
 fault("program-gradient-reversed-flat", "a gradient with negative strides is read forwards", f"{EITHER}|clip",
       _gradients(lambda p, g: g[..., ::-1] if g.ndim and g.strides[-1] < 0 else g))  # fmt: skip
 fault("program-gradient-float64-half", "a gradient in float64 is cut to float16", f"{EITHER}|clip",
-      _gradients(lambda p, g: g.astype(np.float16).astype(g.dtype) if p.grad.dtype == np.float64 else g))  # fmt: skip
+      _gradients(lambda p, g: g.astype(np.float16).astype(g.dtype) if p.grad.dtype == np.float64 else g), words="float16")  # fmt: skip
 fault("program-gradient-integer-refused", "a gradient of integers raises", "step|clip|in _converted_gradient",
       around("optim._converted_gradient", lambda old, p, grad, name: old(p, grad, name) if grad.dtype.kind == "f" else _refused()))  # fmt: skip
 fault(
@@ -455,9 +497,9 @@ fault(
     around("optim.Optimizer._gradients", _first_params),
 )
 fault("program-late-parameter-t", "a late parameter has made as many steps as all others", "Adam parameter update|Adam skip",
-      adam(t=lambda s: max((s.o.t.get(p, 0) for p in s.o.params if p is not s.p), default=0) + 1 if s.p not in s.o.t else s.o.t[s.p] + 1))  # fmt: skip
+      adam(t=lambda s: max((s.o.t.get(p, 0) for p in s.o.params if p is not s.p), default=0) + 1 if s.p not in s.o.t else s.o.t[s.p] + 1), words="step counter")  # fmt: skip
 fault("program-late-velocity-of-another", "a late parameter starts with another one's velocity", VELOCITY,
-      sgd(old=lambda s: held(s.o.u, s.p) if s.p in s.o.u else next((held(s.o.u, q) for q in s.o.u if q.shape == s.p.shape), np.zeros_like(s.x))))  # fmt: skip
+      sgd(old=lambda s: held(s.o.u, s.p) if s.p in s.o.u else next((held(s.o.u, q) for q in s.o.u if q.shape == s.p.shape), np.zeros_like(s.x))), words="velocity of")  # fmt: skip
 
 # -- modes ----------------------------------------------------------------------------------------------------------------
 
@@ -713,7 +755,7 @@ fault(
     replace("optim.Optimizer.__getstate__", _shared_velocities) + replace("optim.Optimizer.__setstate__", _unboxed),
 )
 fault("program-copy-takes-runs", "a copy of an optimizer keeps the prepared runs of the original", f"{COPIES}|{EITHER}|alias",
-      replace("optim.Optimizer.__getstate__", _with_runs) + replace("optim.Optimizer.__setstate__", _all_of_it) + around("optim.Optimizer._in_place", _trusted))  # fmt: skip
+      replace("optim.Optimizer.__getstate__", _with_runs) + replace("optim.Optimizer.__setstate__", _all_of_it) + around("optim.Optimizer._in_place", _trusted), words="stays")  # fmt: skip
 fault("program-copy-loses-buffers", "a copy has buffers and velocities of zeros", COPIES, _copied(_buffers_zero))
 fault("program-copy-loses-gradients", "a copy has no gradients", COPIES, _copied(_without("grad")))
 fault(
@@ -786,6 +828,7 @@ fault(
     "a second backward adds to the first",
     "pass two backward|gradients",
     around("autograd.Tensor.backward", _adds),
+    words="twice",
 )
 
 
@@ -824,14 +867,159 @@ def _detached_function(old: Any, self: Any, x: Any) -> Any:
 fault(
     "program-module-twice-once",
     "a module that is used twice gets the gradient of one use",
-    "gradients",
+    "chain",
     around("chain.Chain.backward", _first_use_only),
 )
 fault(
     "program-residual-function-detached",
     "no gradient flows through the function of a Residual",
-    "gradients|pass",
+    "Residual forward",
     around("nn.Residual.forward", _detached_function),
 )
 fault("program-evaluation-draws", "eval() draws a random number", "evaluation in between|Module.eval",
       around("nn.Module.eval", lambda old, self: (np.random.rand(), old(self))[1]) + around("nn.Module.__call__", lambda old, self, *args, **k: (None if self.training else np.random.rand(), old(self, *args, **k))[1]))  # fmt: skip
+
+
+# -- settings of layers, files, gradients with a graph, tied weights ------------------------------------------------------
+
+
+def _at_first(path: str, setting: str) -> Patch:
+    """In training, a layer goes on with the setting that it had at its first pass."""
+
+    def change(old: Any, self: Any, *args: Any) -> Any:
+        now = getattr(self, setting)
+        first = vars(self).setdefault(f"first_{setting}", now)
+        setattr(self, setting, first)
+        try:
+            return old(self, *args)
+        finally:
+            setattr(self, setting, now)
+
+    return around(path, change)
+
+
+fault(
+    "program-dropout-p-cached",
+    "Dropout goes on with the p of its first pass",
+    "Dropout forward",
+    _at_first("nn.Dropout._ops", "p"),
+)
+fault(
+    "program-bn-momentum-cached",
+    "BatchNorm goes on with the momentum of its first pass",
+    "BatchNorm running statistics",
+    _at_first("nn.BatchNorm1d._follow", "momentum"),
+)
+fault(
+    "program-bn-eps-cached",
+    "BatchNorm goes on with the ε of its first pass",
+    "BatchNorm forward",
+    _at_first("nn.BatchNorm1d._ops", "eps"),
+)
+fault(
+    "program-ln-eps-cached",
+    "LayerNorm goes on with the ε of its first pass",
+    "LayerNorm forward",
+    _at_first("nn.LayerNorm1d.forward", "eps") + _at_first("nn.LayerNorm1d._ops", "eps"),
+)
+FILE = "a file into a fresh model"
+fault(
+    "program-file-half",
+    "save rounds to float16",
+    FILE,
+    around("save", lambda old, path, model, *more, **extra: old(path, _Rounded(model), *more, **extra)),
+)
+fault(
+    "program-file-no-buffers",
+    "load leaves running statistics as they were",
+    FILE,
+    around("load", lambda old, path, model, *more: _without_buffers(old, path, model, *more)),
+)
+fault(
+    "program-file-no-state",
+    "load leaves the optimizer without its velocities",
+    FILE,
+    around("load", lambda old, path, model, *more: _forgetful(old, path, model, *more)),
+)
+fault(
+    "program-file-no-random-state",
+    "load leaves the global generator as it is",
+    FILE,
+    around("load", lambda old, *args: _other_numbers(old(*args))),
+)
+fault(
+    "program-state-carries-graph",
+    "the velocity of a gradient with a graph carries one too",
+    "step",
+    around("optim.SGD.step", lambda old, self: _with_graph(old, self)),
+)
+fault(
+    "program-graph-gradient-skipped",
+    "a parameter whose gradient carries a graph is not updated",
+    VELOCITY,
+    around("optim.SGD.step", lambda old, self: _skipping(old, self)),
+)
+
+
+fault(
+    "program-load-unties",
+    "load_state_dict gives every layer a weight of its own",
+    "pass|forward in the modes|backward",
+    around("nn.Module.load_state_dict", lambda old, self, state: _untied(old, self, state)),
+)
+
+
+class _Rounded(needle.nn.Module):
+    """A model with the same state, rounded."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def state_dict(self) -> Any:
+        return {n: a.astype(np.float16).astype(a.dtype) for n, a in self.model.state_dict().items()}
+
+
+def _without_buffers(old: Any, path: Any, model: Any, *more: Any) -> Any:
+    kept = {n: t.cached_data for n, t in model._state().items() if not isinstance(t, Parameter)}
+    made = old(path, model, *more)
+    for name, data in kept.items():
+        model._state()[name].cached_data = data
+    return made
+
+
+def _forgetful(old: Any, path: Any, model: Any, *more: Any) -> Any:
+    made = old(path, model, *more)
+    for optimizer in more:
+        getattr(optimizer, optimizer._states[0]).clear()
+    return made
+
+
+def _other_numbers(made: Any) -> Any:
+    np.random.random_sample(1)
+    return made
+
+
+def _with_graph(old: Any, self: Any) -> None:
+    old(self)
+    for p in self.params:
+        if p.grad is not None and p.grad.requires_grad and p in self.u:
+            self.u[p] = self.u[p] + p.grad * 0.0
+
+
+def _skipping(old: Any, self: Any) -> None:
+    kept = {p: p.grad for p in self.params if p.grad is not None and p.grad.requires_grad}
+    for p in kept:
+        p.grad = None
+    old(self)
+    for p, grad in kept.items():
+        p.grad = grad
+
+
+def _untied(old: Any, self: Any, state: Any) -> None:
+    old(self, state)
+    seen: set[int] = set()
+    for module in self._children():
+        weight = getattr(module, "weight", None)
+        if weight is not None and id(weight) in seen:
+            module.weight = Parameter(weight.numpy().copy())
+        seen.add(id(weight))

@@ -119,104 +119,147 @@ fault.controls["SGD.step written out"] = sgd()
 
 VELOCITY, UPDATE = "SGD velocity", "SGD parameter update"
 
-fault("sgd-undampened", "velocity u = βu + g', without 1 − β", VELOCITY, sgd(v=lambda s: s.beta * s.old + s.d))
+fault(
+    "sgd-undampened",
+    "velocity u = βu + g', without 1 − β",
+    VELOCITY,
+    sgd(v=lambda s: s.beta * s.old + s.d),
+    words="undampened",
+)
 fault("sgd-undampened-first-step", "the first velocity is g' itself, as in torch", VELOCITY,
-      sgd(v=lambda s: s.beta * s.old + s.rest * s.d if s.p in s.o.u else s.d))  # fmt: skip
-fault("sgd-dampened-twice", "1 − β enters squared", VELOCITY, sgd(rest=lambda s: (1 - s.beta) ** 2))
+      sgd(v=lambda s: s.beta * s.old + s.rest * s.d if s.p in s.o.u else s.d), words="undampened")  # fmt: skip
+fault(
+    "sgd-dampened-twice",
+    "1 − β enters squared",
+    VELOCITY,
+    sgd(rest=lambda s: (1 - s.beta) ** 2),
+    words="dampened twice",
+)
 fault(
     "sgd-beta-squared",
     "the old velocity decays with β²",
     VELOCITY,
     sgd(beta=lambda s: s.o.momentum**2, rest=lambda s: 1 - s.o.momentum),
+    words="β²",
 )
 fault("sgd-decay-outside-momentum", "decay is added to the update and not to the gradient", f"{VELOCITY}|SGD decay",
-      sgd(d=lambda s: s.g, new=lambda s: s.x - s.lr * (s.v + s.decay * s.x)))  # fmt: skip
+      sgd(d=lambda s: s.g, new=lambda s: s.x - s.lr * (s.v + s.decay * s.x)), words="outside the momentum: ")  # fmt: skip
 fault("sgd-decay-decoupled", "decay shrinks the parameter, without the learning rate", f"{VELOCITY}|SGD decay",
-      sgd(d=lambda s: s.g, new=lambda s: (1 - s.decay) * s.x - s.lr * s.v))  # fmt: skip
-fault("sgd-decay-sign", "decay with the wrong sign", f"{VELOCITY}|SGD decay", sgd(d=lambda s: s.g - s.decay * s.x))
-fault("sgd-decay-ignored", "no decay at all", f"{VELOCITY}|SGD decay", sgd(d=lambda s: s.g))
+      sgd(d=lambda s: s.g, new=lambda s: (1 - s.decay) * s.x - s.lr * s.v), words="without the learning rate")  # fmt: skip
+fault(
+    "sgd-decay-sign",
+    "decay with the wrong sign",
+    f"{VELOCITY}|SGD decay",
+    sgd(d=lambda s: s.g - s.decay * s.x),
+    words="decay has the wrong sign",
+)
+fault("sgd-decay-ignored", "no decay at all", f"{VELOCITY}|SGD decay", sgd(d=lambda s: s.g), words="decay is missing")
 fault(
     "sgd-decay-doubled",
     "decay is the derivative of λθ², not of λθ²/2",
     f"{VELOCITY}|SGD decay",
     sgd(d=lambda s: s.g + 2 * s.decay * s.x),
+    words="decay counts twice",
 )
 fault(
     "sgd-decay-only-with-momentum",
     "decay is ignored where β = 0",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.beta else 0.0),
+    words="decay is missing",
 )
 fault(
     "sgd-decay-undampened",
     "decay enters the velocity without 1 − β",
     f"{VELOCITY}|SGD decay",
     sgd(v=lambda s: s.beta * s.old + s.rest * s.g + s.decay * s.x),
+    words="decay is not dampened",
 )
 fault(
     "sgd-decay-not-for-vectors",
     "parameters of one dimension are exempt from decay",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.p.ndim > 1 else 0.0),
+    words="decay is missing",
 )
 fault(
     "sgd-decay-not-for-rows",
     "biases of shape (1, n) are exempt from decay",
     f"{VELOCITY}|SGD decay",
     sgd(decay=lambda s: 0.0 if s.p.ndim > 1 and s.p.shape[0] == 1 else s.o.weight_decay),
+    words="decay is missing",
 )
 fault("sgd-velocity-not-stored", "the velocity is used and thrown away", VELOCITY, sgd(kept=lambda s: None))
-fault("sgd-velocity-lags", "the old velocity is stored", VELOCITY, sgd(kept=lambda s: s.old))
+fault("sgd-velocity-lags", "the old velocity is stored", VELOCITY, sgd(kept=lambda s: s.old), words="velocity stays")
 fault(
     "sgd-old-velocity-used",
     "the update uses the velocity of the step before",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * s.old),
+    words="old velocity is used",
 )
-fault("sgd-velocity-float64", "velocities are float64", f"{VELOCITY}|dtype", sgd(kept=lambda s: s.v.astype(np.float64)))
+fault(
+    "sgd-velocity-float64",
+    "velocities are float64",
+    f"{VELOCITY}|dtype",
+    sgd(kept=lambda s: s.v.astype(np.float64)),
+    words="dtype is float64",
+)
 fault(
     "sgd-parameter-float64",
     "parameters become float64",
     f"{UPDATE}|dtype",
     sgd(new=lambda s: (s.x - s.lr * s.v).astype(np.float64)),
+    words="dtype is float64",
 )
 fault(
     "sgd-velocity-by-shape",
     "velocities are kept by shape: equal shapes share one",
     VELOCITY,
     _shared_velocity(lambda s: s.p.shape),
+    words="velocity of",
 )
 fault(
-    "sgd-velocity-by-size", "velocities are kept by number of elements", VELOCITY, _shared_velocity(lambda s: s.p.size)
+    "sgd-velocity-by-size",
+    "velocities are kept by number of elements",
+    VELOCITY,
+    _shared_velocity(lambda s: s.p.size),
+    words="velocity of",
 )
 fault(
     "sgd-velocity-by-gradient",
     "velocities are kept by the gradient, which is new in each step",
     VELOCITY,
     sgd(old=lambda s: np.zeros_like(s.x)),
+    words="taken as zero",
 )
 fault("sgd-velocity-of-neighbour", "velocities are taken in the wrong order where shapes allow it", VELOCITY,
-      sgd(old=lambda s: next((s.o.u[q].cached_data for q in s.o.params[::-1] if q in s.o.u and q.shape == s.p.shape), np.zeros_like(s.x))))  # fmt: skip
-fault("sgd-lr-captured", "the learning rate of the first step is used for ever", UPDATE, sgd(lr=first_lr))
-fault("sgd-lr-late", "a new learning rate takes effect one step late", UPDATE, sgd(lr=_late_lr))
+      sgd(old=lambda s: next((s.o.u[q].cached_data for q in s.o.params[::-1] if q in s.o.u and q.shape == s.p.shape), np.zeros_like(s.x))), words="velocity of")  # fmt: skip
+fault(
+    "sgd-lr-captured", "the learning rate of the first step is used for ever", UPDATE, sgd(lr=first_lr), words="stale"
+)
+fault("sgd-lr-late", "a new learning rate takes effect one step late", UPDATE, sgd(lr=_late_lr), words="stale")
 fault(
     "sgd-lr-in-velocity",
     "the learning rate goes into the velocity",
     VELOCITY,
     sgd(v=lambda s: s.beta * s.old + s.lr * s.rest * s.d, new=lambda s: s.x - s.v),
+    words="learning rate is in the velocity",
 )
-fault("sgd-ascent", "steps go uphill", UPDATE, sgd(new=lambda s: s.x + s.lr * s.v))
+fault("sgd-ascent", "steps go uphill", UPDATE, sgd(new=lambda s: s.x + s.lr * s.v), words="uphill")
 fault(
     "sgd-nesterov",
     "the update looks ahead, as Nesterov's does",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * (s.rest * s.d + s.beta * s.v)),
+    words="Nesterov",
 )
 fault(
     "sgd-gradient-used",
     "the update uses the gradient and not the velocity",
     UPDATE,
     sgd(new=lambda s: s.x - s.lr * s.d),
+    words="the gradient is used",
 )
 fault("sgd-none-stepped", "a parameter without gradient is stepped as if it were 0", "SGD skip|SGD parameter update|SGD velocity",
       sgd(skip=lambda s: False, g=lambda s: np.zeros_like(s.x) if s.grad is None else s.grad.cached_data))  # fmt: skip
@@ -257,12 +300,14 @@ fault(
     "the last parameter is never stepped",
     "SGD",
     sgd(skip=lambda s: s.grad is None or s.p is s.o.params[-1]),
+    words="stays",
 )
 fault(
     "run-blind",
     "small parameters side by side: one whose array was replaced is not noticed",
     "SGD",
     replace("optim.Optimizer._in_place", lambda self, params: params == self._params),
+    words="stays",
 )
 fault(
     "run-alone",
@@ -275,12 +320,14 @@ fault(
     "small parameters side by side: two of equal shape get each other's gradient",
     "SGD",
     around("optim._Run.blocks", lambda old, self, gs: old(self, _swapped(list(gs)))),
+    words="the gradient of",
 )
 fault(
     "sgd-decay-in-gradient",
     "decay is added to the gradient in place",
     "writes into gradient",
     _mutated(lambda s, g: g + s.decay * s.x),
+    words="decay is added",
 )
 fault(
     "sgd-gradient-scaled",
@@ -290,6 +337,7 @@ fault(
         g=lambda s: np.multiply(s.grad.cached_data, s.rest, s.grad.cached_data),
         v=lambda s: s.beta * s.old + s.g + s.rest * s.decay * s.x,
     ),
+    words="scaled with 1 − β",
 )
 fault(
     "sgd-velocity-is-gradient",

@@ -21,26 +21,36 @@ fault(
     "the learning rate is rounded to float16",
     "SGD parameter update",
     sgd(lr=lambda s: number16(s.o.lr)),
+    words="float16",
 )
 fault(
     "sgd-momentum-float16",
     "the momentum is rounded to float16",
     "SGD velocity",
     sgd(beta=lambda s: number16(s.o.momentum)),
+    words="float16",
 )
 fault(
     "sgd-decay-float16",
     "the weight decay is rounded to float16",
     "SGD velocity|SGD decay",
     sgd(decay=lambda s: number16(s.o.weight_decay)),
+    words="float16",
 )
 fault(
     "sgd-rest-float32",
     "1 − β is computed in float32",
     "SGD velocity",
     sgd(rest=lambda s: float(np.float32(1) - np.float32(s.beta))),
+    words="float32",
 )
-fault("sgd-velocity-float16", "velocities are rounded to float16", "SGD velocity", sgd(kept=lambda s: f16(s.v)))
+fault(
+    "sgd-velocity-float16",
+    "velocities are rounded to float16",
+    "SGD velocity",
+    sgd(kept=lambda s: f16(s.v)),
+    words="float16",
+)
 fault(
     "sgd-lr-1e-4",
     "the learning rate is off by 1e-4 of itself",
@@ -58,6 +68,7 @@ fault(
     "1 − β2 is computed in float32",
     "Adam second moment",
     adam(v=lambda s: s.b2 * s.v0 + float(np.float32(1) - np.float32(s.b2)) * s.d * s.d),
+    words="float32",
 )
 fault(
     "adam-eps-1e-7",
@@ -76,6 +87,7 @@ fault(
     "the factor is rounded to float16",
     "clip scal",
     clip(factor=lambda norm, most: number16(min(1.0, most / (norm + 1e-6)))),
+    words="float16",
 )
 fault(
     "clip-norm-float16",

@@ -113,13 +113,26 @@ ACCUMULATION = "accumulation"
 
 CHAIN = "chain"
 
-fault("add-overwrites", "at a fan-out the last contribution wins", ACCUMULATION, walk(add=lambda before, c: c))
-fault("add-keeps-first", "at a fan-out the first contribution wins", ACCUMULATION, walk(add=lambda before, c: before))
+fault(
+    "add-overwrites",
+    "at a fan-out the last contribution wins",
+    ACCUMULATION,
+    walk(add=lambda before, c: c),
+    words="only one",
+)
+fault(
+    "add-keeps-first",
+    "at a fan-out the first contribution wins",
+    ACCUMULATION,
+    walk(add=lambda before, c: before),
+    words="only one",
+)
 fault(
     "add-doubles-first",
     "at a fan-out the first contribution counts twice",
     ACCUMULATION,
     walk(add=lambda before, c: 2 * before + c),
+    words="counts twice",
 )
 fault(
     "add-averages",
@@ -138,6 +151,7 @@ fault(
     "a tensor that is both operands of one op gets one contribution",
     ACCUMULATION,
     walk(seen=_once_per_op),
+    words="is missing|only one",
 )
 fault(
     "cancelled-dropped",
@@ -175,6 +189,7 @@ fault(
     "a second backward adds to .grad",
     "second backward|accumulat|gradient",
     walk(leaf=lambda g, x: g.copy() if x.grad is None else g + x.grad.cached_data),
+    words="twice",
 )
 fault("grad-kept-over-steps", "gradients of earlier steps stay in the sum", "reset_grad|accumulat|gradient",
       walk(leaf=lambda g, x: g.copy() if x.grad is None else g + x.grad.cached_data) + replace("optim.Optimizer.reset_grad", lambda self: None))  # fmt: skip
@@ -237,7 +252,11 @@ fault(
     walk(leaf=lambda g, x: g.T.copy() if g.ndim == 2 and g.shape[0] == g.shape[1] else g.copy()),
 )
 fault(
-    "broadcast-mean", "broadcasting is undone by a mean", "backward", _reduced(lambda g, axes, shape: g.mean(axis=axes))
+    "broadcast-mean",
+    "broadcasting is undone by a mean",
+    "backward",
+    _reduced(lambda g, axes, shape: g.mean(axis=axes)),
+    words="reduced",
 )
 fault(
     "broadcast-first",
@@ -248,6 +267,7 @@ fault(
             np.moveaxis(g, axes, range(len(axes))).reshape(-1, math.prod(shape))[:1] if g.size else g.sum(axis=axes)
         )
     ),
+    words="reduced",
 )
 fault(
     "broadcast-lead-only",
@@ -262,12 +282,14 @@ fault(
             else g.sum(axis=axes)
         )
     ),
+    words="reduced",
 )
 fault(
     "tuple-first-only",
     "of the elements of a tuple only the first contribution counts",
     ACCUMULATION + "|stack|split|TupleGetItem",
     around("autograd._sum_of_tuples", lambda old, a, b: a),
+    words="nothing arrives|only one|is missing",
 )
 fault(
     "no-grad-stays",
@@ -287,6 +309,7 @@ fault(
     "the differentiable walk drops contributions",
     "second|accumulation|gradient",
     around("autograd.sum_node_list", lambda old, nodes: nodes[0]),
+    words="only one|is missing",
 )
 fault(
     "leaf-requires-no-grad",

@@ -73,6 +73,7 @@ class Plan:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
     part: tuple[int, int] = (0, PARTS)  # the mutants whose key is r modulo m
+    diff: bool = True  # without it the unit tests alone
     tests: bool = True  # needle's unit tests judge what is theirs, and what diff leaves alive
     keys: frozenset[str] | None = None  # only these
     ladder: bool = True
@@ -155,7 +156,7 @@ def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign,
     try:
         judged, always = _baseline(campaign, texts, progress)
         campaign.baseline_seconds = time.perf_counter() - started
-        for stage in _stages(campaign, judged, always):
+        for stage in _stages(campaign, judged, always) if plan.diff else ():
             for mutant, outcome in trial.try_mutants(texts, stage, plan.workers):
                 _record(campaign, mutant, outcome)
                 campaign.wall = time.perf_counter() - started
@@ -185,7 +186,7 @@ def _baseline(
     plan = campaign.plan
     draw = plan.draw or shard_cases
     shards = range(max(1, -(-plan.budget // SHARD_SIZE)))
-    if all(m.by_tests for m in campaign.mutants):
+    if not plan.diff or all(m.by_tests for m in campaign.mutants):
         return [], frozenset()
     found: dict[int, list[Judged]] = {}
     always: trial.Lines = frozenset()
@@ -255,7 +256,7 @@ def _before_the_tests(campaign: Campaign, texts: trial.Sources) -> Iterator[tupl
     """Needle's unit tests on what is theirs, and on what diff leaves alive, excused or not."""
     tasks: list[tuple[Mutant | None, Sequence[str]]] = []
     for m in campaign.mutants:
-        outcome = campaign.outcomes.get(m.key)
+        outcome = campaign.outcomes.get(m.key) if campaign.plan.diff else Outcome("survived")
         if m.kind == "mutant" and (m.by_tests or (outcome is not None and outcome.status != "killed")):
             excuse = campaign.excused.get(m.key)
             tasks.append((m, tested.judges_of(m, excuse.reason if excuse and excuse.kind == "unclaimed" else "")))
@@ -275,7 +276,8 @@ def _record_test(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
     elif mutant.by_tests:
         campaign.outcomes[mutant.key] = outcome
     else:  # diff has left it alive: what tests say of it is told, and decides about its excuse
-        campaign.outcomes[mutant.key].test = outcome.test or ("(import)" if outcome.status == "killed" else "")
+        kept = campaign.outcomes.setdefault(mutant.key, Outcome("survived"))
+        kept.test = outcome.test or ("(import)" if outcome.status == "killed" else "")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

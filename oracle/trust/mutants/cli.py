@@ -30,6 +30,11 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     keys = frozenset(arguments.key) if arguments.key else None
     if arguments.only_survivors:
         keys = cp.survivors_of(root / cp.BASELINE)
+    if arguments.excuses and arguments.accept:
+        print("mutants: --excuses asks the unit tests alone, which is nothing to accept", file=sys.stderr)
+        return ExitCode.USAGE
+    if arguments.excuses:
+        keys = frozenset(cp.excuses(root / cp.EXCUSED))
     plan = cp.Plan(
         files=arguments.file or ALL_FILES,
         operators=arguments.operators or tuple(OPERATORS),
@@ -38,6 +43,7 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         part=(0, 1) if arguments.all or keys is not None else (arguments.seed % cp.PARTS, cp.PARTS),
         keys=keys,
         ladder=not arguments.operators and keys is None,
+        diff=not arguments.excuses,
         root=root,
         **({"workers": arguments.workers} if arguments.workers else {}),
     )
@@ -136,6 +142,10 @@ def _show(found: cp.Campaign, content: dict[str, Any], lost: Sequence[str]) -> N
     errors = sorted({e for o in found.outcomes.values() for e in o.oracle_errors})
     for error in errors[:10]:
         print(f"the engine itself raised on a mutant, case {error}")
+    if found.plan.keys is not None:
+        there = {m.key for m in found.mutants}
+        if gone := [key for key in found.excused if key in found.plan.keys and key not in there]:
+            print(f"excused, and no mutant of today's source: {', '.join(gone)}")
     terminal.console().print(report.summary(content))
     trials = max(found.wall - found.baseline_seconds, 1e-9)
     print(

@@ -331,3 +331,15 @@ def test_the_gradient_of_a_norm_in_half_precision_is_that_in_single_precision():
             found.append(both(norm(dim, dtype=dtype)(x), x, ndl.Tensor(cotangent.astype(dtype))))
         assert found[0].dtype == HALF
         np.testing.assert_allclose(found[0].astype(SINGLE), found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_clipping_float16_scales_by_a_factor_with_all_its_digits():
+    p = ndl.nn.Parameter(np.zeros(3, np.float16))
+    g = np.array([0.75, 500, -1000], np.float16)
+    p.grad = ndl.Tensor(g, requires_grad=False)
+    norm = ndl.optim.SGD([p]).clip_grad_norm(0.0017)
+    right = g.astype(np.float64) * (0.0017 / (norm + 1e-6))
+    assert p.grad.dtype == np.float16
+    assert (abs(p.grad.numpy() - right) <= 2.0**-11 * abs(right) + 2.0**-25).all(), (
+        "in float16 the factor is 1.5e-6, of a few digits"
+    )

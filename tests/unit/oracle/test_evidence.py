@@ -119,7 +119,7 @@ def test_calls_are_judged_innermost_first_and_in_the_dtype_that_they_have():
 
     assert _seen("sigmoid-backward", softplus).bad is None  # at first order, its rule is not at work
     found = _seen("sigmoid-large-input", lambda: needle.softplus(x * 15.0).sum().backward())
-    assert (found.bad.kind, found.bad.direction, found.bad.words) == (
+    assert (found.bad.kind, found.bad.direction, found.bad.about) == (
         "Sigmoid",
         "forward",
         "called by Softplus backward",

@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import inspect
+import math
 import pickle
+import random
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,9 +19,10 @@ from oracle.cases import coverage
 from oracle.cases.strategies import op_cases, train_cases
 from oracle.operations import MEANINGS, OPERATIONS, operation
 from oracle.operations.tape import Tape, Var
+from oracle.rules.judge import judge
 from oracle.rules.single_op import op_truth
 from oracle.rules.verdict import Divergence
-from oracle.runs.draws import draw_from
+from oracle.runs.draws import draw_from, independent
 
 NAMES = sorted(OPERATIONS)
 
@@ -188,3 +192,89 @@ def test_every_definition_gives_the_shapes_that_needle_gives(name):
                 needle, *(needle.Tensor(np.array(o.array)) for o in case.operands), **case.attributes
             )
             assert OPERATIONS[name].definition(Tape(None), *xs, **given).shape == ours.shape
+
+
+# -- the domain of a definition ---------------------------------------------------------------------------------------
+
+
+def other_shape(shape, rng):
+    """One size changed, one axis more, or one less."""
+    shape, how = list(shape), rng.randrange(4)
+    if how == 0:
+        shape.insert(rng.randrange(len(shape) + 1), rng.choice([1, 2, 3]))
+    elif how == 1 and shape:
+        shape.pop(rng.randrange(len(shape)))
+    elif shape:
+        shape[rng.randrange(len(shape))] = rng.choice([0, 1, 1, 2, 3, 5])
+    return tuple(shape)
+
+
+def with_other_shape(case, rng):
+    k = rng.randrange(len(case.operands))
+    shape = other_shape(case.operands[k].shape, rng)
+    operand = c.Operand(shape, tuple(0.5 + i % 7 for i in range(math.prod(shape))))
+    return msgspec.structs.replace(case, operands=(*case.operands[:k], operand, *case.operands[k + 1 :]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_definition_admits_needle_and_torch_take_too(name):
+    """A large size, a file that somebody has edited: what is refused by needle or by torch is refused as a case."""
+    rng, admitted = random.Random(name), 0
+    cases = [case for case in independent(op_cases([name]), 4, seed=1, at_once=2) if case.order == 1]
+    for case in cases * 25:
+        try:
+            other = with_other_shape(case, rng)
+        except c.CaseError:
+            continue
+        found = judge(other, needle).divergence
+        assert found is None, f"{c.describe(other)}: {found.message}"
+        admitted += 1
+        if admitted == 5:
+            break
+    assert admitted
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "attributes"),
+    [
+        ("linear", [(2, 3), (3, 8), (1,)], {}),
+        ("linear", [(3,), (3, 8)], {}),
+        ("matmul", [(3,), (3, 3)], {}),
+        ("logsoftmax", [(2, 3, 4)], {}),
+        ("softmax_loss", [(2, 3)], {"labels": (0, 1, 2)}),
+        ("softmax_loss", [(2, 3)], {"labels": (0, 3)}),
+        ("layer_norm", [(2, 3), (3,), ()], {"eps": 1e-5}),
+        ("batch_norm", [(4, 3), (1,), (3,)], {"eps": 1e-5}),
+        ("batch_norm", [(1, 3), (3,), (3,)], {"eps": 1e-5}),
+        ("dilate", [(2, 3)], {"axes": (0, -2), "dilation": 1}),
+        ("picked", [(2, 3, 4)], {"axes": 0, "largest": True}),
+        ("conv", [(0, 3, 3, 1), (1, 1, 1, 1)], {"stride": 1, "padding": 0}),
+        ("getitem", [(1, 0)], {"index": ({"mask": ()},)}),
+    ],
+)
+def test_outside_its_domain_a_definition_refuses(op, shapes, attributes):
+    operands = tuple(c.Operand(shape, (0.5,) * math.prod(shape)) for shape in shapes)
+    with pytest.raises(c.CaseError, match=rf"^{op} does not apply to operands of shape"):
+        c.OpCase(op, operands, attributes)
+
+
+def test_a_number_beside_float16_is_a_float16():
+    operand = (c.Operand((2,), (0.5, 2.0)),)
+    with pytest.raises(c.CaseError, match=r"c=0.1 is no float16: beside a Tensor a number is of its dtype"):
+        c.OpCase("rpow", operand, {"c": 0.1}, dtypes=("float16",))
+    assert c.held(0.1, ["float16", "int32"]) == float(np.float16(0.1))
+    assert c.held(0.1, ["float16", "float32"]) == c.held(0.1, []) == 0.1
+    assert c.held(1e6, ["float16"]) == 0
+
+
+def test_sums_at_one_place_round_as_other_sums_do():
+    """Seven numbers that cancel: needle and torch add them up in one order, and the truth in another."""
+    values = (-19.644, -33.544, -8.498, 14.011, -1.861, 46.38, 2.874)
+    index = ({"array": (0,) * 7},)
+    case = c.OpCase("put_item", (c.Operand((7,), values),), {"shape": (8,), "index": index})
+    verdict = judge(case, needle)
+    assert verdict.divergence is None
+    right = needle.ops.PutItem.compute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(needle.ops.PutItem, "compute", lambda self, a: right(self, a) * np.float32(1 + 2**-12))
+        assert judge(case, needle).divergence.quantity == "activation"

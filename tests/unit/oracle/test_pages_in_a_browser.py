@@ -3,6 +3,7 @@
 Looked at: nothing on the console, no request to anybody, nothing wider than the window, text that can be read.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -34,6 +35,7 @@ from oracle.runs.result import Failed
 from oracle.runs.runner import Plan, Run
 from oracle.systems.trace import Failure
 from oracle.systems.workloads import WORKLOADS
+from oracle.trust import kill_page, kill_table
 
 playwright = pytest.importorskip("playwright.sync_api", reason="NOT CHECKED IN A BROWSER: playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -228,6 +230,14 @@ def bench(folder, **changes):
     bench_report.write(results if not changes else bench_report.Results(1, 3, 0.01, names, **changes), folder)
 
 
+def kills(path, **more):
+    """The committed table, with two faults more: one that lives and was killed before, one that could not be judged."""
+    table = json.loads(kill_table.BASELINE.read_text("utf-8"))
+    alive = {"name": LONG, "about": LONG, "killed": False, "cases": None, "right": 0.0, "kills": [], "error": ""}
+    table["faults"] += [{**table["faults"][0], **alive}, {**table["faults"][1], **alive, "error": f"a\n{LONG}"}]
+    path.write_text(kill_page.html(table, {LONG: 3.0}, made="2026-01-01", of=len(table["faults"]) + 1, **more), "utf-8")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
@@ -238,18 +248,20 @@ def pages(tmp_path_factory):
     needle(folder / "needle.html")
     memory(folder / "m", "memory.html", live=[500 + t for t in range(STEPS + 1)])
     memory(folder / "flat", "memory.html")
+    kills(folder / "faults.html", interrupted=True)
     bench(folder / "b")
     bench(folder / "i", complete=False)
     return {
         "red": folder / "red.html", "green": folder / "green.html", "bare": folder / "bare.html",
         "needle": folder / "needle.html",
+        "kill table": folder / "faults.html",
         "memory": folder / "m/memory.html", "memory flat": folder / "flat/memory.html",
         "bench": folder / "b/bench.html", "bench interrupted": folder / "i/bench.html",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", ["red", "green", "bare", "needle", "memory", "memory flat", "bench", "bench interrupted"]
+    "name", ["red", "green", "bare", "needle", "memory", "memory flat", "kill table", "bench", "bench interrupted"]
 )
 def test_a_page_can_be_read_anywhere(browser, pages, name):
     assert faults_of(browser, pages[name]) == []

@@ -14,7 +14,6 @@ from oracle.cases import case as c
 from oracle.cases import features, fitting, shrink
 from oracle.rules.judge import judge
 from oracle.rules.verdict import Divergence
-from oracle.runs import offered
 from oracle.runs.draws import draw, fitting_cases
 from oracle.systems.foreign import Offer
 from oracle.systems.ours import contract
@@ -36,6 +35,7 @@ SHOWN_BY = {
     a.ClipNorm: ("clip, max_norm inf", "program-clip-inf-nan"),
     a.Reset: ("reset", "program-reset-zeros"),
     a.Set: ("set weight_decay above 1", "program-decay-at-most-1"),
+    a.SetLayer: ("set p of a layer", "program-dropout-p-cached"),
     a.Refuse: ("refuse momentum", "program-momentum-unchecked"),
     a.Freeze: ("freeze", "program-freeze-undone"),
     a.ReplaceData: ("data augmented", "program-augmented-twice"),
@@ -96,6 +96,42 @@ def test_a_mistake_in_how_a_model_is_held_shows(label, name):
         assert judged(case, needle).divergence is not None
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("set momentum of a layer", "program-bn-momentum-cached"),
+        ("set eps of a layer", "program-bn-eps-cached"),
+        ("set eps of a layer", "program-ln-eps-cached"),
+        ("a file into a fresh model", "program-file-half"),
+        ("a file into a fresh model", "program-file-no-buffers"),
+        ("a file into a fresh model and optimizer", "program-file-no-state"),
+        ("a file into a fresh model and optimizer", "program-file-no-random-state"),
+        ("pass, gradients with a graph", "program-state-carries-graph"),
+        ("pass, gradients with a graph", "program-graph-gradient-skipped"),
+        ("state_dict into a fresh model", "program-load-unties"),
+    ],
+)
+def test_a_mistake_that_only_this_form_of_an_action_shows(label, name):
+    model = (c.Linear(3), c.LayerNorm(), c.ReLU(), c.Linear(3, tie=0), c.Branch((c.Tanh(),), (), "multiply"))
+    base = replace(BASE, model=model) if name in ("program-ln-eps-cached", "program-load-unties") else BASE
+    case = with_feature(label, base)
+    assert judged(case, needle).divergence is None
+    with FAULTS[name].patch.applied():
+        assert judged(base, needle).divergence is None
+        found = judged(case, needle).divergence
+    assert found is not None
+    assert matches(FAULTS[name].suspect, suspect(case, found)), suspect(case, found)
+
+
+def test_no_verdict_is_given_where_rounding_takes_a_branch():
+    """The second Linear gives 0 in theory and anything around it in float32; nobody sees which side its ReLU took."""
+    case = replace(BASE, model=(c.LayerNorm(), c.Linear(3), c.BatchNorm(eps=1e-8), c.ReLU(), c.Linear(2)))
+    constant = replace(case, data=c.Data(rows=4, features=1))
+    assert judged(constant, needle).out_of_domain
+    assert not judged(case, needle).out_of_domain
+    assert judged(case, needle).divergence is None is judged(constant, needle).divergence
+
+
 def test_a_program_shrinks_to_its_fewest_actions():
     case = with_feature("set weight_decay above 1", with_feature("pickle", with_feature("kept data")))
     assert len(case.actions) > 8
@@ -137,7 +173,8 @@ def test_a_seed_gives_the_same_programs_and_no_two_alike():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": (c.ReLU(), c.Linear(2))},
+        {"model": (c.Residual((c.Branch((), ()),)), c.Linear(2))},  # no pickle takes what stands deeper
+        {"model": (c.Linear(3), c.Linear(3, tie=0)), "again": 1},
         {"model": (c.Linear(3, frozen=True), c.Linear(2))},
         {"again": 1},  # a BatchNorm has a state
         {"model": (c.Linear(3), c.Linear(2)), "again": 0},
@@ -155,18 +192,29 @@ def test_set_and_refuse_are_opposites():
         a.Refuse("lr", 0.5)
 
 
-def test_a_needle_of_the_course_gets_no_program_and_is_told_so():
-    """The course promises none of what an action tries: training runs stand in their place, as many as there were programs."""
-    assert all(isinstance(case, c.ProgramCase) for case in draw("program", 8, 5))
-    cases = fitting_cases("program", 8, 5, Offer(left_open=fitting.LEFT_OPEN).lacking, 0)
-    assert len(cases) == 8
-    assert all(isinstance(case, c.TrainCase) for case in cases)
-    (design,) = (d for d in contract.BY_DESIGN if d.matter == "programs of a user")
-    assert design.done == "are not drawn"
-    assert design.seen(SimpleNamespace()), "of every needle that is not ours"
-    assert not any(name.startswith("program ") for name, _ in offered._to_try()), (
-        "what is never drawn need not be tried"
+def test_a_needle_of_the_course_gets_the_actions_that_the_course_has():
+    """Others of a program are left out; where a state cannot be found, training runs stand in its place, as many."""
+    lacking = Offer(left_open=fitting.LEFT_OPEN).lacking
+    cases = fitting_cases("program", 40, 5, lacking, 0)
+    actions = [action for case in cases for action in case.actions]
+    assert len(cases) == 40
+    assert {type(action) for action in actions} == {
+        a.Pass,
+        a.Step,
+        a.ClipNorm,
+        a.Set,
+        a.NewOptimizer,
+        a.Mode,
+        a.Evaluate,
+    }
+    assert not any(action.constant for action in actions if isinstance(action, a.Evaluate))
+    lesser = fitting_cases("program", 8, 5, lacking | {"optimizer clipping", "setting SGD.lr"}, 0)
+    assert not any(isinstance(action, a.ClipNorm) for case in lesser for action in case.actions)
+    assert all(
+        isinstance(case, c.TrainCase) for case in fitting_cases("program", 8, 5, lacking | {fitting.PROGRAMS}, 0)
     )
+    (design,) = (d for d in contract.BY_DESIGN if d.matter == "programs of a user")
+    assert design.seen(SimpleNamespace()), "of every needle that is not ours"
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,13 @@ PLANTED = {
     "hidden counter": (wrap("optim.SGD.step", every_third_step), PLAIN),
     "gradient after step": (FAULTS["sgd-decay-in-gradient"].patch, PLAIN),
     "kept": (FAULTS["sgd-parameter-in-place"].patch, PLAIN),
+    "labels handed in": (FAULTS["loss-shifts-labels"].patch, PLAIN),
+    "input handed in": (FAULTS["batchnorm-centres-input"].patch, train(c.BatchNorm(), c.Linear(2))),
+    "cotangent handed in": (FAULTS["backward-clears-cotangent"].patch, LARGE),
+    "input handed in to an evaluation": (
+        FAULTS["batchnorm-centres-evaluated"].patch,
+        train(c.BatchNorm(), c.Linear(2)),
+    ),
     "clip norm": (FAULTS["clip-l1"].patch, train(c.Linear(2), clip=c.Clip(0.5))),
     "clipped": (FAULTS["clip-never"].patch, train(c.Linear(2), clip=c.Clip(0.01))),
     "adam": (FAULTS["adam-t-stuck"].patch, EVERYTHING),

@@ -173,7 +173,12 @@ def test_a_lost_gradient_is_found():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("add-overwrites", "comes last"), ("add-keeps-first", "comes first"), ("add-doubles-first", "")],
+    [
+        ("add-overwrites", ("only one of 2 contributions counts: that of Tanh",)),
+        ("add-keeps-first", ("only one of 2 contributions counts: that of Exp",)),
+        ("add-doubles-first", ("of 2 contributions, that of Exp counts twice",)),
+        ("add-float16", ()),
+    ],
 )
 def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
     from oracle.trust.faults import FAULTS
@@ -181,7 +186,7 @@ def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
     with FAULTS[name].patch.applied():
         found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
     assert found.direction == "accumulation"
-    assert words in found.words
+    assert found.fits == words
     with vjp("Exp", lambda right, g, y, a: (g,)).applied():
         found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
     assert (found.kind, found.direction) == ("Exp", "backward")

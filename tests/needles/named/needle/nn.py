@@ -18,7 +18,8 @@ class Module:
         """This module, and those in it."""
         yield self
         for value in self.__dict__.values():
-            for part in value if isinstance(value, (list, tuple)) else (value,):
+            parts = value.values() if isinstance(value, dict) else value
+            for part in parts if isinstance(value, (list, tuple, dict)) else (value,):
                 if isinstance(part, Module):
                     yield from part._walk()
 

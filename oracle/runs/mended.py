@@ -1,0 +1,163 @@
+"""What would a run find if a function that is wrong were right? So it is known what comes of it, and what stands behind it.
+
+In a child of its own, the op (or operator) of another needle that was found wrong gets the numbers of its definition. A finding that is
+still there is another mistake, and one that is gone was a consequence. Nothing of this outlives the child.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from oracle.apart import Broken, Died, apart, begin
+from oracle.blame import culprit
+from oracle.blame.entry import Entry, entry
+from oracle.cases import case as c
+from oracle.cases.battery import battery
+from oracle.operations import OPERATIONS
+from oracle.rules.alone import Known, known_ops, wrong_sum
+from oracle.rules.node import derived
+from oracle.runs.judgement import verdict_on
+from oracle.runs.result import Failed
+from oracle.runs.shard import judge_all
+from oracle.systems.candidate import candidate
+from oracle.systems.ours.model import array_of
+from oracle.systems.source import COMPUTE, GRADIENT
+from oracle.systems.trace import HIGHER
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "__rsub__": lambda x, c: x * -1.0 + c,
+    "__rtruediv__": lambda x, c: x**-1.0 * c,
+    "__sub__": lambda a, b: a + b * -1.0,
+}
+
+
+def can_be_mended(key: str) -> bool:
+    """Whether a culprit looks like one; whether it is, shows on trying."""
+    return key.partition(".")[2] in (*COMPUTE, *GRADIENT, *_OPERATORS) or key == "sum_node_list"
+
+
+def mend(ndl: Any, key: str) -> bool:
+    """Put what is right in the place of a function, by its culprit's key; False where that cannot be done."""
+    owner, _, method = key.partition(".")
+    if key == "sum_node_list":
+        return _mend_sum(ndl)
+    if owner in ("Tensor", "Value") and method in _OPERATORS:
+        right = _OPERATORS[method]
+        setattr(ndl.Tensor, method, lambda self, other: right(self, other))
+        return True
+    kinds = [
+        (kind, known) for kind, known in known_ops(ndl).items() if kind.__name__ == owner and hasattr(kind, method)
+    ]
+    for kind, known in kinds:
+        wrong = getattr(kind, method)
+        setattr(kind, method, _value(known, wrong) if method in COMPUTE else _passed_back(ndl, known, wrong))
+    return bool(kinds)
+
+
+def _mend_sum(ndl: Any) -> bool:
+    if wrong_sum(ndl)[2] != "sum_node_list":
+        return False
+    for home in (ndl.autograd, ndl):
+        if hasattr(home, "sum_node_list"):
+            home.sum_node_list = lambda nodes: functools.reduce(operator.add, nodes)
+    return True
+
+
+def _defined(known: Known, op: Any, xs: Sequence[Any]) -> Any:
+    def meaning(tape: Any, op: Any, *operands: Any) -> Any:
+        return OPERATIONS[known.name].definition(tape, *operands, **known.given(op))
+
+    return derived(meaning, op, [np.asarray(x).astype(np.float64) for x in xs])
+
+
+def _value(known: Known, wrong: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(self: Any, *xs: Any) -> Any:
+        try:
+            value, _, _ = _defined(known, self, xs)
+        except Exception:
+            return wrong(self, *xs)
+        return np.asarray(value).astype(np.result_type(*xs))
+
+    return compute
+
+
+def _passed_back(ndl: Any, known: Known, wrong: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(self: Any, *args: Any) -> Any:
+        node = next((a for a in args if getattr(a, "op", None) is self), None)
+        tensors = [a for a in args if a is not node]
+        g, inputs = tensors[0], list(node.inputs) if node is not None else tensors[1:]
+        try:
+            _, _, vjp = _defined(known, self, [array_of(x) for x in inputs])
+            parts = vjp(array_of(g).astype(np.float64), [True] * len(inputs))
+            made = [
+                ndl.Tensor(
+                    np.zeros_like(array_of(x)) if part is None else np.asarray(part[0], np.float32), requires_grad=False
+                )
+                for x, part in zip(inputs, parts, strict=True)
+            ]
+        except Exception:
+            return wrong(self, *args)
+        return made[0] if len(made) == 1 else tuple(made)
+
+    return gradient
+
+
+def follows(failed: Failed, key: str) -> bool | None:
+    """Whether a finding is gone once a function is right; None where that cannot be tried."""
+    try:
+        return apart(_gone, failed, key, heard=bytearray())
+    except (Broken, Died):
+        return None
+
+
+def _gone(failed: Failed, key: str) -> bool | None:
+    once = not isinstance(failed.case, c.SecondOrderCase) and failed.divergence.quantity not in HIGHER.values()
+    if not once or not mend(candidate(), key):
+        return None  # the right numbers have no graph of their own
+    verdict = verdict_on(failed.case, peer_too=False)
+    found = [d for d in (verdict.divergence, *verdict.beside) if d is not None]
+    return all(culprit(verdict.case, d) != failed.culprit for d in found)
+
+
+def plainly(failed: Failed) -> list[Failed]:
+    """What the plain training run of a program shows: where that fails, what the user does in between is not to blame."""
+    try:
+        return apart(_plainly, failed, heard=bytearray())
+    except (Broken, Died):
+        return []
+
+
+def _plainly(failed: Failed) -> list[Failed]:
+    assert isinstance(failed.case, c.ProgramCase)
+    return judge_all([failed.case.training]).failed
+
+
+def behind(keys: Collection[str], known: Collection[str], lacking: frozenset[str]) -> list[Entry]:
+    """What the small cases show once some functions are right, but for what is known already."""
+    try:
+        return apart(_behind, tuple(keys), frozenset(known), lacking, heard=bytearray())
+    except (Broken, Died):
+        return []
+
+
+def _behind(keys: Sequence[str], known: frozenset[str], lacking: frozenset[str]) -> list[Entry]:
+    ndl = candidate()
+    mended = [key for key in keys if mend(ndl, key)]
+    if not mended:
+        return []
+    cases = [case for case in battery(lacking) if isinstance(case, c.TrainCase)]
+    found: list[Entry] = []
+    for failed in judge_all(cases).failed:
+        if failed.culprit in known:
+            continue
+        begin()
+        made = entry(failed.case, failed.divergence, ndl)
+        made.count = failed.count
+        made.details.append(f"it shows only once {' and '.join(mended)} is right, which is wrong in all of these cases")
+        found.append(made)
+    return found
