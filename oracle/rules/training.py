@@ -105,9 +105,11 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
             continue
         numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
-        after = part == "buffer" and first.quantity in FORWARD and f.step == first.step
+        after = part == "buffer" and (first.quantity in FORWARD or bool(wrong))
         following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
-        if numbers and not again and not after and not following:
+        if again or after:
+            told.add(part)  # and so may be whatever else of this part is wrong
+        elif numbers and not following:
             told.add(part)
             others.append(f)
     return others
