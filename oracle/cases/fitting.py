@@ -115,7 +115,7 @@ def _program(case: c.ProgramCase, lacking: Collection[str]) -> c.ProgramCase | N
         steps = [i for i, action in enumerate(actions) if isinstance(action, a.Step)]
         del actions[steps[0]]
     widths = c.input_widths(case.training)
-    layers = _body(case.model, "", case, widths, {*lacking, "layer ReLU"})  # whose branch nobody could see
+    layers = _body(case.model, "", case, widths, {*lacking, "layer ReLU", "layer Linear, tied"})
     if UNBIASED in lacking:
         layers = tuple(layer for layer in layers if not any(isinstance(x, c.BatchNorm) for _, x in c.walk((layer,))))
     layers = layers if c.trains(layers) else (*layers, c.Linear(2))

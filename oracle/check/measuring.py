@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,16 @@ import torch
 from oracle.check.arrays import Array, array
 from oracle.operations.tape import REPLICAS, TINY, U
 from oracle.rules.compare import G_LIMIT
-from oracle.systems.noise import LEAST_HALF, UNITS, Plain, Refusing, Rounding, Widening, ordinary_kernels
+from oracle.systems.noise import (
+    LEAST_HALF,
+    UNITS,
+    Plain,
+    Refusing,
+    Rounding,
+    Widening,
+    limits_of_float32,
+    ordinary_kernels,
+)
 
 LIMIT = G_LIMIT  # of the noise that seven replicas show: rule G's, and calibrated with it
 Program = Callable[[], Mapping[str, Any]]
@@ -68,7 +78,7 @@ def replicas(program: Program, unit: float = 0.0) -> Iterator[Measured]:
     runs: list[Results] = []
     for replica in range(REPLICAS):
         again()
-        with ordinary_kernels(), Widening():
+        with ordinary_kernels(), nullcontext() if double else limits_of_float32(), Widening():
             run = _results(program, Rounding(replica or None, noise_unit))[0]
         runs.append({name: _wide(a) for name, a in run.items()})
         if not replica:

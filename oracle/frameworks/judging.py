@@ -20,6 +20,7 @@ from oracle.check.ops import Trial
 from oracle.check.smaller import shorter
 from oracle.frameworks.libraries import LIBRARIES, USUAL, function, is_float, missing, namespace
 from oracle.frameworks.pairs import AGREES, Pair
+from oracle.operations.tape import REPLICAS
 
 NOT_RUN = "not run"
 EDGE = "edge"
@@ -168,7 +169,7 @@ def edges(pair: Pair) -> Iterator[list[Any]]:
 
 # -- as small as it can be made -----------------------------------------------------------------------------------------
 
-PLAIN = 300  # calls at most
+PLAIN, FEW = 160, 3  # calls at most, and replicas of them
 Found = tuple[str, check.Difference]
 
 
@@ -190,28 +191,32 @@ def _length(arrays: Sequence[Array]) -> int:
 
 
 def _smaller(pair: Pair, difference: check.Difference) -> check.Difference:
-    """Fewer elements and shorter numbers, as long as they still differ in what is called the same; cotangents of 1, if that will do."""
+    """Fewer elements and shorter numbers, as long as they still differ in what is called the same; cotangents of 1, if that will
+    do. Few replicas do for looking; what comes out of it is judged by all.
+    """
     calls = 0
 
-    def still(given: list[Array]) -> check.Difference | None:
+    def still(given: Sequence[Array], most: int = FEW) -> check.Difference | None:
         nonlocal calls
         calls += 1
+        row = Row(pair, ones=True)
+        row.most = most
         try:
-            Row(pair, ones=True).on([np.ascontiguousarray(a) for a in given], np.random.default_rng(0))
+            row.on([np.ascontiguousarray(a) for a in given], np.random.default_rng(0))
         except check.Difference as found:
             return found if found.name == difference.name else None
         except Exception:  # a shape that one of them does not take
             return None
         return None
 
-    again = still(list(difference.inputs))
+    again = still(difference.inputs)
     if again is None:
         return difference
     for cut in (*_cuts(pair, again), *shorter(again.inputs)):
         given = cut(again.inputs)
         if calls < PLAIN and given is not None:
             again = still(given) or again
-    return again
+    return still(again.inputs, REPLICAS) or difference
 
 
 def _cuts(pair: Pair, difference: check.Difference) -> Iterator[Any]:

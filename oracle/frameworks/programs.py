@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from oracle.check.arrays import Array
 from oracle.check.drawing import assigned
-from oracle.check.measuring import LIMIT
 from oracle.frameworks.judging import Shown
 from oracle.frameworks.libraries import LIBRARIES, USUAL, is_float
-from oracle.frameworks.pairs import DIFFERS, Pair
+from oracle.frameworks.pairs import Pair
 
 MPMATH = ("from mpmath import mp, mpf",)
 DIGITS = 40  # of mpmath
@@ -27,22 +27,30 @@ def written(pair: Pair, shown: Shown) -> str:
     body = _steps(pair, shown) if pair.steps else _call(pair, shown, by_mpmath)
     used = [*library.imports, *(MPMATH if by_mpmath else ())]
     text = "\n".join(body)
-    imports = [line for line in (*USUAL, *used) if _needed(line, text, library.imports)]
+    imports = [line for line in (*USUAL, *used) if _needed(line, text)]
     settings = [f'os.environ.setdefault("{k}", "{v}")' for k, v in library.environment]
     if settings:
         imports = ["import os", *settings, *imports]
     return "\n".join([*dict.fromkeys(imports), "", *body, ""])
 
 
-def _needed(line: str, text: str, own: tuple[str, ...]) -> bool:
-    """Whether what a line imports is used; the usual ones too."""
+def _needed(line: str, text: str) -> bool:
+    """Whether what a line imports is used."""
     names = [part.split(" as ")[-1].strip() for part in line.split("import ", 1)[1].split(",")]
     return any(f"{name}." in text or f"{name}(" in text for name in names)
 
 
 def _inputs(shown: Shown) -> list[str]:
-    given = [assigned(f"{name}0" if name not in ("grads", "w0") else name, a) for name, a in shown.inputs.items()]
-    return given + ([assigned("g0", shown.cotangent)] if shown.cotangent is not None else [])
+    given = {n if n in ("grads", "w0") else f"{n}0": a for n, a in shown.inputs.items()}
+    if shown.cotangent is not None:
+        given["g0"] = shown.cotangent
+    return [_assigned(name, a) for name, a in given.items()]
+
+
+def _assigned(name: str, a: Array) -> str:
+    """An array as code, however large: a program needs all of it."""
+    text = assigned(name, a)
+    return text if "error.inputs" not in text else f"{name} = np.array({a.tolist()}, np.{a.dtype})"
 
 
 def _call(pair: Pair, shown: Shown, by_mpmath: bool) -> list[str]:
@@ -155,11 +163,3 @@ def _near(a: Any, b: Any, allowed: float) -> bool:
     """Within the tolerance, of which 16 is the limit; nan is nothing but nan."""
     same: bool = bool(a == b) or (bool(np.isnan(a)) and bool(np.isnan(b)))
     return same or bool(abs(a - b) <= allowed)
-
-
-def is_wrong(pair: Pair) -> bool:
-    """Whether the table says that a value is wrong."""
-    return pair.claim == DIFFERS
-
-
-__all__ = ["LIMIT", "is_wrong", "problem", "run", "written"]

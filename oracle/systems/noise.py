@@ -445,6 +445,8 @@ class Widening(TorchFunctionMode):
         if func is not Tensor.data.__set__:  # type: ignore[attr-defined]
             for tensor in tensors_of(*args, *kwargs.values()):
                 self._widen(tensor)
+        if func in _WITH_OWN_EPS:
+            args, kwargs = (), _with_eps(args, kwargs)
         return func(*args, **kwargs)
 
     def _widen(self, tensor: Tensor) -> None:
@@ -468,6 +470,33 @@ class Widening(TorchFunctionMode):
             if hasattr(tensor, "_unit"):
                 del tensor._unit
         self._before = {}
+
+
+# What takes the eps of its input's dtype where none is given.
+_WITH_OWN_EPS = (torch.rms_norm, torch.nn.functional.rms_norm)
+
+
+def _with_eps(args: Any, kwargs: Any) -> dict[str, Any]:
+    given: dict[str, Any] = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)) | kwargs
+    if given.get("eps") is None and current() is not None and current().unit >= U:  # type: ignore[union-attr]
+        given["eps"] = 2 * getattr(given["input"], "_unit", U)
+    return given
+
+
+@contextmanager
+def limits_of_float32() -> Iterator[None]:
+    """``torch.finfo`` of float64 is that of float32: a program that asks for the eps of a tensor means its own."""
+    real = torch.finfo
+    own = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+
+    def finfo(dtype: torch.dtype | None = None) -> Any:
+        return real() if dtype is None else real(own.get(dtype, dtype))
+
+    torch.finfo = finfo  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.finfo = real  # type: ignore[misc]
 
 
 class Refusing(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """`oracle.check` as somebody uses it: what agrees, what does not, and what is said then."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_the_same_seed_is_the_same_draws():
     seen = []
     check.op(lambda x: seen.append(x.copy()) or x, lambda x: x * 1, ("n", "m"), draws=40, kinds=["normal"])
     assert {0, 1} <= {n for x in seen for n in x.shape}, "shapes with sizes 1 and 0 are drawn"
+
+
+def test_draws_do_not_depend_on_the_worker_nor_on_what_ran_before(monkeypatch):
+    """Under xdist a test runs in any process, after any others: the generators of random numbers are in any state."""
+
+    def message(state):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{state}")
+        for generator in (random.seed, np.random.seed, torch.manual_seed):
+            generator(state)
+        with pytest.raises(check.Difference) as caught:
+            check.op(lambda x: np.tanh(x) * f32(1.001), torch.tanh, ("n", "m"), seed=4)
+        return str(caught.value)
+
+    assert message(0) == message(3) == message(4)
 
 
 def test_an_op_takes_few_runs():

@@ -1,5 +1,7 @@
 """What the noise needs, point by point: each was a wrong verdict once, and is one again where the point is switched off."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 
 from oracle import check
 from oracle.check import comparing, measuring, steps
-from oracle.systems import aten
+from oracle.systems import aten, noise
 from oracle.systems.noise import Rounding
 
 f32 = np.float32
@@ -410,3 +412,29 @@ def test_an_error_that_torch_shares_is_rounding(off):
     assert [f.split(":")[0] for f in agreement.findings] == ["y"], "and it is said of the program"
     off(comparing, "shared_error", nobody)
     assert not agrees({"y": x * 2 + f32(1e-3)}, program)
+
+
+# -- what looks at dtypes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_eps_of_a_dtype_is_that_of_the_programs_own(off, dtype):
+    """In float64, where the truth is computed, it would be 2.2e-16."""
+    x = drawn(3, 4).astype(dtype) * np.dtype(dtype).type(1e-4)
+    eps = np.finfo(dtype).eps
+
+    def program():
+        t = torch.from_numpy(x)
+        return {"norm": F.rms_norm(t, (4,)), "clamped": t / t.abs().clamp(min=torch.finfo(t.dtype).eps * 1000)}
+
+    candidate = {
+        "norm": x / np.sqrt((x * x).mean(-1, keepdims=True) + eps),
+        "clamped": x / np.maximum(abs(x), eps * 1000),
+    }
+    off(comparing, "shared_error", nobody)
+    assert agrees(candidate, program)
+    if dtype == "float32":
+        off(noise, "_WITH_OWN_EPS", ())
+        assert not agrees({"norm": candidate["norm"]}, lambda: {"norm": program()["norm"]})
+        off(measuring, "limits_of_float32", nullcontext)
+        assert not agrees({"clamped": candidate["clamped"]}, lambda: {"clamped": program()["clamped"]})

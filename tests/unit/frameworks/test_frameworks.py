@@ -175,6 +175,16 @@ def test_a_program_that_does_not_show_it_is_told_apart():
     assert shown.problem == "the program ends with ZeroDivisionError: division by zero"
 
 
+def test_a_program_has_all_of_a_large_array():
+    x = np.random.default_rng(0).standard_normal((9, 9)).astype(np.float32)
+    shown = judging.Shown("normal", "output", (0, 0), 1.0, 0.0, 0.0, 1.0, 0.0, {"x": x}, None)
+    text = programs.written(one("agrees", "x * 1", "x * 1"), shown)
+    there = {}
+    exec(text, there)
+    assert np.array_equal(there["x0"], x)
+    assert np.array_equal(there["ours"], x)
+
+
 def test_what_a_library_raises_makes_no_verdict():
     outcome = judging.judged(one("agrees", "x.no_such_thing()", "x * 1"), SEED)
     assert outcome.state == judging.NOT_RUN
