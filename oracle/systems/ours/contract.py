@@ -201,6 +201,8 @@ BY_DESIGN: tuple[Design, ...] = (
            (("optim.SGD", "step"),)),
     Design("running variance of BatchNorm", "biased", "biased or unbiased", "judged as the one that it is", _tried(_unbiased),
            (("nn.BatchNorm1d", "forward"),)),
+    Design("SoftmaxLoss of large logits", "rounded like the loss", "logsumexp(z) - z_y, rounded like the logits",
+           "the loss is judged within that", _always),
     Design("nan and infinities as operands", "as in PyTorch", "anything", "are not drawn", _always),
     Design("powers of a base that is not positive", "as in PyTorch", "anything", "are not drawn", _always),
     Design("programs of a user", "modules shared, added, frozen, replaced between steps, …",
