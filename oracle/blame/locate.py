@@ -306,7 +306,7 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
         known = "first-order gradients agree"
         return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
     if quantity == "handed in" or name == HANDED_IN:
-        return _handed_in(case, layers, divergence.name)
+        return _writer(case, divergence, evidence) or _handed_in(case, layers, divergence.name)
     if quantity == "operator":
         # without the findings: the name begins with the class and the direction
         return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
@@ -410,6 +410,26 @@ def _handed_in(case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Lay
     if held == "cotangent":
         return _layer(layers, f"{len(case.model) - 1}", "forward", "backward", place=place)
     return Suspect(f"something writes into the {held} that the user has handed in (alias)", name)
+
+
+def _writer(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evidence: Evidence) -> Suspect | None:
+    """Who was seen to write into what the user has handed in: an op, a layer, or the model around them."""
+    if evidence.calls is None or not ("forward" in divergence.name or divergence.name == HANDED_IN):
+        return None
+    place = f"it writes into what the user has handed in: {divergence.name}"
+    if evidence.calls.bad is not None and evidence.calls.bad.fault == "written":
+        return dataclasses.replace(_of_call(evidence.calls.bad), known=place)
+    if re.fullmatch(r"0(\.(0|left|right))*", evidence.wrote):  # its input is the model's
+        mode = (
+            "evaluation"
+            if divergence.name == HANDED_IN or _in_eval(dict(c.walk(case.model)), evidence.wrote)
+            else "training"
+        )
+        return _layer(dict(c.walk(case.model)), evidence.wrote, "forward", f"forward in {mode} mode", place=place)
+    if divergence.name.startswith("input"):
+        what = "Sequential forward writes into its input (alias)"
+        return Suspect(what, place, "none of its layers does", definition=("nn.Sequential", "forward"))
+    return None
 
 
 def _layer(

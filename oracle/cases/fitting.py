@@ -23,6 +23,7 @@ PROGRAMS = "programs"
 UNBIASED = "running variance of BatchNorm"
 HIGHER = "gradients that carry a graph"
 BASE = "power of a base that is not positive"
+_BY_NUMBER = ("power_scalar", "whole_power_scalar")
 ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two operands, which NumPy broadcasts
 
 # What the course leaves open, so that no needle is asked for it (`oracle.systems.ours.contract` has the words).
@@ -43,6 +44,8 @@ def needs(case: c.Case) -> set[str]:
             found.add(BROADCASTING)
         if case.op == "power" and not all(isinstance(v, float) and v > 0 for v in case.operands[0].values):
             found.add(BASE)
+        if case.op in _BY_NUMBER and float(case.attributes["c"]) <= 0 and 0 in case.operands[0].values:
+            found.add(BASE)  # by the rule that the course teaches, c · x ** (c − 1), that is 0 times infinity
         return found
     if isinstance(case, c.ProgramCase):
         return found
@@ -112,7 +115,7 @@ def _program(case: c.ProgramCase, lacking: Collection[str]) -> c.ProgramCase | N
         steps = [i for i, action in enumerate(actions) if isinstance(action, a.Step)]
         del actions[steps[0]]
     widths = c.input_widths(case.training)
-    layers = _body(case.model, "", case, widths, {*lacking, "layer ReLU"})  # whose branch nobody could see
+    layers = _body(case.model, "", case, widths, {*lacking, "layer ReLU", "layer Linear, tied"})
     if UNBIASED in lacking:
         layers = tuple(layer for layer in layers if not any(isinstance(x, c.BatchNorm) for _, x in c.walk((layer,))))
     layers = layers if c.trains(layers) else (*layers, c.Linear(2))
@@ -129,6 +132,8 @@ def _op(case: c.OpCase) -> c.OpCase | None:
     if case.op == "power":
         base = tuple(0.5 if isinstance(v, str) or v <= 0 else v for v in operands[0].values)
         operands = (replace(operands[0], values=base), *operands[1:])
+    if case.op in _BY_NUMBER:
+        operands = (replace(operands[0], values=tuple(0.5 if v == 0 else v for v in operands[0].values)),)
     if case.op in ELEMENTWISE:
         shape = np.broadcast_shapes(*(o.shape for o in operands))
         operands = tuple(_expanded(o, shape) for o in operands)

@@ -390,21 +390,21 @@ def every_op(names: tuple[str, ...], turn: int) -> st.SearchStrategy[tuple[c.OpC
 
 
 _FLOATS: tuple[c.Dtype, ...] = ("float16", "float32", "float64")
-_INTEGERS: tuple[c.Dtype, ...] = ("int64", "int32", "uint8", "bool")
-_WITH_INTEGERS = ("add", "subtract", "multiply", "divide", "matmul")
+_INTEGERS: tuple[c.Dtype, ...] = ("int64", "int32", "uint8", "bool", "bool")
+WITH_INTEGERS = ("add", "subtract", "multiply", "divide", "matmul")
 _SAME = choice((3, "float16"), (3, "float64"))
 _WHICH_DTYPES = choice((3, "same"), (2, "mixed"), (2, "integer"))
 
 
 @st.composite
-def dtype_cases(draw: Draw, name: str) -> c.OpCase:
+def dtype_cases(draw: Draw, name: str, kind: str = "") -> c.OpCase:
     """One operation on operands of another dtype than float32, of several dtypes, or on one of integers or bools."""
     case = draw(op_cases([name], order=2))  # ordinary values
-    count, kind = len(case.operands), draw(_WHICH_DTYPES)
+    count, kind = len(case.operands), kind or draw(_WHICH_DTYPES)
     dtypes: list[Any] = [draw(_SAME)] * count
     if kind == "mixed":
         dtypes = [draw(st.sampled_from(_FLOATS)) for _ in range(count)]
-    elif kind == "integer" and name in _WITH_INTEGERS:
+    elif kind == "integer" and name in WITH_INTEGERS:
         dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
         dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes
     constants = case.constants if kind == "same" else ()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-Show = Callable[[str, int, int | None], None]
+Show = Callable[[str, float, float | None], None]
 Tick = Callable[[], None]
 
 
@@ -36,13 +36,13 @@ def progress(console: Console, every: int = 0) -> Iterator[Show]:
 
     Where nobody watches: a line for ``every`` so many, or nothing.
     """
-    started, last = time.perf_counter(), 0
+    started, last = time.perf_counter(), 0.0
     silent = not watched(console)
     columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("starting", total=None)
 
-        def show(what: str, done: int, total: int | None) -> None:
+        def show(what: str, done: float, total: float | None) -> None:
             nonlocal last
             bar.update(task, description=what, completed=done, total=total)
             if silent and every and done // every > last:

@@ -34,6 +34,7 @@ from oracle.systems import ours as ours_side
 from oracle.systems import trace, truth
 from oracle.systems.lockstep import Lockstep, Step
 from oracle.systems.surroundings import without_advice
+from oracle.systems.trace import HANDED_IN
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
 COHERENT = 3  # noisy replicas of a training run in which all rows round alike
@@ -104,9 +105,11 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
             continue
         numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
-        after = part == "buffer" and first.quantity in FORWARD and f.step == first.step
+        after = part == "buffer" and (first.quantity in FORWARD or bool(wrong))
         following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
-        if numbers and not again and not after and not following:
+        if again or after:
+            told.add(part)  # and so may be whatever else of this part is wrong
+        elif numbers and not following:
             told.add(part)
             others.append(f)
     return others
@@ -274,7 +277,8 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
 def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *, evaluation: bool) -> None:
     """The failing step once more: rule OP on its tapes, and on every call of an op."""
     seen = divergence.quantity in (*FORWARD, *BACKWARD)
-    if not (seen or divergence.failure is not None or divergence.quantity == "kept"):
+    held = divergence.quantity in ("kept", "handed in") or divergence.name == HANDED_IN
+    if not (seen or held or divergence.failure is not None):
         return
     run, t = h.lockstep.ours, step.ours.step
     found = findings_for(h.lockstep.ndl)

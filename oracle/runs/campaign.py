@@ -82,6 +82,7 @@ def campaign(
 
     with terminal.progress(console) as show:
         told = [0]
+        show("the first shards", 0, minutes)
 
         def progress(run: Any, finished: Any) -> None:
             if finished is not None:
@@ -89,9 +90,11 @@ def campaign(
                 console.print(_line(finished, run), style="dim", soft_wrap=True, markup=False)
             for failed in run.result.failed[told[0] :]:
                 told[0] += 1
-                console.print(f"seed {run.found_with[failed.culprit][0]} fails: {failed.culprit}; {commands.shown(folder / failed.case.digest)}.md", style="bold red", soft_wrap=True)  # fmt: skip
-            words = f"s; {run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
-            show(words, round(run.wall), round(60 * minutes))
+                page = commands.shown(folder / failed.case.digest) + ".md"
+                fails = f"seed {run.found_with[failed.culprit][0]} fails: {failed.culprit}; {page}"
+                diff.say(console, fails, indent=2, style="bold red")
+            words = f"{run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
+            show(words, run.wall / 60, minutes)
 
         many.run(many.Plan(_numbers(first, seeds, done), cases, minutes, folder), pool, run, progress)
     if pool.lost:
@@ -164,7 +167,7 @@ def _summary(console: Console, run: Any, kept: Any, path: Path) -> None:
     diff.problems(console, run)
     if run.interrupted:
         console.print(f"interrupted after {total:,} cases, all of which are in the ledger", style="bold yellow")
-    diff.no_verdict(console, run)
+    diff.no_verdict(console, run, ours=False)  # workers end for many reasons
     console.print(f"it goes on with: {run.again}", soft_wrap=True, markup=False)
     if run.exit_code == ExitCode.AGREE:
         console.print(f"0 divergences in {total:,} cases", style="bold green")

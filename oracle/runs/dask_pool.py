@@ -26,7 +26,8 @@ from oracle.runs.workers import NoWorkers, Task
 # A worker gets no task before it has room for it, and Dask gives up a task that ends three workers: `KilledWorker`.
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.allowed-failures": 2}
 RETRIES = 2  # of a task whose helper ends
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # for a scheduler to answer, and to have a worker
+START_SECONDS = 60.0  # for those of our own, on a machine that is busy with other things
 NOBODY_SECONDS = 120.0  # without a worker, before it is no use to wait
 LOOK_SECONDS = 2.0  # between two looks at who is there
 
@@ -36,8 +37,8 @@ class DaskPool:
 
     def __init__(self, address: str | None, workers: int) -> None:
         """On the workers of the scheduler at an address; without one, on as many of our own. NoWorkers if there are none."""
-        for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say of a worker that ends, we say
+        for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say of who ends, we say
         dask.config.set(SETTINGS)
         self.lost = 0  # workers, or processes of theirs, that ended and were replaced
         self.kernels: Counter[str] = Counter()  # of OpenBLAS: tasks that were done with them
@@ -51,18 +52,19 @@ class DaskPool:
         self._looked = self._alone_since = 0.0
         self._cluster: Any = None
         self._client: Any = None
+        patience = START_SECONDS if address is None else CONNECT_SECONDS
         try:
             if address is None:
                 self._cluster = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
+                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 )  # fmt: skip
             where = address if self._cluster is None else self._cluster
-            self._client = distributed.Client(where, timeout=CONNECT_SECONDS, set_as_default=False)
+            self._client = distributed.Client(where, timeout=patience, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise NoWorkers(f"no scheduler answers at {address}: {one_line(error)}") from None
-        until = time.monotonic() + CONNECT_SECONDS
+        until = time.monotonic() + patience
         while not self._look():
             if time.monotonic() > until:
                 self.close()
@@ -133,6 +135,7 @@ class DaskPool:
             return False
         try:
             address, answer, ended = future.result()  # is made again if its worker has just ended
+            good, value, lost, kernel = pickle.loads(answer)
         except distributed.KilledWorker:
             if future.key not in self._again:  # it may have been beside the one that does it
                 self._again.add(self._hand_out(task))
@@ -147,7 +150,6 @@ class DaskPool:
         except Exception as error:
             task.settle(error=Broken(type(error).__name__, one_line(error), "a worker of Dask", repr(error)))
             return True
-        good, value, lost, kernel = pickle.loads(answer)
         self.lost += lost + ended
         if isinstance(value, helper.Different):
             self._refuse(address, str(value))

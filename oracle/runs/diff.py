@@ -204,8 +204,8 @@ def problems(console: Console, run: Any) -> None:
         say(console, note, style="yellow")
 
 
-def no_verdict(console: Console, run: Any) -> None:
-    """Why what is said of needle does not count, or is not all."""
+def no_verdict(console: Console, run: Any, *, ours: bool = True) -> None:
+    """Why what is said of needle does not count, or is not all; ``ours``: what the harness fails at is to be reported."""
     result = run.result
     if result.oracle_errors:
         say(
@@ -214,7 +214,7 @@ def no_verdict(console: Console, run: Any) -> None:
             "needle counts for nothing until that is mended",
             style="bold yellow",
         )
-    if result.harness_errors:
+    if result.harness_errors and ours:
         console.print(
             f"[bold yellow]the harness itself failed[/], {len(result.harness_errors):,} times; please report the lines above, "
             f"and {escape(run.again)}",
@@ -298,7 +298,7 @@ def facts(run: Any, total: int, verbose: bool, more: str = " (--verbose)") -> It
         missed = coverage.missed(result.coverage, lacking)
         reached = f"{len(coverage.LABELS) - len(lacking) - len(missed)} of {len(coverage.LABELS) - len(lacking)} things"
         few = f", not {', '.join(missed[:3])}{' …' * (len(missed) > 3)}" if missed else ""
-        yield "reached", f"{reached} that a case may have{few} (--verbose)"
+        yield "reached", f"{reached} that a case may have{few}{more}"
         shares = {k: v for k, v in result.tally.largest.items() if not k.startswith(("P ", "validation"))}
         if shares:
             key = max(shares, key=lambda k: shares[k])

@@ -35,17 +35,17 @@ OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
 # more for what has been reached least; what remains trains.
-# Ten in a hundred are in other dtypes, four operations and six whole models; two are large, and eight long: of the operations in turn, and of
+# Twelve in a hundred are in other dtypes, six operations and six whole models; two are large, and eight long: of the operations in turn, and of
 # those that do something else at a size, each of them beyond 1,024 at first.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 37,
+    "train": SHARD_SIZE - OPS - 39,
     "op": OPS,
     "steered": 6,
     "second": 3,
     "long": 8,
     "large": 2,
     "program": 8,
-    "dtype": 4,
+    "dtype": 6,
     "whole": 6,
 }
 IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
@@ -73,9 +73,14 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
     if kind == "dtype":
         offered = [name for name in IN_DTYPES if name in known]
         adding = [name for name in ADDING if name in offered]
-        kinds = [_in_dtypes(offered[(index * (count - 1) + i) % len(offered)]) for i in range(count - 1) if offered]
+        beside = [name for name in strategies.WITH_INTEGERS if name in offered]
+        half = count // 2
+        kinds = [
+            _in_dtypes(offered[(index * (count - half) + i) % len(offered)]) for i in range(count - half) if offered
+        ]
         kinds += [_adding(adding[index % len(adding)])] if adding else []
-        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
+        kinds += [_with_integers(beside[(index * (half - 1) + i) % len(beside)]) for i in range(half - 1) if beside]
+        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds[:count])]
     if kind == "steered":
         return independent(_any_op(known), count, seed)
     if kind == "train":
@@ -100,6 +105,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
 _any_op = functools.cache(strategies.op_cases)
 _in_dtypes = functools.cache(strategies.dtype_cases)
 _adding = functools.cache(large.long_half_cases)
+_with_integers = functools.cache(functools.partial(strategies.dtype_cases, kind="integer"))
 DRAWS = 8  # how often cases are drawn anew for those that cannot be made to fit
 
 

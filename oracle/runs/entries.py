@@ -49,11 +49,16 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
             return by_key[key.removesuffix(end) + before]
     if isinstance(failed.case, c.OpCase):
         return None
+    # what has no modes is the same mistake in both of them
+    kind = key.partition(" ")[0]
+    if key == f"{kind} forward in evaluation mode" and kind not in ("BatchNorm", "Dropout"):
+        known = by_key.get(f"{kind} forward in training mode") or by_key.get(f"{kind} forward")
+        if known is not None:
+            return known
     # a chain of ops is the harness's own: what is wrong with it is wrong with one of the ops, or with the walk
     if re.match(r"Ops\b", key):
         steps = [s.op for _, layer in c.walk(failed.case.model) if isinstance(layer, c.Ops) for s in layer.steps]
         return next((ops[op] for op in steps if op in ops), None)
-    kind = key.partition(" ")[0]
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from oracle import commands, files
-from oracle.apart import Broken, Died
+from oracle.apart import Broken, Died, one_line
 from oracle.blame import report
 from oracle.exits import HeldBack
 from oracle.runs.draws import SHARD_SIZE
@@ -101,10 +101,11 @@ class _UnderWay:
             index, task = self.waiting.popleft()
             try:
                 found: Result = task.result()
-            except (Broken, Died) as error:
+            except Exception as error:  # whatever a machine comes up with, it costs no more than the shard
                 self.record.lost.append(index)
+                about = str(error) if isinstance(error, Broken | Died) else f"{type(error).__name__}: {one_line(error)}"
                 what = (
-                    f"seed {self.record.seed}, shard {index}: {error}; with too little memory, fewer workers take less"
+                    f"seed {self.record.seed}, shard {index}: {about}; with too little memory, fewer workers take less"
                 )
                 yield Result(harness_errors=[what])
                 continue
@@ -231,7 +232,7 @@ class _Making:
             self.waiting.remove((failed, task))
             try:
                 smaller, errors, text, why = task.result()
-            except (Broken, Died) as error:
+            except Exception as error:
                 self.outcome.result.harness_errors.append(f"{failed.case.digest}: while it was made smaller: {error}")
                 continue
             self.outcome.result.oracle_errors.extend(f"{smaller.case.digest}: {e}" for e in errors)

@@ -27,7 +27,10 @@ def head(console: Console, run: Any) -> None:
     """The verdict, which comes first."""
     bad = run.exit_code == ExitCode.PART
     style = "bold red" if bad else "bold green" if run.exit_code == ExitCode.AGREE else "bold yellow"
-    for line in textwrap.wrap(verdict(run), max(console.width, 40), break_long_words=False, break_on_hyphens=False):
+    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written else ""
+    for line in textwrap.wrap(
+        verdict(run) + page, max(console.width, 40), break_long_words=False, break_on_hyphens=False
+    ):
         console.print(line, soft_wrap=True, markup=False, style=style)
 
 
@@ -92,10 +95,9 @@ def verdict(run: Any) -> str:
         return f"no verdict: {why} {'is not offered, and without it there is no training run' if run.plan.offer.cannot_train else ''}".strip()
     if not real:
         return f"0 findings in {total:,} cases"
-    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written else ""
     lacking = ", ".join(run.plan.offer.cannot_train)
     untrained = f"; no training run, for {lacking} is not offered" if lacking else ""
-    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{untrained}{page}"
+    return f"{len(real)} finding{'s' * (len(real) > 1)} in {total:,} cases{untrained}"
 
 
 # What no case has, each with its reason: the course leaves it open.

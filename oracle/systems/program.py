@@ -89,7 +89,7 @@ class ProgramRun:
                 turn.masks = programs.masks(case, k.passes, k)
             world.flows = programs.flowing(k)
             action.meaning(k)
-            world.due = k.values
+            world.due, world.judged = k.values, k.judged
             turn.right = copy.copy(k)
             turn.right.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
             also = twin is not None and index < until

@@ -37,6 +37,7 @@ from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.runs.workers import Pool
 from oracle.trust.faults import CONTROLS
 from oracle.trust.patches import Patch, around, replace
+from oracle.trust.rewrites import REWRITES, in_single
 
 PAGE = Path("reports/calibration.md")
 DATA = Path("reports/baselines/calibration.json")
@@ -127,11 +128,13 @@ def _wide_product(a: Any, b: Any) -> Any:
 # -- fused operations from plain ones ---------------------------------------------------------------------------------
 
 
+@in_single
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     y = ops.matmul(x, weight)
     return y if bias is None else y + bias
 
 
+@in_single
 def _softmax_cross_entropy(logits: Any, labels: Any) -> Any:
     y = labels.cached_data if isinstance(labels, Value) else np.asarray(labels)
     onehot = np.zeros(logits.shape, logits.dtype)
@@ -150,6 +153,9 @@ class _Norm:
 
     def __call__(self, x: Any, weight: Any, bias: Any) -> Any:
         """(…, d), (d,), (d,) -> (…, d)."""
+        floats = [v.dtype for v in (x, weight, bias) if v.dtype.kind == "f"]
+        dtype = np.result_type(*floats)
+        x = ops.cast(x, np.result_type(dtype, np.float32).name)  # float16 adds up in float32
         axis = self.axis % x.ndim
         n = x.shape[axis]
         kept = tuple(1 if i == axis else m for i, m in enumerate(x.shape))
@@ -158,7 +164,8 @@ class _Norm:
         var = ops.reshape((centred * centred).sum(axis) / n, kept)
         if self.follow is not None:
             self.follow(mean.cached_data.reshape(-1), var.cached_data.reshape(-1))
-        return centred * (1 / (var + self.eps) ** 0.5) * weight + bias
+        made = centred * (1 / (var + self.eps) ** 0.5) * weight + bias
+        return ops.cast(made, "float16") if dtype == np.float16 else made
 
 
 class _RowNorm(_Norm):
@@ -201,6 +208,7 @@ VARIANTS = (
     *(Variant(f"unfused {op}", patch) for op, patch in UNFUSED.items()),
     Variant("all unfused and sequential", sum(UNFUSED.values(), _ordered(_one_after_the_other))),
     Variant("optimizers and backward written out", sum(CONTROLS.values(), NOTHING)),
+    *(Variant(name, patch) for name, patch in REWRITES.items()),
     Variant("two BLAS threads", NOTHING, threads=2),
 )
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import needle
@@ -10,6 +11,7 @@ from oracle.cases import case as c
 from oracle.runs.draws import draw
 from oracle.trust import calibrate
 from oracle.trust.faults import FAULTS
+from oracle.trust.rewrites import REWRITES
 
 CASES = [*draw("train", 10, 11), *draw("op", 30, 11)]
 
@@ -33,6 +35,30 @@ def test_variants_compute_something_else():
         if variant.name in ("sequential sums", "unfused SoftmaxCrossEntropy", "all unfused and sequential"):
             with variant.patch.applied():
                 assert shares() != usual, variant.name
+
+
+def bits():
+    """What a few layers and operations give, and pass back."""
+    rng = np.random.RandomState(0)
+    x, w, b = (needle.Tensor(rng.randn(*shape).astype(np.float32)) for shape in ((37, 19), (19, 7), (1, 7)))
+    image, kernel = (needle.Tensor(rng.randn(*shape).astype(np.float32)) for shape in ((2, 6, 6, 3), (3, 3, 3, 4)))
+    made = [x @ w, needle.ops.linear(x, w, b), needle.conv(image, kernel, 1, 1), needle.logsumexp(x, 1)]
+    made += [needle.softplus(x), needle.sigmoid(x), needle.tanh(x)]
+    for layer in (needle.nn.BatchNorm1d(19), needle.nn.LayerNorm1d(19), needle.nn.Dropout(0.3)):
+        np.random.seed(1)
+        y = layer(x)
+        (y * y * x).sum().backward()
+        made += [y, x.grad]
+    loss = needle.nn.SoftmaxLoss()(x, [i % 19 for i in range(37)])
+    loss.backward()
+    return [v.numpy().tobytes() for v in (*made, loss, x.grad)]
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_a_rewrite_gives_other_bits(name):
+    usual = bits()
+    with REWRITES[name].applied():
+        assert bits() != usual
 
 
 def test_alarms_are_counted_and_written(tmp_path, monkeypatch):

@@ -70,6 +70,9 @@ class CourseWorld(World):
             state[f"buffer {slot.name}"] = _plain(array_of(self._buffer(slot)), slot.shape)
         for path, module in self.modules.items():
             state[f"mode {path}"] = bool(module.training)
+        state |= {
+            key: value for key, value in self.due.items() if key.startswith("setting ")
+        }  # of layers: no action sets them
         for i, optimizer in enumerate(self.optimizers):
             kind = type(optimizer).__name__
             for setting in SETTINGS[kind]:
@@ -80,7 +83,8 @@ class CourseWorld(World):
             for quantity in STATES[kind]:
                 for name, (held, at) in self.contract.states(optimizer, quantity, self.parameters):
                     key, array = f"optimizer {i}: {quantity} {name}", _plain(array_of(held[at]), shapes[name])
-                    if array.any() or key in self.due:  # zeros that were there from the beginning are none
+                    # zeros that were there from the beginning are none
+                    if array.any() or key in self.due or key in self.judged:
                         state[key] = array
             state |= {key: value for key, value in self.due.items() if key.startswith(f"optimizer {i}: t ")}
         return state

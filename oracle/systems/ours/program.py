@@ -11,7 +11,7 @@ import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,8 @@ class World:
         batches: Batches, clock: Clock,
     ) -> None:  # fmt: skip
         self.case, self.ndl, self.batches, self.clock = case, ndl, batches, clock
-        self.due: State = {}  # what the action at work has to leave
+        self.due: State = {}  # what the action at work has to leave …
+        self.judged: Collection[str] = ()  # … and what of it is numbers
         self.parameter_slots, self.buffer_slots = slots
         self.index = self.passes = 0
         self.flows: Sequence[str] = ()  # the parameters that a backward pass reaches, as things stand

@@ -83,7 +83,7 @@ fault(
     "bool-as-sign",
     "True beside a float is -1",
     "EWiseMul forward",
-    compute("EWiseMul", lambda y, a, b: -y if b.dtype == np.bool_ else y),
+    compute("EWiseMul", lambda y, a, b: -y if np.bool_ in (a.dtype, b.dtype) and y.dtype != np.bool_ else y),
 )
 
 

@@ -842,7 +842,7 @@ def _input_written(old: Any, self: Any, x: Any) -> Any:
 fault(
     "program-input-written",
     "the forward pass of a Sequential writes into its input",
-    "alias",
+    "Sequential forward",
     around("nn.Sequential.forward", _input_written),
 )
 

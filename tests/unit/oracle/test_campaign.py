@@ -32,8 +32,8 @@ CASE = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, 0.5)),))
 class Shuffled:
     """A pool that answers in any order."""
 
-    def __init__(self, size, order=0, dies=(), stops=None):
-        self.size, self.lost, self.dies, self.stops = size, 0, dies, stops
+    def __init__(self, size, order=0, dies=None, stops=None):
+        self.size, self.lost, self.dies, self.stops = size, 0, dies or {}, stops
         self._order, self._tasks, self.closed = random.Random(order), [], False
 
     def submit(self, function, *args, first=False):
@@ -48,10 +48,8 @@ class Shuffled:
                 os.kill(os.getpid(), signal.SIGINT)
                 raise AssertionError("Ctrl-C is let through here")
         task = self._tasks.pop(self._order.randrange(min(len(self._tasks), self.size)))
-        if task.args[:2] in self.dies:
-            task.settle(error=Died("ended"))
-        else:
-            task.settle(task.function(*task.args))
+        error = self.dies.get(task.args[:2]) if len(task.args) > 1 else None
+        task.settle(task.function(*task.args)) if error is None else task.settle(error=error)
 
     def close(self):
         self.closed = True
@@ -126,8 +124,9 @@ def test_ctrl_c_leaves_a_beginning_of_each_seed(stops, tmp_path, monkeypatch):
     assert ledger.read(tmp_path / "campaign.json").campaigns[0].interrupted
 
 
-def test_a_poison_shard_is_named_and_the_campaign_goes_on(alone, tmp_path):
-    found = campaign(Shuffled(2, dies={(2, 9)}), tmp_path)
+@pytest.mark.parametrize("error", [Died("ended"), MemoryError("of some machine")], ids=["ended", "raised"])
+def test_a_poison_shard_is_named_and_the_campaign_goes_on(error, alone, tmp_path):
+    found = campaign(Shuffled(2, dies={(2, 9): error}), tmp_path)
     assert found.exit_code == 4
     assert found.seeds[2].lost == [9]
     assert found.seeds[2].shards == 9, "what is behind the gap has no digest to compare"
@@ -136,7 +135,7 @@ def test_a_poison_shard_is_named_and_the_campaign_goes_on(alone, tmp_path):
 
 
 def test_where_nothing_can_be_judged_it_ends(tmp_path):
-    dies = {(seed, index) for seed in range(1000) for index in range(8)}
+    dies = {(seed, index): Died("ended") for seed in range(1000) for index in range(8)}
     found = campaign(Shuffled(2, dies=dies), tmp_path, numbers=range(1000), minutes=5.0)
     assert found.exit_code == 4
     assert seeds.TOO_MANY <= len(found.result.harness_errors) < seeds.TOO_MANY + 3 * runner.ROUND
@@ -379,6 +378,7 @@ def test_the_command_from_end_to_end(tmp_path):
     assert done.stderr == ""
     assert done.stdout.startswith("the ledger goes on: 1 campaign, 2 seeds, 4,000 cases")
     assert "0 divergences in 100 cases" in done.stdout
+    assert "--verbose" not in done.stdout, "it has no such flag"
     assert [text for text in done.stdout.splitlines() if len(text) > 80 and "--minutes" not in text] == []
     book = ledger.read(tmp_path / "campaign.json")
     assert [one.seed for one in book.seeds] == [1, 2, 3]

@@ -13,7 +13,7 @@ from oracle.runs.real_data import digits_case
 KINDS = {c.TrainCase: "train", c.SecondOrderCase: "second", c.OpCase: "op", c.ProgramCase: "program"}
 PLAIN = {kind: draw(name, 60 if name == "program" else 240, 5) for kind, name in KINDS.items()}
 LARGE = [*draw("long", 5 * len(OP_NAMES) + 1, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
-LARGE += draw("large", 60, 5)
+LARGE += draw("large", 60, 5) + draw("whole", 72, 5)
 LARGE += [*draw("dtype", 3 * len(OP_NAMES), 5), *draw("dtype", 4 * len(OP_NAMES), 6)]
 LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
@@ -53,7 +53,7 @@ def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_thr
 
 def test_at_least_half_of_a_shard_trains():
     assert sum(SHARD.values()) == SHARD_SIZE == len(shard_cases(0, 0))
-    assert sum(SHARD[kind] for kind in ("train", "second", "large")) >= SHARD_SIZE // 2
+    assert sum(SHARD[kind] for kind in ("train", "whole", "second", "large")) >= SHARD_SIZE // 2
 
 
 def test_what_is_rarely_drawn_is_drawn_more_often():

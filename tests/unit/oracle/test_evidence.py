@@ -67,7 +67,7 @@ BEYOND_THE_FIRST = [
     ("bn-updates-in-eval", train(c.Linear(3), c.BatchNorm(), steps=3), "evaluation mode changes buffers"),
     # neither an op nor a layer
     ("program-input-written", train(c.Linear(3), c.Sequential((c.Softplus(),)), c.Linear(3)),
-     "something writes into what Linear was given, or gave (alias)"),
+     "Sequential forward writes into its input (alias)"),
     ("program-graph-never-freed", train(c.Linear(3), backward="twice"), "Tensor.backward: it does not free the graph"),
     ("program-evaluation-draws", train(c.Linear(3), steps=3), "Module.eval changes the random state"),
 ]  # fmt: skip

@@ -216,3 +216,13 @@ def test_tolerance_grows_with_noise_and_size_alone():
     loud = quiet.copy()
     loud[3, 0, 0] += 1e-3
     assert cmp.tolerance(loud)[0, 0] == pytest.approx(1e-3 * 1.01, rel=0.1)
+
+
+def test_a_sum_over_repeated_places_has_the_rounding_of_every_order():
+    """0.715 − 0.008 − 0.72 is off by the rounding of 0.7, not of −0.013; what is put at places of its own is exact."""
+    values = np.array([[0.715], [-0.008], [-0.72]])[None, None]
+    tape = d.Tape(d.Noise(1))
+    repeated = tape.scattered(values, (1, 1), (np.array([0, 0, 0]),))
+    assert np.abs(repeated[1:] - repeated[:1]).max() > 0.01 * d.U
+    apart = tape.scattered(values, (3, 1), (np.array([2, 0, 1]),))
+    assert apart.shape[0] == 1
