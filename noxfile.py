@@ -144,13 +144,13 @@ def frameworks(session: nox.Session) -> None:
     stamp = where / "installed"
     if not stamp.exists() or stamp.read_text("utf-8") != wanted:
         print("Installing the libraries into .nox/frameworks, on top of .nox/env: once.", flush=True)
-        session.run(PYTHON, "-m", "venv", "--clear", where, silent=True)
+        session.run(PYTHON, "-m", "venv", "--clear", "--without-pip", where, silent=True)
         ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
         there, shared = (str(session.run(p, "-c", ask, silent=True)).strip() for p in (inside, PYTHON))
         Path(there, "shared.pth").write_text(f"{shared}\n", "utf-8")  # torch and the tools are not installed twice
         for requirement in FRAMEWORKS:  # one by one: the rows of what cannot be installed say so, and the rest runs
             try:
-                session.run(inside, "-m", "pip", "install", "--quiet", requirement)
+                session.run(PYTHON, "-m", "pip", "--python", inside, "install", "--quiet", requirement)
             except CommandFailed:
                 session.warn(f"{requirement} cannot be installed here: its rows are not run")
         stamp.write_text(wanted, "utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import warnings
 from typing import Any
 
@@ -37,7 +38,7 @@ def written(pair: Pair, shown: Shown) -> str:
 def _needed(line: str, text: str) -> bool:
     """Whether what a line imports is used."""
     names = [part.split(" as ")[-1].strip() for part in line.split("import ", 1)[1].split(",")]
-    return any(f"{name}." in text or f"{name}(" in text for name in names)
+    return any(re.search(rf"(?<![\w.]){name}[.(]", text) for name in names)
 
 
 def _inputs(shown: Shown) -> list[str]:

@@ -104,6 +104,7 @@ def test_an_error_at_one_edge_is_found_and_made_small():
     assert outcome.shown.problem == ""
     assert re.search(r"PyTorch itself *11\.1936", outcome.shown.printed), outcome.shown.printed
     assert "x0 = np.array([2.5], np.float32)" in outcome.shown.program
+    assert not programs._needed("from torch import nn", "jax.nn.relu(x)")
 
 
 def test_edges_are_judged_one_at_a_time():
