@@ -23,7 +23,7 @@ def dropout(
     def forward(self: Any, x: Any) -> Any:
         if not active(self):
             return x
-        return x * const((draw(self, x) * scale(self)).astype(np.float32))
+        return x * const((draw(self, x) * scale(self)).astype(x.dtype if x.dtype.kind == "f" else np.float32))
 
     return replace("nn.Dropout.forward", forward)
 
