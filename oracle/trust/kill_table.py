@@ -202,7 +202,7 @@ def kill(fault: Fault, cases: Cases, seed: int, numbers: range, shrunk: int, err
             found = diverged(case)
             named = found if found is None else judged(case, needle, peer_too=False).divergence
         except Exception:
-            errors.append(traceback.format_exc(limit=-1))
+            errors.append(_raised(1))
             continue
         if found is None or named is None:
             continue
@@ -321,7 +321,7 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None, known: S
         try:
             row = run_fault(fault, rows[fault.name], cases, plan, numbers)
         except BaseException:
-            row = failed(fault, traceback.format_exc(limit=-3))
+            row = failed(fault, _raised(3))
         write(pickle.dumps(row))
 
     with suppress(KeyboardInterrupt):  # what is known so far
@@ -339,6 +339,11 @@ def run(plan: Plan, progress: Callable[[Row], None] = lambda row: None, known: S
                     done[fault.name] = row
                     progress(row)
     return [done[f.name] for f in plan.faults if f.name in done]
+
+
+def _raised(frames: int) -> str:
+    """The error at hand, with paths as they are in a clone: the table is committed."""
+    return traceback.format_exc(limit=-frames).replace(f"{ROOT}{os.sep}", "")
 
 
 def failed(fault: Fault, error: str) -> Row:
@@ -526,8 +531,9 @@ def faults(
     lost = [r.name for r in rows if not r.killed and r.name in known]
     console.print(
         f"{t['killed']} of {t['faults']} faults killed with every one of {seeds} seeds; median {t['median_cases']} cases; "
-        f"right suspect in {_percent(t['right_suspect'])} of {t['kills']} kills, right words in "
-        f"{_percent(t['right_words'])} of {t['words_said']}; shrunk to {t['median_layers']} layers "
+        f"right suspect in {_percent(t['right_suspect'])} of {t['kills']} kills"
+        + (f", right words in {_percent(t['right_words'])} of {t['words_said']}" if t["words_said"] else "")
+        + f"; shrunk to {t['median_layers']} layers "
         f"and {t['median_steps']} steps; {time.perf_counter() - started:.0f} s; {page}, {report.LATEST / kill_page.NAME}",
         style="bold red" if lost else "bold green",
         soft_wrap=True,
