@@ -57,6 +57,9 @@ def _norm_vjp(op: str, change: Callable[..., Any]) -> Patch:
             def mean(v: Any) -> Any:
                 return v.mean(axis, keepdims=True)
 
+            # in the widest of their dtypes, and in float32 at least, as needle does it
+            wide = np.result_type(g, x, w, b, np.float32)
+            x, g, w = (v.astype(wide, copy=False) for v in (x, g, w))
             centred = x - mean(x)
             inv = 1 / np.sqrt(mean(centred * centred) + self.eps)
             return change(g, w, centred * inv, inv, mean), *right[1:]
