@@ -13,6 +13,7 @@ from oracle.cases import case as c
 from oracle.operations.tape import U
 from oracle.rules import compare as cmp
 from oracle.rules import torch_update, update
+from oracle.rules.domain import out_of_domain
 from oracle.rules.update import roundings_apart
 from oracle.systems.trace import same_bits
 from oracle.trust.faults import FAULTS as CATALOGUE
@@ -403,3 +404,14 @@ def test_another_needle_is_judged_by_what_it_does():
     found = judged(case, other).divergence
     assert found is not None
     assert found.place.startswith("activation 1")
+
+
+def test_a_step_that_is_no_number_says_nothing_about_the_others():
+    """Rounding alone decides in the first step, the second is sound, and the third overflows."""
+    rng = np.random.default_rng(0)
+    logits = np.zeros((8, 3, 2, 2))
+    logits[1:, 0] = rng.normal(size=(7, 2, 2)) * 3
+    logits[1:, 1] = rng.normal(size=(7, 2, 2)) * 1e-6
+    logits[:, 2] = np.nan
+    assert out_of_domain({"activation": {"2": logits}}, "2").tolist() == [True, False, True]
+    assert out_of_domain({"activation": {"2": logits[:, :2]}}, "2").tolist() == [True, False]
