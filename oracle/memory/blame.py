@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from oracle.memory.probe import FIRST, Job, Measured, Watched, is_node, load_plant
+from oracle.systems.ours import is_ours
 from oracle.systems.source import line_in
 
 SIZED = (dict, list, set, deque)
@@ -61,7 +62,10 @@ def explain(job: Job) -> Measured:
     skip = {id(recent), id(stayed), id(early), id(new), id(sizes), id(watched.__dict__)}
     search = _Search(program, watched.ndl, skip)
     holders: list[Holder] = []
-    for young, stays in ((stayed, True), (recent, False)):
+    # With ours nothing may be alive at a boundary, so what was born last is on the shortest path to what has come to stay; with
+    # another needle it may be the last step's, which goes with the next.
+    lasting = [*stayed, *recent] if stayed and is_ours(watched.ndl) else stayed
+    for young, stays in ((lasting, True), (recent, False)):
         nodes = [t for t in young if is_node(t, watched.ndl)]
         tensors = [t for t in young if issubclass(type(t), watched.ndl.Tensor)]
         for survivors, what in ((nodes, "with its graph"), (tensors, "")):

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +67,9 @@ class _First:
 def _outcome(texts: trial.Sources, paths: Sequence[str]) -> Outcome:
     """Runs in a child, which is never used again."""
     os.chdir(ROOT)
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(ROOT / "tests")):
+            del sys.modules[name]  # a test file that is imported already knows another needle
     try:
         trial.load(texts)
     except SyntaxError:
