@@ -1,6 +1,7 @@
 """`oracle.check` as somebody uses it: what agrees, what does not, and what is said then."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,32 @@ def test_a_wrong_gradient_is_found_made_small_and_shown_again():
         check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
     assert (again.value.name, again.value.index) == (found.name, found.index)
     check.op(log_softmax, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
+
+
+def test_of_a_wrong_output_no_gradient_is_reported():
+    """The output is wrong in few draws, its gradient in all; in the small draw it is still the output that is."""
+
+    def candidate(x, w):
+        y = x * w * f32(1.5 if abs(x).max(initial=0) > 500 else 1)
+        return y, lambda g: (g * w * f32(1.25), g * x)
+
+    with pytest.raises(check.Difference, match=r"^output differs") as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3), kinds=["normal", "big"], draws=20, seed=2)
+    assert caught.value.name == "output"
+    assert abs(caught.value.inputs[0]).max() > 500, "a wrong gradient of a smaller draw is another fault"
+
+
+def test_what_lies_beside_a_fault_is_said_of_the_draw_before_it_was_made_small():
+    def candidate(x, w):
+        y = x * w
+        return y, lambda g: (g * w * f32(1.25), g * x * f32(1.25))
+
+    with pytest.raises(check.Difference) as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3))
+    message = str(caught.value)
+    assert "before it  output agree" in message
+    assert re.search(r"after it   gradient of .*1\)? differ too", message)
+    assert "as if      torch's times 1.25" in message
 
 
 def test_attention_without_its_scale_is_found():
@@ -221,6 +248,48 @@ def test_a_shape_of_something_else_is_refused():
 
 def test_shapes_that_torch_refuses_are_not_drawn():
     check.op(lambda x: x.max(), torch.max, ("n",))  # torch has no maximum of nothing
+
+
+def gru_gates(x, w):
+    return x @ w.T, lambda g: (g @ w, g.T @ x)
+
+
+def test_a_size_may_be_a_multiple_of_another():
+    seen = []
+
+    def gates(x, w):
+        seen.append((x.shape, w.shape))
+        return gru_gates(x, w)
+
+    check.op(gates, F.linear, ("batch", "input"), ("3*hidden", "input"))
+    assert all(x[1] == w[1] and w[0] % 3 == 0 for x, w in seen)
+    assert len({w[0] for _, w in seen}) > 2
+    assert seen[0] == ((3, 4), (15, 4)), "sizes differ in the first draw"
+    assert {0} < {n for x, w in seen for n in (*x, *w)}
+    with pytest.raises(check.Difference):
+        check.op(lambda x, w: 2 * x @ w.T, F.linear, ("batch", "input"), ("3 * hidden", "input"))
+
+
+@pytest.mark.parametrize("dim", ["3hidden", "hidden*3", "0*hidden", "a+b", "", "-1", "2*3", "3*a*b"])
+def test_text_that_is_no_size_is_refused(dim):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(dim))} in .* is no size: write a name"):
+        check.op(np.tanh, torch.tanh, (dim, 2))
+
+
+def test_shapes_that_do_not_fit_are_an_error_and_no_agreement_about_nothing():
+    """Draws that torch refuses were drawn again, until only empty ones were left, about which any candidate agrees."""
+    with pytest.raises(ValueError, match=r"torch refused \d+ of \d+ draws \(The size of tensor.*\): fix the shapes"):
+        check.op(lambda a, b: a + b, lambda a, b: a + b, ("n", 5), ("m", 5))
+    with pytest.raises(ValueError, match=r"torch refused \d+ of \d+ draws \(self must be a matrix\)"):
+        check.op(lambda a, b: a @ b, torch.mm, (..., 3), (3, 3))
+
+
+def test_empty_arrays_come_on_top_of_others():
+    seen = []
+    check.op(lambda x: seen.append(x.shape) or x, lambda x: x * 1, ("n", "m"), draws=1)
+    assert [0 in shape for shape in seen] == [False, False, True, True]
+    with pytest.raises(check.Difference, match="another shape"):
+        check.op(lambda x: x if x.size else x[0:0, 0:0], lambda x: x * 1, ("n", 3))
 
 
 # -- same ----------------------------------------------------------------------------------------------------------------
