@@ -73,10 +73,10 @@ def op(
     except _Enough:
         pass
     if search.first is not None:
-        share = len(range(list(kinds).index(search.kind), draws, len(kinds)))
-        if share:
-            search.looking = False
-            _drawn(search, search.kind, sizes, leads, share, seed)
+        search.looking = False
+        _drawn(search, search.kind, {n: tuple(sorted(some)) for n, some in sizes.items()}, leads, _AGAIN, seed)
+        if search.best is None:
+            _drawn(search, search.kind, sizes, leads, draws, seed)
         raise search.confirmed()
     if trial.refused * 2 > trial.called:
         raise ValueError(
@@ -145,7 +145,7 @@ def _drawn(search: _Search, kind: str, sizes: Choices, leads: bool, draws: int, 
     @hypothesis.given(st.data())
     def run(data: Any) -> None:
         drawn = {n: data.draw(st.sampled_from(some)) for n, some in sizes.items()}
-        leading = data.draw(st.sampled_from(LEADING)) if leads else ()
+        leading = data.draw(st.sampled_from(LEADING if search.looking else sorted(LEADING, key=len))) if leads else ()
         agreement = search(kind, drawn, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n)))
         if agreement is None:
             hypothesis.reject()
@@ -166,6 +166,7 @@ class _Enough(BaseException):
 
 
 _FAILED = Agreement(())
+_AGAIN = 10  # draws to meet a failure again, where the smallest sizes come first: Hypothesis moves towards those
 
 
 class _Search:

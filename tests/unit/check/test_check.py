@@ -14,6 +14,7 @@ from torch import nn
 
 import needle as ndl
 from oracle import check
+from oracle.check.difference import as_if
 from oracle.check.smaller import shorter
 from oracle.systems import noise
 from oracle.systems.noise import Refused
@@ -129,6 +130,19 @@ def test_what_lies_beside_a_fault_is_said_of_the_draw_before_it_was_made_small()
     assert "before it  output agree" in message
     assert re.search(r"after it   gradient of .*1\)? differ too", message)
     assert "as if      torch's times 1.25" in message
+    assert max(a.size for a in caught.value.inputs) <= 3, "the smallest sizes that show it"
+
+
+def test_what_few_numbers_look_like_is_not_said():
+    """Made small, x·w and its gradient by x are both 1: that the one is the other holds of few numbers alone."""
+
+    def candidate(x, w):
+        y = x * w
+        return y, lambda g: (g * w + g * x * f32(0.5), g * x)
+
+    with pytest.raises(check.Difference, match=r"^gradient of .*0") as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3))
+    assert "as if" not in str(caught.value)
 
 
 def test_attention_without_its_scale_is_found():
@@ -348,6 +362,20 @@ def test_a_message_says_what_the_numbers_look_like(fault, words):
     run = lambda: {"relu": torch.relu(torch.from_numpy(x)), "y": torch.from_numpy(x) * 1}  # noqa: E731
     with pytest.raises(check.Difference, match=f"as if      .*{words}"):
         check.same({"relu": np.maximum(x, 0), "y": fault(x)}, run)
+
+
+@pytest.mark.parametrize(
+    ("truth", "ours", "words"),
+    [
+        ([0, 0, 3], [0, 0, 4.1], ""),  # any number is some multiple of any other
+        ([3, 3], [4.1, 4.1], ""),
+        ([0, 0, 3], [0, 0, -3], "torch's times -1"),
+        ([3], [1.5], "torch's times 0.5 (1/2)"),
+        ([3, 0, 2], [3.75, 0, 2.5], "torch's times 1.25"),
+    ],
+)
+def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
+    assert as_if(np.array(ours, float), np.array(truth, float), "y", {}) == words
 
 
 class Handed:
