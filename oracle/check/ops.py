@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import re
 import warnings
@@ -50,6 +52,13 @@ def op(
     A failing draw is made small, few elements and short numbers, and the message ends with the lines that show it again.
     Deterministic: the same ``seed``, the same draws.
     """
+    __tracebackhide__ = True  # pytest shows the test and the message
+    for what, given in (("candidate", candidate), ("torch_fn", torch_fn)):
+        if not callable(given):
+            raise TypeError(f"{what} is a function of arrays, not what it gives, but got {type(given).__name__}")
+    for given in inputs:
+        if isinstance(given, list) and any(isinstance(dim, str) or dim is ... for dim in given):
+            raise TypeError(f"a shape is a tuple: {_as_tuple(given)}, but got the list {given!r}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is one of {', '.join(_DTYPES)}, but got {dtype!r}")
     if not kinds or draws < 1:
@@ -57,6 +66,8 @@ def op(
     shapes = [x for x in inputs if isinstance(x, tuple)]
     sizes, leads = choices(shapes), any(... in s for s in shapes)
     trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
+    for i, name in enumerate(_parameters(candidate)[: len(inputs)]):
+        trial.labels[i] = f"gradient of {name} (input {i})"
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
@@ -77,13 +88,30 @@ def op(
         _drawn(search, search.kind, {n: tuple(sorted(some)) for n, some in sizes.items()}, leads, _AGAIN, seed)
         if search.best is None:
             _drawn(search, search.kind, sizes, leads, draws, seed)
-        raise search.confirmed()
+        failure = search.confirmed()
+        raise failure
     if trial.refused * 2 > trial.called:
         raise ValueError(
             f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal}): fix the shapes, "
             f"so that they fit torch_fn whatever the sizes"
         )
     return _reported(max(best), report)
+
+
+def _as_tuple(shape: list[Any]) -> str:
+    return repr(tuple(shape)).replace("Ellipsis", "...")
+
+
+def _parameters(candidate: Callable[..., Any]) -> list[str]:
+    """The names of the inputs, as far as the candidate has any; a ufunc has none of use."""
+    if isinstance(candidate, np.ufunc):
+        return []
+    try:
+        parameters = inspect.signature(candidate).parameters.values()
+    except (TypeError, ValueError):  # of C
+        return []
+    ordinary = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in itertools.takewhile(lambda p: p.kind in ordinary, parameters)]
 
 
 def _reported(agreement: Agreement, report: bool) -> Agreement:
@@ -301,7 +329,7 @@ def _size(error: Exception) -> tuple[float, ...]:
 
 
 def _passed_back(
-    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int]
+    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int], labels: list[str]
 ) -> dict[str, Any]:
     """The candidate's gradients by name."""
     copies = tuple(c.copy() for c in cotangents)
@@ -311,7 +339,7 @@ def _passed_back(
         back = [back[i] for i in wanted]
     if len(back) != len(wanted):
         raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
-    return {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+    return {labels[i]: g for i, g in zip(wanted, back, strict=True)}
 
 
 class Trial:
@@ -329,12 +357,14 @@ class Trial:
         self.candidate, self.torch_fn, self.inputs = candidate, torch_fn, inputs
         self.dtype, self.cotangents, self.limit = dtype, cotangents, limit
         self.most = REPLICAS
+        self.labels = [f"gradient of input {i}" for i in range(len(inputs))]
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
 
     def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
         """The agreement; None if torch refuses shapes that were drawn."""
+        __tracebackhide__ = True
         given: list[Any] = []
         for x in self.inputs:
             if isinstance(x, tuple):
@@ -367,6 +397,7 @@ class Trial:
             self.cotangents = had
 
     def judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        __tracebackhide__ = True
         arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
             return self._compared(given, shown, draw, kind)
@@ -382,8 +413,21 @@ class Trial:
 
     def outputs(self, given: list[Any]) -> list[torch.Tensor]:
         """What torch gives, for its form."""
-        with torch.no_grad():
-            return _several(self.torch_fn(*(self._tensor(x) for x in given)))
+        try:
+            with torch.no_grad():
+                results = _several(self.torch_fn(*(self._tensor(x) for x in given)))
+        except (AttributeError, TypeError) as error:
+            sizes = [x for x in given if isinstance(x, list) and x and all(type(n) is int for n in x)]
+            if not sizes:
+                raise
+            said = str(error).splitlines()[0]
+            raise TypeError(
+                f"a shape is a tuple: {_as_tuple(sizes[0])}; torch_fn does not take the list {sizes[0]!r} ({said})"
+            ) from None
+        for out in results:
+            if not isinstance(out, torch.Tensor):
+                raise TypeError(f"torch_fn returns a tensor, or a tuple of tensors, but got {type(out).__name__}")
+        return results
 
     def _tensor(self, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
@@ -392,6 +436,7 @@ class Trial:
         return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
 
     def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        __tracebackhide__ = True
         mine, program, cotangents = self.paired(given, shown, draw)
         try:
             return compared(mine, program, self.limit, most=self.most)
@@ -404,6 +449,7 @@ class Trial:
         self, given: list[Any], shown: list[torch.Tensor], draw: Draw
     ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]], list[Array]]:
         """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
+        __tracebackhide__ = True
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
         got = self.candidate(*frozen)
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
@@ -415,7 +461,7 @@ class Trial:
         cotangents: list[Array] = []
         if vjp is not None:
             cotangents = self._cotangents(shown, draw)
-            mine |= _passed_back(vjp, cotangents, given, wanted)
+            mine |= _passed_back(vjp, cotangents, given, wanted, self.labels)
 
         def program() -> dict[str, Any]:
             tensors = [self._tensor(x) for x in given]
@@ -437,7 +483,7 @@ class Trial:
             if pairs:
                 grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
             for i, t, g in zip(wanted, leaves, grads, strict=True):
-                named[f"gradient of input {i}"] = torch.zeros_like(t) if g is None else g
+                named[self.labels[i]] = torch.zeros_like(t) if g is None else g
             return named
 
         return mine, program, cotangents

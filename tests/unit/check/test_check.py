@@ -83,13 +83,13 @@ def test_a_wrong_gradient_is_found_made_small_and_shown_again():
     with pytest.raises(check.Difference) as caught:
         check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), (..., "k"))
     found = caught.value
-    assert found.name == "gradient of input 0"
+    assert found.name == "gradient of x (input 0)"
     assert found.share > check.LIMIT
     assert found.error > found.allowed
     assert found.inputs[0].size <= 8, "few elements"
     message = str(found)
     lines = message.splitlines()
-    assert lines[0] == "gradient of input 0 differs from torch by more than rounding"
+    assert lines[0] == "gradient of x (input 0) differs from torch by more than rounding"
     assert [text.split()[0] for text in lines[1:6]] == ["where", "yours", "torch", "truth", "error"]
     assert "before it  output agree" in message
     given = {}
@@ -138,7 +138,7 @@ def test_what_few_numbers_look_like_is_not_said():
 
     def candidate(x, w):
         y = x * w
-        return y, lambda g: (g * w + g * x * f32(0.5), g * x)
+        return y, lambda g: (g * w + g * x, g * x)
 
     with pytest.raises(check.Difference, match=r"^gradient of .*0") as caught:
         check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3))
@@ -253,6 +253,47 @@ def test_an_error_of_the_candidate_says_on_what():
 def test_usage(arguments, error, words):
     with pytest.raises(error, match=words):
         check.op(np.tanh, torch.tanh, (2,), **arguments)
+
+
+def y_of_ones():
+    return {"y": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: check.same(np.tanh, y_of_ones), 'the candidate must be arrays by name, {"y": array}, but got ufunc'),
+        (lambda: check.same(np.ones(2), y_of_ones), "the candidate must be arrays by name"),
+        (lambda: check.same({"y": np.ones(2)}, y_of_ones()), "`program` and not `program()`, but got dict"),
+        (lambda: check.tolerance(y_of_ones()), "the program is a function that is handed over"),
+        (lambda: check.same({"y": np.ones(2)}, lambda: torch.ones(2)), "tensors by name, {\"y\": tensor}, but got Tensor"),
+        (lambda: check.tolerance(lambda: torch.ones(2)), "a program returns tensors by name"),
+        (lambda: check.op(np.tanh, torch.tanh, [..., "n"]), "a shape is a tuple: (..., 'n'), but got the list"),
+        (lambda: check.op(np.tanh, torch.tanh, [2, 3]), "a shape is a tuple: (2, 3); torch_fn does not take the list [2, 3]"),
+        (lambda: check.op(np.ones(2), torch.tanh, (2,)), "candidate is a function of arrays, not what it gives, but got ndarray"),
+        (lambda: check.op(np.tanh, torch.ones(2), (2,)), "torch_fn is a function of arrays"),
+        (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "torch_fn returns a tensor, or a tuple of tensors, but got ndarray"),
+        (lambda: check.training({}, NET, torch_adam, BATCHES), "but got dict, Sequential, function"),
+    ],
+)  # fmt: skip
+def test_what_is_handed_over_in_another_form_is_said_in_one_line(call, words):
+    with pytest.raises(TypeError, match=re.escape(words)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_pytest_shows_the_test_and_the_message_and_nothing_between():
+    wrong = lambda x: np.tanh(x) * f32(1.001)  # noqa: E731
+    for call in (
+        lambda: check.op(wrong, torch.tanh, (..., "n")),
+        lambda: check.op(wrong, torch.tanh, np.ones(2, f32)),
+        lambda: check.same({"y": np.zeros(2)}, y_of_ones),
+        lambda: check.same({"y": np.zeros(3)}, y_of_ones),
+    ):
+        with pytest.raises(check.Difference) as caught:
+            call()
+        shown = [e for e in caught.traceback if not e.ishidden(caught)]
+        assert {Path(str(e.path)).name for e in shown} == {"test_check.py"}
 
 
 def test_a_shape_of_something_else_is_refused():
