@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def op(
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
-    search = _Search(trial)
+    search = _Search(trial, patience=max(20, 4 * draws))
     best: list[Agreement] = []
     try:
         best += _beside(search, kinds[0], sizes, leads, seed)
@@ -185,6 +186,8 @@ def _drawn(search: _Search, kind: str, sizes: Choices, leads: bool, draws: int, 
         return found
     except (Exception, _Enough):  # whatever words Hypothesis has for the end
         if search.looking:
+            if search.out_of_patience():  # Hypothesis, too, may have words for a search that ends halfway
+                raise _Enough from None
             raise
     return found
 
@@ -205,8 +208,9 @@ class _Search:
 
     MOST, FEW, MORE = 120, 3, 200
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, patience: int) -> None:
         self.trial = trial
+        self.patience = patience  # so many refusals of torch, and the shapes are taken for wrong
         self.looking = True
         self.calls = 0
         self.first: Exception | None = None  # as it was drawn
@@ -219,7 +223,9 @@ class _Search:
 
     def _look(self, kind: str, *drawn: Any) -> Any:
         try:
-            return self.trial(kind, *drawn)
+            agreement = self.trial(kind, *drawn)
+            if agreement is not None or not self.out_of_patience():
+                return agreement
         except Exception as error:
             raised = not isinstance(error, Difference)
             if raised and 0 in drawn[0].values():  # to refuse what is empty is no wrong value
@@ -227,9 +233,13 @@ class _Search:
             if self.first is not None and (raised or _rank(error) >= _rank(self.first)):
                 return _FAILED
             self.first, self.kind = error, kind
-        if _rank(self.first) == 0:
-            raise _Enough
-        return _FAILED
+            if _rank(error) > 0:
+                return _FAILED
+        raise _Enough
+
+    def out_of_patience(self) -> bool:
+        """Torch has refused so many draws that others will not help."""
+        return self.trial.refused >= self.patience and self.trial.refused * 2 > self.trial.called
 
     def _reduce(self, kind: str, *drawn: Any) -> Any:
         first = self.first
@@ -255,7 +265,7 @@ class _Search:
         assert first is not None
         assert best is not None
         if not isinstance(first, Difference) or not isinstance(best, Difference):
-            return best
+            return best.with_traceback(_behind_the_search(best))
         best = self._shorter(best)
         self.trial.most = REPLICAS
         if best is not first:
@@ -296,6 +306,14 @@ def _rank(error: Exception) -> int:
         return 0
     numbered = re.search(r"(\d+)\)?$", error.name)
     return (1000 if error.name.startswith("gradient") else 0) + int(numbered[1] if numbered else 0)
+
+
+def _behind_the_search(error: Exception) -> TracebackType | None:
+    """An error's traceback from the candidate on: what Hypothesis does before it is of no use to anybody."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_code is not Trial._compared.__code__:
+        at = at.tb_next
+    return error.__traceback__ if at is None else at
 
 
 def _what(error: Exception) -> tuple[Any, ...]:

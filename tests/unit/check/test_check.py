@@ -294,6 +294,10 @@ def test_pytest_shows_the_test_and_the_message_and_nothing_between():
             call()
         shown = [e for e in caught.traceback if not e.ishidden(caught)]
         assert {Path(str(e.path)).name for e in shown} == {"test_check.py"}
+    with pytest.raises(ZeroDivisionError) as raised:
+        check.op(lambda x: 1 // 0, torch.tanh, ("n",))
+    shown = [e for e in raised.traceback if not e.ishidden(raised)]
+    assert {Path(str(e.path)).name for e in shown} == {"test_check.py"}
 
 
 def test_a_shape_of_something_else_is_refused():
