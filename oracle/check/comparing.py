@@ -14,7 +14,7 @@ import torch
 
 from oracle.check.arrays import Array, array
 from oracle.check.difference import Difference, as_if, line, number
-from oracle.check.measuring import LIMIT, Measured, Program, replicas
+from oracle.check.measuring import LIMIT, Measured, Program, by_name, callable_program, replicas
 from oracle.operations.tape import REPLICAS, U
 from oracle.rules.compare import made_by_both, unravelled
 
@@ -109,6 +109,7 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
     back. It must not depend on anything else that changes from call to call. Returns the largest share used, of 16, or a bound
     of it, because replicas end as soon as a quarter is not used; ``report=True`` runs all and prints a table. A candidate of lower precision than the program is judged at its own.
     """
+    __tracebackhide__ = True  # pytest shows the test and the message
 
     def show(agreement: Agreement) -> None:
         if report:
@@ -129,6 +130,10 @@ def compared(
     """See `same`. ``early``: no more replicas than it takes. With fewer than all of them (``most``), what fails may yet be
     right: it is no verdict. ``show``: what to do with the table, before a failure is raised.
     """
+    __tracebackhide__ = True
+    if not isinstance(candidate, Mapping):
+        raise TypeError(f'the candidate must be arrays by name, {{"y": array}}, but got {type(candidate).__name__}')
+    callable_program(program)
     ours: dict[str, Array | None] = {}
     unit = 0.0
     for name, value in candidate.items():
@@ -144,7 +149,7 @@ def compared(
             given = program()
         finally:
             _taps.reset(token)
-        return {**taps.seen, **given}
+        return {**taps.seen, **by_name(given)}
 
     for found in itertools.islice(replicas(run, unit if unit > U else 0.0), most - 1):
         _form(ours, found)
@@ -164,6 +169,7 @@ def compared(
 
 def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
     """Names, shapes, and complex parts, before any number is compared."""
+    __tracebackhide__ = True
     extra = [k for k, v in ours.items() if k not in found.truth and v is not None and v.any()]
     missing = [k for k in found.truth if k not in ours]
     if extra or missing:

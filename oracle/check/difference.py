@@ -69,11 +69,20 @@ def as_if(ours: Array, truth: Array, name: str, others: Mapping[str, Array]) -> 
     with np.errstate(all="ignore"):
         factor = (ours * truth.conj()).sum() / (np.abs(truth) ** 2).sum() if truth.any() else 0.0
         mean = (ours - truth).mean()
+    several = np.unique(truth[truth != 0]).size > 1  # one number is some multiple of any other
     if factor and 1e-6 < abs(factor) < 1e6 and _near(ours, factor * truth):
-        return "" if abs(factor - 1) < 1e-5 else _times(factor, truth)
-    if truth.size > 1 and _near(ours, truth + mean):
+        return "" if abs(factor - 1) < 1e-5 or not (several or _usual(factor)) else _times(factor, truth)
+    if np.unique(truth).size > 1 and _near(ours, truth + mean):
         return f"torch's plus {mean:.6g}"
     return ""
+
+
+def _usual(factor: Any) -> bool:
+    """−1, a whole number or one part of it: a sign, a mean for a sum, a 2 that is left out."""
+    if np.iscomplexobj(factor):
+        return False
+    value = max(abs(factor), 1 / abs(factor))
+    return round(value) <= 64 and math.isclose(value, round(value), rel_tol=1e-5)
 
 
 def _times(factor: Any, truth: Array) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import EllipsisType
@@ -18,7 +19,7 @@ Shape = tuple[Dim, ...]
 # What correct programs part over, or rather do not: ordinary numbers, a mean far from zero, large ones, zeros, equal ones,
 # and so small ones that squares vanish.
 KINDS = ("normal", "offset", "big", "zeros", "ties", "tiny")
-SIZES = (3, 2, 1, 4, 7, 0, 5, 8)  # of a dimension that has a name; 1 and 0 are drawn like any other
+SIZES = (3, 4, 5, 2, 7, 8, 1)  # of a dimension that has a name; 1 is drawn like any other, 0 comes on top
 LEADING: tuple[tuple[int, ...], ...] = ((2,), (), (3, 2), (1, 1, 2))  # what ``...`` stands for
 MOST_DRAWN = 512  # elements that are drawn one by one; those of a larger array come from a drawn seed
 
@@ -67,15 +68,40 @@ def length(shape: tuple[int, ...], dtype: Any) -> int:
 
 
 def named(shapes: Sequence[Shape]) -> list[str]:
-    """The names of dimensions that are to be drawn, in order."""
+    """The names of dimensions that are to be drawn, in order; that of ``"3*hidden"`` is ``hidden``."""
     names: dict[str, None] = {}
     for shape in shapes:
         for dim in shape:
             if isinstance(dim, str):
-                names[dim] = None
+                names[_multiple(dim, shape)[1]] = None
             elif not (dim is ... or (isinstance(dim, int) and dim >= 0)):
                 raise TypeError(f"a shape has numbers from 0 on, names, or ..., but got {dim!r} in {shape}")
     return list(names)
+
+
+def _multiple(dim: str, shape: Shape) -> tuple[int, str]:
+    """``"3*hidden"`` as 3 and ``hidden``. Any other text would be one more name, of a size that has nothing to do with the rest."""
+    found = re.fullmatch(r"(?:([1-9][0-9]*) *\* *)?(\w+)", dim)
+    if found is None or not found[2].isidentifier():
+        raise ValueError(
+            f'{dim!r} in {shape} is no size: write a name, as in "hidden", or a multiple of one, as in "3*hidden", '
+            f"or give arrays instead of shapes"
+        )
+    return int(found[1] or 1), found[2]
+
+
+def choices(shapes: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
+    """The sizes that each name is drawn from. What comes first differs from name to name, and from the numbers beside them, as
+    long as there are enough: what is mixed up does not show where sizes are equal.
+    """
+    taken = {dim for shape in shapes for dim in shape if isinstance(dim, int)}
+    taken |= {2} if any(... in shape for shape in shapes) else set()  # the first of `LEADING`
+    out: dict[str, tuple[int, ...]] = {}
+    for i, name in enumerate(named(shapes)):
+        first = next((n for n in SIZES if n not in taken), SIZES[i % len(SIZES)])
+        taken.add(first)
+        out[name] = (first, *(n for n in SIZES if n != first))
+    return out
 
 
 def resolved(shape: Shape, sizes: Mapping[str, int], leading: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,7 +111,8 @@ def resolved(shape: Shape, sizes: Mapping[str, int], leading: tuple[int, ...]) -
         if isinstance(dim, int):
             out.append(dim)
         elif isinstance(dim, str):
-            out.append(sizes[dim])
+            factor, name = _multiple(dim, shape)
+            out.append(factor * sizes[name])
         else:
             out.extend(leading)
     return tuple(out)

@@ -69,6 +69,8 @@ def tolerance(program: Program, *, unit: float = 0.0) -> Measured:
 
 def replicas(program: Program, unit: float = 0.0) -> Iterator[Measured]:
     """The tolerance after two replicas, after three, …, after all eight: it only grows, so who is within it may stop."""
+    __tracebackhide__ = True
+    callable_program(program)
     again = same_random_numbers()
     with Refusing():
         peer, units = _results(program, Plain())
@@ -108,12 +110,28 @@ def _wide(a: Array) -> Array:
     return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
 
 
+def callable_program(program: Any) -> None:
+    """TypeError for what a program gives instead of the program."""
+    __tracebackhide__ = True
+    if not callable(program):
+        raise TypeError(
+            "the program is a function that is handed over and not called, `program` and not `program()`, "
+            f"but got {type(program).__name__}"
+        )
+
+
+def by_name(given: Any) -> Mapping[str, Any]:
+    """What a program has returned; TypeError if it is anything else than tensors by name."""
+    __tracebackhide__ = True
+    if not isinstance(given, Mapping):
+        raise TypeError(f'a program returns tensors by name, {{"y": tensor}}, but got {type(given).__name__}')
+    return given
+
+
 def _results(program: Program, mode: Any) -> tuple[Results, dict[str, float]]:
     """What the program gives under a mode, read before the mode puts back what the program has written to."""
     with mode:
-        given = program()
-        if not isinstance(given, Mapping):
-            raise TypeError(f"a program returns a dict of tensors by name, but got {type(given).__name__}")
+        given = by_name(program())
         results, units = {}, {}
         for name, value in given.items():
             if value is None:

@@ -52,6 +52,7 @@ def module(
     Weights and buffers of ``theirs`` are copied into ``ours`` by name; one of two dimensions is transposed if that is how the
     shapes fit (Linear), and one of one dimension becomes a row. shape: of the input. Both are in the mode that they are in.
     """
+    __tracebackhide__ = True
     import needle as ndl
 
     state = {n: array(t)[0] for n, t in theirs.state_dict().items() if not n.endswith("num_batches_tracked")}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
+import re
+import warnings
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,7 +17,7 @@ import torch
 from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, compared
 from oracle.check.difference import Difference, line
-from oracle.check.drawing import KINDS, LEADING, SIZES, assigned, length, named, numbers, resolved
+from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
 from oracle.check.measuring import LIMIT
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
@@ -41,30 +46,73 @@ def op(
 
     candidate: arrays -> out, or (out, vjp) as ``jax.vjp`` gives it: ``vjp(cotangent)`` is the gradient of each input; several
     outputs are a tuple, and their cotangents too. torch_fn: the same in ordinary torch.
-    inputs: a tuple is a shape to be drawn: numbers are sizes, a name is drawn (equal names alike; also 1 and 0), ``...`` is any
-    number of dimensions. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
+    inputs: a tuple is a shape to be drawn: numbers are sizes, a name is drawn (equal names alike; also 1, and once 0), ``"3*name"``
+    is a multiple of it, ``...`` is any number of dimensions. ValueError where torch refuses more than half of what is drawn, other
+    than empty arrays. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
     torch gets bfloat16, the candidate float32 with the same values. ``cotangents`` are drawn where not given.
     A failing draw is made small, few elements and short numbers, and the message ends with the lines that show it again.
     Deterministic: the same ``seed``, the same draws.
     """
+    __tracebackhide__ = True  # pytest shows the test and the message
+    for what, given in (("candidate", candidate), ("torch_fn", torch_fn)):
+        if not callable(given):
+            raise TypeError(f"{what} is a function of arrays, not what it gives, but got {type(given).__name__}")
+    for given in inputs:
+        if isinstance(given, list) and any(isinstance(dim, str) or dim is ... for dim in given):
+            raise TypeError(f"a shape is a tuple: {_as_tuple(given)}, but got the list {given!r}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is one of {', '.join(_DTYPES)}, but got {dtype!r}")
     if not kinds or draws < 1:
         raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
     shapes = [x for x in inputs if isinstance(x, tuple)]
-    names = named(shapes)
+    sizes, leads = choices(shapes), any(... in s for s in shapes)
     trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
+    for i, name in enumerate(_parameters(candidate)[: len(inputs)]):
+        trial.labels[i] = f"gradient of {name} (input {i})"
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
+    search = _Search(trial, patience=max(20, 4 * draws))
     best: list[Agreement] = []
-    for i, kind in enumerate(kinds):
-        share = len(range(i, draws, len(kinds)))
-        if share:
-            best += _drawn(trial, kind, names, any(... in s for s in shapes), share, seed)
-    if not best:
-        raise ValueError("torch refuses every input that was drawn: the shapes must fit torch_fn")
+    try:
+        best += _beside(search, kinds[0], sizes, leads, seed)
+        for i, kind in enumerate(kinds):
+            share = len(range(i, draws, len(kinds)))
+            if share:
+                best += _drawn(search, kind, sizes, leads, share, seed)
+        if trial.refused * 2 <= trial.called:
+            best += _empty(search, kinds[0], sizes, seed)
+    except _Enough:
+        pass
+    if search.first is not None:
+        search.looking = False
+        _drawn(search, search.kind, {n: tuple(sorted(some)) for n, some in sizes.items()}, leads, _AGAIN, seed)
+        if search.best is None:
+            _drawn(search, search.kind, sizes, leads, draws, seed)
+        failure = search.confirmed()
+        raise failure
+    if trial.refused * 2 > trial.called:
+        raise ValueError(
+            f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal}): fix the shapes, "
+            f"so that they fit torch_fn whatever the sizes"
+        )
     return _reported(max(best), report)
+
+
+def _as_tuple(shape: list[Any]) -> str:
+    return repr(tuple(shape)).replace("Ellipsis", "...")
+
+
+def _parameters(candidate: Callable[..., Any]) -> list[str]:
+    """The names of the inputs, as far as the candidate has any; a ufunc has none of use."""
+    if isinstance(candidate, np.ufunc):
+        return []
+    try:
+        parameters = inspect.signature(candidate).parameters.values()
+    except (TypeError, ValueError):  # of C
+        return []
+    ordinary = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in itertools.takewhile(lambda p: p.kind in ordinary, parameters)]
 
 
 def _reported(agreement: Agreement, report: bool) -> Agreement:
@@ -78,13 +126,39 @@ def _random_bytes(seed: int) -> Draw:
     return lambda n: rng.bytes(n)
 
 
-def _drawn(trial: Trial, kind: str, names: list[str], leads: bool, draws: int, seed: int) -> list[Agreement]:
-    """Some draws of one kind, by Hypothesis, which also makes a failing one small."""
+Choices = dict[str, tuple[int, ...]]
+
+
+def _beside(search: _Search, kind: str, sizes: Choices, leads: bool, seed: int) -> list[Agreement]:
+    """One draw in which the sizes differ, where sizes are drawn at all: Hypothesis' first one has numbers of 0 alone."""
+    if not sizes:
+        return []
+    agreement = search(
+        kind, {n: some[0] for n, some in sizes.items()}, LEADING[0] if leads else (), _random_bytes(seed)
+    )
+    return [] if agreement is None else [agreement]
+
+
+def _empty(search: _Search, kind: str, sizes: Choices, seed: int) -> list[Agreement]:
+    """Each size as 0, on top of the draws. Where torch or the candidate has no answer, as to the maximum of nothing, there is
+    nothing to compare, and no matter of the shapes.
+    """
+    found = []
+    for name in sizes:
+        one = {n: 0 if n == name else some[0] for n, some in sizes.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a mean of nothing
+            found.append(search(kind, one, LEADING[0], _random_bytes(seed)))
+    return [agreement for agreement in found if agreement is not None]
+
+
+def _drawn(search: _Search, kind: str, sizes: Choices, leads: bool, draws: int, seed: int) -> list[Agreement]:
+    """Some draws of one kind, by Hypothesis, which also makes the failure small that the search is for."""
     import hypothesis
     from hypothesis import strategies as st
 
     found: list[Agreement] = []
-    smaller = _Smaller(trial)
+    phases = [hypothesis.Phase.generate, *([] if search.looking else [hypothesis.Phase.shrink])]
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -94,14 +168,14 @@ def _drawn(trial: Trial, kind: str, names: list[str], leads: bool, draws: int, s
         derandomize=False,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        phases=phases,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(st.data())
     def run(data: Any) -> None:
-        sizes = {n: data.draw(st.sampled_from(SIZES)) for n in names}
-        leading = data.draw(st.sampled_from(LEADING)) if leads else ()
-        agreement = smaller(kind, sizes, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n)))
+        drawn = {n: data.draw(st.sampled_from(some)) for n, some in sizes.items()}
+        leading = data.draw(st.sampled_from(LEADING if search.looking else sorted(LEADING, key=len))) if leads else ()
+        agreement = search(kind, drawn, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n)))
         if agreement is None:
             hypothesis.reject()
         found.append(agreement)
@@ -111,70 +185,100 @@ def _drawn(trial: Trial, kind: str, names: list[str], leads: bool, draws: int, s
     except hypothesis.errors.Unsatisfiable:
         return found
     except (Exception, _Enough):  # whatever words Hypothesis has for the end
-        if smaller.best is None:
+        if search.looking:
+            if search.out_of_patience():  # Hypothesis, too, may have words for a search that ends halfway
+                raise _Enough from None
             raise
-        raise smaller.confirmed() from None
     return found
 
 
 class _Enough(BaseException):
-    """Ends Hypothesis' search for a smaller draw."""
+    """Ends Hypothesis' search."""
 
 
-class _Smaller:
-    """How a failing draw is made smaller: by so many calls and no more, however slow the operation is, and with few replicas.
-    What comes out of it is judged by all of them.
+_FAILED = Agreement(())
+_AGAIN = 10  # draws to meet a failure again, where the smallest sizes come first: Hypothesis moves towards those
+
+
+class _Search:
+    """First the failure to be shown is looked for: that of the earliest tensor in all draws, for a gradient may be wrong because the
+    output is. Then it is made smaller, as long as it stays the same one: by so many calls and no more, however slow the
+    operation is, and with few replicas. What comes out of it is judged by all of them.
     """
 
     MOST, FEW, MORE = 120, 3, 200
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, patience: int) -> None:
         self.trial = trial
+        self.patience = patience  # so many refusals of torch, and the shapes are taken for wrong
+        self.looking = True
         self.calls = 0
+        self.first: Exception | None = None  # as it was drawn
+        self.kind = ""  # of its numbers
         self.best: Exception | None = None
-        self._first: Exception | None = None
-        self._key: tuple[float, ...] = ()
-        self._hint = ""
 
     def __call__(self, kind: str, *drawn: Any) -> Any:
-        """One call. What fails and is the smallest so far is kept."""
-        if self.best is not None:
-            self.calls += 1
+        """One draw. While it is looked on, a failure is kept and no error; then only one that is the same as the first is an error."""
+        return self._look(kind, *drawn) if self.looking else self._reduce(kind, *drawn)
+
+    def _look(self, kind: str, *drawn: Any) -> Any:
+        try:
+            agreement = self.trial(kind, *drawn)
+            if agreement is not None or not self.out_of_patience():
+                return agreement
+        except Exception as error:
+            raised = not isinstance(error, Difference)
+            if raised and 0 in drawn[0].values():  # to refuse what is empty is no wrong value
+                return None
+            if self.first is not None and (raised or _rank(error) >= _rank(self.first)):
+                return _FAILED
+            self.first, self.kind = error, kind
+            if _rank(error) > 0:
+                return _FAILED
+        raise _Enough
+
+    def out_of_patience(self) -> bool:
+        """Torch has refused so many draws that others will not help."""
+        return self.trial.refused >= self.patience and self.trial.refused * 2 > self.trial.called
+
+    def _reduce(self, kind: str, *drawn: Any) -> Any:
+        first = self.first
+        assert first is not None
+        self.calls += self.best is not None
         if self.calls > self.MOST:
             raise _Enough
         self.trial.most = REPLICAS if self.best is None else self.FEW
         try:
             return self.trial(kind, *drawn)
         except Exception as error:
-            key = _size(error)
-            if self.best is None or key < self._key:
-                self.best, self._key, self.kind = error, key, kind
-            self._first = self._first or error
-            if isinstance(error, Difference):
-                self._hint = self._hint or _hint(error)
+            if _what(error) != _what(first):
+                return _FAILED
+            if self.best is None or _size(error) < _size(self.best):
+                self.best = error
             raise
 
     def confirmed(self) -> Exception:
-        """The smallest failure, judged by all replicas; if it is none then, the first one."""
-        best = self.best
+        """The smallest failure, judged by all replicas; if it is none then, the first one. What it looks like, and what agrees and
+        differs beside it, is said of the first: few numbers look like much, and agree where more do not.
+        """
+        first, best = self.first, self.best or self.first
+        assert first is not None
         assert best is not None
-        if isinstance(best, Difference):
-            best = self._shorter(best)
+        if not isinstance(first, Difference) or not isinstance(best, Difference):
+            return best.with_traceback(_behind_the_search(best))
+        best = self._shorter(best)
         self.trial.most = REPLICAS
-        if isinstance(best, Difference) and best is not self._first:
+        if best is not first:
             try:
                 self.trial.once_more(best.inputs, best.cotangents, self.kind)
             except Difference as again:
-                best = again
+                best = again if _what(again) == _what(first) else first
             else:
-                assert self._first is not None
-                best = self._first
-        if isinstance(best, Difference) and not self._hint and _hint(best):  # true of few zeros, and of nothing else
-            best.args = (str(best).replace(f"{_hint(best)}\n", ""),)
-        if isinstance(best, Difference) and self._hint and not _hint(best):  # too small for words
-            head, inputs, rest = str(best).partition(line("inputs", ""))
-            best.args = (f"{head}{self._hint}, before it was made small\n{inputs}{rest}",)
-        return best
+                best = first
+        if best is not first:
+            best.args = (_with_words_of(first, best),)
+            best.bad = first.bad
+        return best.with_traceback(None)
 
     def _shorter(self, best: Difference) -> Difference:
         """Numbers that are 0, 1 or short, as long as what differs is called the same."""
@@ -190,15 +294,48 @@ class _Smaller:
             try:
                 self.trial.once_more(arrays[:count], arrays[count:], self.kind)
             except Difference as again:
-                best = again if again.name == best.name else best
+                best = again if _what(again) == _what(best) else best
             except Exception:  # numbers that the candidate does not take
                 continue
         return best
 
 
-def _hint(difference: Difference) -> str:
-    """The line that says what the numbers look like."""
-    return next((text for text in str(difference).splitlines() if text.startswith(line("as if", ""))), "")
+def _rank(error: Exception) -> int:
+    """How early the tensor is that an error is about: 0 the first one, or all."""
+    if not isinstance(error, Difference) or not error.name:
+        return 0
+    numbered = re.search(r"(\d+)\)?$", error.name)
+    return (1000 if error.name.startswith("gradient") else 0) + int(numbered[1] if numbered else 0)
+
+
+def _behind_the_search(error: Exception) -> TracebackType | None:
+    """An error's traceback from the candidate on: what Hypothesis does before it is of no use to anybody."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_code is not Trial._compared.__code__:
+        at = at.tb_next
+    return error.__traceback__ if at is None else at
+
+
+def _what(error: Exception) -> tuple[Any, ...]:
+    """What failed, and how: a number beside none is something else than one number beside another."""
+    if not isinstance(error, Difference):
+        return (type(error),)
+    finite = [bool(np.isfinite(x).all()) if x is not None else None for x in (error.ours, error.truth)]
+    return (error.name, str(error).splitlines()[0], *finite)
+
+
+_OF_THE_FIRST = tuple(line(what, "").rstrip() for what in ("as if", "before it", "after it"))
+
+
+def _with_words_of(first: Difference, best: Difference) -> str:
+    """The message of the smaller failure, with the lines of the first that say what is true beyond few numbers."""
+    lines = [text for text in str(best).splitlines() if not text.startswith(_OF_THE_FIRST)]
+    words = [text for text in str(first).splitlines() if text.startswith(_OF_THE_FIRST)]
+    same = str(best).splitlines()
+    hinted = _OF_THE_FIRST[0]
+    words = [f"{w}, before it was made small" if w.startswith(hinted) and w not in same else w for w in words]
+    at = next((i for i, text in enumerate(lines) if text.startswith(line("inputs", ""))), len(lines))
+    return "\n".join([*lines[:at], *words, *lines[at:]])
 
 
 def _size(error: Exception) -> tuple[float, ...]:
@@ -210,7 +347,7 @@ def _size(error: Exception) -> tuple[float, ...]:
 
 
 def _passed_back(
-    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int]
+    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int], labels: list[str]
 ) -> dict[str, Any]:
     """The candidate's gradients by name."""
     copies = tuple(c.copy() for c in cotangents)
@@ -220,7 +357,7 @@ def _passed_back(
         back = [back[i] for i in wanted]
     if len(back) != len(wanted):
         raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
-    return {f"gradient of input {i}": g for i, g in zip(wanted, back, strict=True)}
+    return {labels[i]: g for i, g in zip(wanted, back, strict=True)}
 
 
 class Trial:
@@ -238,9 +375,14 @@ class Trial:
         self.candidate, self.torch_fn, self.inputs = candidate, torch_fn, inputs
         self.dtype, self.cotangents, self.limit = dtype, cotangents, limit
         self.most = REPLICAS
+        self.labels = [f"gradient of input {i}" for i in range(len(inputs))]
+        self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
+        self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
+        self.refusal = ""
 
     def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
         """The agreement; None if torch refuses shapes that were drawn."""
+        __tracebackhide__ = True
         given: list[Any] = []
         for x in self.inputs:
             if isinstance(x, tuple):
@@ -251,12 +393,15 @@ class Trial:
                 given.append(array(x)[0])
             else:
                 given.append(x)
+        self.called += 1
         try:
             shown = self.outputs(given)
-        except (RuntimeError, IndexError, ValueError):
-            if sizes or leading:  # torch has no meaning for such a shape either
-                return None
-            raise
+        except (RuntimeError, IndexError, ValueError) as error:
+            if not self.drawn:
+                raise
+            self.refused += 1
+            self.refusal = (str(error).splitlines() or [type(error).__name__])[0]
+            return None
         return self.judged(given, shown, draw, kind)
 
     def once_more(self, inputs: Sequence[Array], cotangents: Sequence[Array], kind: str) -> Agreement:
@@ -270,6 +415,7 @@ class Trial:
             self.cotangents = had
 
     def judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        __tracebackhide__ = True
         arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
             return self._compared(given, shown, draw, kind)
@@ -285,8 +431,21 @@ class Trial:
 
     def outputs(self, given: list[Any]) -> list[torch.Tensor]:
         """What torch gives, for its form."""
-        with torch.no_grad():
-            return _several(self.torch_fn(*(self._tensor(x) for x in given)))
+        try:
+            with torch.no_grad():
+                results = _several(self.torch_fn(*(self._tensor(x) for x in given)))
+        except (AttributeError, TypeError) as error:
+            sizes = [x for x in given if isinstance(x, list) and x and all(type(n) is int for n in x)]
+            if not sizes:
+                raise
+            said = str(error).splitlines()[0]
+            raise TypeError(
+                f"a shape is a tuple: {_as_tuple(sizes[0])}; torch_fn does not take the list {sizes[0]!r} ({said})"
+            ) from None
+        for out in results:
+            if not isinstance(out, torch.Tensor):
+                raise TypeError(f"torch_fn returns a tensor, or a tuple of tensors, but got {type(out).__name__}")
+        return results
 
     def _tensor(self, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
@@ -295,6 +454,7 @@ class Trial:
         return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
 
     def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+        __tracebackhide__ = True
         mine, program, cotangents = self.paired(given, shown, draw)
         try:
             return compared(mine, program, self.limit, most=self.most)
@@ -307,6 +467,7 @@ class Trial:
         self, given: list[Any], shown: list[torch.Tensor], draw: Draw
     ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]], list[Array]]:
         """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
+        __tracebackhide__ = True
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
         got = self.candidate(*frozen)
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
@@ -318,7 +479,7 @@ class Trial:
         cotangents: list[Array] = []
         if vjp is not None:
             cotangents = self._cotangents(shown, draw)
-            mine |= _passed_back(vjp, cotangents, given, wanted)
+            mine |= _passed_back(vjp, cotangents, given, wanted, self.labels)
 
         def program() -> dict[str, Any]:
             tensors = [self._tensor(x) for x in given]
@@ -340,7 +501,7 @@ class Trial:
             if pairs:
                 grads = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True)
             for i, t, g in zip(wanted, leaves, grads, strict=True):
-                named[f"gradient of input {i}"] = torch.zeros_like(t) if g is None else g
+                named[self.labels[i]] = torch.zeros_like(t) if g is None else g
             return named
 
         return mine, program, cotangents

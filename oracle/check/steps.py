@@ -36,6 +36,12 @@ def training(
     likes, ``step 0 loss`` and ``step 0 grad w``. optimizer: parameters -> torch optimizer, as in ``lambda p: Adam(p, 0.01)``.
     batches: (x, y) for each step. module: float32; it stays as it is.
     """
+    __tracebackhide__ = True
+    if not callable(candidate) or not callable(optimizer) or not isinstance(module, nn.Module):
+        raise TypeError(
+            "check.training takes a loop, a module of torch and a function that makes an optimizer of parameters, as in "
+            f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
+        )
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
     mine = dict(candidate(parameters, batches))
     kinds = {_kind(name) for name in mine}

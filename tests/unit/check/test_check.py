@@ -1,6 +1,7 @@
 """`oracle.check` as somebody uses it: what agrees, what does not, and what is said then."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 import needle as ndl
 from oracle import check
+from oracle.check.difference import as_if
 from oracle.check.smaller import shorter
 from oracle.systems import noise
 from oracle.systems.noise import Refused
@@ -81,13 +83,13 @@ def test_a_wrong_gradient_is_found_made_small_and_shown_again():
     with pytest.raises(check.Difference) as caught:
         check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), (..., "k"))
     found = caught.value
-    assert found.name == "gradient of input 0"
+    assert found.name == "gradient of x (input 0)"
     assert found.share > check.LIMIT
     assert found.error > found.allowed
     assert found.inputs[0].size <= 8, "few elements"
     message = str(found)
     lines = message.splitlines()
-    assert lines[0] == "gradient of input 0 differs from torch by more than rounding"
+    assert lines[0] == "gradient of x (input 0) differs from torch by more than rounding"
     assert [text.split()[0] for text in lines[1:6]] == ["where", "yours", "torch", "truth", "error"]
     assert "before it  output agree" in message
     given = {}
@@ -102,6 +104,45 @@ def test_a_wrong_gradient_is_found_made_small_and_shown_again():
         check.op(log_softmax_with_a_wrong_vjp, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
     assert (again.value.name, again.value.index) == (found.name, found.index)
     check.op(log_softmax, lambda x: F.log_softmax(x, -1), x0, cotangents=[g0])
+
+
+def test_of_a_wrong_output_no_gradient_is_reported():
+    """The output is wrong in few draws, its gradient in all; in the small draw it is still the output that is."""
+
+    def candidate(x, w):
+        y = x * w * f32(1.5 if abs(x).max(initial=0) > 500 else 1)
+        return y, lambda g: (g * w * f32(1.25), g * x)
+
+    with pytest.raises(check.Difference, match=r"^output differs") as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3), kinds=["normal", "big"], draws=20, seed=2)
+    assert caught.value.name == "output"
+    assert abs(caught.value.inputs[0]).max() > 500, "a wrong gradient of a smaller draw is another fault"
+
+
+def test_what_lies_beside_a_fault_is_said_of_the_draw_before_it_was_made_small():
+    def candidate(x, w):
+        y = x * w
+        return y, lambda g: (g * w * f32(1.25), g * x * f32(1.25))
+
+    with pytest.raises(check.Difference) as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3))
+    message = str(caught.value)
+    assert "before it  output agree" in message
+    assert re.search(r"after it   gradient of .*1\)? differ too", message)
+    assert "as if      torch's times 1.25" in message
+    assert max(a.size for a in caught.value.inputs) <= 3, "the smallest sizes that show it"
+
+
+def test_what_few_numbers_look_like_is_not_said():
+    """Made small, x·w and its gradient by x are both 1: that the one is the other holds of few numbers alone."""
+
+    def candidate(x, w):
+        y = x * w
+        return y, lambda g: (g * w + g * x, g * x)
+
+    with pytest.raises(check.Difference, match=r"^gradient of .*0") as caught:
+        check.op(candidate, lambda x, w: x * w, ("n", 3), ("n", 3))
+    assert "as if" not in str(caught.value)
 
 
 def test_attention_without_its_scale_is_found():
@@ -214,6 +255,51 @@ def test_usage(arguments, error, words):
         check.op(np.tanh, torch.tanh, (2,), **arguments)
 
 
+def y_of_ones():
+    return {"y": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: check.same(np.tanh, y_of_ones), 'the candidate must be arrays by name, {"y": array}, but got ufunc'),
+        (lambda: check.same(np.ones(2), y_of_ones), "the candidate must be arrays by name"),
+        (lambda: check.same({"y": np.ones(2)}, y_of_ones()), "`program` and not `program()`, but got dict"),
+        (lambda: check.tolerance(y_of_ones()), "the program is a function that is handed over"),
+        (lambda: check.same({"y": np.ones(2)}, lambda: torch.ones(2)), "tensors by name, {\"y\": tensor}, but got Tensor"),
+        (lambda: check.tolerance(lambda: torch.ones(2)), "a program returns tensors by name"),
+        (lambda: check.op(np.tanh, torch.tanh, [..., "n"]), "a shape is a tuple: (..., 'n'), but got the list"),
+        (lambda: check.op(np.tanh, torch.tanh, [2, 3]), "a shape is a tuple: (2, 3); torch_fn does not take the list [2, 3]"),
+        (lambda: check.op(np.ones(2), torch.tanh, (2,)), "candidate is a function of arrays, not what it gives, but got ndarray"),
+        (lambda: check.op(np.tanh, torch.ones(2), (2,)), "torch_fn is a function of arrays"),
+        (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "torch_fn returns a tensor, or a tuple of tensors, but got ndarray"),
+        (lambda: check.training({}, NET, torch_adam, BATCHES), "but got dict, Sequential, function"),
+    ],
+)  # fmt: skip
+def test_what_is_handed_over_in_another_form_is_said_in_one_line(call, words):
+    with pytest.raises(TypeError, match=re.escape(words)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_pytest_shows_the_test_and_the_message_and_nothing_between():
+    wrong = lambda x: np.tanh(x) * f32(1.001)  # noqa: E731
+    for call in (
+        lambda: check.op(wrong, torch.tanh, (..., "n")),
+        lambda: check.op(wrong, torch.tanh, np.ones(2, f32)),
+        lambda: check.same({"y": np.zeros(2)}, y_of_ones),
+        lambda: check.same({"y": np.zeros(3)}, y_of_ones),
+    ):
+        with pytest.raises(check.Difference) as caught:
+            call()
+        shown = [e for e in caught.traceback if not e.ishidden(caught)]
+        assert {Path(str(e.path)).name for e in shown} == {"test_check.py"}
+    with pytest.raises(ZeroDivisionError) as raised:
+        check.op(lambda x: 1 // 0, torch.tanh, ("n",))
+    shown = [e for e in raised.traceback if not e.ishidden(raised)]
+    assert {Path(str(e.path)).name for e in shown} == {"test_check.py"}
+
+
 def test_a_shape_of_something_else_is_refused():
     with pytest.raises(TypeError, match=r"numbers from 0 on, names, or \.\.\., but got 2\.5"):
         check.op(np.tanh, torch.tanh, (2.5,))
@@ -221,6 +307,48 @@ def test_a_shape_of_something_else_is_refused():
 
 def test_shapes_that_torch_refuses_are_not_drawn():
     check.op(lambda x: x.max(), torch.max, ("n",))  # torch has no maximum of nothing
+
+
+def gru_gates(x, w):
+    return x @ w.T, lambda g: (g @ w, g.T @ x)
+
+
+def test_a_size_may_be_a_multiple_of_another():
+    seen = []
+
+    def gates(x, w):
+        seen.append((x.shape, w.shape))
+        return gru_gates(x, w)
+
+    check.op(gates, F.linear, ("batch", "input"), ("3*hidden", "input"))
+    assert all(x[1] == w[1] and w[0] % 3 == 0 for x, w in seen)
+    assert len({w[0] for _, w in seen}) > 2
+    assert seen[0] == ((3, 4), (15, 4)), "sizes differ in the first draw"
+    assert {0} < {n for x, w in seen for n in (*x, *w)}
+    with pytest.raises(check.Difference):
+        check.op(lambda x, w: 2 * x @ w.T, F.linear, ("batch", "input"), ("3 * hidden", "input"))
+
+
+@pytest.mark.parametrize("dim", ["3hidden", "hidden*3", "0*hidden", "a+b", "", "-1", "2*3", "3*a*b"])
+def test_text_that_is_no_size_is_refused(dim):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(dim))} in .* is no size: write a name"):
+        check.op(np.tanh, torch.tanh, (dim, 2))
+
+
+def test_shapes_that_do_not_fit_are_an_error_and_no_agreement_about_nothing():
+    """Draws that torch refuses were drawn again, until only empty ones were left, about which any candidate agrees."""
+    with pytest.raises(ValueError, match=r"torch refused \d+ of \d+ draws \(The size of tensor.*\): fix the shapes"):
+        check.op(lambda a, b: a + b, lambda a, b: a + b, ("n", 5), ("m", 5))
+    with pytest.raises(ValueError, match=r"torch refused \d+ of \d+ draws \(self must be a matrix\)"):
+        check.op(lambda a, b: a @ b, torch.mm, (..., 3), (3, 3))
+
+
+def test_empty_arrays_come_on_top_of_others():
+    seen = []
+    check.op(lambda x: seen.append(x.shape) or x, lambda x: x * 1, ("n", "m"), draws=1)
+    assert [0 in shape for shape in seen] == [False, False, True, True]
+    with pytest.raises(check.Difference, match="another shape"):
+        check.op(lambda x: x if x.size else x[0:0, 0:0], lambda x: x * 1, ("n", 3))
 
 
 # -- same ----------------------------------------------------------------------------------------------------------------
@@ -279,6 +407,20 @@ def test_a_message_says_what_the_numbers_look_like(fault, words):
     run = lambda: {"relu": torch.relu(torch.from_numpy(x)), "y": torch.from_numpy(x) * 1}  # noqa: E731
     with pytest.raises(check.Difference, match=f"as if      .*{words}"):
         check.same({"relu": np.maximum(x, 0), "y": fault(x)}, run)
+
+
+@pytest.mark.parametrize(
+    ("truth", "ours", "words"),
+    [
+        ([0, 0, 3], [0, 0, 4.1], ""),  # any number is some multiple of any other
+        ([3, 3], [4.1, 4.1], ""),
+        ([0, 0, 3], [0, 0, -3], "torch's times -1"),
+        ([3], [1.5], "torch's times 0.5 (1/2)"),
+        ([3, 0, 2], [3.75, 0, 2.5], "torch's times 1.25"),
+    ],
+)
+def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
+    assert as_if(np.array(ours, float), np.array(truth, float), "y", {}) == words
 
 
 class Handed:

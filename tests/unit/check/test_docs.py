@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from oracle import check
@@ -30,11 +31,22 @@ def test_the_tutorial_starts_with_a_failing_test_and_ends_with_a_fixed_one():
     there["test_layer_norm"]()
 
 
-def test_the_rest_of_the_code_runs():
+def test_the_rest_of_the_code_runs_and_would_fail():
     there = {}
-    for block in CODE[:3]:
+    for block in CODE:
         exec(block, there)
-    there["test_model"]()
+    tests = [there[name] for name in ("test_gru_cell", "test_model", "test_gradients")]
+    for test in tests:
+        test()
+    right = there["gru_cell"]
+
+    def gru_cell(x, h, w_ih, w_hh):
+        y, vjp = right(x, h, w_ih, w_hh)
+        return y, lambda d: (*vjp(d)[:3], vjp(d)[3] * np.float32(1.01))
+
+    there["gru_cell"] = gru_cell
+    with pytest.raises(check.Difference, match=r"^gradient of w_hh \(input 3\) differs"):
+        tests[0]()
 
 
 def test_the_picture_is_what_the_command_draws():
