@@ -42,6 +42,7 @@ def test_the_ci_profile_agrees(ci_run):
 
 
 IN_TURN = (
+    "loss SoftmaxLoss, ",  # a label for each dtype of labels
     *("second ", "twice ", "three times ", "long ", "dtype ", "dtypes ", "program ", "index ", "power ", "argument "),
     *("batch above 1,024", "batch labels above 63", "parameter ", "size "),
 )

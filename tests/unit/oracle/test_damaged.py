@@ -97,20 +97,20 @@ ON = {"optimizer": PLACE}
 FORM = {"form": lambda v: isinstance(v, str), "parameter": PLACE}
 SETTING = {"setting": of("lr", "momentum", "weight_decay", "beta1", "beta2", "eps", "max_norm")}
 ACTIONS = {
-    "Pass": {"backward": of("once", "twice"), "reset": flag, "add": flag, "to_input": flag, "keep": flag},
+    "Pass": {"backward": of("once", "twice", "with graph"), "reset": flag, "add": flag, "to_input": flag, "keep": flag},
     "Step": ON, "Reset": ON, "ClipNorm": ON | {"at": lambda v: isinstance(v, str)},
     "Set": ON | SETTING | {"value": number(0)}, "Refuse": ON | SETTING | {"value": lambda v: True},
     "Freeze": {"parameter": PLACE, "frozen": flag}, "ReplaceData": FORM, "ReplaceGradient": FORM,
     "ReplaceState": FORM | ON | {"second": flag}, "AddParameter": {"parameter": PLACE},
     "NewOptimizer": {"optimizer": of("SGD", "Adam"), "settings": lambda v: isinstance(v, dict)},
     "Mode": {"part": maybe(PLACE), "training": flag}, "Evaluate": {"constant": flag}, "NoGrad": {"how": lambda v: isinstance(v, str)},
-    "Load": {}, "Copy": {"how": of("deepcopy", "pickle")},
+    "Load": {"file": flag}, "SetLayer": {"layer": PLACE, "setting": of("p", "momentum", "eps"), "value": number(0, 1)}, "Copy": {"how": of("deepcopy", "pickle")},
     "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE},
 }  # fmt: skip
 CASE = {"kind": of("train", "second", "op", "program"), "format": lambda v: type(v) is int and v == 1}
 MODEL = {
     "model": BODY, "data": lambda v: isinstance(v, dict), "loss": lambda v: isinstance(v, dict), "seed": whole(0, 2**32 - 1),
-    "weight_scale": number(0), "keep_init": flag,
+    "weight_scale": number(0, 1e30), "keep_init": flag,
 }  # fmt: skip
 OP = {"op": lambda v: isinstance(v, str), "attributes": lambda v: isinstance(v, dict)}
 RANGES = {
@@ -118,6 +118,7 @@ RANGES = {
         "optimizer": lambda v: isinstance(v, dict), "steps": STEP, "clip": maybe(lambda v: isinstance(v, dict)),
         "lr_changes": BODY, "gap": maybe(lambda v: isinstance(v, dict)), "backward": of("once", "twice", "accumulate"),
         "input_grad": flag, "memory": maybe(lambda v: isinstance(v, dict)),
+        "dtypes": maybe(lambda v: isinstance(v, dict)),
     },
     "second": CASE | MODEL,
     "program": CASE | MODEL | {
@@ -148,11 +149,14 @@ RANGES = {
     "Branch": {"left": BODY, "right": BODY, "join": of("add", "subtract", "multiply")},
     "Atom": {"at": PLACE, "value": number()},
     "Data": {
-        "rows": SIZE, "features": SIZE, "scale": number(0), "offset": number(), "atoms": BODY, "repeated_rows": flag,
+        "rows": SIZE, "features": SIZE, "scale": number(0, 1e30), "offset": number(), "atoms": BODY, "repeated_rows": flag,
         "constant_column": flag, "rounded": flag, "same_batch": flag,
     },
     "Digits": {"rows": SIZE},
-    "SoftmaxLoss": {"labels": of("int64", "int32", "uint8")},
+    "SoftmaxLoss": {
+        "labels": of("int64", "int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64", "float32", "list"),
+    },
+    "Dtypes": dict.fromkeys(("model", "data"), of("float16", "float32", "float64")),
     "MeanSquare": {}, "MSELoss": {}, "WeightedSum": {}, "Cotangent": {},
     "SGD": {"lr": maybe(POSITIVE), "momentum": maybe(BELOW_1), "weight_decay": maybe(number(0))},
     "Adam": {

@@ -51,7 +51,7 @@ def test_every_op_is_judged_on_every_case(name, monkeypatch):
     monkeypatch.setattr(tape, "derived", spied)
     found, looked = Findings(), 0
     away = FAR if OPERATIONS[name].values == "far" else 0.0
-    for case in draw_from(op_cases([name]), 60, 0):
+    for case in draw_from(op_cases([name]), 200 if name == "conv" else 60, 0):  # a hundred numbers, and all ordinary
         numbers = [v for o in case.operands for v in o.values]
         bounds.clear()
         with np.errstate(all="ignore"):

@@ -54,7 +54,8 @@ def _ordinary(case):
         numbers
         and len(numbers) <= 60
         and all(isinstance(v, float) and 1e-2 < abs(v) < 5 for v in numbers)
-        and (case.op != "maximum" or len(set(numbers)) == len(numbers))
+        and (case.op not in ("maximum", "minimum", "picked") or len(set(numbers)) == len(numbers))
+        and not (case.op == "clip" and set(numbers) & set(case.attributes.values()))
     )
 
 
@@ -90,6 +91,9 @@ def check_vjps(case):
             continue
         found = grads[f"operand {i}"][0, 0]
         assert found.shape == expected.shape
+        none = np.isnan(expected)  # the logarithm of a negative base
+        assert (np.isnan(found) == none).all(), c.describe(case)
+        found, expected = np.where(none, 0, found), np.where(none, 0, expected)
         assert np.abs(found - expected).max(initial=0) <= 1e-6 * max(1, np.abs(expected).max(initial=0)), c.describe(
             case
         )
