@@ -93,6 +93,8 @@ def _groups(faults: Sequence[Table], known: Mapping[str, float]) -> list[dict[st
 
 def _within(faults: Sequence[Table], budget: int) -> list[tuple[str, str, float]]:
     """How many faults are killed within so many cases: the number of cases, the share in words, and the width of a bar."""
+    if not faults:  # ended before the first one
+        return []
     steps = sorted({*(n for n in WITHIN if n < budget), budget})
     found = []
     for most in steps:
@@ -100,7 +102,7 @@ def _within(faults: Sequence[Table], budget: int) -> list[tuple[str, str, float]
         found.append(
             (f"{most:,} case{'s' * (most != 1)}", f"{count / len(faults):.0%}, {count}", 100 * count / len(faults))
         )
-    return found if faults else []
+    return found
 
 
 def _bars(counts: Counter[str]) -> list[tuple[str, str, float]]:

@@ -1,5 +1,6 @@
 """The fault catalogue is what tests the tester: what was killed according to the committed table must be killed."""
 
+import json
 import os
 import re
 import sys
@@ -79,7 +80,9 @@ def test_every_fault_that_was_killed_is_killed() -> None:
     known = kill_table.known_kills()
     gone = sorted(set(known) - set(FAULTS))
     assert not gone, f"the committed table has faults that the catalogue has not: {gone}"
-    chosen = [FAULTS[name] for name, cases in known.items() if cases <= 40]
+    table = json.loads(kill_table.BASELINE.read_text("utf-8"))["faults"]
+    early = {row["name"] for row in table if row["kills"] and row["kills"][0]["cases"] <= 40}  # with seed 0, as here
+    chosen = [FAULTS[name] for name in known if name in early]
     assert len(chosen) >= 100, "the committed table must say enough to be worth a comparison"
     plan = kill_table.Plan(chosen, seeds=(0,), budget=400, workers=os.cpu_count() or 1, shrinks=0, estimated=0)
     rows = kill_table.run(plan)
