@@ -92,12 +92,12 @@ def explain(job: Job) -> Measured:
 def _holding(search: _Search, survivors: list[Any], what: str, young: list[Any], stays: bool) -> list[Holder]:
     """Who holds the survivors, each with the number of those that hang on it."""
     holders: list[Holder] = []
-    left = {id(t) for t in survivors}
+    left, born = {id(t) for t in survivors}, {id(thing) for thing in young}
     while left and len(holders) < HOLDERS:
         holder = search.holder_of(left)
         if holder is None:
             break
-        held = _reached(holder.chain, {id(thing) for thing in young}) & left
+        held = _reached(holder.chain, born) & left
         holder.words = f"{holder.words} {what}".strip() + f"; {len(held):,} such Tensors survive"
         holder.keeper = holder.keeper if stays else ""
         holders.append(holder)

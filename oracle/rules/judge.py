@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from oracle.apart import one_line
 from oracle.cases import case as c
 from oracle.rules import precision, program, second_order, single_op, training
 from oracle.rules.verdict import Divergence, Verdict
@@ -44,12 +43,9 @@ def left_changed(case: c.Case, changed: list[str]) -> Verdict:
 def _judge(case: c.Case, ndl: Any, *, peer_too: bool, validate: bool, evidence: bool) -> Verdict:
     with np.errstate(all="ignore"), without_advice(ndl):
         verdict = _by_kind(case, ndl, peer_too=peer_too, validate=validate)
-        search, verdict.search = verdict.search, None  # it holds all of the run
-        if evidence and search is not None:
-            try:
-                verdict.evidence = search()
-            except Exception as error:  # the divergence stands, whoever is to blame
-                verdict.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")
+        if evidence:
+            verdict.look()
+        verdict.search = None  # it holds all of the run
     return verdict
 
 

@@ -358,8 +358,7 @@ def judge_digits(case: c.TrainCase, ndl: Any) -> tuple[Verdict, float]:
     lockstep = Lockstep(case, ndl)
     with np.errstate(all="ignore"), without_advice(ndl):
         verdict = judge_run(lockstep, peer_too=True)
-        if verdict.search is not None:
-            verdict.evidence, verdict.search = verdict.search(), None
+        verdict.look()
     if verdict.divergence is not None:
         return verdict, float("nan")
     images, labels = inputs.digits(train=False)

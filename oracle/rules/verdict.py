@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from oracle.apart import one_line
 from oracle.cases import case as c
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
@@ -181,3 +182,13 @@ class Verdict:
     out_of_domain: int = 0
     largest_difference: float = 0.0  # |ours - peer| in units of rule G's tolerance
     seconds: dict[str, float] = field(default_factory=dict)  # what the time went into, see `Clock`
+
+    def look(self) -> None:
+        """Search for what is known beside the divergence, which stands whatever comes of that, and let go of the run."""
+        search, self.search = self.search, None
+        if search is None:
+            return
+        try:
+            self.evidence = search()
+        except Exception as error:
+            self.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")
