@@ -428,7 +428,9 @@ def page(
         results=results,
         environment=now,
         why=TARGETS,
-        trend=inline(svg(trend_plot(trends)), "needle over the limit, run after run", "bench-history.jsonl has the numbers")
+        trend=inline(
+            svg(trend_plot(trends)), "needle over the limit, run after run", "bench-history.jsonl has the numbers"
+        )
         if trends and max(map(len, trends.values())) > 1
         else "",
         judged=len(targets),
