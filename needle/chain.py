@@ -98,6 +98,7 @@ class Plan:
             "several": _several, "undo": _undo, "add_up": ops._ewise_add, "apart": _apart, "total": _sum,
             "add": np.add, "maximum": np.maximum, "tanh": np.tanh, "asarray": np.asarray,
             "zeros": ops._zeros, "ZERO": ops._ZERO, "ZEROS": ops._ZEROS, "row_of_sums_like": ops._row_of_sums_like,
+            "__name__": __name__,  # whoever looks for the user's line sees that this is needle's
             "lines": {},  # by function: the step of each line
         }  # fmt: skip
         self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now
