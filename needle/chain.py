@@ -70,6 +70,13 @@ _rules = operator.attrgetter("compute", "vjp", "reads_inputs", "reads_result")
 # The ops that have lines to be written down by, and what they were when they got them.
 _WRITTEN = {kind: _rules(kind) for kind in vars(ops).values() if isinstance(kind, type) and "written" in vars(kind)}
 _FILE = "<layers in a row>"
+# What the lines of a plan call by name, beside the functions here.
+_add, _maximum, _tanh, _asarray, _add_up = np.add, np.maximum, np.tanh, np.asarray, ops._ewise_add
+_zeros, _ZERO, _ZEROS, _row_of_sums_like = ops._zeros, ops._ZERO, ops._ZEROS, ops._row_of_sums_like
+
+
+def _can_be_written(op: Op, operands: tuple[Any, ...]) -> bool:
+    return _WRITTEN.get(type(op)) == _rules(type(op)) and all(isinstance(t, Tensor) for t in operands)
 
 
 @lru_cache(maxsize=64)
@@ -86,10 +93,10 @@ def number_of(error: Exception) -> int:
     return step
 
 
-def planned(steps: Sequence[Step]) -> Plan:
-    """The steps written down."""
-    plan = Plan(steps)
-    return plan if plan.widths is not None else Plan(steps, plain=True)
+def planned(steps: Sequence[Step] | None) -> Plan | None:
+    """The steps written down; None for None."""
+    plan = None if steps is None else Plan(steps)
+    return plan if steps is None or plan is None or plan.widths is not None else Plan(steps, plain=True)
 
 
 class Plan:
@@ -97,19 +104,15 @@ class Plan:
     else; or, with ``widths`` None, for everything.
 
     An op is written down by lines of its own, where it has some and is still what it was when it got them, and is called
-    by ``several`` otherwise. Each of both, and each beginning of a Residual, has a number. ``born`` is that of the first
+    by ``_several`` otherwise. Each of both, and each beginning of a Residual, has a number. ``born`` is that of the first
     whose result needs a gradient: -1 if the input does, ``count`` if none.
     """
 
     def __init__(self, steps: Sequence[Step], plain: bool = False) -> None:
         self._steps = steps
-        self._names: dict[str, Any] = {
-            "several": _several, "undo": _undo, "add_up": ops._ewise_add, "apart": _apart, "total": _sum,
-            "add": np.add, "maximum": np.maximum, "tanh": np.tanh, "asarray": np.asarray,
-            "zeros": ops._zeros, "ZERO": ops._ZERO, "ZEROS": ops._ZEROS, "row_of_sums_like": ops._row_of_sums_like,
-            "__name__": __name__,  # whoever looks for the user's line sees that this is needle's
-            "lines": {},  # by function: the step of each line
-        }  # fmt: skip
+        # What the lines call by name: this, and what is global in this file. By its name whoever looks for the user's line
+        # sees that a function is needle's; ``lines`` has the step of each line of each.
+        self._names: dict[str, Any] = {"__builtins__": globals(), "__name__": __name__, "lines": {}}
         self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now
         # By number: an op that is written down (None: what is called), its operands (() at the beginning of a Residual, None
         # at its end), and where in what is kept its input, or the records of what was called, and its result are.
@@ -137,9 +140,7 @@ class Plan:
                 self._write(step, numbers, depth + 1)
                 self._fits = self._fits and self._width == (width or self._first)
                 self._write_sum(number, past, i)
-            elif (
-                type(step) is tuple and self._fits and all(_WRITTEN.get(type(op)) == _rules(type(op)) for op, _ in step)
-            ):
+            elif type(step) is tuple and self._fits and all(_can_be_written(*part) for part in step):
                 for op, operands in step:
                     self._write_op(number, op, operands)
             elif type(step) is tuple:
@@ -163,7 +164,7 @@ class Plan:
         self._ahead += [(step, True, f"y{i} = x")] * reads_y
         back = ["y = take()"] * reads_y + ["x = take()"] * reads_x
         if operands:
-            self.sources += filter(_by_number, operands)
+            self.sources += [t for t in operands if t._number]
             needed = " or ".join(f"{t}.requires_grad" for t in theirs)
             self._ahead.append((step, True, f"if born > {i} and ({needed}): born = {i}"))
             back += [
@@ -181,21 +182,21 @@ class Plan:
     def _write_call(self, step: int, steps: str) -> None:
         i = len(self._layout)
         self._ahead += [
-            (step, False, f"x, *_ = several({steps}, x, -1, {i}, None)"),
-            (step, True, f"x, born, x{i} = several({steps}, x, born, {i}, sources)"),
+            (step, False, f"x, *_ = _several({steps}, x, -1, {i}, None)"),
+            (step, True, f"x, born, x{i} = _several({steps}, x, born, {i}, sources)"),
         ]
-        back = ["g = undo(take(), g, tensors, contributions)", f"if born == {i}: return []"]
+        back = ["g = _undo(take(), g, tensors, contributions)", f"if born == {i}: return []"]
         self._back.append(("waiting and kept[-1]", back))  # which may have been no op
         self._layout.append((None, None, self._keep(f"x{i}", True), None))
 
     def _write_sum(self, step: int, past: str, begins: int) -> None:
         i = len(self._layout)
         self._ahead += [
-            (step, None, f"z, x = x, asarray(add_up.compute(x, {past}))"),
+            (step, None, f"z, x = x, _asarray(_add_up.compute(x, {past}))"),
             (step, True, f"x{i} = None if z.shape == {past}.shape and z.dtype is {past}.dtype else (z, {past})"),
             (step, None, f"del z, {past}"),
         ]
-        self._back.append(("waiting", [f"g, {past} = apart(g, born < {begins}, *(take() or (g, g)))"]))
+        self._back.append(("waiting", [f"g, {past} = _apart(g, born < {begins}, *(take() or (g, g)))"]))
         self._keep(f"x{i}", True)
         self._layout.append((ops._ewise_add, None, None, None))
 
@@ -228,10 +229,10 @@ class Plan:
     def _text(self, name: str) -> str:
         if name == "backward":
             lines, waiting = ["(g, kept, born, tensors, contributions):", "take, waiting = kept.pop, []"], False
-            lines += ["row_of_sums = row_of_sums_like(g)"] * (self.widths is not None)
+            lines += ["row_of_sums = _row_of_sums_like(g)"] * (self.widths is not None)
             for condition, block in reversed(self._back):
                 if waiting and condition:
-                    lines.append(f"if {condition}: g, waiting = total([*waiting, g]), []")
+                    lines.append(f"if {condition}: g, waiting = _sum([*waiting, g]), []")
                 waiting = not condition or (waiting and condition != "waiting")
                 lines += block
             lines.append("return [*waiting, g]")

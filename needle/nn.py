@@ -866,8 +866,7 @@ class _Plan:
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
         self.modules = owner.modules
-        steps = self._steps(owner)
-        self.code = None if steps is None else chain.planned(steps)
+        self.code = chain.planned(self._steps(owner))
         self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change
@@ -908,7 +907,6 @@ class _Plan:
                 fixed = forward in _FIXED
                 if forward is Linear.forward:
                     fixed = _stands_in(module, "weight", "bias")
-                    fixed = fixed and all(p is None or isinstance(p, Tensor) for p in (module.weight, module.bias))
                     if fixed:
                         self.linears.append((module.__dict__, module.weight, module.bias))
                 steps.append(module._ops(None) if fixed else module._ops)

@@ -606,8 +606,8 @@ class ReLU(TensorOp):
         return (da,)
 
     written = Written(
-        ("x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)",),
-        ("dx = (y > ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+        ("x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)",),
+        ("dx = (y > _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
     )
 
 
@@ -631,7 +631,7 @@ class Tanh(TensorOp):
         """Rule: da = g (1 - y^2)."""
         return (g * (1 - y * y),)
 
-    written = Written(("x = tanh(x)",), ("g = g * (1 - y * y)",))
+    written = Written(("x = _tanh(x)",), ("g = g * (1 - y * y)",))
 
 
 _tanh = Tanh()
@@ -1427,7 +1427,7 @@ class Linear(_Product, TensorOp):
         return dx, dw, db
 
     written = Written(
-        ("x = x.dot({0}.cached_data)", "add(x, {1}.cached_data, x)"),
+        ("x = x.dot({0}.cached_data)", "_add(x, {1}.cached_data, x)"),
         ("g = g.dot({0}.cached_data.T)",),
         ("x.T.dot(g)", "row_of_sums(g)"),
     )

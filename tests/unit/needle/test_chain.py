@@ -438,13 +438,13 @@ SOURCE = """\
 def forward(x, born, sources):
     x0 = x
     x = x.dot(weight0.cached_data)
-    add(x, bias0.cached_data, x)
+    _add(x, bias0.cached_data, x)
     if born > 0 and (weight0.requires_grad or bias0.requires_grad): born = 0
     past0 = x
-    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
+    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
     y2 = x
-    x, born, x3 = several(dropout3(x), x, born, 3, sources)
-    z, x = x, asarray(add_up.compute(x, past0))
+    x, born, x3 = _several(dropout3(x), x, born, 3, sources)
+    z, x = x, _asarray(_add_up.compute(x, past0))
     x4 = None if z.shape == past0.shape and z.dtype is past0.dtype else (z, past0)
     del z, past0
     return x, born, [x0, y2, x3, x4]
@@ -452,30 +452,30 @@ def forward(x, born, sources):
 
 def result(x):
     x = x.dot(weight0.cached_data)
-    add(x, bias0.cached_data, x)
+    _add(x, bias0.cached_data, x)
     past0 = x
-    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
-    x, *_ = several(dropout3(x), x, -1, 3, None)
-    z, x = x, asarray(add_up.compute(x, past0))
+    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
+    x, *_ = _several(dropout3(x), x, -1, 3, None)
+    z, x = x, _asarray(_add_up.compute(x, past0))
     del z, past0
     return x
 
 
 def backward(g, kept, born, tensors, contributions):
     take, waiting = kept.pop, []
-    row_of_sums = row_of_sums_like(g)
-    g, past0 = apart(g, born < 1, *(take() or (g, g)))
-    g = undo(take(), g, tensors, contributions)
+    row_of_sums = _row_of_sums_like(g)
+    g, past0 = _apart(g, born < 1, *(take() or (g, g)))
+    g = _undo(take(), g, tensors, contributions)
     if born == 3: return []
     y = take()
-    dx = (y > ZERO).astype(g.dtype)
+    dx = (y > _ZERO).astype(g.dtype)
     dx *= g
     g = dx
     del dx
     del y
     waiting = [past0, *waiting]
     del past0
-    if waiting: g, waiting = total([*waiting, g]), []
+    if waiting: g, waiting = _sum([*waiting, g]), []
     x = take()
     dweight0 = x.T.dot(g) if weight0.requires_grad else None
     dbias0 = row_of_sums(g) if bias0.requires_grad else None
