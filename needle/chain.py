@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import autograd, ops
-from needle.autograd import Tensor, _by_number, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
+from needle.autograd import Tensor, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -269,21 +269,21 @@ def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | No
         if sources is not None:
             read = op.reads_inputs or (operands and (y.shape != x.shape or y.dtype is not x.dtype))
             records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
-            sources += filter(_by_number, operands)
+            sources += [t for t in operands if t._number]
             flows = flows or True in map(_needs, operands)
         x = y
     return x, min(born, i) if flows else born, records
 
 
-def _undo(records: list[Record], g: Array, tensors: list[Tensor], contributions: list[Array | None]) -> Array:
+def _undo(records: list[Any], g: Array, tensors: list[Tensor], contributions: list[Array | None]) -> Array:
     """What arrives at the input of such ops, or at that of the first behind which nothing needs a gradient."""
-    while records:
-        op, operands, flows, x, y = records.pop()
+    for i in reversed(range(len(records))):
+        (op, operands, flows, x, y), records[i] = records[i], None
         # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
         x, y = g if x is None else x, g if y is None else y
-        dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))  # type: ignore[union-attr, arg-type]
+        dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
         contributions += others
-        tensors += operands  # type: ignore[arg-type]
+        tensors += operands
         if not flows:
             return g
         g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)
