@@ -158,4 +158,9 @@ def _compared(op: Any, ours: Array, value: Array, bound: Array) -> dict[str, Any
         bound = bound * scale + 1.01 * UNITS[dtype] * np.abs(value) + 4 * LEAST[dtype]
         if dtype == "float16":
             bound = np.where(np.abs(value) < LARGEST, bound, np.inf)
+    if ours.shape == value.shape and (opposite := np.isinf(ours) & np.isinf(value) & (ours != value)).any():
+        at = tuple(int(k) for k in np.argwhere(opposite)[0])
+        # beside numbers without end a bound says nothing, but the sign is not negotiable
+        return {"fault": "value", "index": at, "ours": float(ours[at]), "truth": float(value[at]), "dtype": dtype,
+                "message": f"is {float(ours[at])}, not {float(value[at])}"}  # fmt: skip
     return compare(ours, value, bound, lambda share, size: None)

@@ -270,6 +270,11 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         quiet = divergence.failure.phase == "evaluation"
         # gradients are taken down before the pass that nobody watches
         evidence.alone = divergence.failure.phase in ("forward", "backward") and "gradient" in step.ours.values
+        if divergence.failure.phase == "taking over the state":
+            names = {slot.name: ("buffer" if slot in run.buffer_slots else "parameter", slot.shape)
+                     for slot in (*run.parameter_slots, *run.buffer_slots)}  # fmt: skip
+            right = {name: (shape, h.dtype(quantity, name)) for name, (quantity, shape) in names.items()}
+            evidence.misbuilt = ours_side.misshapen({name: run.array(name) for name in names}, right)
     _again(h, divergence, step, evidence, evaluation=quiet)
     return evidence
 

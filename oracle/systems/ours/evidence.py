@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from oracle.cases import case as c
+from oracle.cases.inputs import Slot
 from oracle.systems.ours.calls import CallJudge, calls
 from oracle.systems.ours.evaluation import evaluate
-from oracle.systems.ours.model import Array
+from oracle.systems.ours.model import Array, array_of, build
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.step import step
 from oracle.systems.ours.watch import Closely
@@ -33,6 +37,19 @@ def again(
         for tensor in buffers:
             tensor.requires_grad = False
     return closely
+
+
+def misbuilt(case: c.TrainCase, ndl: Any, slots: Sequence[Slot]) -> str:
+    """The first parameter or buffer that a constructor gives another shape or dtype than float32; empty if none."""
+    modules = build(case, ndl).modules
+    places = {slot.name: slot.name.rpartition(".") for slot in slots}
+    made = {name: array_of(getattr(modules[path], attribute)) for name, (path, _, attribute) in places.items()}
+    return misshapen(made, {slot.name: (slot.shape, np.dtype(np.float32)) for slot in slots})
+
+
+def misshapen(found: Mapping[str, Array], right: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    """The first array that has not its shape and its dtype; empty if none."""
+    return next((name for name, about in right.items() if (found[name].shape, found[name].dtype) != about), "")
 
 
 def outputs(run: NeedleRun, x: Array) -> Array:
