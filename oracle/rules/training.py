@@ -263,6 +263,8 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
+        # what was seen of gradients after the last step, somebody may have written into since
+        evidence.reset_writes = divergence.quantity == "gradient after step" and ours_side.reset_writes(run)
         evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)
     elif not hasattr(run, "watch"):  # there is no model
         return evidence
@@ -291,6 +293,10 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
     evidence.calls = Calls()
     closely = ours_side.again(run, start, t, found, evidence.calls, evaluation=evaluation)
     evidence.detached, evidence.wrote = closely.detached, closely.wrote
+    if seen and divergence.failure is None and not (closely.wrote or evidence.calls.bad or found.bad):
+        # on a tape, what was a constant is none
+        closely = ours_side.again(run, start, t, None, None, evaluation=evaluation, taped=False)
+        evidence.wrote = closely.wrote
     if seen and h.case.dtypes is None:  # the bounds of rule OP are those of float32
         evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
     if seen and ours_side.is_ours(run.ndl):

@@ -20,15 +20,25 @@ from oracle.systems.trace import State
 
 
 def again(
-    run: NeedleRun, state: State, t: int, found: TapeJudge | None, called: CallJudge | None, *, evaluation: bool
+    run: NeedleRun,
+    state: State,
+    t: int,
+    found: TapeJudge | None,
+    called: CallJudge | None,
+    *,
+    evaluation: bool,
+    taped: bool = True,
 ) -> Closely:
-    """One step or evaluation once more, from its state, with every op on the tape that is judged, and every call of one."""
-    run.failed, run.taped = None, True
+    """One step or evaluation once more, from its state, with every op on the tape that is judged, and every call of one.
+
+    Without ``taped``, all is as it was the first time: what writes into constants does so again.
+    """
+    run.failed, run.taped = None, taped
     run.load(state)
     run.watch.closely = closely = Closely()
     buffers = [run.tensor(s.name) for s in run.buffer_slots]
     for tensor in buffers:
-        tensor.requires_grad = True
+        tensor.requires_grad = taped
     try:
         with calls(run.ndl, called):
             _ = evaluate(run, t, found) if evaluation else step(run, t, found)
@@ -37,6 +47,16 @@ def again(
         for tensor in buffers:
             tensor.requires_grad = False
     return closely
+
+
+def reset_writes(run: NeedleRun) -> bool:
+    """Whether ``reset_grad`` writes into the gradients that it lets go of."""
+    held = []
+    for p in run.parameters.values():
+        p.grad = run.ndl.Tensor(np.ones_like(array_of(p)), requires_grad=False)
+        held.append(array_of(p.grad))
+    run.optimizer.reset_grad()
+    return not all((array == 1).all() for array in held)
 
 
 def misbuilt(case: c.TrainCase, ndl: Any, slots: Sequence[Slot]) -> str:

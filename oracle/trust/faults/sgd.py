@@ -278,7 +278,7 @@ fault("sgd-none-crash", "a parameter without gradient is an error", "step", sgd(
 fault(
     "sgd-skipped-decays",
     "the velocity of a parameter that has no gradient in this step decays",
-    "SGD velocity update",
+    "SGD velocity update|SGD skip",
     sgd(
         skip=lambda s: s.grad is None and s.p not in s.o.u,
         g=_or_zero,
@@ -289,7 +289,7 @@ fault(
 fault(
     "sgd-skipped-coasts",
     "a parameter that has no gradient in this step moves on with its velocity",
-    "SGD parameter update",
+    "SGD parameter update|SGD skip",
     sgd(
         skip=lambda s: s.grad is None and s.p not in s.o.u,
         g=_or_zero,

@@ -70,6 +70,10 @@ BEYOND_THE_FIRST = [
     # who writes into what somebody else reads later
     ("batchnorm-centres-input", train(c.Residual((c.BatchNorm(),)), c.Linear(2)), "BatchNorm forward in training mode"),
     ("batchnorm-centres-input", program(c.Residual((c.BatchNorm(),)), c.Linear(2)), "BatchNorm forward in training mode"),
+    ("batchnorm-centres-evaluated", train(c.Softplus(), c.Residual(()), c.BatchNorm(), keep_init=True),
+     "BatchNorm forward in evaluation mode"),
+    ("program-reset-writes", train(c.Linear(3), steps=2), "reset_grad writes into gradients (alias)"),
+    ("sgd-decay-in-gradient", train(c.Linear(3), steps=2), "SGD.step writes into gradients"),
     ("program-out-grad-written", train(c.Linear(3), loss=c.Cotangent()),
      "Tensor.backward writes into the out_grad that it is given (alias)"),
     ("loss-shifts-labels", program(c.Linear(3)), "SoftmaxLoss forward or backward"),
