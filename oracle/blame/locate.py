@@ -407,8 +407,9 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
         return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
     if quantity == "clipped":
         return Suspect("clip scaling", f"clip_grad_norm, {name}", "gradients and their norm agree", words, clipper)
-    if quantity == "gradient after step" and evidence.reset_writes:
-        return Suspect("reset_grad writes into gradients (alias)", name, definition=("optim.Optimizer", "reset_grad"))
+    if evidence.reset and (quantity == "gradient after step" or name.endswith(UNSEEN)):
+        known = f"reset_grad {evidence.reset} gradients" + " (alias)" * (evidence.reset == "writes into")
+        return Suspect(known, name, definition=("optim.Optimizer", "reset_grad"))
     if quantity == "gradient after step":
         return Suspect(f"{kind}.step writes into gradients", name, "", words, stepped)
     if quantity in ("velocity", "first moment", "second moment"):

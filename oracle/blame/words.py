@@ -373,6 +373,7 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
     squares = {n: float((g * g).sum()) for n, g in raw.items()}
     norm = float(np.sqrt(sum(squares.values())))
     if quantity == "clip norm":
+        between = range(2, len(raw) - 1)  # one, and all but one, are told by their names
         guesses: list[tuple[str, float]] = [
             ("the sum of squares, without the root", norm * norm),
             ("the sum of absolute values", sum(float(np.abs(g).sum()) for g in raw.values())),
@@ -385,6 +386,14 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
             ("the mean square", norm / np.sqrt(max(1, sum(g.size for g in raw.values())))),
             *((f"{n} is left out", float(np.sqrt(norm * norm - s))) for n, s in squares.items() if len(raw) > 1),
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),
+            *(
+                (f"only the first {k} of {len(raw)} gradients count", _together(list(squares.values())[:k]))
+                for k in between
+            ),
+            *(
+                (f"only the last {k} of {len(raw)} gradients count", _together(list(squares.values())[-k:]))
+                for k in between
+            ),
             ("the gradients are rounded to float16", float(np.sqrt(sum(_norm(_half(g)) ** 2 for g in raw.values())))),
             *(
                 (
@@ -431,6 +440,10 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
         return bool(np.sqrt(left) <= LEFT * np.sqrt(all_of_it))
 
     return tuple(Explanation(words, words) for words, rule in scaled if explains(rule))
+
+
+def _together(squares: Sequence[float]) -> float:
+    return float(np.sqrt(sum(squares)))
 
 
 def _norm(g: Array) -> float:

@@ -34,7 +34,7 @@ from oracle.systems import ours as ours_side
 from oracle.systems import trace, truth
 from oracle.systems.lockstep import Lockstep, Step
 from oracle.systems.surroundings import without_advice
-from oracle.systems.trace import HANDED_IN
+from oracle.systems.trace import HANDED_IN, UNSEEN
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
 COHERENT = 3  # noisy replicas of a training run in which all rows round alike
@@ -263,8 +263,10 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
-        # what was seen of gradients after the last step, somebody may have written into since
-        evidence.reset_writes = divergence.quantity == "gradient after step" and ours_side.reset_writes(run)
+        # what was seen of gradients after the last step, somebody may have written into since; what they are added to is seen
+        # first in a pass that nobody watches
+        if divergence.quantity == "gradient after step" or divergence.name.endswith(UNSEEN):
+            evidence.reset = ours_side.reset_does(run)
         evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)
     elif not hasattr(run, "watch"):  # there is no model
         return evidence

@@ -163,7 +163,9 @@ class Evidence:
     built: bool = False  # of a program: whether what differs after the first action did so before it
     without_file: bool = False  # of a program: whether the state dict alone shows it, without a file
     regraded: bool = False  # of a program: whether a step has changed a gradient
-    reset_writes: bool = False  # whether ``reset_grad`` writes into gradients
+    reset: str = (
+        ""  # what ``reset_grad`` does with gradients, if not let go of them as they are: "leaves", "writes into"
+    )
     update: Update | None = None
     clipping: Clipping | None = None
     optimizer: c.Optimizer | None = None  # of a program: with the hyperparameters that are in force

@@ -11,7 +11,7 @@ from oracle.cases import case as c
 from oracle.cases.inputs import Slot
 from oracle.systems.ours.calls import CallJudge, calls
 from oracle.systems.ours.evaluation import evaluate
-from oracle.systems.ours.model import Array, array_of, build
+from oracle.systems.ours.model import Array, array_of, build, grad_of
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.step import step
 from oracle.systems.ours.watch import Closely
@@ -49,14 +49,15 @@ def again(
     return closely
 
 
-def reset_writes(run: NeedleRun) -> bool:
-    """Whether ``reset_grad`` writes into the gradients that it lets go of."""
+def reset_does(run: NeedleRun) -> str:
+    """What ``reset_grad`` does with gradients, if that is not to let go of them as they are: writes into them, or leaves them."""
     held = []
     for p in run.parameters.values():
         p.grad = run.ndl.Tensor(np.ones_like(array_of(p)), requires_grad=False)
         held.append(array_of(p.grad))
     run.optimizer.reset_grad()
-    return not all((array == 1).all() for array in held)
+    left = any(grad_of(p) is not None for p in run.parameters.values())
+    return "writes into" if any((array != 1).any() for array in held) else "leaves" if left else ""
 
 
 def misbuilt(case: c.TrainCase, ndl: Any, slots: Sequence[Slot]) -> str:

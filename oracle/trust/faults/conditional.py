@@ -245,7 +245,7 @@ fault(
     "from the fifth parameter on gradients do not count in the norm",
     "clip norm",
     clip(norm=lambda gs: math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs[:4]))),
-    words="is left out",
+    words="is left out|only the first 4 of",
 )
 fault(
     "clip-at-step-two",

@@ -1015,9 +1015,11 @@ def _skipping(old: Any, self: Any) -> None:
     kept = {p: p.grad for p in self.params if p.grad is not None and p.grad.requires_grad}
     for p in kept:
         p.grad = None
-    old(self)
-    for p, grad in kept.items():
-        p.grad = grad
+    try:
+        old(self)
+    finally:  # also where the step is refused
+        for p, grad in kept.items():
+            p.grad = grad
 
 
 def _untied(old: Any, self: Any, state: Any) -> None:

@@ -73,6 +73,7 @@ BEYOND_THE_FIRST = [
     ("batchnorm-centres-evaluated", train(c.Softplus(), c.Residual(()), c.BatchNorm(), keep_init=True),
      "BatchNorm forward in evaluation mode"),
     ("program-reset-writes", train(c.Linear(3), steps=2), "reset_grad writes into gradients (alias)"),
+    ("grad-kept-over-steps", train(c.Linear(3), steps=2, seed=4), "reset_grad leaves gradients"),
     ("sgd-decay-in-gradient", train(c.Linear(3), steps=2), "SGD.step writes into gradients"),
     ("program-out-grad-written", train(c.Linear(3), loss=c.Cotangent()),
      "Tensor.backward writes into the out_grad that it is given (alias)"),

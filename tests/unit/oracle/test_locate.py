@@ -159,6 +159,10 @@ def test_a_norm_is_explained_by_what_gives_it_and_not_by_what_comes_near():
     assert words(half) == ["the gradients are rounded to float16"]
     assert words({**raw, "0.bias": half["0.bias"]}) == ["the gradient of 0.bias is rounded to float16"]
     assert words(raw, 1e-6) == ["1e-6 is a part of it"]
+    many = {f"{i}.weight": np.full((1, 2), 0.3 + 0.1 * i) for i in range(6)}
+    first = float(np.sqrt(sum(float((g * g).sum()) for g in list(many.values())[:4])))
+    found = clip_words(train(c.Linear(2), clip=c.Clip(0.25)), "clip norm", Clipping(many, {}, first, "norm"))
+    assert [e.words for e in found] == ["only the first 4 of 6 gradients count"]
     assert words(raw, 1.5e-3) == words(raw, 2.2e-6) == []
 
 
