@@ -57,8 +57,10 @@ class Known:
 
 @once_per_package
 def known_ops(ndl: Any) -> Mapping[type, Known]:
-    """Class of ops -> what it means, by what stands behind the functions of the course."""
-    found: dict[type, Known] = {}
+    """Class of ops -> what it means, by what stands behind the functions of the course. A class that stands behind several of them
+    means none of them; a negation may be a product with -1.
+    """
+    found: dict[type, dict[str, Known]] = {}
     for name, (shapes, arguments) in _SAMPLES.items():
         try:
             operands = [ndl.Tensor(np.full(shape, 0.5, np.float32)) for shape in shapes]
@@ -70,8 +72,11 @@ def known_ops(ndl: Any) -> Mapping[type, Known]:
         except Exception:
             continue
         if all(attributes.values()):
-            found.setdefault(type(out.op), Known(name, attributes))
-    return found
+            found.setdefault(type(out.op), {})[name] = Known(name, attributes)
+    for meanings in found.values():
+        if "mul_scalar" in meanings:
+            meanings.pop("negate", None)
+    return {kind: known for kind, meanings in found.items() for known in meanings.values() if len(meanings) == 1}
 
 
 def _holder(op: Any, value: Any) -> str:
