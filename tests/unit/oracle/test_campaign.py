@@ -489,27 +489,37 @@ def test_the_command_from_end_to_end(tmp_path):
     assert (book.seeds[2].digest, book.seeds[2].tensors) == (first.digest, first.tally.tensors)
 
 
-def test_another_needle_from_end_to_end(tmp_path):
-    """A mistake is told once, in its author's words; the seed is that of `diff`, and the ledger is of this needle alone."""
+SERIAL = """
+    import sys
+    from pathlib import Path
+    from oracle.runs import offered
+    from oracle.runs.result import Result
+    from oracle.runs.shard import run_battery, run_shard
+    from oracle.systems import candidate
+
+    candidate.choose(Path(sys.argv[1]) / "theirs")
+    lacking, result = offered.offered().lacking, Result()
+    result.add(run_battery(lacking))
+    result.add(run_shard(1, 0, lacking, dict(result.coverage)))
+    print(result.digest)
+"""
+
+
+def test_another_needle_from_end_to_end(tmp_path, capsys):
+    """A mistake is told once, in its author's words; the seed is that of a serial run, and the ledger is of this needle alone."""
     mistake = next(m for m in MISTAKES if m.name == "the loss is a sum")
-    folder = mistake.planted(tmp_path / "theirs")
-
-    def run(command, *words):
-        return subprocess.run(
-            [sys.executable, "-m", "oracle", command, *map(str, words), "--workers", "1", "--cases", "100"],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    done = run("campaign", "--needle", folder, "--seeds", 1, "--minutes", 5, "--out", tmp_path / "out")
+    folder, out = mistake.planted(tmp_path / "theirs"), tmp_path / "out"
+    about = ["--seeds", "1", "--cases", "100", "--workers", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "oracle", "campaign", "--needle", "theirs", *about],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
-    assert "1 finding in 100 cases" in done.stdout
-    assert re.search(r"^1\. SoftmaxLoss .*\n   at      needle/nn.py:", done.stdout, re.M), done.stdout
-    alone = run("diff", "--needle", folder, "--seed", 1, "--no-digits", "--out", tmp_path / "diff")
-    assert alone.returncode == 1, alone.stdout + alone.stderr
-    book = ledger.read(tmp_path / "out" / "campaign.json")
+    assert "1 finding in 100 cases; the page: out/needle.html" in done.stdout
+    assert re.search(r"^1\. `ndl\.nn\.SoftmaxLoss.*\n   at      needle/nn\.py:", done.stdout, re.M), done.stdout
+    book = ledger.read(out / "campaign.json")
     assert book.needle == str(folder)
-    assert book.seeds[0].digest == json.loads((tmp_path / "diff" / "summary.json").read_text())["digest"]
-    mixed = run("campaign", "--out", tmp_path / "out")
-    assert mixed.returncode == 2
-    assert f"has seeds of the needle of {folder}" in mixed.stderr
+    assert book.seeds[0].digest == script(tmp_path, SERIAL).stdout.strip()
+    assert main(["campaign", *about]) == 2
+    assert f"has seeds of the needle of {folder}" in capsys.readouterr().err
