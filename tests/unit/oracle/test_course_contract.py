@@ -74,6 +74,32 @@ def test_a_class_behind_several_functions_means_none_of_them(other, monkeypatch)
     assert known_ops.__wrapped__(other)[scaled].name == "mul_scalar"
 
 
+@pytest.mark.parametrize("other", ["lazy"], indirect=True)
+def test_what_a_needle_raises_late_is_no_contradiction_of_the_oracle(other, monkeypatch):
+    """Looked at more closely, a step may compute what it did not compute before, and raise where nobody asks needle for anything."""
+
+    def gradient(op, out_grad, node):  # shapes compared from the left
+        old = node.inputs[0].shape
+        axes = tuple(i for i, n in enumerate(tuple(old) + (1,) * (len(op.shape) - len(old))) if n == 1)
+        return out_grad.sum(axes).reshape(old)
+
+    monkeypatch.setattr(other.ops.BroadcastTo, "gradient", gradient)
+    model = (c.LayerNorm(), c.Linear(129), c.LayerNorm())
+    case = c.TrainCase(model, c.Data(4, 1024), c.WeightedSum(), c.SGD(lr=0.001, momentum=0.99), seed=5)
+    verdict = judge(case, other, peer_too=False)
+    assert verdict.divergence.failure.operator == "Reshape"
+    search = verdict.search
+    verdict.look()
+    assert len(verdict.oracle_errors) == 1, (
+        "the harness knows of no other needle here: it takes this for its own mistake"
+    )
+    monkeypatch.setattr("oracle.rules.verdict.chosen", lambda: Path(other.__file__).parents[1])
+    monkeypatch.setattr("oracle.rules.verdict.home", lambda: str(Path(other.__file__).parent))
+    verdict.search, verdict.oracle_errors = search, []
+    verdict.look()
+    assert verdict.oracle_errors == []
+
+
 def test_what_differs_by_design_has_a_place(other):
     differs = {design.matter: place for design, place in contract_of(other).differs()}
     assert "retain_grad" in differs
