@@ -161,6 +161,8 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
             runs = cause.key in one.ran and len(cause.ran) < len(one.ran)
             if cause is one or not (touches or (one.follows and runs)):
                 continue
+            if cause.higher and not one.higher:  # its first gradients agree
+                continue
             evidence = None if touches else tried(one, cause)
             if evidence is False:
                 continue

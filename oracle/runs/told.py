@@ -172,7 +172,7 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
 
 def to_json(run: Any) -> list[dict[str, Any]]:
     """The entries as data."""
-    of_the_run = {"ran", "follows"}  # for what follows from what
+    of_the_run = {"ran", "follows", "higher"}  # for what follows from what
     return [
         {k: v for k, v in dataclasses.asdict(entry).items() if k not in of_the_run}
         | {"severity": SEVERITY[entry.severity]}

@@ -415,13 +415,10 @@ MISTAKES = (
         at="sum_node_list compute_gradient_of_variables",
     ),
     Mistake(
-        "a result asks only if all operands do", "plain", "autograd.py",
-        "requires_grad = any(x.requires_grad for x in inputs)", "requires_grad = all(x.requires_grad for x in inputs)",
-        r"gradient.*missing|requires",
-    ),
-    Mistake(
         "detach does not", "plain", "autograd.py",
-        "return Tensor.make_const(self.realize_cached_data())", "return self", r"graph|grow",
+        "    def detach(self):\n        return Tensor.make_const(self.realize_cached_data())\n",
+        "    def detach(self):\n        return self\n",
+        r"detach",
     ),
     Mistake(
         "adam's eps under the root", "plain", "optim.py",
