@@ -62,6 +62,7 @@ def mend(ndl: Any, key: str) -> bool:
 def _mend_sum(ndl: Any) -> bool:
     homes = [home for home in (getattr(ndl, "autograd", None), ndl) if hasattr(home, "sum_node_list")]
     for home in homes:
+        assert home is not None
         home.sum_node_list = lambda nodes: functools.reduce(operator.add, nodes)
     return bool(homes)
 

@@ -528,7 +528,7 @@ def _at(place: Place, optimizer: Any, parameter: Any, number: int) -> Kept | Non
         return (vars(parameter), inner) if inner in vars(parameter) else None
     held = getattr(optimizer, name, None)
     key = _key(held, parameter, number)
-    if key is None or inner is None:
+    if held is None or key is None or inner is None:
         return None if key is None else (held, key)
     part = held[key]
     there = inner in part if isinstance(part, dict) else isinstance(part, list) and inner < len(part)
