@@ -422,8 +422,6 @@ def _state(writer: _Writer, quantity: str, name: str) -> str:
     """Where the optimizer keeps it; the parameter, where that is not found."""
     spec, variable = writer.case.optimizer if isinstance(writer.case, c.TrainCase) else c.SGD(), _variable(writer, name)
     contract, kind = contract_of(candidate()), type(spec).__name__
-    if not isinstance(contract, Course) or quantity not in contract.names(kind):
-        return f"{variable}.numpy()"
     number = [slot.name for slot in inputs.slots(writer.case)[0]].index(name)
-    key = {"parameter": variable, "id": f"id({variable})", "index": str(number)}[contract.keyed(kind)]
-    return f"optimizer.{contract.names(kind)[quantity]}[{key}]"
+    found = contract.written(kind, quantity, variable, number) if isinstance(contract, Course) else ""
+    return found or f"{variable}.numpy()"

@@ -51,7 +51,7 @@ def once_per_package(find: Callable[[Any], _T]) -> Callable[[Any], _T]:
 def array_of(value: Any) -> Array:
     """The ndarray of a Tensor, or of a plain array; a needle may compute it only now."""
     if not hasattr(value, "cached_data"):
-        return np.asarray(value)
+        return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     data = value.cached_data
     return np.asarray(value.realize_cached_data() if data is None else data)
 
