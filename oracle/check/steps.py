@@ -43,7 +43,7 @@ def training(
             f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
         )
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
-    mine = dict(candidate(parameters, batches))
+    mine = dict(candidate(parameters, [tuple(map(_own, batch)) for batch in batches]))  # it may write into them
     kinds = {_kind(name) for name in mine}
 
     def program() -> dict[str, Any]:
@@ -83,14 +83,21 @@ def _tensor(a: Any) -> torch.Tensor:
     return a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
 
 
-# The noise of hyperparameters, in units of that of tensors. They are a few numbers, each rounded a few times by u, and 1 − 0.999ᵗ makes
-# a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β would hide in it; half of it lets powers be off by 7 u.
-_SCALARS = 1 / 2
+def _own(a: Any) -> Any:
+    """A copy of what can be written into."""
+    return a.copy() if isinstance(a, np.ndarray) else a.clone() if isinstance(a, torch.Tensor) else a
+
+
+# The noise of hyperparameters, in units of that of tensors. They are few numbers, each rounded a few times by u / 2, where a tensor's
+# sums are rounded often; and 1 − 0.999ᵗ makes a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β
+# would hide in it. An eighth allows 2 u in each use of each of them.
+_SCALARS = 1 / 8
 
 
 class Rounded(float):
     """A hyperparameter: it is rounded to float32, and so is arithmetic with it, for a program that keeps 1 − 0.999ᵗ there is
-    right too.
+    right too. Each use rounds it anew: 1 − β may come from float64 where βᵗ comes from float32, and what is exact where both
+    have the same β (ρ∞ − ρ of RAdam) is not then.
     """
 
     mode: Rounding
@@ -107,7 +114,9 @@ def _arithmetic(name: str) -> Callable[..., Any]:
     def rounded(self: Rounded, *others: Any) -> Any:
         if any(not isinstance(o, int | float) for o in others):
             return NotImplemented
-        value = plain(self, *map(float, others))
+        value = plain(
+            _moved(self, self.mode), *(_moved(o, self.mode) if isinstance(o, Rounded) else float(o) for o in others)
+        )
         if not isinstance(value, float):
             return value
         return Rounded(_moved(value, self.mode), self.mode)
@@ -116,7 +125,7 @@ def _arithmetic(name: str) -> Callable[..., Any]:
 
 
 def _moved(value: float, mode: Rounding) -> float:
-    return value * (1 + float(mode.draw(())) / 2 * mode.unit * _SCALARS)
+    return float(value) * (1 + float(mode.draw(())) / 2 * mode.unit * _SCALARS)
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg"):

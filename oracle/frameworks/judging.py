@@ -125,7 +125,7 @@ class Row(Trial):
         """The agreement; `Difference`, with its inputs, where there is none."""
         shown = self.outputs(given)
         if self.ones:
-            self.cotangents = [np.ones(tuple(o.shape), np.float32) for o in shown if o.is_floating_point()]
+            self.cotangents = [np.ones(tuple(o.shape), np.float32) for o in shown.values() if o.is_floating_point()]
         return self.judged(given, shown, rng.bytes, "given")
 
 
