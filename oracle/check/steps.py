@@ -1,4 +1,4 @@
-"""Training: a loop of one's own against a torch module and a torch optimizer, over several steps, without synchronisation."""
+"""Training: a loop of one's own, or an optimizer, against those of torch, over several steps, without synchronisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from oracle.check.arrays import Array
+from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, same
+from oracle.check.difference import Difference, line
 from oracle.check.measuring import LIMIT
 from oracle.systems.noise import Rounding, current
 
@@ -81,6 +82,80 @@ def _steps(module: nn.Module, optimizer: Optimizer, batches: Sequence[tuple[Any,
 
 def _tensor(a: Any) -> torch.Tensor:
     return a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
+
+
+class Weights(nn.Module):
+    """A module whose gradient is what it is given."""
+
+    def __init__(self, w: torch.Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, g: torch.Tensor) -> torch.Tensor:
+        return (self.w * g).sum()
+
+
+# What the gradients of a weight may be like, and what shows in it that does not show in another: (words, their size in step i of n).
+_GRADIENTS: tuple[tuple[str, Callable[[Array], Array]], ...] = (
+    ("ordinary", lambda i: 0 * i + 1.0),
+    ("growing, from 0.001 to 1000", lambda i: 10 ** (6 * i - 3)),  # what is remembered long
+    ("a hundred times larger in every eighth step", lambda i: np.where(np.arange(len(i)) % 8 == 3, 100.0, 1.0)),
+    ("shrinking, from 1000 to 0.001", lambda i: 10 ** (3 - 6 * i)),
+    ("tiny", lambda i: 0 * i + 1e-6),  # an ε
+    ("zero but for every sixth step", lambda i: np.where(np.arange(len(i)) % 6 == 2, 1.0, 0.0)),
+)
+_OF_EACH = 4  # weights: whether a fault of a size shows, or goes in the direction of noise, is a matter of the draw
+
+
+def optimizer(
+    candidate: Callable[[Array, Array], Iterable[Any]],
+    torch_optimizer: Optimizer,
+    *,
+    steps: int = 80,
+    seed: int = 0,
+    limit: float = LIMIT,
+    report: bool = False,
+) -> Agreement:
+    """Hold an optimizer by itself to torch's, on drawn gradients whose sizes change by orders of magnitude: `Difference` where
+    rounding does not explain what differs.
+
+    candidate: (weights, (steps, weights) gradients) -> the weights after each step, in a list or one after the other (yield).
+    torch_optimizer: parameters -> torch optimizer, as in ``lambda p: Adam(p, 0.01)``.
+    """
+    __tracebackhide__ = True
+    rng = np.random.default_rng(seed)
+    along = np.linspace(0, 1, steps)
+    sizes = np.stack([size(along) for _, size in _GRADIENTS for _ in range(_OF_EACH)], 1)
+    grads = (rng.standard_normal(sizes.shape) * sizes).astype(np.float32)
+    module = Weights(torch.from_numpy(rng.standard_normal(sizes.shape[1]).astype(np.float32)))
+
+    def loop(parameters: dict[str, Array], batches: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        seen = [
+            array(w, "what the optimizer gives")[0]
+            for w in candidate(parameters["w"], np.stack([g for g, _ in batches]))
+        ]
+        if len(seen) != steps:
+            raise Difference(
+                f"the optimizer gave weights {len(seen)} times, for {steps} steps: they are asked for after each"
+            )
+        return {f"step {i} w": w for i, w in enumerate(seen)}
+
+    try:
+        return training(
+            loop,
+            module,
+            torch_optimizer,
+            [(g, np.float32(0)) for g in grads],
+            lambda out, _: out,
+            limit=limit,
+            report=report,
+        )
+    except Difference as failure:
+        if failure.index:
+            words = f"{_GRADIENTS[failure.index[0] // _OF_EACH][0]}; seed={seed}, steps={steps}"
+            failure.args = (f"{failure}\n" + line("gradients", words),)
+        failure.inputs = (module.w.detach().numpy().copy(), grads)
+        raise
 
 
 def _own(a: Any) -> Any:
