@@ -161,6 +161,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument(
         "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"
     )
+    mutants.add_argument(
+        "--resume", action="store_true", help="keep what the last run has killed, if nothing has changed since"
+    )
     mutants.add_argument("--accept", action="store_true", help="write reports/mutants.md and its baseline")
     mutants.add_argument(
         "--from-latest", action="store_true", help="accept the last run, with the excuses written since; runs nothing"

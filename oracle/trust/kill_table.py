@@ -7,7 +7,6 @@ killed by the first divergence.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -47,6 +46,7 @@ from oracle.runs.draws import SHARD_SIZE, shard_cases
 from oracle.runs.forked import forked
 from oracle.trust import kill_page
 from oracle.trust.faults import CONTROLS, FAULTS, Fault
+from oracle.trust.source import source
 from oracle.trust.touched import Touched
 
 BASELINE = Path("reports/baselines/faults.json")
@@ -379,12 +379,6 @@ def totals(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
-
-
-def source() -> str:
-    """What a line of the table depends on: the text of needle and of the oracle."""
-    texts = sorted(path for part in ("needle", "oracle") for path in (ROOT / part).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in texts)).hexdigest()[:16]
 
 
 def resumed(plan: Plan, data: Path) -> list[Row]:

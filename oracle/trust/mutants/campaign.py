@@ -21,6 +21,7 @@ from oracle.trust.mutants.claims import ALL_FILES, named_tests
 from oracle.trust.mutants.mutant import Mutant, mutants_of
 from oracle.trust.mutants.operators import OPERATORS
 from oracle.trust.mutants.trial import Judged, Outcome
+from oracle.trust.source import source
 
 BASELINE = Path("reports/baselines/mutants.json")
 EXCUSED = Path("reports/baselines/mutants_excused.toml")
@@ -77,6 +78,7 @@ class Plan:
     tests: bool = True  # needle's unit tests judge what is theirs, and what diff leaves alive
     keys: frozenset[str] | None = None  # only these
     ladder: bool = True
+    resume: bool = False  # what the last run killed stays killed, as far as nothing has changed since
     root: Path = ROOT
     draw: Callable[[int, int], Sequence[c.Case]] | None = None  # (seed, shard) -> cases
 
@@ -153,6 +155,9 @@ def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign,
         for m in mutants_of(file, texts[file]):
             if _chosen(m, plan) and (plan.tests or not m.by_tests):
                 campaign.mutants.append(m)
+    if plan.resume:
+        here = {m.key for m in campaign.mutants}
+        campaign.outcomes = {k: o for k, o in resumed(plan, read(plan.root / LATEST)).items() if k in here}
     try:
         judged, always = _baseline(campaign, texts, progress)
         campaign.baseline_seconds = time.perf_counter() - started
@@ -208,7 +213,7 @@ Stage = Iterator[tuple[Mutant, Sequence[tuple[int, Judged]]]]
 
 def _stages(campaign: Campaign, judged: Sequence[Judged], always: trial.Lines) -> Iterator[Stage]:
     """Every mutant on the first cases that reach it; then those that are still alive on all others."""
-    mutants = [m for m in campaign.mutants if not m.by_tests]
+    mutants = [m for m in campaign.mutants if not m.by_tests and m.key not in campaign.outcomes]
     reaching = {m.key: _reaching(m, judged, always) for m in mutants}
     for m in mutants:
         if not reaching[m.key]:
@@ -257,7 +262,7 @@ def _before_the_tests(campaign: Campaign, texts: trial.Sources) -> Iterator[tupl
     tasks: list[tuple[Mutant | None, Sequence[str]]] = []
     for m in campaign.mutants:
         outcome = campaign.outcomes.get(m.key) if campaign.plan.diff else Outcome("survived")
-        if m.kind == "mutant" and (m.by_tests or (outcome is not None and outcome.status != "killed")):
+        if m.kind == "mutant" and (m.by_tests if outcome is None else outcome.status != "killed"):
             excuse = campaign.excused.get(m.key)
             tasks.append((m, tested.judges_of(m, excuse.reason if excuse and excuse.kind == "unclaimed" else "")))
     every = sorted({path for _, paths in tasks for path in paths})
@@ -288,6 +293,8 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
     plan = campaign.plan
     return {
         "seed": plan.seed,
+        "budget": plan.budget,
+        "source": source(plan.root),
         "cases": campaign.cases,
         "part": list(plan.part),
         "tests": plan.tests,
@@ -304,6 +311,15 @@ def to_json(campaign: Campaign) -> dict[str, Any]:
             for m in campaign.mutants if m.key in campaign.outcomes
         },
     }  # fmt: skip
+
+
+def resumed(plan: Plan, kept: dict[str, Any]) -> dict[str, Outcome]:
+    """What an earlier run of the same seed and source has killed; all else is judged anew."""
+    if (kept.get("seed"), kept.get("budget"), kept.get("source")) != (plan.seed, plan.budget, source(plan.root)):
+        return {}
+    fields = Outcome.__dataclass_fields__
+    killed = {k: v for k, v in kept["mutants"].items() if v["status"] == "killed"}
+    return {k: Outcome(**{name: x for name, x in v.items() if name in fields}) for k, v in killed.items()}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

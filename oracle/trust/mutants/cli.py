@@ -44,6 +44,7 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         keys=keys,
         ladder=not arguments.operators and keys is None,
         diff=not arguments.excuses,
+        resume=arguments.resume,
         root=root,
         **({"workers": arguments.workers} if arguments.workers else {}),
     )

@@ -1,7 +1,7 @@
 """A mutated package in a forked process, judged by the engine; the verdict comes back through a pipe.
 
 The parent has imported everything once. A child serves needle's modules from memory, one of them mutated, judges cases
-until one diverges, and leaves by ``os._exit``. A timer whose signal nobody handles stops loops, a limit on the address
+until one diverges, and leaves by ``os._exit``. Timers whose signals nobody handles stop loops, a limit on the address
 space stops blow-ups. Nothing is ever written to the source tree.
 """
 
@@ -33,8 +33,11 @@ from oracle.trust.mutants.mutant import RUNGS, Mutant
 
 FIRST = 20  # cases after which most mutants are dead
 EVIDENCE = 0.25  # share of rule G's tolerance beyond which correct code makes a case no evidence
-GRACE = 5.0  # seconds that any case may take …
+GRACE = 5.0  # seconds of processor time that any case may take …
 SLOWER = 40.0  # … beside this many times what it took needle itself
+WAITING = (
+    10  # times as long by the clock: for what sleeps and burns nothing, on a machine that does other things as well
+)
 MEMORY = 3 << 30  # bytes of address space that a child may add
 ORACLE_ERRORS = 3  # errors of the engine itself after which a mutant is given up
 
@@ -127,7 +130,7 @@ def baseline(texts: Sources, cases: Sequence[c.Case]) -> tuple[list[Judged], Lin
         ndl = load(texts)
     judged = []
     for case in cases:
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with _Tracer() as tracer:
                 verdict = judge(case, ndl, peer_too=False)
@@ -135,7 +138,7 @@ def baseline(texts: Sources, cases: Sequence[c.Case]) -> tuple[list[Judged], Lin
             judged.append(Judged(case, frozenset(tracer.lines), {}, 0.0, f"{type(error).__name__}: {error}"))
             continue
         failure = verdict.divergence.message if verdict.divergence is not None else ""
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         judged.append(Judged(case, frozenset(tracer.lines), dict(verdict.tally.largest), seconds, failure))
     return judged, frozenset(on_import.lines)
 
@@ -185,8 +188,14 @@ def climb(texts: Sources, mutant: Mutant, cases: Sequence[tuple[int, Judged]], b
     return last
 
 
+def _allow(seconds: float) -> None:
+    """Time from now on: of the processor, so that what else runs decides about no mutant."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+
+
 def _attempt(changed: Sources, cases: Sequence[tuple[int, Judged]], beat: Callable[[], None]) -> Outcome:
-    signal.setitimer(signal.ITIMER_REAL, 2 * GRACE)
+    _allow(2 * GRACE)
     try:
         ndl = load(changed)
     except SyntaxError:
@@ -195,7 +204,7 @@ def _attempt(changed: Sources, cases: Sequence[tuple[int, Judged]], beat: Callab
         return Outcome("killed", "import", cases=0, number=1)
     out = Outcome("survived")
     for number, judged in cases:
-        signal.setitimer(signal.ITIMER_REAL, GRACE + SLOWER * judged.seconds)
+        _allow(GRACE + SLOWER * judged.seconds)
         beat()
         out.cases += 1
         try:
@@ -222,7 +231,12 @@ def decoded(data: bytes | None, signal_number: int) -> Outcome:
     beats, _, text = (data or b"").partition(b"{")
     if text:
         return Outcome(**json.loads(b"{" + text))
-    return Outcome("killed", "timeout" if signal_number == signal.SIGALRM else "crash", cases=len(beats), number=0)
+    return Outcome(
+        "killed",
+        "timeout" if signal_number in (signal.SIGPROF, signal.SIGALRM) else "crash",
+        cases=len(beats),
+        number=0,
+    )
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -215,6 +215,26 @@ def test_ctrl_c_gives_a_partial_report(root):
     assert report.counts(content["mutants"].values())["mutants"] == 2
 
 
+def test_a_run_goes_on_where_the_last_one_was_ended(root):
+    def ended(found, text):
+        if sum(o.status == "killed" for o in found.outcomes.values()) == 2:
+            raise KeyboardInterrupt
+
+    keys = frozenset(_tanh_keys(root).values())
+    (root / campaign.LATEST).parent.mkdir(parents=True, exist_ok=True)
+    first = campaign.run(_plan(root, keys=keys, workers=1), ended)
+    killed = {k for k, o in first.outcomes.items() if o.status == "killed"}
+    campaign.write(root / campaign.LATEST, campaign.to_json(first))
+    seen = []
+    second = campaign.run(_plan(root, keys=keys, resume=True), lambda found, text: seen.append(len(found.outcomes)))
+    assert seen[0] == len(killed) == 2  # known before the first case is judged
+    whole = campaign.run(_plan(root, keys=keys))
+    assert {k: o.status for k, o in second.outcomes.items()} == {k: o.status for k, o in whole.outcomes.items()}
+    path = root / "needle/ops.py"
+    path.write_text(path.read_text("utf-8") + "\n", "utf-8")
+    assert campaign.resumed(second.plan, campaign.read(root / campaign.LATEST)) == {}
+
+
 def test_results_survive_unrelated_edits():
     source = (ROOT / "needle/ops.py").read_bytes()
     before = {m.key for m in mutants_of("ops", source)}
