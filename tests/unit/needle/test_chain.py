@@ -1,5 +1,6 @@
 """A Sequential of needle's own layers computes a chain on arrays: nobody may notice, but by the clock."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -422,7 +423,8 @@ def test_errors_are_those_of_the_layers():
 def test_a_chain_keeps_no_more_than_the_rules_read():
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm1d(6))
     chain = model(given(False))._chain
-    kept = [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in chain.records]
+    records = chain.plan.records(chain.born, chain.kept)
+    kept = [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in records]
     assert kept == [
         ("Linear", True, False),
         ("BatchNorm", False, False),
@@ -430,6 +432,93 @@ def test_a_chain_keeps_no_more_than_the_rules_read():
         ("Linear", True, False),
         ("LayerNorm", False, False),
     ]
+
+
+SOURCE = """\
+def forward(x, born, sources):
+    x0 = x
+    x = x.dot(weight0.cached_data)
+    add(x, bias0.cached_data, x)
+    if born > 0 and (weight0.requires_grad or bias0.requires_grad): born = 0
+    past0 = x
+    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
+    y2 = x
+    x, born, x3 = several(dropout3(x), x, born, 3, sources)
+    z, x = x, asarray(add_up.compute(x, past0))
+    x4 = None if z.shape == past0.shape and z.dtype is past0.dtype else (z, past0)
+    del z, past0
+    return x, born, [x0, y2, x3, x4]
+
+
+def result(x):
+    x = x.dot(weight0.cached_data)
+    add(x, bias0.cached_data, x)
+    past0 = x
+    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
+    x, *_ = several(dropout3(x), x, -1, 3, None)
+    z, x = x, asarray(add_up.compute(x, past0))
+    del z, past0
+    return x
+
+
+def backward(g, kept, born, tensors, contributions):
+    take, waiting = kept.pop, []
+    row_of_sums = row_of_sums_like(g)
+    g, past0 = apart(g, born < 1, *(take() or (g, g)))
+    g = undo(take(), g, tensors, contributions)
+    if born == 3: return []
+    y = take()
+    dx = (y > ZERO).astype(g.dtype)
+    dx *= g
+    g = dx
+    del dx
+    del y
+    waiting = [past0, *waiting]
+    del past0
+    if waiting: g, waiting = total([*waiting, g]), []
+    x = take()
+    dweight0 = x.T.dot(g) if weight0.requires_grad else None
+    dbias0 = row_of_sums(g) if bias0.requires_grad else None
+    tensors += operands0
+    contributions += dweight0, dbias0,
+    if born == 0: return []
+    g = g.dot(weight0.cached_data.T)
+    del x
+    return [*waiting, g]
+"""
+
+
+def test_a_plan_shows_what_it_calls():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Residual(nn.Sequential(nn.ReLU(), nn.Dropout())))
+    model(given(False))
+    assert model._plan.code.source == SOURCE
+
+
+def test_models_of_one_form_share_their_code_and_nothing_else():
+    x = given(True)
+    first, second = made("mlp"), MODELS["mlp"]()
+    for model in (first, second):
+        model(x).sum().backward()
+    ours, theirs = first._plan.code, second._plan.code
+    assert ours.forward.__code__ is theirs.forward.__code__
+    assert ours.backward.__code__ is theirs.backward.__code__
+    assert first.modules[0].weight.grad is not second.modules[0].weight.grad
+    np.testing.assert_array_equal(second(x).numpy(), step(watched(second)[0], x)[0])
+    assert not np.array_equal(first(x).numpy(), second(x).numpy())
+
+
+def test_an_error_far_down_names_its_layer_with_and_without_a_graph():
+    inner = nn.Sequential(nn.ReLU(), nn.Residual(nn.Sequential(nn.Dropout(), nn.Linear(5, 6))))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Tanh()), inner)
+    for mode in (contextlib.nullcontext(), ndl.no_grad()):
+        with mode, pytest.raises(ValueError, match=r"^layer 2.1.fn.1, Linear\(5, 6\): linear needs"):
+            model(given(False))
+    inner.modules[1].fn.modules = (nn.Linear(6, 5), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=r"^layer 2.1.fn.1, BatchNorm1d\(4"):
+        model(given(False))
+    inner.modules[1].fn.modules = (nn.Linear(6, 5),)
+    with pytest.raises(ValueError, match=r"^layer 2.1, .*: add: shapes \(8, 5\) and \(8, 6\) do not broadcast"):
+        model(given(False))
 
 
 def test_modules_may_pass_on_other_things_than_tensors():
