@@ -44,7 +44,9 @@ def training(
             f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
         )
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
-    mine = dict(candidate(parameters, [tuple(map(_own, batch)) for batch in batches]))  # it may write into them
+    mine = candidate(parameters, [tuple(map(_own, batch)) for batch in batches])  # it may write into them
+    if not isinstance(mine, Mapping):
+        raise TypeError(f'the loop returns arrays by name, {{"step 0 weight": array}}, but got {type(mine).__name__}')
     kinds = {_kind(name) for name in mine}
 
     def program() -> dict[str, Any]:
