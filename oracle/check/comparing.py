@@ -192,9 +192,9 @@ def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
     extra = [k for k, v in ours.items() if k not in found.truth and v is not None and v.any()]
     missing = [k for k in found.truth if k not in ours]
     if extra or missing:
-        said = [f"the torch program has no {', '.join(extra)}"] if extra else []
-        said += [f"the candidate has no {', '.join(missing)}"] if missing else []
-        message = f"{'; '.join(said)}\n" + line("torch has", ", ".join(found.truth))
+        said = [f"the torch program has no {_few(extra)}"] if extra else []
+        said += [f"the candidate has no {_few(missing)}"] if missing else []
+        message = f"{'; '.join(said)}\n" + line("torch has", _few(list(found.truth), 8))
         raise _failure(message, (extra + missing)[0], tuple(extra + missing))
     for name, truth in found.truth.items():
         a = ours[name]
@@ -208,6 +208,11 @@ def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
         if (a.dtype.kind == "c") != (truth.dtype.kind == "c"):
             which = ("real", "complex") if truth.dtype.kind == "c" else ("complex", "real")
             raise _failure(f"{name} is {which[0]}, torch's is {which[1]}", name, (name,))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    """The first of many names."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 def _failure(message: str, name: str, bad: tuple[str, ...]) -> Difference:

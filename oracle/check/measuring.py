@@ -168,9 +168,9 @@ def _results(program: Program, mode: Any) -> tuple[Results, dict[str, float]]:
             if value is None:
                 continue
             results[name], unit = array(value, f"the program's {name}")
-            if results[name].dtype.kind in "fc" and not isinstance(
-                value, float | complex
-            ):  # .item() is as precise as it came from
+            if results[name].dtype.kind in "fc" and hasattr(
+                value, "dtype"
+            ):  # .item() is as precise as where it is from
                 units[name] = unit
     return results, units
 

@@ -44,7 +44,9 @@ def training(
             f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
         )
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
-    mine = dict(candidate(parameters, [tuple(map(_own, batch)) for batch in batches]))  # it may write into them
+    mine = candidate(parameters, [tuple(map(_own, batch)) for batch in batches])  # it may write into them
+    if not isinstance(mine, Mapping):
+        raise TypeError(f'the loop returns arrays by name, {{"step 0 weight": array}}, but got {type(mine).__name__}')
     kinds = {_kind(name) for name in mine}
 
     def program() -> dict[str, Any]:
@@ -98,9 +100,9 @@ class Weights(nn.Module):
 # What the gradients of a weight may be like, and what shows in it that does not show in another: (words, their size in step i of n).
 _GRADIENTS: tuple[tuple[str, Callable[[Array], Array]], ...] = (
     ("ordinary", lambda i: 0 * i + 1.0),
-    ("growing, from 0.001 to 1000", lambda i: 10 ** (6 * i - 3)),  # what is remembered long
+    ("growing, from 0.001 to 1000", lambda i: np.power(10.0, 6 * i - 3)),  # what is remembered long
     ("a hundred times larger in every eighth step", lambda i: np.where(np.arange(len(i)) % 8 == 3, 100.0, 1.0)),
-    ("shrinking, from 1000 to 0.001", lambda i: 10 ** (3 - 6 * i)),
+    ("shrinking, from 1000 to 0.001", lambda i: np.power(10.0, 3 - 6 * i)),
     ("tiny", lambda i: 0 * i + 1e-6),  # an ε
     ("zero but for every sixth step", lambda i: np.where(np.arange(len(i)) % 6 == 2, 1.0, 0.0)),
 )
@@ -126,8 +128,8 @@ def optimizer(
     rng = np.random.default_rng(seed)
     along = np.linspace(0, 1, steps)
     sizes = np.stack([size(along) for _, size in _GRADIENTS for _ in range(_OF_EACH)], 1)
-    grads = (rng.standard_normal(sizes.shape) * sizes).astype(np.float32)
-    module = Weights(torch.from_numpy(rng.standard_normal(sizes.shape[1]).astype(np.float32)))
+    grads = np.asarray(rng.standard_normal(sizes.shape) * sizes, np.float32)
+    module = Weights(torch.from_numpy(np.asarray(rng.standard_normal(sizes.shape[1]), np.float32)))
 
     def loop(parameters: dict[str, Array], batches: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
         seen = [

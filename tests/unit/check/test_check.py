@@ -275,6 +275,7 @@ def y_of_ones():
         (lambda: check.op(np.tanh, torch.ones(2), (2,)), "torch_fn is a function of arrays"),
         (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "torch_fn returns a tensor, a tuple of tensors or tensors by name, but got ndarray"),
         (lambda: check.training({}, NET, torch_adam, BATCHES), "but got dict, Sequential, function"),
+        (lambda: check.training(lambda p, b: [p], NET, torch_adam, BATCHES), 'arrays by name, {"step 0 weight": array}, but got list'),
     ],
 )  # fmt: skip
 def test_what_is_handed_over_in_another_form_is_said_in_one_line(call, words):
@@ -501,6 +502,8 @@ def test_a_message_says_what_the_numbers_look_like(fault, words):
         ([0, 0, 3], [0, 0, -3], "torch's times -1"),
         ([3], [1.5], "torch's times 0.5 (1/2)"),
         ([3, 0, 2], [3.75, 0, 2.5], "torch's times 1.25"),
+        ([3, 1, 2, 5], [6, 2, 4, 10], "torch's times 2"),  # and not √ of the number of elements
+        ([3, 1, 2], [np.sqrt(27), np.sqrt(3), np.sqrt(12)], "torch's times 1.73205 (√ of the number of elements)"),
     ],
 )
 def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
@@ -573,6 +576,7 @@ def test_a_number_of_python_has_the_precision_that_it_came_from():
     run = lambda: {"norm": torch.from_numpy(x).norm().item()}  # noqa: E731
     norm = float(np.linalg.norm(x.astype(float)))
     check.same({"norm": f32(norm * (1 + 2.0**-23))}, run)
+    check.same({"two": [f32(norm * (1 + 2.0**-23))] * 2}, lambda: {"two": [run()["norm"]] * 2})
     with pytest.raises(check.Difference):
         check.same({"norm": norm * 1.0001}, run)
 
@@ -896,6 +900,11 @@ def test_a_candidate_of_a_loop_may_leave_out_a_kind_but_no_tensor():
         return lambda p, b: {n: a for n, a in loop(adam())(p, b).items() if n.split()[2] in kinds or "0." in kinds}
 
     check.training(only("0.weight", "0.bias", "2.weight", "2.bias"), NET, torch_adam, BATCHES[:1])
+    with pytest.raises(
+        check.Difference, match=r"the candidate has no step 0 0\.weight, .*, … \(16 in all\)\n  torch has  step 0"
+    ) as caught:
+        check.training(lambda p, b: {"step 0 b": p["2.bias"]}, NET, torch_adam, BATCHES)
+    assert len(str(caught.value)) < 400
     with pytest.raises(check.Difference, match=r"the candidate has no step 0 2\.bias"):
         check.training(only("0.weight", "0.bias", "2.weight"), NET, torch_adam, BATCHES[:1])
 
