@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 def run(plan: Plan, x: Tensor) -> Tensor:
     """Compute the steps of the plan on x: one node of the graph, or a constant where no gradient is to flow."""
     data = x.cached_data
-    if data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths or [*map(_rules, plan.kinds)] != plan.rules:
+    if plan.widths is not None and (
+        data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths or [*map(_rules, plan.kinds)] != plan.rules
+    ):
         plan = plan.plain
     if not autograd._is_recording():
         y = plan.result(data)
@@ -84,8 +86,15 @@ def number_of(error: Exception) -> int:
     return step
 
 
+def planned(steps: Sequence[Step]) -> Plan:
+    """The steps written down."""
+    plan = Plan(steps)
+    return plan if plan.widths is not None else Plan(steps, plain=True)
+
+
 class Plan:
-    """Steps written down as Python: for rows of ``widths`` numbers in float32; ``plain`` is the same for everything else.
+    """Steps written down as Python: for rows of ``widths`` numbers in float32, where ``plain`` is the same for everything
+    else; or, with ``widths`` None, for everything.
 
     An op is written down by lines of its own, where it has some and is still what it was when it got them, and is called
     by ``several`` otherwise. Each of both, and each beginning of a Residual, has a number. ``born`` is that of the first
@@ -98,6 +107,7 @@ class Plan:
             "several": _several, "undo": _undo, "add_up": ops._ewise_add, "apart": _apart, "total": _sum,
             "add": np.add, "maximum": np.maximum, "tanh": np.tanh, "asarray": np.asarray,
             "zeros": ops._zeros, "ZERO": ops._ZERO, "ZEROS": ops._ZEROS, "row_of_sums_like": ops._row_of_sums_like,
+            "__name__": __name__,  # whoever looks for the user's line sees that this is needle's
             "lines": {},  # by function: the step of each line
         }  # fmt: skip
         self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now

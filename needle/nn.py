@@ -867,7 +867,7 @@ class _Plan:
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
         self.modules = owner.modules
         steps = self._steps(owner)
-        self.code = None if steps is None else chain.Plan(steps)
+        self.code = None if steps is None else chain.planned(steps)
         self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change

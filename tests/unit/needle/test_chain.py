@@ -494,6 +494,84 @@ def test_a_plan_shows_what_it_calls():
     assert model._plan.code.source == SOURCE
 
 
+LONG = ops._LONG + 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize("shape", [(8, 6), (2, 4, 6), (LONG, 6), (1 + ops._ZEROS // 6, 6), (6,)], ids=str)
+@pytest.mark.parametrize(
+    "name", ["mlp", "residuals first", "frozen", "tied", "one-dimensional bias", "no bias", "two dtypes"]
+)
+def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkeypatch):
+    """What is written down is for matrices of float32; a long one is added up, and a large one compared, otherwise."""
+    made = {
+        **MODELS,
+        "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6))), 3),
+        "one-dimensional bias": lambda: flat_bias(MODELS["mlp"]()),
+        "no bias": lambda: nn.Sequential(
+            nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 6, bias=False), nn.ReLU()
+        ),
+    }[name]
+    x = ndl.Tensor((4 * normal(*shape)).astype(dtype), requires_grad=dtype != "int64")
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+
+    def grads(watch):
+        np.random.seed(0)
+        model = made()
+        return step(watched(model)[0] if watch else model, x), model
+
+    (ours, model), (theirs, _) = grads(False), grads(True)
+    same(ours, theirs)
+    code = model._plan.code
+    usual = code.widths == shape[1:] and dtype == "float32"
+    assert usual == (len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes"))
+    assert ("forward" in vars(code)) == (usual or code.widths is None)
+    assert ("plain" in vars(code)) == (not usual and code.widths is not None)
+
+
+def flat_bias(model):
+    model.modules[0].bias = nn.Parameter(model.modules[0].bias.numpy()[0])
+    return model
+
+
+@pytest.mark.parametrize("rule", ["compute", "vjp"])
+@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh])
+def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
+    """Before the first call of a model and after it."""
+    model, x = made("mlp"), given(True)
+    step(model, x)
+    old = getattr(op, rule)
+
+    def changed(*args):
+        y = old(*args)
+        return y * np.float32(2) if rule == "compute" else tuple(c * 2 if c is not None else c for c in y)
+
+    monkeypatch.setattr(op, rule, changed)
+    right = step(watched(made("mlp"))[0], x)
+    same(step(model, x), right)
+    same(step(made("mlp"), x), right)
+    monkeypatch.undo()
+    same(step(model, x), step(watched(made("mlp"))[0], x))
+    assert not np.array_equal(step(model, x)[1], right[1])
+
+
+def test_a_wrong_line_is_noticed(monkeypatch):
+    """Of every op that is written down; or else the comparisons here compare nothing."""
+    model = made("mlp")
+    right = step(model, given(True))
+    for op in (ops.Linear, ops.ReLU, ops.Tanh):
+        ahead, back, operands = op.written
+        wrong = [((*ahead[:-1], f"{ahead[-1]}; x *= 2"), back, operands), (ahead, (*back, "g = g * 2"), operands)]
+        wrong += [
+            (ahead, back, (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])) for i in range(len(operands))
+        ]
+        for lines in wrong:
+            monkeypatch.setattr(op, "written", ops.Written(*lines))
+            found = step(made("mlp"), given(True))
+            monkeypatch.undo()
+            assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
+
+
 def test_models_of_one_form_share_their_code_and_nothing_else():
     x = given(True)
     first, second = made("mlp"), MODELS["mlp"]()
