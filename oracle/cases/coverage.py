@@ -85,7 +85,7 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
     axes = case.attributes.get("axes")
     if axes is not None:
         several = axes if isinstance(axes, tuple) else (axes,)
-        yield "argument several axes" if len(several) > 1 else "argument one axis"
+        yield f"argument {('empty tuple of axes', 'one axis', 'several axes')[min(len(several), 2)]}"
         if any(axis < 0 for axis in several):
             yield "argument negative axis"
     elif case.op in _WITH_AXES:

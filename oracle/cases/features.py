@@ -321,6 +321,7 @@ TABLE: dict[str, Group] = {
             "numpy scalar": e.numpy_scalars,
             "constant": e.having(constants=(0,)),
             "no axes": None,
+            "empty tuple of axes": None,
             "one axis": None,
             "several axes": None,
             "negative axis": None,

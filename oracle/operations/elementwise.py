@@ -11,7 +11,7 @@ import numpy as np
 
 from oracle.operations.drawn import NUMBERS, POWERS, Draw, Drawn, one, scalar, two
 from oracle.operations.operation import meaning, operation, scalar_of
-from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand, moved, reduced
+from oracle.operations.tape import LEAD, Array, Tape, Var, constant, expand, moved, reduced, require
 
 
 def door(function: str, plain: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -164,6 +164,7 @@ def limited(d: Draw) -> Drawn:
 )
 def clip(t: Tape, x: Var, *, low: float | None = None, high: float | None = None) -> Var:
     """x, but at least ``low`` and at most ``high``; the gradient passes where x is a limit, too."""
+    require(low is not None or high is not None, "clip: low, high or both are needed")
     lowest, highest = -math.inf if low is None else low, math.inf if high is None else high
     exact = x.value[:1]
     passes = ((exact >= lowest) & (exact <= highest)).astype(np.float64)
@@ -290,6 +291,7 @@ def rdiv(t: Tape, x: Var, *, c: float) -> Var:
 @operation(needle=lambda n, x, c: c**x, torch=lambda t, x, c: c**x, drawn=scalar((2.0, 0.5, 1.0, 3.0)), special=())
 def rpow(t: Tape, x: Var, *, c: float) -> Var:
     """c ** x, for c > 0."""
+    require(c > 0, f"rpow: c must be positive, but got {c}")
     return by_output(t, x, lambda x: t.noisy(c**x), lambda y: t.noisy(y * math.log(c)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,19 @@ from oracle.operations.operation import axes_of_op, operation
 from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, mean_of, moved, require, summed
 
 
-def dims(x: Any, axes: Any) -> Any:
-    """Axes as torch wants them: None is all of them, which for torch must be spelled out."""
-    return tuple(range(x.dim())) if axes is None else axes
+def numpys(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction of torch's by NumPy's rule: axes=None is all of them, and axes=() none, where torch takes it for all."""
+
+    def reduced(t: Any, x: Any, axes: Any = None, **others: Any) -> Any:
+        axes = tuple(range(x.dim())) if axes is None else axes
+        return reduce(t, x, axes, **others) if axes != () else reduce(t, x.unsqueeze(-1), (-1,), **others)
+
+    return reduced
 
 
 @operation(
     needle=lambda n, x, **a: n.summation(x, **a),
-    torch=lambda t, x, axes=None: x.sum() if axes is None else x.sum(dim=axes),
+    torch=numpys(lambda t, x, axes: x.sum(axes)),
     drawn=over_axes(),
     node="Summation",
     attributes=axes_of_op,
@@ -49,7 +54,7 @@ def extreme(t: Tape, x: Var, end: Array, over: tuple[int, ...]) -> Var:
 
 @operation(
     needle=lambda n, x, axes=None: x.max(axes),
-    torch=lambda t, x, axes=None: t.amax(x, dims(x, axes)),
+    torch=numpys(lambda t, x, axes: t.amax(x, axes)),
     drawn=over_axes(min_size=1),
     node="Max",
     attributes=axes_of_op,
@@ -63,7 +68,7 @@ def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Va
 
 @operation(
     needle=lambda n, x, axes=None: x.min(axes) if len(x.shape) % 2 else n.amin(x, axes),
-    torch=lambda t, x, axes=None: t.amin(x, dims(x, axes)),
+    torch=numpys(lambda t, x, axes: t.amin(x, axes)),
     drawn=over_axes(min_size=1),
     node="Min",
     attributes=axes_of_op,
@@ -138,7 +143,7 @@ def varied(d: Draw) -> Drawn:
 
 @operation(
     needle=lambda n, x, axes=None, **a: x.var(axes, **a) if len(x.shape) % 2 else n.var(x, axes, **a),
-    torch=lambda t, x, axes=None, correction=0: x.var(dims(x, axes), correction=int(correction)),
+    torch=numpys(lambda t, x, axes, correction=0: x.var(axes, correction=int(correction))),
     drawn=varied,
     node="Var",
     values="far",  # from 0, where squares cancel
@@ -176,14 +181,9 @@ def softmax_from(t: Tape, x: Array, lse: Array) -> Array:
     return soft
 
 
-def torch_logsumexp(t: Any, x: Any, axes: Any = None) -> Any:
-    """Over all axes as over one."""
-    return t.logsumexp(x.reshape(-1), 0) if axes is None else t.logsumexp(x, axes)
-
-
 @operation(
     needle=lambda n, x, **a: n.logsumexp(x, **a),
-    torch=torch_logsumexp,
+    torch=numpys(lambda t, x, axes: t.logsumexp(x, axes)),
     drawn=over_axes(min_size=1),
     node="LogSumExp",
     attributes=axes_of_op,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from oracle.operations.bounds import LIMIT, Bounded, BoundTape
 from oracle.operations.operation import Meaning
 from oracle.operations.tape import LEAD, TINY, U, Var
+from oracle.rules.units import HUGE
 from oracle.systems.recorded import Node
 
 Array = npt.NDArray[Any]
@@ -18,8 +19,6 @@ Shape = tuple[int, ...]
 Within = tuple[Array, Array]  # a float64 value, and how far a correct float32 program may be from it
 Parts = tuple[Within | None, ...]  # one per element of a TensorTuple; one for a Tensor; None is zero
 Vjp = Callable[[Any, Sequence[bool]], "Sequence[Within | Parts | None]"]
-
-HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
 
 
 def _told(x: Any) -> Within:

@@ -61,7 +61,8 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
     # what a small cotangent is multiplied with at the end may have overflowed before
     g = np.abs(case.cotangent_array)
     least = min(1.0, float(g[g > 0].min(initial=1.0)))
-    if not max(float(np.abs(v).max(initial=0)) for v in (value, *(v / least for v in grads.values()))) < LARGEST:
+    sizes = [float(np.abs(v).max(initial=0)) for v in (value, *(v / least for v in grads.values()))]
+    if not np.max(sizes) < LARGEST:  # nan is not, and Python's max may pass it over
         verdict.out_of_domain = 1
         return
     graph = {"gradient with graph": grads} if "gradient with graph" in seen else {}

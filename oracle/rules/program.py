@@ -31,6 +31,7 @@ from oracle.rules.domain import out_of_domain
 from oracle.rules.hearing import Hearing, promoted, raised
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import T_LIMIT
+from oracle.rules.units import HUGE
 from oracle.rules.update import L_LIMIT, clipping, expected_update
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
 from oracle.systems import peer, truth
@@ -350,8 +351,8 @@ def _start(turn: Turn, i: int) -> tuple[Joined, Array, Array, dict[str, Array], 
     )
 
 
-def _tame(*arrays: Array) -> bool:
-    return all(truth.all_below(truth.DOMAIN, array) for array in arrays)
+def _tame(*arrays: Array, limit: float = truth.DOMAIN) -> bool:
+    return all(truth.all_below(limit, array) for array in arrays)
 
 
 def _updated(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
@@ -368,6 +369,8 @@ def _updated(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
     lr = np.array([[turn.before.settings(i)["lr"]]])
     names = [name for _, name in joined.keys]
     update = expected_update(view, lr, p, g, old, counts, 0.0)
+    if not _tame(*(value for value, _ in update.values.values()), limit=HUGE):
+        return
     seen = Observation(turn.ours.step, {q: _made(turn, i, q, names) for q in update.values})
     for quantity, (value, bound) in update.values.items():
         if quantity != "parameter" and not seen.values[quantity] and not is_ours(h.lockstep.ndl):
@@ -408,6 +411,8 @@ def _updated_by_torch(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Diverg
     optimizer.step()
     lr = np.array([[turn.before.settings(i)["lr"]]])
     update = expected_update(h_case, lr, p, g, old, counts, 0.0)
+    if not _tame(*(value for value, _ in update.values.values()), limit=HUGE):
+        return
     for quantity, (right, bound) in update.values.items():
         made = _made(turn, i, quantity, names)
         for n, name in enumerate(names):

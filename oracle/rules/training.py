@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from oracle.rules.domain import out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, promoted, raised
 from oracle.rules.torch_update import torch_update
+from oracle.rules.units import HUGE
 from oracle.rules.update import update
 from oracle.rules.validation import truth_against_torch
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
@@ -208,6 +209,7 @@ def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
     if h.largest < np.inf:
         bad = bad | _too_large(h, expected, part)
+    bad = bad | _leaps(h, expected, part)
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
 
@@ -219,6 +221,24 @@ def _too_large(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> Array
         for value in values.values():
             size = np.abs(value).max(axis=(0, *range(2, value.ndim)), initial=0)
             bad = bad | ~(size < h.largest)
+    return bad
+
+
+def _leaps(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> Array:
+    """Steps in which the update may overflow on its way: in SGD's (|u| + |g| + λ|θ|) · max(lr, 1), in Adam's (|g| + λ|θ|)², or lr."""
+
+    def top(arrays: Iterable[Array]) -> float:
+        return max((float(np.abs(v).max(initial=0)) for v in arrays), default=0.0)
+
+    decay, rates = h.case.optimizer.weight_decay or 0.0, h.rates([s.ours.step for s in part])[:, 0]
+    bad = np.zeros(len(part), dtype=bool)
+    for i, (step, rate) in enumerate(zip(part, rates, strict=True)):
+        slope = top(v[0, i] for v in expected.values.get("gradient", {}).values()) + decay * top(
+            step.before.tensors.values()
+        )
+        velocity = top(step.before.slots.get("velocity", {}).values())
+        size = (slope + velocity) * max(rate, 1.0) if isinstance(h.case.optimizer, c.SGD) else max(slope**2, rate)
+        bad[i] = not size < min(h.model.largest, HUGE)
     return bad
 
 

@@ -21,6 +21,12 @@ fault(
     wrap("ops.Summation.compute", lambda old: lambda self, a: _first_sum(old, self, a)),
 )
 fault(
+    "axes-empty-are-all",
+    "axes=() reduces all axes, as in torch, and not none, as in NumPy",
+    "Summation|Max|Min|Var|LogSumExp",
+    around("ops._axes", lambda old, axes, ndim, op: old(None if axes == () else axes, ndim, op)),
+)
+fault(
     "sum-long-loses-rest",
     "what is left after the last whole block of a long sum is dropped",
     "Summation forward|unattributed|norm|Linear",

@@ -381,7 +381,7 @@ DAMAGES = (
 
 def good_cases():
     """Some thirty drawn cases of all kinds."""
-    kinds = (("train", 16), ("op", 13), ("second", 4), ("program", 6))
+    kinds = (("train", 16), ("op", 13), ("second", 4), ("program", 6), ("dtype", 4), ("long", 3), ("whole", 2))
     return [c.encode(case) for kind, n in kinds for case in draw(kind, n, 14)]
 
 
@@ -419,7 +419,8 @@ def outcome(path, text):
         return "refused", wrong
     if code not in (ExitCode.AGREE, ExitCode.PART, ExitCode.CONTRADICTION, ExitCode.NO_VERDICT):
         return "failed", f"exit code {code}: {err.getvalue():.300}"
-    return f"judged: {ExitCode(code).meaning}", outside(json.loads(text))
+    why = "no such case shows a fault of needle's" if code == ExitCode.PART else outside(json.loads(text))
+    return f"judged: {ExitCode(code).meaning}", why
 
 
 def trial(count, seed, folder):
@@ -456,13 +457,46 @@ def trial(count, seed, folder):
             b'"loss": {"kind": "WeightedSum"}, "optimizer": {"kind": "Adam", "lr": 3.4e38}, "seed": 0}',
             "lr / (1 - beta1), the first step, must be a float32",
         ),
+        (
+            b'{"format": 1, "kind": "op", "op": "clip", "operands": [{"kind": "Operand", "shape": [1], "values": [-2.0]}], '
+            b'"attributes": {}, "cotangent": [0.5]}',
+            "clip: low, high or both are needed",
+        ),
+        (
+            b'{"format": 1, "kind": "op", "op": "rpow", "operands": [{"shape": [1], "values": [0.5]}], "attributes": {"c": -2.0}, '
+            b'"cotangent": [0.5]}',
+            "rpow: c must be positive",
+        ),
     ],
-    ids=["put_item", "Adam"],
+    ids=["put_item", "Adam", "clip", "rpow"],
 )
 def test_what_10000_files_have_found(text, why, tmp_path, capsys):
     (tmp_path / "found.json").write_bytes(text)
     assert replay(str(tmp_path / "found.json"), Asked()) == ExitCode.USAGE
     assert why in capsys.readouterr().err
+
+
+LINEAR = (
+    b'{"format": 1, "kind": "train", "model": [{"kind": "Linear", "out": 2}], "data": {"kind": "Data", "rows": 2, "features": 2}, '
+    b'"loss": {"kind": "MeanSquare"}, "seed": 0, '
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"format": 1, "kind": "op", "op": "add", "operands": [{"shape": [1, 1], "values": [-0.0]}, {"shape": [1, 3], "values": '
+        b'[0.0, 0.25, -0.5]}], "cotangent": [9007199254740992, -1.0], "dtypes": ["int32", "float16"]}',
+        LINEAR + b'"optimizer": {"kind": "SGD", "lr": 0.01, "momentum": 0.3, "weight_decay": 1e30}, '
+        b'"dtypes": {"kind": "Dtypes", "model": "float16", "data": "float16"}}',
+        LINEAR + b'"optimizer": {"kind": "SGD", "lr": 100, "weight_decay": 1e38}}',
+        LINEAR + b'"optimizer": {"kind": "Adam", "lr": 0.01, "weight_decay": 1e22}}',
+    ],
+    ids=["cotangent in half", "decay in half", "decay and lr", "Adam's square"],
+)
+def test_numbers_that_overflow_on_their_way_are_no_evidence(text, tmp_path, capsys):
+    (tmp_path / "found.json").write_bytes(text)
+    assert replay(str(tmp_path / "found.json"), Asked()) == ExitCode.NO_VERDICT, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [300])
