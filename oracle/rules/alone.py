@@ -80,8 +80,9 @@ def known_ops(ndl: Any) -> Mapping[type, Known]:
 
 
 def _holder(op: Any, value: Any) -> str:
-    held: dict[str, Any] = vars(op)
-    return next((name for name in held if _equal(held[name], value)), "")
+    slots = (name for kind in type(op).__mro__ for name in getattr(kind, "__slots__", ()))
+    names = (*getattr(op, "__dict__", ()), *slots)
+    return next((name for name in names if _equal(getattr(op, name, None), value)), "")
 
 
 def _equal(a: Any, b: Any) -> bool:

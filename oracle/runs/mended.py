@@ -93,12 +93,11 @@ def _passed_back(ndl: Any, known: Known, wrong: Callable[..., Any]) -> Callable[
         try:
             _, _, vjp = _defined(known, self, [array_of(x) for x in inputs])
             parts = vjp(array_of(g).astype(np.float64), [True] * len(inputs))
-            made = [
-                ndl.Tensor(
-                    np.zeros_like(array_of(x)) if part is None else np.asarray(part[0], np.float32), requires_grad=False
-                )
+            arrays = [
+                np.zeros_like(array_of(x)) if part is None else np.asarray(part[0], np.float32)
                 for x, part in zip(inputs, parts, strict=True)
             ]
+            made = arrays if isinstance(g, np.ndarray) else [ndl.Tensor(a, requires_grad=False) for a in arrays]
         except Exception:
             return wrong(self, *args)
         return made[0] if len(made) == 1 else tuple(made)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CORRECT = ("plain", "arrays", "lazy", "named")
+CORRECT = ("plain", "arrays", "lazy", "named", "functions", "slots")
 
 
 @dataclass(frozen=True)
@@ -440,6 +440,32 @@ MISTAKES = (
     Mistake(
         "small gradients are made large", "arrays", "optim.py",
         "(scale if scale < 1 else 1.0)", "scale", r"clip",
+    ),
+    Mistake(
+        "exp of a function differentiated as if it were x", "functions", "engine.py",
+        "(multiply(g, exp(a)),)", "(multiply(g, a),)", r"ndl\.exp",
+    ),
+    Mistake(
+        "batch dimensions of a product of functions", "functions", "engine.py",
+        "lambda g: (down(matmul(g, transpose(b)), a.shape), down(matmul(transpose(a), g), b.shape)),",
+        "lambda g: (matmul(g, transpose(b)), matmul(transpose(a), g)),", r"ndl\.matmul",
+    ),
+    Mistake(
+        "adam counts from 1", "functions", "optim.py",
+        'p.t = getattr(p, "t", 0) + 1', 'p.t = getattr(p, "t", 1) + 1', r"Adam", at="Optimizer Adam",
+    ),
+    Mistake(
+        "velocity in its dict without the factor", "functions", "optim.py",
+        '+ (1 - self.momentum) * g', '+ g', r"SGD", at="Optimizer SGD",
+    ),
+    Mistake(
+        "buffers that are arrays exchanged", "slots", "nn.py",
+        "self.running_mean = (1 - m) * self.running_mean + m * mean.numpy()",
+        "self.running_mean = m * self.running_mean + (1 - m) * mean.numpy()", r"running", at="BatchNorm1d",
+    ),
+    Mistake(
+        "a gradient that is an array of the wrong sign", "slots", "ops.py",
+        "unbroadcast(-g * a / (b * b), b.shape)", "unbroadcast(g * a / (b * b), b.shape)", r"Div|divide",
     ),
 )  # fmt: skip
 

@@ -120,6 +120,10 @@ def _arrays(ndl: Any) -> bool:
     return isinstance(x.grad, np.ndarray)
 
 
+def _array_buffers(ndl: Any) -> bool:
+    return isinstance(ndl.nn.BatchNorm1d(1).running_mean, np.ndarray)
+
+
 def _walks_again(ndl: Any) -> bool:
     x = ndl.Tensor(np.ones(2, np.float32))
     y = (x * x).sum()
@@ -317,6 +321,7 @@ class Course(Contract):
         self._keys: dict[str, str] = {}
         self.keywords = {k for k in ("retain_graph", "create_graph") if _backward_takes(ndl, k)}
         self.unbiased = _tried(_unbiased)(ndl)
+        self.array_gradients, self.array_buffers = _tried(_arrays)(ndl), _tried(_array_buffers)(ndl)
 
     def observation(self, step: int, shapes: Mapping[str, tuple[int, ...]] | None = None, **given: Any) -> Observation:
         """Shapes that the course leaves open are those of ours; float64 is taken down once, and judged as float32."""

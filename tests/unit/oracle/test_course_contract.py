@@ -17,7 +17,8 @@ from oracle.systems.foreign import Offer
 from oracle.systems.ours.contract import BY_DESIGN, Course, contract_of
 
 ROOT = Path(__file__).parents[3]
-CORRECT = ("plain", "arrays", "lazy", "named")
+CORRECT = ("plain", "arrays", "lazy", "named", "functions", "slots")
+WITH_CLASSES = [name for name in CORRECT if name != "functions"]  # of ops
 
 
 @pytest.fixture(params=CORRECT)
@@ -44,7 +45,11 @@ def classes_of(package):
 
 def test_nothing_is_found_and_nothing_is_changed(other):
     before = classes_of(other)
-    lacking = Offer(left_open=fitting.LEFT_OPEN | {fitting.BROADCASTING}).lacking
+    lacking = fitting.LEFT_OPEN | {fitting.BROADCASTING}
+    if contract_of(other).array_gradients:
+        lacking |= {fitting.HIGHER, "backward second order"}
+    if contract_of(other).shared():
+        lacking |= {fitting.SECOND}
     judged = 0
     for case in battery(lacking)[::9]:
         divergence = judge(case, other, peer_too=False).divergence
@@ -57,12 +62,14 @@ def test_nothing_is_found_and_nothing_is_changed(other):
     assert classes_of(other) == before
 
 
+@pytest.mark.parametrize("other", WITH_CLASSES, indirect=True)
 def test_ops_are_known_by_what_they_do(other):
     known = {of.name: kind.__name__ for kind, of in known_ops(other).items()}
     assert {"add", "multiply", "matmul", "summation", "reshape", "broadcast_to", "transpose", "exp"} <= set(known)
     assert known["matmul"] == ("Product" if "named" in other.__name__ else "MatMul")
 
 
+@pytest.mark.parametrize("other", WITH_CLASSES, indirect=True)
 def test_a_class_behind_several_functions_means_none_of_them(other, monkeypatch):
     scaled = type(other.mul_scalar(other.Tensor(np.ones(2, np.float32)), 2.0).op)
     monkeypatch.setattr(other, "negate", lambda x: other.mul_scalar(x, -1.0))
@@ -103,15 +110,26 @@ def test_what_a_needle_raises_late_is_no_contradiction_of_the_oracle(other, monk
 def test_what_differs_by_design_has_a_place(other):
     differs = {design.matter: place for design, place in contract_of(other).differs()}
     assert "retain_grad" in differs
-    assert ("implicit broadcasting" in differs) == ("arrays" not in other.__name__)
+    assert ("implicit broadcasting" in differs) == (other.__name__ not in ("needle_arrays", "needle_slots"))
+    assert ("form of gradients" in differs) == ("slots" in other.__name__)
+    assert ("gradients that carry a graph" in differs) == ("slots" not in other.__name__)
     assert all(place.startswith("needle/") for place in differs.values())
 
 
 def test_state_is_found_under_any_name(other):
     places = Course(other).places("Adam")
     assert set(places) == {"first moment", "second moment"}
-    if "lazy" in other.__name__:
-        assert places == {"first moment": ("first", None), "second moment": ("second", None)}
+    expected = {
+        "lazy": [("first", None), ("second", None)],
+        "functions": [("", "m"), ("", "v")],
+        "slots": [("state", "m"), ("state", "v")],
+    }
+    of = other.__name__.removeprefix("needle_")
+    if of in expected:
+        assert list(places.values()) == expected[of]
+    written = {"functions": "p.m", "slots": "optimizer.state[id(p)]['m']", "arrays": "optimizer.m[3]"}
+    if of in written:
+        assert Course(other).written("Adam", "first moment", "p", 3) == written[of]
 
 
 def dominated():
