@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.control import BuildContext
 from hypothesis.internal.conjecture.data import ConjectureData
 
+from oracle.cases import case as c
 from oracle.cases import large, strategies
 from oracle.cases.draw_dtypes import whole_cases
 from oracle.cases.draw_programs import program_cases
@@ -93,3 +94,11 @@ def test_cases_of_a_seed_have_nothing_to_do_with_each_other():
     cases = independent(SOURCES["train"], 120, 7)
     assert len({case.digest for case in cases}) == 120
     assert len({(case.data.rows, str(case.model)) for case in cases}) > 114
+
+
+def test_a_large_model_has_few_steps():
+    cases = independent(SOURCES["train"], 400, 9)
+    for case in cases:
+        numbers = c.checked(case.model, case.data.rows, case.data.features).numbers
+        assert case.steps <= 2 or case.steps * numbers <= 12_000
+    assert {13, 6, 4, 3, 2, 1} <= {case.steps for case in cases}
