@@ -40,7 +40,7 @@ def long_op_cases(draw: Draw, name: str, beyond: bool = False) -> c.OpCase:
     nor those of two more.
     """
     for _ in range(3):
-        base = draw(op_cases([name]).filter(lambda case: any(o.shape for o in case.operands)))
+        base: c.OpCase = draw(op_cases([name]).filter(lambda case: any(o.shape for o in case.operands)))
         if "axes" in base.attributes and draw(BOOLEANS):
             base = _over_the_last(base)
         seed, layout = draw(SEEDS), draw(_LAYOUTS)
