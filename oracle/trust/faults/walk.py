@@ -132,6 +132,7 @@ fault(
     "at a fan-out contributions are averaged",
     ACCUMULATION,
     walk(add=lambda before, c: (before + c) / 2),
+    words="averaged",
 )
 fault(
     "add-subtracts", "at a fan-out contributions are subtracted", ACCUMULATION, walk(add=lambda before, c: before - c)
