@@ -19,6 +19,15 @@ LOOKED_AT = 30  # cases
 SAMPLED = 6  # guards that are planted
 
 
+def test_every_label_has_a_guard_or_a_reason():
+    """The committed table, and `unguarded.toml`; whoever adds a label adds a guard, and ``nox -s faults -- --guards --accept``."""
+    missing, needless = table.open_labels(set(table.known()))
+    assert missing == [], "neither a guard in reports/baselines/guards.json nor a reason in unguarded.toml"
+    assert needless == [], "a reason for what is guarded, or is no label"
+    assert set(table.known()) <= set(GUARDS)
+    assert all(len(row["kills"]) >= table.KILLS and not row["strays"] for row in table.known().values())
+
+
 def test_a_label_without_either_is_found(monkeypatch):
     monkeypatch.setattr(table, "reasons", lambda: {"steps 1": "for the sake of it", "no label": "too"})
     missing, needless = table.open_labels(set(LABELS) - {"op exp", "steps 2"})
