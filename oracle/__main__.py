@@ -187,6 +187,11 @@ def parser() -> argparse.ArgumentParser:
     faults.add_argument(
         "--resume", action="store_true", help="keep what the last run has judged, if nothing has changed since"
     )
+    faults.add_argument(
+        "--guards",
+        action="store_true",
+        help="the guards of the coverage labels instead: reports/guards.md; --faults then selects labels by words in them",
+    )
 
     calibrate = subcommands.add_parser(
         "calibrate",
@@ -341,6 +346,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle.runs.replay import replay
 
         return replay(arguments.case, commands.Asked(arguments.needle, arguments.folder))
+    if arguments.command == "faults" and arguments.guards:
+        from oracle.trust.guards.table import guards
+
+        names = [n.strip() for n in arguments.faults.split(",") if n.strip()]
+        return guards(workers=arguments.workers, accept=arguments.accept, labels=names)
     if arguments.command == "faults":
         from oracle.trust.kill_table import faults
 

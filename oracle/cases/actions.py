@@ -103,6 +103,7 @@ class Plan:
     layers: int
     optimizers: list[str]  # kinds
     late: list[int] = field(default_factory=list)  # numbers of the parameters that no optimizer has yet
+    tuned: tuple[str, ...] = ()  # settings that some layer has
 
     def optimizer(self, draw: Draw) -> int:
         """One of the optimizers."""
@@ -490,8 +491,8 @@ class SetLayer(Action, frozen=True, tag="SetLayer"):
 
     @classmethod
     def drawn(cls, draw: Draw, plan: Plan) -> SetLayer:
-        """Of the first layers."""
-        name = draw.of(tuple(_LAYER_VALUES))
+        """Of the first layers; one that a layer has, if there is any."""
+        name = draw.of(plan.tuned or tuple(_LAYER_VALUES))
         return cls(name, draw.of(_LAYER_VALUES[name]), draw.whole(0, 2))
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
@@ -516,7 +517,7 @@ class SetLayer(Action, frozen=True, tag="SetLayer"):
 _LAYER_VALUES: dict[Any, tuple[float, ...]] = {
     "p": (0.9, 0.25, 0.0, 0.5), "momentum": (0.5, 0.25, 0.0, 1.0), "eps": (0.5, 1e-3, 0.1),
 }  # fmt: skip
-SetLayer.examples = (SetLayer("p", 0.9), SetLayer("momentum", 0.5), SetLayer("eps", 0.5))
+SetLayer.examples = (SetLayer("p", 0.9), SetLayer("momentum", 0.25), SetLayer("eps", 0.5))
 
 
 class Refuse(Action, frozen=True, tag="Refuse"):

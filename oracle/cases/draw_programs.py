@@ -97,7 +97,8 @@ def program_cases(draw: Draw) -> c.ProgramCase:
         weight_scale=1.0,
         keep_init=draw(BOOLEANS),
     )
-    plan = a.Plan(len(programs.names_of(case)), len(programs.switched(case)), [type(optimizer).__name__])
+    tuned = tuple(sorted({name for given in programs.settings_of(case).values() for name in given}))
+    plan = a.Plan(len(programs.names_of(case)), len(programs.switched(case)), [type(optimizer).__name__], tuned=tuned)
     choose = HypothesisDraw(draw)
     actions: list[a.Action] = []
     for round_ in range(draw(integers(2, 4))):

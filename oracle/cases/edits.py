@@ -222,6 +222,9 @@ def wider(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
 # -- programs -----------------------------------------------------------------------------------------------------------
 
 
+_TUNED: dict[str, c.Layer] = {"p": c.Dropout(), "momentum": c.BatchNorm(), "eps": c.LayerNorm()}
+
+
 def action(example: a.Action) -> Edit:
     """The action before the last pass of a program; before its last step, if it needs gradients, and followed by both."""
 
@@ -229,16 +232,25 @@ def action(example: a.Action) -> Edit:
         optimizer, last = case.optimizer, (a.Pass(), a.Step())
         if isinstance(example, a.Set | a.Refuse) and example.setting not in (*optimizer.__struct_fields__, "max_norm"):
             optimizer = c.Adam() if isinstance(optimizer, c.SGD) else c.SGD(momentum=0.5)
+        if isinstance(example, a.Set) and not example.value and not getattr(optimizer, example.setting):
+            optimizer = _replace(optimizer, **{example.setting: 0.5})  # which would be 0 already
+        model, done = case.model, example
+        if isinstance(example, a.SetLayer):  # which does nothing where no layer has the setting
+            at = case.seed % (len(model) + 1)
+            model = (*model[:at], _TUNED[example.setting], *model[at:])
+        if example == a.ReplaceData("vector"):  # which is any other Tensor where there is no bias
+            model = (*model, c.Linear(2))
+            done = a.ReplaceData("vector", sum(len(layer.parameters(1)) for _, layer in c.walk(model)) - 1)
         before: tuple[a.Action, ...] = (a.NewOptimizer(),) if example == a.Step(1) else ()
         if isinstance(example, a.Freeze) and not example.frozen:
             before = (a.Freeze(),)
         if isinstance(example, a.Pass):
             added: tuple[a.Action, ...] = (example, a.Step())
         else:
-            added = (a.Pass(), example, a.Step(), *last) if example.needs_gradients else (*before, example, *last)
+            added = (a.Pass(), done, a.Step(), *last) if example.needs_gradients else (*before, done, *last)
         if example == a.Step(1):
             added = (*before, a.Pass(), a.Step(1), *last)
-        return _replace(case, optimizer=optimizer, actions=(*case.actions, *added))
+        return _replace(case, model=model, optimizer=optimizer, actions=(*case.actions, *added))
 
     return edit
 

@@ -364,7 +364,7 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2
         operands=operands,
         attributes=attributes,
         cotangent=tuple(draw(_COTANGENT if order == 1 else _TAME_COTANGENT)),
-        constants=draw(_constants(len(shapes))),
+        constants=op.plain if order > 1 and op.plain else draw(_constants(len(shapes))),
         numpy_scalars=bool("c" in attributes and draw(BOOLEANS)),
         order=order,
     )
@@ -409,6 +409,7 @@ def dtype_cases(draw: Draw, name: str, kind: str = "") -> c.OpCase:
     dtypes: list[Any] = [draw(_SAME)] * count
     if kind == "mixed":
         dtypes = [draw(st.sampled_from(_FLOATS)) for _ in range(count)]
+        dtypes = dtypes if set(dtypes) != {"float32"} else ["float64", *dtypes[1:]]  # which would be no other one
     elif kind == "integer" and name in WITH_INTEGERS:
         dtypes = [draw(st.sampled_from(_FLOATS)), draw(st.sampled_from(_INTEGERS))]
         dtypes = dtypes[::-1] if draw(BOOLEANS) else dtypes

@@ -399,6 +399,7 @@ def power(t: Tape, a: Var, b: Var) -> Var:
     values=("real", "whole"),
     special=(),
     ordinary=True,
+    plain=(1,),  # there is a logarithm in it
 )
 def whole_power(t: Tape, a: Var, b: Var) -> Var:
     """a ** b for a whole b: of numbers of either sign, and of 0."""

@@ -31,6 +31,9 @@ class Operation:
     special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
     ordinary: bool = False  # products of large values: kept to ordinary ones
+    # Operands that are constants where it is differentiated more than once: by them it has no derivative on much of what is drawn,
+    # and where one is no number, none of the case can be judged.
+    plain: tuple[int, ...] = ()
     layer: str = ""  # needle's layer that is this op alone: cases have layers of that name then
 
     def domain(self, operand: int) -> str:

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
-from oracle.cases import coverage, features
+from oracle.cases import coverage, features, inputs, programs
 from oracle.runs.draws import OP_NAMES, SHARD, SHARD_SIZE, draw, shard_cases
 from oracle.runs.real_data import digits_case
 
@@ -96,3 +97,30 @@ def test_what_a_needle_lacks_is_neither_wished_for_nor_missed():
     assert all(lacking.isdisjoint(coverage.covered(case)) for case in steered)
     assert coverage.missed({}, lacking) == [label for label in coverage.LABELS if label not in lacking]
     assert coverage.missed(dict.fromkeys(coverage.LABELS, 1)) == []
+
+
+@pytest.mark.parametrize(
+    "label", [label for label in features.EDITS[c.ProgramCase] if " set " in label or label.endswith("vector")]
+)
+def test_an_action_that_is_steered_to_does_something(label):
+    """A setting that no layer has, one that is what it was already, a row for what is no bias: nothing happens then."""
+    for case in draw("program", 8, 5):
+        try:
+            edited = features.EDITS[c.ProgramCase][label](case)
+        except c.CaseError:
+            continue
+        *_, action, _, _ = edited.actions
+        if isinstance(action, a.SetLayer):
+            given = [now[action.setting] for now in programs.settings_of(edited).values() if action.setting in now]
+            assert given, label
+            assert given[0] != action.value, label
+        elif isinstance(action, a.Set) and action.value == 0:
+            assert getattr(edited.optimizer, action.setting) != 0, label
+        elif isinstance(action, a.ReplaceData):
+            names = programs.names_of(edited)
+            shapes = {slot.name: slot.shape for slot in inputs.slots(edited.training)[0]}
+            assert shapes[names[action.parameter % len(names)]][:-1] == (1,), label
+
+
+def test_a_case_of_other_dtypes_has_one():
+    assert all(set(case.dtypes) != {"float32"} for case in draw("dtype", 60, 3))

@@ -7,11 +7,12 @@ import torch
 import needle
 from oracle.blame import judged
 from oracle.cases import case as c
+from oracle.cases import strategies
 from oracle.cases.shrink import candidates
 from oracle.operations import OPERATIONS
 from oracle.operations.tape import REPLICAS
 from oracle.rules.again import wrong_again
-from oracle.runs.draws import OP_NAMES, draw
+from oracle.runs.draws import OP_NAMES, draw, independent
 from oracle.systems import higher, recorded
 from oracle.trust.faults import FAULTS
 
@@ -115,3 +116,19 @@ def test_torchs_norms_have_no_third_derivative():
         peer = higher.peer(case)["third gradient"]["operand 0"]
         assert np.abs(theirs - right).max() > 0.01 * np.abs(right).max()
         assert np.abs(peer - right).max() < 1e-4 * np.abs(right).max()
+
+
+def test_whole_powers_of_negative_numbers_are_judged():
+    """Noise at the exponent would make a fraction of it, and a negative number to that power is none: nothing was judged."""
+    bases = c.Operand((4,), (-2.0, 3.0, 0.0, -0.5))
+    case = c.OpCase(op="whole_power", operands=(bases, c.Operand((4,), (3.0, 2.0, 2.0, 1.0))), constants=(1,), order=3)
+    right = higher.truth(case)
+    assert all(np.isfinite(values).all() for of in right.values() for values in of.values())
+    verdict = judged(case, needle)
+    assert (verdict.divergence, verdict.out_of_domain, verdict.oracle_errors) == (None, 0, [])
+    with FAULTS["ewisepow-second-detached"].patch.applied():
+        found = judged(case, needle).divergence
+    assert found is not None
+    assert found.quantity == "second gradient"
+    drawn = independent(strategies.op_cases(["whole_power"], order=2), 16, 0)
+    assert all(case.constants == (1,) for case in drawn)
