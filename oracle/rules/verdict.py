@@ -161,6 +161,13 @@ class Evidence:
     alone: bool = False  # whether all is right where the layers are watched, and run one by one
     eval_draws: bool = False  # whether the random state is another one after ``eval()``
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
+    misbuilt: str = ""  # before an exception: the parameter or buffer that has not the shape or the dtype it must have
+    built: bool = False  # of a program: whether what differs after the first action did so before it
+    without_file: bool = False  # of a program: whether the state dict alone shows it, without a file
+    regraded: bool = False  # of a program: whether a step has changed a gradient
+    reset: str = (
+        ""  # what ``reset_grad`` does with gradients, if not let go of them as they are: "leaves", "writes into"
+    )
     update: Update | None = None
     clipping: Clipping | None = None
     optimizer: c.Optimizer | None = None  # of a program: with the hyperparameters that are in force

@@ -7,7 +7,7 @@ model with its optimizer (`run`); a `step` and an evaluation are functions on it
 
 from oracle.systems.ours.calls import calls
 from oracle.systems.ours.evaluation import evaluate
-from oracle.systems.ours.evidence import again, eval_draws, modes, outputs
+from oracle.systems.ours.evidence import again, eval_draws, misbuilt, misshapen, modes, outputs, reset_does
 from oracle.systems.ours.model import BESIDE, build, is_foreign, is_ours
 from oracle.systems.ours.operation import run_op
 from oracle.systems.ours.phase import at_work, lines_of
@@ -19,5 +19,5 @@ from oracle.systems.ours.watch import Closely
 
 __all__ = [
     "BESIDE", "Closely", "NeedleRun", "again", "again_unwatched", "at_work", "build", "calls", "eval_draws", "evaluate", "is_foreign",
-    "is_ours", "lines_of", "modes", "outputs", "run_op", "run_second", "step",
+    "is_ours", "lines_of", "misbuilt", "misshapen", "modes", "outputs", "reset_does", "run_op", "run_second", "step",
 ]  # fmt: skip
