@@ -103,6 +103,7 @@ fault(
     "the factor of clipping is rounded to float16, where it has few digits",
     "clip scaling|clip_grad_norm",
     around("optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float16)),
+    words="factor is rounded to float16",
 )
 fault(
     "clip-double-by-single",
