@@ -2,7 +2,7 @@
 
 The program runs in float64 several times with rounding noise of float32's size (`oracle.systems.noise`): what the noise moves is what
 a correct implementation may differ by, element by element. `op` draws inputs and compares values and gradients, `same`
-compares named arrays with a program, `training` steps of an optimizer, `module` a layer of needle with one of torch; `tap` names
+compares named arrays with a program, `training` and `optimizer` steps, `module` a layer of needle with one of torch; `tap` names
 what happens inside a program. docs/check.md is the way in.
 """
 
@@ -12,7 +12,7 @@ from oracle.check.drawing import KINDS
 from oracle.check.measuring import LIMIT, Measured, tolerance
 from oracle.check.modules import backward, module, needle
 from oracle.check.ops import op
-from oracle.check.steps import training
+from oracle.check.steps import optimizer, training
 from oracle.systems.noise import Refused
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "module",
     "needle",
     "op",
+    "optimizer",
     "same",
     "tap",
     "tolerance",

@@ -115,7 +115,11 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
         if report:
             print("\n".join([str(agreement), *agreement.findings]))
 
-    return compared(candidate, program, limit, early=not report, show=show)
+    try:
+        return compared(candidate, program, limit, early=not report, show=show)
+    except Difference as failure:
+        failure.args = ("\n".join([str(failure), *_one_array(candidate, failure.name)]),)
+        raise
 
 
 def compared(
@@ -167,15 +171,30 @@ def compared(
     return agreement
 
 
+def _one_array(candidate: Mapping[str, Any], name: str) -> list[str]:
+    """What a loop that writes into its arrays hands over: the last values, under every name."""
+
+    def where(a: Any) -> Any:
+        return (a.ctypes.data, a.shape, a.strides) if isinstance(a, np.ndarray) and a.size else None
+
+    at = where(candidate.get(name))
+    alike = [n for n, a in candidate.items() if n != name and at is not None and where(a) == at]
+    return (
+        [line("note", f"your {name} and {alike[-1]} are one array, written into again and again: keep copies")]
+        if alike
+        else []
+    )
+
+
 def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
     """Names, shapes, and complex parts, before any number is compared."""
     __tracebackhide__ = True
     extra = [k for k, v in ours.items() if k not in found.truth and v is not None and v.any()]
     missing = [k for k in found.truth if k not in ours]
     if extra or missing:
-        said = [f"the torch program has no {', '.join(extra)}"] if extra else []
-        said += [f"the candidate has no {', '.join(missing)}"] if missing else []
-        message = f"{'; '.join(said)}\n" + line("torch has", ", ".join(found.truth))
+        said = [f"the torch program has no {_few(extra)}"] if extra else []
+        said += [f"the candidate has no {_few(missing)}"] if missing else []
+        message = f"{'; '.join(said)}\n" + line("torch has", _few(list(found.truth), 8))
         raise _failure(message, (extra + missing)[0], tuple(extra + missing))
     for name, truth in found.truth.items():
         a = ours[name]
@@ -189,6 +208,11 @@ def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
         if (a.dtype.kind == "c") != (truth.dtype.kind == "c"):
             which = ("real", "complex") if truth.dtype.kind == "c" else ("complex", "real")
             raise _failure(f"{name} is {which[0]}, torch's is {which[1]}", name, (name,))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    """The first of many names."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 def _failure(message: str, name: str, bad: tuple[str, ...]) -> Difference:

@@ -90,7 +90,8 @@ def _times(factor: Any, truth: Array) -> str:
     if np.iscomplexobj(factor):
         return f"torch's times {factor:.6g}"
     sizes = {n: f"the number of {what}" for what, n in (("elements", truth.size), *_sides(truth)) if n > 1}
-    known = sizes | {math.sqrt(n): f"√ of {what}" for n, what in sizes.items()}
+    # 2 has many reasons, and is seldom a root
+    known = sizes | {math.sqrt(n): f"√ of {what}" for n, what in sizes.items() if math.isqrt(n) ** 2 != n}
     for value, what in known.items():
         for sign in (1, -1):
             if math.isclose(factor, sign * value, rel_tol=1e-4):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from oracle.systems.noise import (
     LEAST_HALF,
     UNITS,
     Plain,
+    Refused,
     Refusing,
     Rounding,
     Widening,
@@ -85,12 +86,42 @@ def replicas(program: Program, unit: float = 0.0) -> Iterator[Measured]:
         runs.append({name: _wide(a) for name, a in run.items()})
         if not replica:
             continue
+        if replica == 1:
+            again()
+            same_again(program, peer, runs)
         allowed = {}
         for name in runs[0]:
             own = noise_unit if double else max(noise_unit, units.get(name, U))
             least = LEAST_HALF / 2 if own == UNITS[torch.float16] else TINY
             allowed[name] = LIMIT * scale * spread(np.stack([r[name] for r in runs]), own, least / scale)
         yield Measured(runs[0], allowed, peer, 2.0**-53 if double else noise_unit)
+
+
+def same_again(program: Program, peer: Results, runs: Sequence[Results]) -> None:
+    """Refuses a program that gives other numbers each time: how far these lie apart would be taken for rounding. It is asked
+    once more where noise moves much, or torch is far off: hardly ever.
+    """
+    with np.errstate(all="ignore"):
+        if all(_near(peer[n], a, _FAR) and _near(runs[1][n], a, _FAR) for n, a in runs[0].items() if n in peer):
+            return
+        with Plain():
+            second = {n: array(v)[0] for n, v in by_name(program()).items() if v is not None}
+        other = [n for n, a in peer.items() if n not in second or not _near(second[n], a, _SAME)]
+    if other:
+        raise Refused(
+            f"the program gave another {', '.join(other)} when it was called again: what it reads and draws must be the same in "
+            "each call. Make within it what changes, as in torch.Generator().manual_seed(0) or np.random.default_rng(0)"
+        )
+
+
+_FAR, _SAME = 2.0**-8, 2.0**-13  # of the largest number
+
+
+def _near(a: Array, b: Array, most: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    size = np.abs(b[np.isfinite(b)]).max(initial=0)
+    return bool(np.all((np.abs(a - b) <= most * size) | (a == b) | (np.isnan(a) & np.isnan(b))))
 
 
 def spread(stack: Array, unit: float, least: float) -> Array:
@@ -137,7 +168,9 @@ def _results(program: Program, mode: Any) -> tuple[Results, dict[str, float]]:
             if value is None:
                 continue
             results[name], unit = array(value, f"the program's {name}")
-            if results[name].dtype.kind in "fc":
+            if results[name].dtype.kind in "fc" and hasattr(
+                value, "dtype"
+            ):  # .item() is as precise as where it is from
                 units[name] = unit
     return results, units
 

@@ -7,7 +7,8 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
@@ -18,16 +19,19 @@ from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, compared
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
+from oracle.check.fitting import Fitting, Sizes, real
 from oracle.check.measuring import LIMIT
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
-from oracle.systems.noise import current, widened
+from oracle.systems.noise import Nothing, current, widened
 
 _DTYPES = {
     "float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.float32,
     "complex64": np.complex64, "complex128": np.complex128,
 }  # fmt: skip
 Draw = Callable[[int], bytes]
+# What torch raises for shapes, and numbers, that are none of its own: modules and functional.py assert some.
+_REFUSALS = (RuntimeError, IndexError, ValueError, AssertionError)
 
 
 def op(
@@ -45,10 +49,10 @@ def op(
     """Hold an operation to a torch function, on inputs of six kinds: `Difference` where rounding does not explain what differs.
 
     candidate: arrays -> out, or (out, vjp) as ``jax.vjp`` gives it: ``vjp(cotangent)`` is the gradient of each input; several
-    outputs are a tuple, and their cotangents too. torch_fn: the same in ordinary torch.
+    outputs are a tuple, or a dict, and their cotangents too. torch_fn: the same in ordinary torch.
     inputs: a tuple is a shape to be drawn: numbers are sizes, a name is drawn (equal names alike; also 1, and once 0), ``"3*name"``
-    is a multiple of it, ``...`` is any number of dimensions. ValueError where torch refuses more than half of what is drawn, other
-    than empty arrays. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
+    is a multiple of it, ``...`` is any number of dimensions. Where torch refuses some sizes, others are drawn that it takes; ValueError
+    where too few draws are left that say something. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
     torch gets bfloat16, the candidate float32 with the same values. ``cotangents`` are drawn where not given.
     A failing draw is made small, few elements and short numbers, and the message ends with the lines that show it again.
     Deterministic: the same ``seed``, the same draws.
@@ -65,38 +69,56 @@ def op(
     if not kinds or draws < 1:
         raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
     shapes = [x for x in inputs if isinstance(x, tuple)]
-    sizes, leads = choices(shapes), any(... in s for s in shapes)
     trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
     for i, name in enumerate(_parameters(candidate)[: len(inputs)]):
         trial.labels[i] = f"gradient of {name} (input {i})"
     if not shapes:
         rows = trial(kinds[0], {}, (), _random_bytes(seed)).rows
         return _reported(Agreement(rows), report)
-    search = _Search(trial, patience=max(20, 4 * draws))
+    leads = LEADING if any(... in s for s in shapes) else ()
+    fitting = Fitting(choices(shapes), leads, lambda sizes: trial.takes(sizes, seed), 2 * draws, seed)
+    search = _Search(trial)
     best: list[Agreement] = []
     try:
-        best += _beside(search, kinds[0], sizes, leads, seed)
-        for i, kind in enumerate(kinds):
-            share = len(range(i, draws, len(kinds)))
-            if share:
-                best += _drawn(search, kind, sizes, leads, share, seed)
-        if trial.refused * 2 <= trial.called:
-            best += _empty(search, kinds[0], sizes, seed)
+        best += _drawn(search, kinds, fitting, draws, seed)
+        if _enough(trial, kinds, draws):
+            best += _empty(search, kinds[0], fitting, seed)
     except _Enough:
         pass
     if search.first is not None:
         search.looking = False
-        _drawn(search, search.kind, {n: tuple(sorted(some)) for n, some in sizes.items()}, leads, _AGAIN, seed)
+        _made_small(search, fitting, _AGAIN, seed)
         if search.best is None:
-            _drawn(search, search.kind, sizes, leads, draws, seed)
+            _made_small(search, fitting, 4 * _AGAIN, seed + 1)
         failure = search.confirmed()
         raise failure
-    if trial.refused * 2 > trial.called:
-        raise ValueError(
-            f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal}): fix the shapes, "
-            f"so that they fit torch_fn whatever the sizes"
-        )
+    if not _enough(trial, kinds, draws):
+        raise ValueError(_too_few(trial, fitting, kinds, draws))
     return _reported(max(best), report)
+
+
+def _enough(trial: Trial, kinds: Sequence[str], draws: int) -> bool:
+    """Whether a quarter of the draws says something, where torch has refused any."""
+    return not trial.refused or _telling(trial, kinds) * 4 >= draws
+
+
+def _telling(trial: Trial, kinds: Sequence[str]) -> int:
+    """How many draws could be judged that a wrong candidate would not pass by chance: no size is 1, and there are numbers."""
+    return sum(kind != "zeros" or set(kinds) == {"zeros"} for kind in trial.telling)
+
+
+def _too_few(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -> str:
+    """What there was to judge, and why it was not more."""
+    ones = [n for n in fitting.names if fitting.found and all(sizes[n] == 1 for sizes, _ in fitting.found)]
+    lines = f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal})"
+    if fitting.asked:
+        lines += f", and {fitting.asked - fitting.taken} of {fitting.asked} other shapes that it was asked about"
+    if ones:
+        lines += f"; what it takes has {', '.join(f'{n} = 1' for n in ones)}"
+    return (
+        f"{lines}. {_telling(trial, kinds)} draws without a size of 1 could be judged, {math.ceil(draws / 4)} are needed: fix the "
+        "shapes, so that they fit torch_fn, or let it bring the numbers to where it is defined, as in torch.sigmoid(x)"
+    )
 
 
 def _as_tuple(shape: list[Any]) -> str:
@@ -126,39 +148,44 @@ def _random_bytes(seed: int) -> Draw:
     return lambda n: rng.bytes(n)
 
 
-Choices = dict[str, tuple[int, ...]]
+def _drawn(search: _Search, kinds: Sequence[str], fitting: Fitting, draws: int, seed: int) -> list[Agreement]:
+    """The draws, dealt to the kinds in turn. What torch refuses is drawn again, with sizes that it takes."""
+    found = []
+    for i, sizes in enumerate(fitting.varied(draws)):
+        for again in range(_PATIENCE):
+            if again:
+                sizes = fitting.another() or sizes
+            agreement = search(kinds[i % len(kinds)], *sizes, np.random.default_rng([seed, i, again]).bytes)
+            if agreement is not None:
+                found.append(agreement)
+                break
+    return found
 
 
-def _beside(search: _Search, kind: str, sizes: Choices, leads: bool, seed: int) -> list[Agreement]:
-    """One draw in which the sizes differ, where sizes are drawn at all: Hypothesis' first one has numbers of 0 alone."""
-    if not sizes:
-        return []
-    agreement = search(
-        kind, {n: some[0] for n, some in sizes.items()}, LEADING[0] if leads else (), _random_bytes(seed)
-    )
-    return [] if agreement is None else [agreement]
+_PATIENCE = 6  # that the numbers of a draw are refused so often says that others will be, too
 
 
-def _empty(search: _Search, kind: str, sizes: Choices, seed: int) -> list[Agreement]:
+def _empty(search: _Search, kind: str, fitting: Fitting, seed: int) -> list[Agreement]:
     """Each size as 0, on top of the draws. Where torch or the candidate has no answer, as to the maximum of nothing, there is
     nothing to compare, and no matter of the shapes.
     """
     found = []
+    sizes, leading = fitting.unlike if search.trial.refused else fitting.first
     for name in sizes:
-        one = {n: 0 if n == name else some[0] for n, some in sizes.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a mean of nothing
-            found.append(search(kind, one, LEADING[0], _random_bytes(seed)))
+            found.append(search(kind, sizes | {name: 0}, leading, _random_bytes(seed)))
     return [agreement for agreement in found if agreement is not None]
 
 
-def _drawn(search: _Search, kind: str, sizes: Choices, leads: bool, draws: int, seed: int) -> list[Agreement]:
-    """Some draws of one kind, by Hypothesis, which also makes the failure small that the search is for."""
+def _made_small(search: _Search, fitting: Fitting, draws: int, seed: int) -> None:
+    """Hypothesis draws until it meets the failure that the search is for, and makes it small."""
     import hypothesis
     from hypothesis import strategies as st
 
-    found: list[Agreement] = []
-    phases = [hypothesis.Phase.generate, *([] if search.looking else [hypothesis.Phase.shrink])]
+    # sizes by themselves get smaller, as long as torch takes many
+    of_those = search.trial.refused > 0 and fitting.rare and bool(fitting.found)
+    leadings = sorted(fitting.leads, key=len)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -168,32 +195,25 @@ def _drawn(search: _Search, kind: str, sizes: Choices, leads: bool, draws: int, 
         derandomize=False,
         report_multiple_bugs=False,
         print_blob=False,
-        phases=phases,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(st.data())
     def run(data: Any) -> None:
-        drawn = {n: data.draw(st.sampled_from(some)) for n, some in sizes.items()}
-        leading = data.draw(st.sampled_from(LEADING if search.looking else sorted(LEADING, key=len))) if leads else ()
-        agreement = search(kind, drawn, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n)))
-        if agreement is None:
+        if of_those:
+            sizes, leading = data.draw(st.sampled_from(fitting.found))
+        else:
+            sizes = {n: data.draw(st.sampled_from(sorted(some))) for n, some in fitting.names.items()}
+            leading = data.draw(st.sampled_from(leadings))
+        if search(search.kind, sizes, leading, lambda n: data.draw(st.binary(min_size=n, max_size=n))) is None:
             hypothesis.reject()
-        found.append(agreement)
 
-    try:
+    with suppress(Exception, _Enough):  # whatever words Hypothesis has for the end
         run()
-    except hypothesis.errors.Unsatisfiable:
-        return found
-    except (Exception, _Enough):  # whatever words Hypothesis has for the end
-        if search.looking:
-            if search.out_of_patience():  # Hypothesis, too, may have words for a search that ends halfway
-                raise _Enough from None
-            raise
-    return found
 
 
 class _Enough(BaseException):
-    """Ends Hypothesis' search."""
+    """Ends a search, Hypothesis' too."""
 
 
 _FAILED = Agreement(())
@@ -208,9 +228,8 @@ class _Search:
 
     MOST, FEW, MORE = 120, 3, 200
 
-    def __init__(self, trial: Trial, patience: int) -> None:
+    def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.patience = patience  # so many refusals of torch, and the shapes are taken for wrong
         self.looking = True
         self.calls = 0
         self.first: Exception | None = None  # as it was drawn
@@ -223,12 +242,10 @@ class _Search:
 
     def _look(self, kind: str, *drawn: Any) -> Any:
         try:
-            agreement = self.trial(kind, *drawn)
-            if agreement is not None or not self.out_of_patience():
-                return agreement
+            return self.trial(kind, *drawn)
         except Exception as error:
             raised = not isinstance(error, Difference)
-            if raised and 0 in drawn[0].values():  # to refuse what is empty is no wrong value
+            if 0 in drawn[0].values() and (raised or not self._tells(error, *drawn)):
                 return None
             if self.first is not None and (raised or _rank(error) >= _rank(self.first)):
                 return _FAILED
@@ -237,9 +254,23 @@ class _Search:
                 return _FAILED
         raise _Enough
 
-    def out_of_patience(self) -> bool:
-        """Torch has refused so many draws that others will not help."""
-        return self.trial.refused >= self.patience and self.trial.refused * 2 > self.trial.called
+    def _tells(self, error: Exception, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> bool:
+        """Whether a difference of empty arrays says something. To refuse them is no wrong value, and neither is nan: 0 / 0 is nan
+        in one formula and left out in another. Nor is a shape of torch's with which it does not go on from those of 2 and 1:
+        its convolution of no channels has none.
+        """
+        if not _is_finite(error):
+            return False
+        ones, twos = ({n: k or some for n, k in sizes.items()} for some in (1, 2))
+        try:
+            shapes = [[t.shape for t in self.trial.shaped((s, leading), draw).values()] for s in (sizes, ones, twos)]
+        except Exception:  # one of these it does not take
+            return True
+        return all(
+            len(none) == len(one) == len(two)
+            and all(n == max(0, 2 * k - m) for n, k, m in zip(none, one, two, strict=True))
+            for none, one, two in zip(*shapes, strict=True)
+        )
 
     def _reduce(self, kind: str, *drawn: Any) -> Any:
         first = self.first
@@ -300,6 +331,11 @@ class _Search:
         return best
 
 
+def _is_finite(error: Exception) -> bool:
+    """Whether a difference is one of numbers, or of form."""
+    return all(x is None or bool(np.isfinite(x)) for x in (getattr(error, "ours", None), getattr(error, "truth", None)))
+
+
 def _rank(error: Exception) -> int:
     """How early the tensor is that an error is about: 0 the first one, or all."""
     if not isinstance(error, Difference) or not error.name:
@@ -347,16 +383,25 @@ def _size(error: Exception) -> tuple[float, ...]:
 
 
 def _passed_back(
-    vjp: Callable[..., Any], cotangents: list[Array], given: list[Any], wanted: list[int], labels: list[str]
+    vjp: Callable[..., Any],
+    cotangents: list[Array],
+    names: list[str],
+    given: list[Any],
+    wanted: list[int],
+    labels: list[str],
 ) -> dict[str, Any]:
-    """The candidate's gradients by name."""
+    """The candidate's gradients by name. ``names``: of the outputs that have gradients, where the candidate gives them names."""
     copies = tuple(c.copy() for c in cotangents)
-    back = vjp(*copies) if len(copies) == 1 else vjp(copies)
+    cotangent = dict(zip(names, copies, strict=True)) if names else copies[0] if len(copies) == 1 else copies
+    back = vjp(cotangent)
     back = list(back) if isinstance(back, tuple | list) else [back]
     if len(back) == len(given) != len(wanted):  # one for each input, as jax.vjp has them
         back = [back[i] for i in wanted]
     if len(back) != len(wanted):
-        raise Difference(f"vjp gave {len(back)} gradients, but {len(wanted)} inputs have one")
+        raise Difference(
+            f"vjp gave {len(back)} gradient{'s' * (len(back) != 1)}, but {len(wanted)} inputs have one: "
+            f"{', '.join(labels[i].removeprefix('gradient of ') for i in wanted)}"
+        )
     return {labels[i]: g for i, g in zip(wanted, back, strict=True)}
 
 
@@ -379,10 +424,32 @@ class Trial:
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
+        self.telling: list[
+            str
+        ] = []  # the kinds of numbers of the draws that were judged, without those of size 1 or of a single number
 
     def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
         """The agreement; None if torch refuses shapes that were drawn."""
         __tracebackhide__ = True
+        given = self._given(kind, sizes, leading, draw)
+        self.called += 1
+        try:
+            shown = self.outputs(given)
+        except _REFUSALS as error:
+            if not self.drawn:
+                raise
+            self.refused += 1
+            self.refusal = (str(error).splitlines() or [type(error).__name__])[0]
+            return None
+        agreement = self.judged(given, shown, draw, kind)
+        if real((sizes, leading)) and any(
+            a.size > 1 for a, x in zip(given, self.inputs, strict=True) if isinstance(x, tuple)
+        ):
+            self.telling.append(kind)
+        return agreement
+
+    def _given(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> list[Any]:
+        """What both are called with."""
         given: list[Any] = []
         for x in self.inputs:
             if isinstance(x, tuple):
@@ -393,16 +460,19 @@ class Trial:
                 given.append(array(x)[0])
             else:
                 given.append(x)
-        self.called += 1
+        return given
+
+    def takes(self, sizes: Sizes, seed: int) -> bool:
+        """Whether torch takes shapes, be it with ordinary numbers."""
         try:
-            shown = self.outputs(given)
-        except (RuntimeError, IndexError, ValueError) as error:
-            if not self.drawn:
-                raise
-            self.refused += 1
-            self.refusal = (str(error).splitlines() or [type(error).__name__])[0]
-            return None
-        return self.judged(given, shown, draw, kind)
+            self.shaped(sizes, _random_bytes(seed))
+        except Exception:  # what is no refusal is raised where it is judged
+            return False
+        return True
+
+    def shaped(self, sizes: Sizes, draw: Draw) -> dict[str, torch.Tensor]:
+        """What torch gives for ordinary numbers in such shapes."""
+        return self.outputs(self._given("normal", *sizes, draw))
 
     def once_more(self, inputs: Sequence[Array], cotangents: Sequence[Array], kind: str) -> Agreement:
         """The arrays of a failure again, or such as they could be."""
@@ -414,7 +484,7 @@ class Trial:
         finally:
             self.cotangents = had
 
-    def judged(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+    def judged(self, given: list[Any], shown: dict[str, torch.Tensor], draw: Draw, kind: str) -> Agreement:
         __tracebackhide__ = True
         arrays = [a for a in given if isinstance(a, np.ndarray)]
         try:
@@ -429,11 +499,12 @@ class Trial:
             )
             raise
 
-    def outputs(self, given: list[Any]) -> list[torch.Tensor]:
-        """What torch gives, for its form."""
+    def outputs(self, given: list[Any]) -> dict[str, torch.Tensor]:
+        """What torch gives by name, for its form."""
         try:
-            with torch.no_grad():
-                results = _several(self.torch_fn(*(self._tensor(x) for x in given)))
+            empty = any(isinstance(x, np.ndarray) and not x.size for x in given)
+            with torch.no_grad(), Nothing() if empty else nullcontext():
+                results = _by_name(self.torch_fn(*(self._tensor(x) for x in given)))
         except (AttributeError, TypeError) as error:
             sizes = [x for x in given if isinstance(x, list) and x and all(type(n) is int for n in x)]
             if not sizes:
@@ -442,9 +513,11 @@ class Trial:
             raise TypeError(
                 f"a shape is a tuple: {_as_tuple(sizes[0])}; torch_fn does not take the list {sizes[0]!r} ({said})"
             ) from None
-        for out in results:
+        for out in results.values():
             if not isinstance(out, torch.Tensor):
-                raise TypeError(f"torch_fn returns a tensor, or a tuple of tensors, but got {type(out).__name__}")
+                raise TypeError(
+                    f"torch_fn returns a tensor, a tuple of tensors or tensors by name, but got {type(out).__name__}"
+                )
         return results
 
     def _tensor(self, x: Any) -> Any:
@@ -453,7 +526,7 @@ class Trial:
         t = torch.from_numpy(x.copy())
         return t.to(torch.bfloat16) if self.dtype == "bfloat16" and t.dtype is torch.float32 else t
 
-    def _compared(self, given: list[Any], shown: list[torch.Tensor], draw: Draw, kind: str) -> Agreement:
+    def _compared(self, given: list[Any], shown: dict[str, torch.Tensor], draw: Draw, kind: str) -> Agreement:
         __tracebackhide__ = True
         mine, program, cotangents = self.paired(given, shown, draw)
         try:
@@ -464,22 +537,23 @@ class Trial:
             raise
 
     def paired(
-        self, given: list[Any], shown: list[torch.Tensor], draw: Draw
+        self, given: list[Any], shown: dict[str, torch.Tensor], draw: Draw
     ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]], list[Array]]:
         """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
         __tracebackhide__ = True
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
         got = self.candidate(*frozen)
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
-        outs = list(out) if isinstance(out, tuple | list) else [out]
-        names = ["output"] if len(shown) == 1 else [f"output {i}" for i in range(len(shown))]
-        mine: dict[str, Any] = dict(zip(names, outs, strict=False))
-        mine |= {f"output {i}": o for i, o in enumerate(outs) if i >= len(names)}
+        names = list(shown)
+        mine = _by_name(out, one=len(names) == 1)
+        if not isinstance(out, Mapping):  # in torch's order
+            mine = dict(zip([*names, *(n for n in list(mine)[len(names) :])], mine.values(), strict=False))
         wanted = [i for i, x in enumerate(given) if isinstance(x, np.ndarray) and x.dtype.kind in "fc"]
         cotangents: list[Array] = []
         if vjp is not None:
-            cotangents = self._cotangents(shown, draw)
-            mine |= _passed_back(vjp, cotangents, given, wanted, self.labels)
+            cotangents = self._cotangents(list(shown.values()), draw)
+            floats = [n for n, o in shown.items() if _has_gradient(o)] if isinstance(out, Mapping) else []
+            mine |= _passed_back(vjp, cotangents, floats, given, wanted, self.labels)
 
         def program() -> dict[str, Any]:
             tensors = [self._tensor(x) for x in given]
@@ -487,8 +561,8 @@ class Trial:
                 tensors = [widened(t) for t in tensors]
             for i in wanted:
                 tensors[i].requires_grad_(vjp is not None)
-            results = _several(self.torch_fn(*tensors))
-            named = dict(zip(names, results, strict=True))
+            named = _by_name(self.torch_fn(*tensors))
+            results = list(named.values())
             if vjp is None:
                 return named
             pairs = [
@@ -539,8 +613,17 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray | torch.Tensor) or (hasattr(x, "__array__") and not isinstance(x, np.generic))
 
 
-def _several(out: Any) -> list[torch.Tensor]:
-    return list(out) if isinstance(out, tuple | list) else [out]
+def _by_name(out: Any, one: bool = False) -> dict[str, Any]:
+    """One output, several, or such as have names. Lists of numbers, as a loop in Python makes them, are an array, if it is to be one."""
+    if isinstance(out, Mapping):
+        return {str(name): o for name, o in out.items()}
+    if isinstance(out, tuple) or (isinstance(out, list) and not (one and _is_of_numbers(out))):
+        return {"output": out[0]} if len(out) == 1 else {f"output {i}": o for i, o in enumerate(out)}
+    return {"output": out}
+
+
+def _is_of_numbers(x: Any) -> bool:
+    return all(map(_is_of_numbers, x)) if isinstance(x, list) else isinstance(x, int | float | complex | np.generic)
 
 
 def _has_gradient(t: torch.Tensor) -> bool:

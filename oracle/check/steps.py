@@ -1,4 +1,4 @@
-"""Training: a loop of one's own against a torch module and a torch optimizer, over several steps, without synchronisation."""
+"""Training: a loop of one's own, or an optimizer, against those of torch, over several steps, without synchronisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from oracle.check.arrays import Array
+from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, same
+from oracle.check.difference import Difference, line
 from oracle.check.measuring import LIMIT
 from oracle.systems.noise import Rounding, current
 
@@ -43,7 +44,9 @@ def training(
             f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
         )
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
-    mine = dict(candidate(parameters, batches))
+    mine = candidate(parameters, [tuple(map(_own, batch)) for batch in batches])  # it may write into them
+    if not isinstance(mine, Mapping):
+        raise TypeError(f'the loop returns arrays by name, {{"step 0 weight": array}}, but got {type(mine).__name__}')
     kinds = {_kind(name) for name in mine}
 
     def program() -> dict[str, Any]:
@@ -83,14 +86,95 @@ def _tensor(a: Any) -> torch.Tensor:
     return a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
 
 
-# The noise of hyperparameters, in units of that of tensors. They are a few numbers, each rounded a few times by u, and 1 − 0.999ᵗ makes
-# a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β would hide in it; half of it lets powers be off by 7 u.
-_SCALARS = 1 / 2
+class Weights(nn.Module):
+    """A module whose gradient is what it is given."""
+
+    def __init__(self, w: torch.Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, g: torch.Tensor) -> torch.Tensor:
+        return (self.w * g).sum()
+
+
+# What the gradients of a weight may be like, and what shows in it that does not show in another: (words, their size in step i of n).
+_GRADIENTS: tuple[tuple[str, Callable[[Array], Array]], ...] = (
+    ("ordinary", lambda i: 0 * i + 1.0),
+    ("growing, from 0.001 to 1000", lambda i: np.power(10.0, 6 * i - 3)),  # what is remembered long
+    ("a hundred times larger in every eighth step", lambda i: np.where(np.arange(len(i)) % 8 == 3, 100.0, 1.0)),
+    ("shrinking, from 1000 to 0.001", lambda i: np.power(10.0, 3 - 6 * i)),
+    ("tiny", lambda i: 0 * i + 1e-6),  # an ε
+    ("zero but for every sixth step", lambda i: np.where(np.arange(len(i)) % 6 == 2, 1.0, 0.0)),
+)
+_OF_EACH = 4  # weights: whether a fault of a size shows, or goes in the direction of noise, is a matter of the draw
+
+
+def optimizer(
+    candidate: Callable[[Array, Array], Iterable[Any]],
+    torch_optimizer: Optimizer,
+    *,
+    steps: int = 80,
+    seed: int = 0,
+    limit: float = LIMIT,
+    report: bool = False,
+) -> Agreement:
+    """Hold an optimizer by itself to torch's, on drawn gradients whose sizes change by orders of magnitude: `Difference` where
+    rounding does not explain what differs.
+
+    candidate: (weights, (steps, weights) gradients) -> the weights after each step, in a list or one after the other (yield).
+    torch_optimizer: parameters -> torch optimizer, as in ``lambda p: Adam(p, 0.01)``.
+    """
+    __tracebackhide__ = True
+    rng = np.random.default_rng(seed)
+    along = np.linspace(0, 1, steps)
+    sizes = np.stack([size(along) for _, size in _GRADIENTS for _ in range(_OF_EACH)], 1)
+    grads = np.asarray(rng.standard_normal(sizes.shape) * sizes, np.float32)
+    module = Weights(torch.from_numpy(np.asarray(rng.standard_normal(sizes.shape[1]), np.float32)))
+
+    def loop(parameters: dict[str, Array], batches: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        seen = [
+            array(w, "what the optimizer gives")[0]
+            for w in candidate(parameters["w"], np.stack([g for g, _ in batches]))
+        ]
+        if len(seen) != steps:
+            raise Difference(
+                f"the optimizer gave weights {len(seen)} times, for {steps} steps: they are asked for after each"
+            )
+        return {f"step {i} w": w for i, w in enumerate(seen)}
+
+    try:
+        return training(
+            loop,
+            module,
+            torch_optimizer,
+            [(g, np.float32(0)) for g in grads],
+            lambda out, _: out,
+            limit=limit,
+            report=report,
+        )
+    except Difference as failure:
+        if failure.index:
+            words = f"{_GRADIENTS[failure.index[0] // _OF_EACH][0]}; seed={seed}, steps={steps}"
+            failure.args = (f"{failure}\n" + line("gradients", words),)
+        failure.inputs = (module.w.detach().numpy().copy(), grads)
+        raise
+
+
+def _own(a: Any) -> Any:
+    """A copy of what can be written into."""
+    return a.copy() if isinstance(a, np.ndarray) else a.clone() if isinstance(a, torch.Tensor) else a
+
+
+# The noise of hyperparameters, in units of that of tensors. They are few numbers, each rounded a few times by u / 2, where a tensor's
+# sums are rounded often; and 1 − 0.999ᵗ makes a thousand of it: with the whole noise, 16 times of which is allowed, a wrong β
+# would hide in it. An eighth allows 2 u in each use of each of them.
+_SCALARS = 1 / 8
 
 
 class Rounded(float):
     """A hyperparameter: it is rounded to float32, and so is arithmetic with it, for a program that keeps 1 − 0.999ᵗ there is
-    right too.
+    right too. Each use rounds it anew: 1 − β may come from float64 where βᵗ comes from float32, and what is exact where both
+    have the same β (ρ∞ − ρ of RAdam) is not then.
     """
 
     mode: Rounding
@@ -107,7 +191,9 @@ def _arithmetic(name: str) -> Callable[..., Any]:
     def rounded(self: Rounded, *others: Any) -> Any:
         if any(not isinstance(o, int | float) for o in others):
             return NotImplemented
-        value = plain(self, *map(float, others))
+        value = plain(
+            _moved(self, self.mode), *(_moved(o, self.mode) if isinstance(o, Rounded) else float(o) for o in others)
+        )
         if not isinstance(value, float):
             return value
         return Rounded(_moved(value, self.mode), self.mode)
@@ -116,7 +202,7 @@ def _arithmetic(name: str) -> Callable[..., Any]:
 
 
 def _moved(value: float, mode: Rounding) -> float:
-    return value * (1 + float(mode.draw(())) / 2 * mode.unit * _SCALARS)
+    return float(value) * (1 + float(mode.draw(())) / 2 * mode.unit * _SCALARS)
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg"):

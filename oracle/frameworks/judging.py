@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from oracle import check
 from oracle.check.arrays import Array
 from oracle.check.drawing import length, named, numbers, resolved
 from oracle.check.ops import Trial
 from oracle.check.smaller import shorter
+from oracle.check.steps import Weights
 from oracle.frameworks.libraries import LIBRARIES, USUAL, function, is_float, missing, namespace
 from oracle.frameworks.pairs import AGREES, Pair
 from oracle.operations.tape import REPLICAS
@@ -125,7 +125,7 @@ class Row(Trial):
         """The agreement; `Difference`, with its inputs, where there is none."""
         shown = self.outputs(given)
         if self.ones:
-            self.cotangents = [np.ones(tuple(o.shape), np.float32) for o in shown if o.is_floating_point()]
+            self.cotangents = [np.ones(tuple(o.shape), np.float32) for o in shown.values() if o.is_floating_point()]
         return self.judged(given, shown, rng.bytes, "given")
 
 
@@ -255,15 +255,8 @@ def _shown(pair: Pair, kind: str, difference: check.Difference) -> Shown:
 # -- optimizers ---------------------------------------------------------------------------------------------------------
 
 
-class Weights(nn.Module):
-    """A module whose gradient is what it is given."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.linspace(-1, 1, size) if size > 1 else torch.full((1,), 0.5))
-
-    def forward(self, g: torch.Tensor) -> torch.Tensor:
-        return (self.w * g).sum()
+def _weights(size: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, size) if size > 1 else torch.full((1,), 0.5)
 
 
 def _gradients(kind: str, rng: np.random.Generator, steps: int) -> Array:
@@ -274,7 +267,7 @@ def _gradients(kind: str, rng: np.random.Generator, steps: int) -> Array:
 
 def stepped(pair: Pair, grads: Array) -> Any:
     """An optimizer on given gradients against torch's, step by step: `check.training`."""
-    module = Weights(grads.shape[1])
+    module = Weights(_weights(grads.shape[1]))
     make = function(pair.torch, ("p",), dict(_usual))
     there = namespace(pair.library)
 
@@ -313,5 +306,5 @@ def _fewest_steps(pair: Pair, kind: str, difference: check.Difference) -> Shown:
     grads = difference.inputs[0][: int(difference.name.split()[1]) + 1]
     return Shown(
         kind, difference.name, difference.index, difference.ours, difference.torch, difference.truth, difference.error,
-        difference.allowed, {"grads": grads, "w0": Weights(grads.shape[1]).w.detach().numpy()}, None,
+        difference.allowed, {"grads": grads, "w0": _weights(grads.shape[1]).numpy()}, None,
     )  # fmt: skip

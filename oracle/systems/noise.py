@@ -214,6 +214,7 @@ class Rounding(_Mode):
         if op.writes:
             self._before.written(op, args, kwargs)
         if op.draws:
+            self._before.drawn(args, kwargs)
             return self._drawn(func, op, args, kwargs)
         unit = self.unit_of(tensors, kwargs.get("dtype"))
         if func.is_view:
@@ -380,16 +381,23 @@ class _Nested(_Mode):
 
 
 class Before:
-    """What the tensors that a program writes to were before, and the gradients of leaves that it meets."""
+    """What the tensors that a program writes to were before, the gradients of leaves that it meets, and generators that it draws from."""
 
     def __init__(self) -> None:
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
         self._leaves: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
 
     def leaf(self, tensor: Tensor) -> None:
         """A tensor is met; if it is a leaf, its gradient is kept."""
         if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._leaves:
             self._leaves[id(tensor)] = (tensor, tensor.grad)
+
+    def drawn(self, args: Any, kwargs: Any) -> None:
+        """An operation is about to draw, be it from a generator of the program's own."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Generator) and id(value) not in self._generators:
+                self._generators[id(value)] = (value, value.get_state())
 
     def written(self, op: aten.Operation, args: Any, kwargs: Any) -> None:
         """An operation is about to write."""
@@ -407,7 +415,9 @@ class Before:
                     tensor.copy_(value)
         for tensor, grad in self._leaves.values():
             tensor.grad = grad
-        self._values, self._leaves = {}, {}
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+        self._values, self._leaves, self._generators = {}, {}, {}
 
 
 class Plain(_Mode):
@@ -424,11 +434,23 @@ class Plain(_Mode):
         op = aten.operation(func)
         if op.writes:
             self._before.written(op, args, kwargs)
+        if op.draws:
+            self._before.drawn(args, kwargs)
         return func(*args, **kwargs)
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._before.restore()
+
+
+class Nothing(_Mode):
+    """For programs that meet empty tensors: an exception, where torch would end the process."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = aten.operation(func).name
+        if name in aten.DIES_OF_NOTHING and not all(t.numel() for t in tensors_of(*args)):
+            raise RuntimeError(f"torch's {name} of an empty tensor would end the process")
+        return func(*args, **(kwargs or {}))
 
 
 class Widening(TorchFunctionMode):

@@ -36,7 +36,7 @@ def again(
     run.failed, run.taped = None, taped
     run.load(state)
     run.watch.closely = closely = Closely()
-    buffers = [run.tensor(s.name) for s in run.buffer_slots]
+    buffers = [b for s in run.buffer_slots if hasattr(b := run.tensor(s.name), "requires_grad")]  # others are arrays
     for tensor in buffers:
         tensor.requires_grad = taped
     try:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oracle import check
 from oracle.check import comparing, measuring, steps
 from oracle.systems import aten, noise
-from oracle.systems.noise import Rounding
+from oracle.systems.noise import Refused, Rounding
 
 f32 = np.float32
 
@@ -357,6 +357,10 @@ def test_masks_are_equal_in_all_replicas(off):
     assert not agrees({"y": right * f32(1.001)}, program)
     before = torch.get_rng_state()
     off(measuring, "same_random_numbers", lambda: lambda: None)
+    torch.set_rng_state(before)
+    with pytest.raises(Refused, match="another y when it was called again"):
+        agrees({"y": np.zeros(50, f32)}, program)
+    off(measuring, "same_again", lambda *given: None)
     torch.set_rng_state(before)
     assert agrees({"y": np.zeros(50, f32)}, program), "anything passes where every replica has a mask of its own"
 
