@@ -43,7 +43,7 @@ def investigate(case: c.Case, divergence: Divergence, evidence: Evidence) -> Sus
         return _before_it_raised(case, divergence, evidence) or _exception(divergence)
     if isinstance(case, c.ProgramCase):
         return (
-            _of_a_layer(case, divergence)
+            _of_a_layer(case, divergence, evidence)
             or _inside(case, divergence, evidence)
             or of_program(case, divergence, evidence)
         )
@@ -503,12 +503,12 @@ def _layer(
     return Suspect(f"{kind} {what}", place or f"layer {path}", known, definition=line, key=key)
 
 
-def _of_a_layer(case: c.ProgramCase, divergence: Divergence) -> Suspect | None:
+def _of_a_layer(case: c.ProgramCase, divergence: Divergence, evidence: Evidence) -> Suspect | None:
     """What a program shows of a layer as a training run does: one mistake is one entry."""
     layers = dict(c.walk(case.model))
     place = f"action {divergence.step}, {case.actions[divergence.step].text}, {divergence.name}"
     owner = divergence.name.rpartition(".")[0]
-    if divergence.quantity == "buffer" and owner in layers:
+    if divergence.quantity == "buffer" and owner in layers and evidence.inner is None:
         return _layer(layers, owner, "forward", "running statistics", place=place)
     droppers = [path for path, layer in layers.items() if layer.draws]
     if divergence.quantity == "promise" and "random state" in divergence.name and droppers:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oracle.cases import case as c
+from oracle.cases import inputs
 from oracle.operations.tape import TINY, U
 from oracle.rules.update import L_LIMIT, expected_update
 from oracle.rules.verdict import Clipping, Explanation, Update
@@ -369,7 +370,8 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
     """The usual mistakes of clipping that give needle's numbers."""
     assert case.clip is not None
     most = 0.25 if case.clip.max_norm is None else case.clip.max_norm
-    raw = clipping.raw
+    place = {slot.name: i for i, slot in enumerate(inputs.slots(case)[0])}  # gradients are taken down last layer first
+    raw = dict(sorted(clipping.raw.items(), key=lambda item: place.get(item[0], len(place))))
     squares = {n: float((g * g).sum()) for n, g in raw.items()}
     norm = float(np.sqrt(sum(squares.values())))
     if quantity == "clip norm":

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
@@ -117,6 +118,10 @@ def _of_arguments(case: c.OpCase) -> Iterator[str]:
         yield f"argument negative axis of {case.op}"
     if case.op in ("dilate", "flip") and any(axis < 0 for axis in given["axes"]):
         yield f"argument negative axis of {case.op}"
+    if case.op == "logsumexp" and given.get("axes") is None and len(first) > 1 and first[0] > 1 and not case.dtypes:
+        rows = case.operands[0].array
+        if rows.size and rows.max() - rows[:1].max() > 89:  # the range of the exponential in float32
+            yield "argument all axes of logsumexp, a row far above the first"
     if -1 in given.get("shape", ()):
         yield "argument -1 in a shape"
     new_axis = case.op == "broadcast_to" and first and given["shape"][1:] == first
@@ -168,6 +173,10 @@ def _of_program(case: c.ProgramCase) -> Iterator[str]:
     yield f"program layers in a {case.held}"
     if case.again is not None:
         yield "program same module twice"
+    if any(getattr(layer, "tie", None) is not None for _, layer in c.walk(case.model)):
+        loaded = [isinstance(action, a.Load) for action in case.actions]
+        if True in loaded and any(isinstance(later, a.Pass) for later in case.actions[loaded.index(True) :]):
+            yield "program a model of tied weights is loaded"
     if case.functions and any(map(programs.function_of, case.model)):
         yield "program Residual of a function"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from oracle.cases import actions as a
 from oracle.cases import case as c
@@ -178,6 +179,24 @@ def index(of_length: Callable[[int], Any]) -> Edit:
     return turned("getitem", lambda x: ((x,), {"index": (of_length(x.shape[0]),)}))
 
 
+def after_an_ellipsis(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
+    """A place of the last axis of a square, where the first axis would give something else in the same shape."""
+    side = 2 + x.shape[0] % 3
+    values = np.resize(x.array.reshape(-1).clip(-64, 64), side * side) + np.arange(side * side)
+    square = c.Operand((side, side), tuple(_float32(values)))
+    return (square,), {"index": ({"ellipsis": ()}, {"number": (x.shape[0] % side,)})}
+
+
+def far_above_the_first_row(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
+    """Over all axes: a row whose exponentials are too large, unless they are shifted by its own maximum."""
+    row = x.array.reshape(-1)[:4].clip(-4, 4)
+    return (c.Operand((2, len(row)), tuple(_float32(np.concatenate([row, row + 100])))),), {}
+
+
+def _float32(values: npt.NDArray[Any]) -> list[float]:
+    return np.asarray(values, np.float32).astype(np.float64).tolist()  # type: ignore[no-any-return]
+
+
 def place(of_length: Callable[[int], Any]) -> Edit:
     """The same, of what is put into zeros."""
     return turned(
@@ -263,6 +282,13 @@ def applied_twice(case: c.ProgramCase) -> c.Case:
         except c.CaseError:
             continue
     return _replace(case, model=(*case.model, c.LayerNorm()), again=len(case.model))
+
+
+def tied_and_loaded(case: c.ProgramCase) -> c.Case:
+    """Two layers with one weight, a fresh model with the state of this one, and a pass that goes through both."""
+    linears = sum(isinstance(layer, c.Linear) for _, layer in c.walk(case.model))
+    tied = (c.Linear(3), c.Linear(3), c.Linear(3, tie=linears + 1))
+    return _replace(case, model=(*case.model, *tied), actions=(*case.actions, a.Load(), a.Pass()), again=None)
 
 
 def function(case: c.ProgramCase) -> c.Case:

@@ -530,7 +530,7 @@ def _numbers(f: Divergence, turns: Sequence[Turn]) -> Evidence:
 def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence) -> None:
     """The program once more, until the action that failed, with its layers watched: as a training step is seen."""
     case, action = run.case, run.case.actions[f.step]
-    if not isinstance(action, a.Pass | a.Evaluate) or not is_ours(run.ndl) or f.quantity in ("buffer", "state", "twin"):
+    if not isinstance(action, a.Pass | a.Evaluate) or not is_ours(run.ndl) or f.quantity in ("state", "twin"):
         return
     evidence.findings, evidence.calls = Findings(), Calls()
     again = ProgramRun(case, run.ndl, looking=Looking(f.step, evidence.findings, evidence.calls))

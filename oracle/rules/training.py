@@ -285,7 +285,8 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
         # what was seen of gradients after the last step, somebody may have written into since; what they are added to is seen
         # first in a pass that nobody watches
-        if divergence.quantity == "gradient after step" or divergence.name.endswith(UNSEEN):
+        about = divergence.quantity == "gradient after step" or divergence.name.endswith(UNSEEN)
+        if about and ours_side.is_ours(run.ndl):  # the course leaves open what is left
             evidence.reset = ours_side.reset_does(run)
         evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)
     elif not hasattr(run, "watch"):  # there is no model
@@ -294,7 +295,7 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         quiet = divergence.failure.phase == "evaluation"
         # gradients are taken down before the pass that nobody watches
         evidence.alone = divergence.failure.phase in ("forward", "backward") and "gradient" in step.ours.values
-        if divergence.failure.phase == "taking over the state":
+        if divergence.failure.phase == "taking over the state" and ours_side.is_ours(run.ndl):
             names = {slot.name: ("buffer" if slot in run.buffer_slots else "parameter", slot.shape)
                      for slot in (*run.parameter_slots, *run.buffer_slots)}  # fmt: skip
             right = {name: (shape, h.dtype(quantity, name)) for name, (quantity, shape) in names.items()}

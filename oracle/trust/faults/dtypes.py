@@ -61,11 +61,12 @@ fault(
     "MatMul forward",
     wrap("ops.MatMul.compute", lambda old: lambda self, a, b: _product_in_half(old, self, a, b)),
 )
+# 0.1 % would be two roundings of float16, which a correct loss may take, and 1 % is what a model in float16 makes of its logits
 fault(
-    "loss-half-twice",
-    "the loss of float16 logits is rounded on the way",
+    "loss-half-off",
+    "the loss of float16 logits is 10 % too small",
     "SoftmaxCrossEntropy forward",
-    compute("SoftmaxCrossEntropy", lambda y, z, labels: y * np.float16(0.999) if y.dtype == np.float16 else y),
+    compute("SoftmaxCrossEntropy", lambda y, z, labels: y * np.float16(0.9) if y.dtype == np.float16 else y),
 )
 fault(
     "half-becomes-single",

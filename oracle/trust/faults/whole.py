@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,21 +99,26 @@ fault(
     "BatchNorm",
     _rounded_after("nn.BatchNorm1d._follow", lambda layer: (layer.running_mean, layer.running_var)),
 )
+# rounded to float16, it is what a correct needle may have too, unless it is below 6e-5
 fault(
-    "clip-half-by-half",
-    "the factor of clipping is rounded to float16, where it has few digits",
+    "clip-half-coarse",
+    "the factor of clipping is rounded to a power of two, where gradients are float16",
     "clip scaling|clip_grad_norm",
-    around("optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float16)),
+    around(
+        "optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float16, _power_of_two)
+    ),
 )
 fault(
     "clip-double-by-single",
     "the factor of clipping is rounded to float32",
     "clip scaling|clip_grad_norm",
-    around("optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float32)),
+    around(
+        "optim.Optimizer.clip_grad_norm", lambda old, self, *args: _clipped(old, self, args, np.float64, np.float32)
+    ),
 )
 fault(
     "dropout-double-by-single",
-    "what dropout leaves of float64 is scaled by a number of float32",
+    "what dropout leaves of float64 is off by a rounding of float32",  # 1 / (1 − ½) itself is exact there
     "Dropout",
     around("nn.Dropout._ops", lambda old, self, x: _scaled(old(self, x))),
 )
@@ -168,11 +174,14 @@ def _statistics(old: Any, self: Any, args: Any, kwargs: Any) -> None:
         setattr(self, name, Tensor(getattr(self, name), dtype="float32", requires_grad=False))
 
 
-def _clipped(old: Any, self: Any, args: Any, dtype: Any) -> Any:
+def _power_of_two(factor: float) -> Any:
+    return np.float32(2.0 ** math.floor(math.log2(factor))) if 0 < factor < math.inf else np.float32(factor)
+
+
+def _clipped(old: Any, self: Any, args: Any, wide: Any, rounded: Callable[[float], Any]) -> Any:
     before = {p: p.grad for p in self.params}
     norm = old(self, *args)
-    factor = dtype((args[0] if args else 0.25) / (norm + 1e-6))
-    wide = np.float16 if dtype is np.float16 else np.float64
+    factor = rounded((args[0] if args else 0.25) / (norm + 1e-6))
     for p, grad in before.items():
         if grad is not None and p.dtype == wide and p.grad is not grad:
             p.grad = Tensor.make_const((grad.cached_data * factor).astype(p.dtype))
@@ -183,7 +192,7 @@ def _scaled(made: Any) -> Any:
     for _, operands in made:
         for x in operands:
             if x.dtype == np.float64:
-                x.cached_data[...] = _single(x.cached_data)
+                x.cached_data[...] *= 1 + 2.0**-24
     return made
 
 

@@ -48,6 +48,7 @@ BEYOND_THE_FIRST = [
     ("multiply-backward-plain", op("power", [1.5, 2.0], [2.5, 0.5], order=3), "EWiseMul backward"),
     ("add-keeps-first", op("power", [1.5, 2.0], [2.5, 0.5], order=3), "accumulation of gradients"),
     ("add-scalar-backward", op("layer_norm", MATRIX, [1.0, 2.0, 0.5], [0.0, 1.0, 2.0], order=2, eps=1e-3), "AddScalar backward"),
+    ("mul-scalar-forward", op("whole_power_scalar", [1e-20] * 3, c=-2.0), "MulScalar forward"),  # infinite, and of the other sign
     ("max-forward", op("minimum", MATRIX, axes=(1,)), "Min forward, in Max.compute"),
     ("max-second-cut", op("minimum", [[1.0, 1.0, 2.0]], axes=(1,), order=2), "Min second backward, in Max.vjp"),
     # rules that write into what they are given
@@ -60,6 +61,9 @@ BEYOND_THE_FIRST = [
     ("dropout-no-scale", program(c.Linear(3), c.Dropout(0.5), c.Linear(2)), "Dropout forward in training mode"),
     ("dropout-in-eval", program(c.Linear(3), c.Dropout(0.5), c.Linear(2), actions=(a.Evaluate(), a.Pass())),
      "Dropout forward in evaluation mode"),
+    ("program-bn-eps-cached",  # a layer in front, where a loss of one class has no gradient
+     program(c.Linear(1), c.BatchNorm(), c.BatchNorm(), actions=(a.Pass(), a.SetLayer("eps", 0.5), a.Pass())),
+     "BatchNorm forward in training mode"),
     ("linear-transposed", program(c.Linear(3), c.Tanh(), again=0), "Linear forward in training mode"),
     # before an exception; a constant; a graph that is another one
     ("flatten-detached", program(c.Linear(3), c.Flatten(), actions=(a.Pass(),)),

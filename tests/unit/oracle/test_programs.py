@@ -57,7 +57,8 @@ def with_feature(label, case=BASE):
 
 
 def test_needle_does_what_every_form_of_every_action_means():
-    forms = (*a.EXAMPLES, "layers in a list", "layers in a dict", "same module twice", "Residual of a function")
+    held = ("layers in a list", "layers in a dict", "same module twice", "Residual of a function")
+    forms = (*a.EXAMPLES, *held, "a model of tied weights is loaded")
     for i, words in enumerate(forms):
         base = replace(BASE, optimizer=ADAM) if i % 3 == 0 else BASE
         verdict = judge(with_feature(words, base), needle, validate=True)
