@@ -406,6 +406,36 @@ def test_empty_arrays_come_on_top_of_others():
         check.op(lambda x: x if x.size else x[0:0, 0:0], lambda x: x * 1, ("n", 3))
 
 
+def test_of_nothing_only_what_has_an_answer_counts():
+    """0 / √0 is nan where torch has 0; torch's convolution of no channels has no channels; and some of torch would end the process."""
+    check.op(
+        attention(True), F.scaled_dot_product_attention, ("b", 2, "d"), ("b", 3, "d"), ("b", 3, 2), kinds=["normal"]
+    )
+    assert F.conv1d(torch.zeros(2, 0, 9), torch.zeros(4, 0, 3)).shape == (2, 0, 7)
+    check.op(convolution, F.conv1d, (2, "c", 9), (4, "c", 3), kinds=["normal"])
+    with pytest.raises(check.Difference, match=r"yours      1\n"):
+        check.op(lambda x: x.sum() + f32(x.size == 0), torch.sum, ("n",), kinds=["normal"])
+
+    def weight_norm(v, g):
+        return g * v / np.maximum(np.sqrt((v * v).sum(1, keepdims=True)), f32(1e-30))
+
+    with noise.Nothing(), pytest.raises(RuntimeError, match="of an empty tensor would end the process"):
+        torch._weight_norm(torch.zeros(0, 3), torch.ones(0, 1), 0)
+    check.op(weight_norm, lambda v, g: torch._weight_norm(v, g, 0), ("n", "m"), ("n", 1), kinds=["normal"])
+
+
+def test_each_name_takes_all_of_its_sizes():
+    """Two draws of a kind were the same two of every kind: of seven sizes, two."""
+    seen = []
+    check.op(
+        lambda a, b: seen.append((a.size, b.size)) or a.sum() + b.sum(), lambda a, b: a.sum() + b.sum(), ("n",), ("m",)
+    )
+    assert {n for n, _ in seen} == {m for _, m in seen} == {0, 1, 2, 3, 4, 5, 7, 8}
+    assert len(set(seen)) >= 9
+    with pytest.raises(check.Difference, match="another shape"):
+        check.op(lambda x: x[: len(x) - (len(x) == 7)], lambda x: x * 1, ("n",))
+
+
 def test_outputs_may_have_names():
     def moments(x, wrong=0):
         out = {"mean": x.mean(-1), "variance": x.var(-1, ddof=1)}
