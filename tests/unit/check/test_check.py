@@ -892,11 +892,11 @@ def test_an_optimizer_by_itself_is_held_to_gradients_that_grow():
     """A wrong β₂ is within rounding where gradients are alike, or few: what is remembered long must matter."""
     assert check.optimizer(adam_steps(), torch_adam) < check.LIMIT / 2
     with pytest.raises(
-        check.Difference, match=r"step \d\d w differs .*(?s:.*)gradients  \w.*; seed=0, steps=80"
+        check.Difference, match=r"step \d\d w differs .*(?s:.*)gradients  \w.*; seed=0, steps=60"
     ) as caught:
-        check.optimizer(adam_steps(b2=0.99901), torch_adam)
+        check.optimizer(adam_steps(b2=0.99901), torch_adam, steps=60)
     weights, grads = caught.value.inputs
-    assert grads.shape == (80, *weights.shape)
+    assert grads.shape == (60, *weights.shape)
     for wrong in (adam_steps(b1=0.9001), adam_steps(lr=0.010001)):
         with pytest.raises(check.Difference, match="differs from torch by more than rounding"):
             check.optimizer(wrong, torch_adam, steps=12)
