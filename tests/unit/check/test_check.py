@@ -349,11 +349,11 @@ def gru_cell(x, h, w_ih, w_hh):
     [
         # right where the hidden size is 1, and no other fits a size of its own
         (lambda x, h, a, b: gru_cell(x, h, a, b)[:, ::-1], torch.gru_cell, [("n", "i"), ("n", "h"), ("g", "i"), ("g", "h")],
-         r"torch refused \d+ of \d+ draws \(.*\), and \d+ of \d+ other .* has h = 1\. 0 draws without .* fix the shapes"),
+         r"torch refused \d+ of \d+ draws \(.*\), and \d+ of \d+ other .*: 0 draws with h > 1 could be judged, and 3 are needed\. Fix the shapes"),
         # right about nothing: torch takes no probabilities above 1, and of drawn numbers few others
         (lambda p, y: 2 * (p - y).mean(), F.binary_cross_entropy, [("n", 9), ("n", 9)],
-         r"\(all elements of \w+ should be between 0 and 1\).* 0 draws .* or let it bring the numbers .* torch\.sigmoid"),
-        (lambda a, b: a, torch.bmm, [("n", 5), ("n", 5)], r"\(batch1 must be a 3D tensor\).* 0 draws"),
+         r"\(all elements of \w+ should be between 0 and 1\).*: 0 draws with n > 1 .* or let it bring the numbers .* torch\.sigmoid"),
+        (lambda a, b: a, torch.bmm, [("n", 5), ("n", 5)], r"\(batch1 must be a 3D tensor\).*: 0 draws"),
     ],
     ids=["gru", "numbers", "axes"],
 )  # fmt: skip
