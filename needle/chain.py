@@ -1,22 +1,23 @@
 """Layers in a row, computed on arrays: what a Sequential of needle's own layers does.
 
-Nobody sees what goes from one layer of a Sequential to the next, so it need not be a Tensor. A *chain* is a list of
-records, one for each op: the op, its further operands (the parameters of the layer), and of its input and its result
-what its gradient rule will look at; the rest is let go of at once. The whole chain is one node of the graph.
+Nobody sees what goes from one layer of a Sequential to the next, so it need not be a Tensor. A *plan* writes the layers
+down as Python, one line after the other: the way forward, which keeps what the gradient rules will look at and lets go of
+the rest, and the way back, which uses it up; ``source`` shows both. What comes of a call is one node of the graph, a
+*chain*: the plan, and what was kept.
 
-The plain backward pass hands the gradient from record to record, on the same rules as everywhere. Whoever wants more (a
-graph that is kept, a gradient that can be differentiated, or to look at ``op`` and ``inputs``) has the chain
-*unfolded* into the nodes that it stands for, and nothing else changes: the numbers are the same to the last bit.
+The plain backward pass hands the gradient from op to op, on the same rules as everywhere. Whoever wants more (a graph
+that is kept, a gradient that can be differentiated, or to look at ``op`` and ``inputs``) has the chain *unfolded* into
+the nodes that it stands for, and nothing else changes: the numbers are the same to the last bit.
 
-What it is worth is memory and depth. The peak of a training step is 0.54 to 0.72 of the one without it, and 200 layers
-take 0.70 of the time; a model of two or three layers is as fast without (0.99 to 1.02).
+What it is worth is time, memory and depth: 200 layers take 0.54 of the time of their training step without it, a model of
+two or three 0.92 to 0.98, and the peak is 0.54 to 0.72 of the one without.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -38,195 +39,272 @@ if TYPE_CHECKING:
     # array is there; or, in the place of a Residual, the steps whose result is added to what goes into them.
     Ops: TypeAlias = "tuple[tuple[Op, tuple[Tensor, ...]], ...]"
     Step: TypeAlias = "Ops | Callable[[Array], Ops] | list[Step]"
-    # The op, its operands, whether its input needs a gradient, and the input and the result where a rule reads them. Of
-    # a Residual: the addition, the records of what is added, which of the two needs a gradient, and both or None.
-    Record: TypeAlias = "tuple[Op, Any, Any, Any, Any]"
-
-_ADD = ops._ewise_add
+    # The op (None where a Residual begins), its operands (None: what went into the Residual), whether its input needs a
+    # gradient, and the input and the result where they were kept.
+    Record: TypeAlias = "tuple[Op | None, tuple[Tensor, ...] | None, bool, Array | None, Array | None]"
 
 
-def run(steps: Sequence[Step], x: Tensor) -> Tensor:
-    """Compute the steps on x: one node of the graph, or a constant where no gradient is to flow."""
-    records: list[Record] | None = [] if autograd._is_recording() else None
-    sources = [x] if x._number else []
-    y, flows = _forward(steps, x.cached_data, x.requires_grad, records, sources)
-    if y is x.cached_data:
+def run(plan: Plan, x: Tensor) -> Tensor:
+    """Compute the steps of the plan on x: one node of the graph, or a constant where no gradient is to flow."""
+    data = x.cached_data
+    if plan.widths is not None and (
+        data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths or [*map(_rules, plan.kinds)] != plan.rules
+    ):
+        plan = plan.plain
+    if not autograd._is_recording():
+        y = plan.result(data)
+        return x if y is data else Tensor.make_const(y)
+    sources = [x, *plan.sources] if x._number else [*plan.sources]
+    y, born, kept = plan.forward(data, -1 if x.requires_grad else plan.count, sources)
+    if y is data:
         return x
     result = Tensor.make_const(y)
-    if flows and records is not None:
+    if born < plan.count:
         result.requires_grad = True
         result._number = autograd._next_number()
-        result._chain = Chain(x, records, sources)
+        result._chain = Chain(plan, x, born, kept, sources)
     return result
 
 
-def _forward(
-    steps: Sequence[Step], x: Array, flows: bool, records: list[Record] | None, sources: list[Tensor]
-) -> tuple[Array, bool]:
-    """The result of the steps, and whether a gradient flows through it. Appends to the records, and to the sources the
-    operands that are not leaves.
+_rules = operator.attrgetter("compute", "vjp", "reads_inputs", "reads_result")
+# The ops that have lines to be written down by, and what they were when they got them.
+_WRITTEN = {kind: _rules(kind) for kind in vars(ops).values() if isinstance(kind, type) and "written" in vars(kind)}
+_FILE = "<layers in a row>"
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> Any:
+    return compile(source, _FILE, "exec")  # with no names of this plan: models of one form share it
+
+
+def number_of(error: Exception) -> int:
+    """From which step an error has come: a Residual, and then what is in it, have numbers of their own."""
+    at: Any = error.__traceback__
+    while at.tb_frame.f_code.co_filename != _FILE:
+        at = at.tb_next
+    step: int = at.tb_frame.f_globals["lines"][at.tb_frame.f_code.co_name][at.tb_lineno]
+    return step
+
+
+def planned(steps: Sequence[Step]) -> Plan:
+    """The steps written down."""
+    plan = Plan(steps)
+    return plan if plan.widths is not None else Plan(steps, plain=True)
+
+
+class Plan:
+    """Steps written down as Python: for rows of ``widths`` numbers in float32, where ``plain`` is the same for everything
+    else; or, with ``widths`` None, for everything.
+
+    An op is written down by lines of its own, where it has some and is still what it was when it got them, and is called
+    by ``several`` otherwise. Each of both, and each beginning of a Residual, has a number. ``born`` is that of the first
+    whose result needs a gradient: -1 if the input does, ``count`` if none.
     """
-    try:
+
+    def __init__(self, steps: Sequence[Step], plain: bool = False) -> None:
+        self._steps = steps
+        self._names: dict[str, Any] = {
+            "several": _several, "undo": _undo, "add_up": ops._ewise_add, "apart": _apart, "total": _sum,
+            "add": np.add, "maximum": np.maximum, "tanh": np.tanh, "asarray": np.asarray,
+            "zeros": ops._zeros, "ZERO": ops._ZERO, "ZEROS": ops._ZEROS, "row_of_sums_like": ops._row_of_sums_like,
+            "__name__": __name__,  # whoever looks for the user's line sees that this is needle's
+            "lines": {},  # by function: the step of each line
+        }  # fmt: skip
+        self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now
+        # By number: an op that is written down (None: what is called), its operands (() at the beginning of a Residual, None
+        # at its end), and where in what is kept its input, or the records of what was called, and its result are.
+        self._layout: list[tuple[Op | None, tuple[Tensor, ...] | None, int | None, int | None]] = []
+        self._kept: list[str] = []
+        self._ahead: list[tuple[int, bool | None, str]] = []  # step, whether with a graph (None: always), line
+        # Oldest op first: on which condition to add up what waits for the gradient of its result, and the lines.
+        self._back: list[tuple[str, list[str]]] = []
+        self._written: dict[type[Op], None] = {}
+        self._first = self._width = 0  # the width of the rows that the first Linear takes, and of those now
+        self._fits = not plain
+        self._write(steps, count(), 0)
+        self.count = len(self._layout)
+        self.kinds, self.rules = [*self._written], [_WRITTEN[kind] for kind in self._written]
+        self.widths = (self._first,) if self._fits and self._first else None
+
+    def _write(self, steps: Sequence[Step], numbers: Iterator[int], depth: int) -> None:
         for step in steps:
+            number, i = next(numbers), len(self._layout)
             if type(step) is list:
-                inner: list[Record] | None = None if records is None else []
-                z, through = _forward(step, x, flows, inner, sources)
-                y = np.asarray(_ADD.compute(z, x))
-                if records is not None:
-                    alike = z.shape == x.shape and z.dtype is x.dtype
-                    records.append((_ADD, inner, (through, flows), None if alike else (z, x), None))
-                x, flows = y, through
-                continue
-            for op, operands in step if type(step) is tuple else step(x):  # type: ignore[operator]
-                if operands:
-                    try:
-                        if len(operands) == 2:  # a weight and a bias: spelled out, because it takes half the time
-                            a, b = operands
-                            y = op.compute(x, a.cached_data, b.cached_data)
-                            made = a._number or b._number
-                        else:
-                            y = op.compute(x, *map(_data, operands))
-                            made = True
-                    except AttributeError:
-                        _refuse_other_than_tensors(op, operands)
-                        raise
-                    read = op.reads_inputs or y.shape != x.shape or y.dtype is not x.dtype
-                    if made:
-                        sources += filter(_by_number, operands)
-                else:
-                    y = op.compute(x)
-                    read = op.reads_inputs
-                if type(y) is not _ndarray:
-                    y = np.asarray(y)
-                if records is not None:
-                    records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
-                    if not flows:
-                        flows = True in map(_needs, operands)
-                x = y
-    except (TypeError, ValueError) as error:
-        vars(error).setdefault("_step", step)  # the innermost; whoever has made the steps knows what to call it
-        raise
-    return x, flows
+                past, width = f"past{depth}", self._width
+                self._ahead.append((number, None, f"{past} = x"))
+                self._back.append(("", [f"waiting = [{past}, *waiting]", f"del {past}"]))
+                self._layout.append((None, (), None, None))
+                self._write(step, numbers, depth + 1)
+                self._fits = self._fits and self._width == (width or self._first)
+                self._write_sum(number, past, i)
+            elif (
+                type(step) is tuple and self._fits and all(_WRITTEN.get(type(op)) == _rules(type(op)) for op, _ in step)
+            ):
+                for op, operands in step:
+                    self._write_op(number, op, operands)
+            elif type(step) is tuple:
+                self._names[f"ops{i}"] = step
+                self._write_call(number, f"ops{i}")
+            else:
+                layer: Any = step.__self__  # type: ignore[union-attr]
+                name = f"{type(layer).__name__.lower()}{i}"
+                self._names[name] = step
+                self._write_call(number, f"{name}(x)")
+                tensors = (t for t in vars(layer).values() if isinstance(t, Tensor))
+                self._fits = self._fits and all(t.dtype is ops._DEFAULT for t in tensors)
 
+    def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...]) -> None:
+        i, reads_x, reads_y = len(self._layout), op.reads_inputs, op.reads_result
+        theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
+        self._names |= {f"operands{i}": operands, **dict(zip(theirs, operands, strict=True))}
+        self._written[type(op)] = None
+        lines = [line.format(*theirs) for line in op.written.ahead[: max(1, len(operands))]]
+        self._ahead += [(step, True, f"x{i} = x")] * reads_x + [(step, None, line) for line in lines]
+        self._ahead += [(step, True, f"y{i} = x")] * reads_y
+        back = ["y = take()"] * reads_y + ["x = take()"] * reads_x
+        if operands:
+            self.sources += filter(_by_number, operands)
+            needed = " or ".join(f"{t}.requires_grad" for t in theirs)
+            self._ahead.append((step, True, f"if born > {i} and ({needed}): born = {i}"))
+            back += [
+                f"d{t} = {d} if {t}.requires_grad else None" for t, d in zip(theirs, op.written.operands, strict=False)
+            ]
+            back += [f"tensors += operands{i}", f"contributions += {''.join(f'd{t}, ' for t in theirs)}".rstrip()]
+            back.append(f"if born == {i}: return []")
+            (rows, columns), *bias = [p.shape if p.ndim == 2 and p.dtype is ops._DEFAULT else (0, 0) for p in operands]
+            self._fits = rows > 0 and self._width in (0, rows) and bias in ([], [(1, columns)])
+            self._first, self._width = self._first or rows, columns
+        back += [*(line.format(*theirs) for line in op.written.back), *["del x"] * reads_x, *["del y"] * reads_y]
+        self._back.append(("waiting", back))
+        self._layout.append((op, operands, self._keep(f"x{i}", reads_x), self._keep(f"y{i}", reads_y)))
 
-def number_of(steps: Sequence[Step], error: Exception) -> int:
-    """Which step an error has come from, counted as ``every`` gives them; forgets it."""
-    failed = vars(error).pop("_step")
-    return next(i for i, step in enumerate(every(steps)) if step is failed)
+    def _write_call(self, step: int, steps: str) -> None:
+        i = len(self._layout)
+        self._ahead += [
+            (step, False, f"x, *_ = several({steps}, x, -1, {i}, None)"),
+            (step, True, f"x, born, x{i} = several({steps}, x, born, {i}, sources)"),
+        ]
+        back = ["g = undo(take(), g, tensors, contributions)", f"if born == {i}: return []"]
+        self._back.append(("waiting and kept[-1]", back))  # which may have been no op
+        self._layout.append((None, None, self._keep(f"x{i}", True), None))
 
+    def _write_sum(self, step: int, past: str, begins: int) -> None:
+        i = len(self._layout)
+        self._ahead += [
+            (step, None, f"z, x = x, asarray(add_up.compute(x, {past}))"),
+            (step, True, f"x{i} = None if z.shape == {past}.shape and z.dtype is {past}.dtype else (z, {past})"),
+            (step, None, f"del z, {past}"),
+        ]
+        self._back.append(("waiting", [f"g, {past} = apart(g, born < {begins}, *(take() or (g, g)))"]))
+        self._keep(f"x{i}", True)
+        self._layout.append((ops._ewise_add, None, None, None))
 
-def every(steps: Sequence[Step]) -> Iterator[Step]:
-    """Each step; a Residual and then what is in it."""
-    for step in steps:
-        yield step
-        if type(step) is list:
-            yield from every(step)
+    def _keep(self, name: str, keeps: bool) -> int | None:
+        self._kept += [name] * keeps
+        return len(self._kept) - 1 if keeps else None
 
+    def __getattr__(self, name: str) -> Any:
+        """``plain``, and the functions: each made when it is first asked for.
 
-class Chain:
-    """The records of a result, the tensor from which it was computed, and the nodes below it in the graph."""
-
-    __slots__ = ("base", "records", "sources")
-
-    def __init__(self, base: Tensor, records: list[Record], sources: list[Tensor]) -> None:
-        self.base = base
-        self.records = records
-        self.sources = sources
-
-    def backward(self, g: Array) -> tuple[list[Tensor], list[Array | None]]:
-        """Every operand and the base, and what each gets from the gradient g of the result, newest op first; uses up the
-        records.
+        ``forward(x, born, sources)`` -> the result, ``born``, and what was kept; ``result(x)`` the result alone.
+        ``backward(g, kept, born, tensors, contributions)`` -> what arrives at the input; uses up what was kept, and appends
+        the operands and what they get to the last two, newest op first.
         """
-        tensors: list[Tensor] = []
-        contributions: list[Array | None] = []
-        at_base = _backward(self.records, g, [], tensors, contributions)
-        if len(at_base) > 1:  # as views, so that what came past a Residual is not taken to be nobody else's
-            at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
-        return tensors + [self.base] * len(at_base), contributions + at_base
+        made: dict[str, Any] = {}  # not among the names: a function that its own names lead to would be a circle
+        if name == "plain":
+            made[name] = Plan(self._steps, plain=True)
+        elif name in ("forward", "result", "backward"):
+            exec(_compiled(self._text(name)), self._names, made)
+        else:
+            raise AttributeError(name)
+        vars(self).update(made)
+        return made[name]
 
-    def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
-        """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""
-        found = []
-        for op, operands, flows, *_ in _all(self.records):
-            if type(operands) is list:
-                continue
-            of_inputs, _ = op.looks_at([flows, *map(_needs, operands)], False)
-            found += [(op, x) for x, read in zip(operands, of_inputs[1:], strict=True) if read or unfolded]
-        return [*found, (self.records[0][0], self.base)] if unfolded else found
+    @property
+    def source(self) -> str:
+        """The functions as text."""
+        return "\n\n".join(map(self._text, ("forward", "result", "backward")))
 
-    def unfold(self, node: Tensor) -> None:
-        """Make ``node`` and the nodes below it out of the records: a graph like any other."""
-        self.records[-1] = (*self.records[-1][:4], node.cached_data)
-        step = 1 / (1 + sum(1 for _ in _all(self.records)))
-        last = _nodes(self.records, self.base, count(node._number - 1 + step, step))
-        node._chain = None
-        node.op, node.inputs = last.op, last.inputs
+    def _text(self, name: str) -> str:
+        if name == "backward":
+            lines, waiting = ["(g, kept, born, tensors, contributions):", "take, waiting = kept.pop, []"], False
+            lines += ["row_of_sums = row_of_sums_like(g)"] * (self.widths is not None)
+            for condition, block in reversed(self._back):
+                if waiting and condition:
+                    lines.append(f"if {condition}: g, waiting = total([*waiting, g]), []")
+                waiting = not condition or (waiting and condition != "waiting")
+                lines += block
+            lines.append("return [*waiting, g]")
+        else:
+            graph = name == "forward"
+            ahead = [(step, line) for step, wanted, line in self._ahead if wanted in (None, graph)]
+            self._names["lines"][name] = [0, 0, *(step for step, _ in ahead)]  # they are counted from 1
+            head, tail = ("(x, born, sources):", f", born, [{', '.join(self._kept)}]") if graph else ("(x):", "")
+            lines = [head, *(line for _, line in ahead), f"return x{tail}"]
+        return f"def {name}" + "\n    ".join(lines) + "\n"
+
+    def records(self, born: int, kept: list[Any]) -> Iterator[Record]:
+        """What was computed, op by op."""
+        for i, (op, operands, at_x, at_y) in enumerate(self._layout):
+            if op is None and operands is None:
+                yield from kept[at_x]  # type: ignore[index]
+            else:
+                x, y = (None if at is None else kept[at] for at in (at_x, at_y))
+                yield op, operands, born < i, x, y
 
 
-def _all(records: list[Record]) -> Iterator[Record]:
-    for record in records:
-        if type(record[1]) is list:
-            yield from _all(record[1])
-        yield record
-
-
-def _backward(
-    records: list[Record],
-    g: Array,
-    before: list[Array],
-    tensors: list[Tensor],
-    contributions: list[Array | None],
-) -> list[Array]:
-    """The contributions to what went into the first record, in the order of a walk through nodes: those from ``before``,
-    then those that come through the records. Appends the operands and what they get to the last two.
+def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | None) -> tuple[Array, int, list[Record]]:
+    """The result of ops that are called, under the number i, ``born``, and their records, or none without ``sources``, to
+    which the operands that are not leaves are appended.
     """
+    records: list[Record] = []
+    flows = born < i
+    for op, operands in steps:
+        try:
+            y = np.asarray(op.compute(x, *map(_data, operands)))
+        except AttributeError:
+            _refuse_other_than_tensors(op, operands)
+            raise
+        if sources is not None:
+            read = op.reads_inputs or (operands and (y.shape != x.shape or y.dtype is not x.dtype))
+            records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
+            sources += filter(_by_number, operands)
+            flows = flows or True in map(_needs, operands)
+        x = y
+    return x, min(born, i) if flows else born, records
+
+
+def _undo(records: list[Record], g: Array, tensors: list[Tensor], contributions: list[Array | None]) -> Array:
+    """What arrives at the input of such ops, or at that of the first behind which nothing needs a gradient."""
     while records:
         op, operands, flows, x, y = records.pop()
-        if type(operands) is list:
-            z, x = x or (g, g)
-            g, skipping = op.vjp(g, g, flows, z, x)
-            g = _in_dtype_of(np.asarray(g), z)
-            waiting = [_in_dtype_of(np.asarray(skipping), x)] if flows[1] else []
-            parts = _backward(operands, g, waiting if records else before + waiting, tensors, contributions)
-            if not flows[1]:
-                return []
-            if not records:
-                return parts
-            g = _sum(parts)
-            continue
         # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
-        if x is None:
-            x = g
-        if y is None:
-            y = g
-        if operands:
-            if len(operands) == 2:
-                a, b = operands
-                needs = flows, a.requires_grad, b.requires_grad
-                dx, da, db = op.vjp(g, y, needs, x, a.cached_data, b.cached_data)
-                contributions += da, db
-            else:
-                dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
-                contributions += others
-            tensors += operands
-            if not flows:
-                return []
-        else:
-            (dx,) = op.vjp(g, y, (flows,), x)
+        x, y = g if x is None else x, g if y is None else y
+        dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))  # type: ignore[union-attr, arg-type]
+        contributions += others
+        tensors += operands  # type: ignore[arg-type]
+        if not flows:
+            return g
         g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)
-    return [*before, g]
+    return g
+
+
+def _apart(g: Array, skips: bool, z: Array, x: Array) -> tuple[Array, Array | None]:
+    """What arrives at the two parts of a Residual: at what was added, and, where it needs a gradient, at the input."""
+    dz, dx = ops._ewise_add.vjp(g, g, (True, skips), z, x)
+    return _in_dtype_of(np.asarray(dz), z), _in_dtype_of(np.asarray(dx), x) if skips else None
 
 
 def _sum(parts: list[Array]) -> Array:
     """Add up as a walk through nodes does, to the same memory layout, on which the rounding of later sums depends."""
     *skipping, last = parts
-    total = np.asarray(reduce(operator.add, skipping)) if skipping else last
+    total = np.asarray(reduce(operator.add, skipping))
     if len(skipping) > 1:
         total += last
-    elif skipping and _is_own(parts):
+    elif _is_own(parts):
         last += total
         total = last
-    elif skipping:
+    else:
         total = np.asarray(total + last)
     return total
 
@@ -236,10 +314,55 @@ def _is_own(parts: list[Array]) -> bool:
     return parts[-1].base is None and all(parts[-1] is not part for part in parts[:-1])
 
 
+class Chain:
+    """How a result was computed: the plan, the tensor that it was computed from, what was kept, and the nodes below it."""
+
+    __slots__ = ("base", "born", "kept", "plan", "sources")
+
+    def __init__(self, plan: Plan, base: Tensor, born: int, kept: list[Any], sources: list[Tensor]) -> None:
+        self.plan = plan
+        self.base = base
+        self.born = born
+        self.kept = kept
+        self.sources = sources
+
+    def backward(self, g: Array) -> tuple[list[Tensor], list[Array | None]]:
+        """Every operand and the base, and what each gets from the gradient g of the result, newest op first; uses up what
+        was kept.
+        """
+        tensors: list[Tensor] = []
+        contributions: list[Array | None] = []
+        at_base = self.plan.backward(g, self.kept, self.born, tensors, contributions)
+        if len(at_base) > 1:  # as views, so that what came past a Residual is not taken to be nobody else's
+            at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
+        return tensors + [self.base] * len(at_base), contributions + at_base
+
+    def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
+        """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""
+        found, records = [], [r for r in self.plan.records(self.born, self.kept) if r[0] is not None]
+        for op, operands, flows, *_ in records:
+            if operands is not None:
+                of_inputs, _ = op.looks_at([flows, *map(_needs, operands)], False)  # type: ignore[union-attr]
+                found += [(op, x) for x, read in zip(operands, of_inputs[1:], strict=True) if read or unfolded]
+        return [*found, (records[0][0], self.base)] if unfolded else found  # type: ignore[return-value, list-item]
+
+    def unfold(self, node: Tensor) -> None:
+        """Make ``node`` and the nodes below it out of what was kept: a graph like any other."""
+        *records, last = self.plan.records(self.born, self.kept)
+        step = 1 / (2 + len(records))
+        made = _nodes([*records, (*last[:4], node.cached_data)], self.base, count(node._number - 1 + step, step))
+        node._chain = None
+        node.op, node.inputs = made.op, made.inputs
+
+
 def _nodes(records: list[Record], x: Tensor, numbers: Iterator[float]) -> Tensor:
     """The node of the last record; what was let go of is computed once more."""
+    into: list[Tensor] = []  # the Residuals that have begun
     for op, operands, _, _, y in records:
-        inputs = (_nodes(operands, x, numbers), x) if type(operands) is list else (x, *operands)
+        if op is None:
+            into.append(x)
+            continue
+        inputs = (x, into.pop()) if operands is None else (x, *operands)
         if y is None:
             # by a copy, because an op may keep something of its first call for the gradient
             y = np.asarray(copy.copy(op).compute(*map(_data, inputs)))

@@ -509,11 +509,11 @@ class Sequential(Module):
         plan = self._plan
         if plan is None or not plan.holds(self):
             plan = vars(self)["_plan"] = _Plan(self)
-        if plan.steps is not None and isinstance(x, Tensor):
+        if plan.code is not None and isinstance(x, Tensor):
             try:
-                return chain.run(plan.steps, x)
+                return chain.run(plan.code, x)
             except (TypeError, ValueError) as error:
-                _name(error, self, *[*_by_step(self, "")][chain.number_of(plan.steps, error)])
+                _name(error, self, *[*_by_step(self, "")][chain.number_of(error)])
                 raise
         for i, module in enumerate(self.modules):
             try:
@@ -540,7 +540,7 @@ def _name(error: Exception, owner: Sequential, path: str, module: Module) -> Non
 
 
 def _by_step(owner: Any, prefix: str) -> Iterator[tuple[str, Module]]:
-    """The modules of a chain by name, in the order of ``chain.every``."""
+    """The modules of a chain by name, in the order of its steps: a Residual, and then what is in it."""
     residual = _functions(type(owner))[0] is _RESIDUAL
     for name, module in (("fn", owner.fn),) if residual else ((str(i), m) for i, m in enumerate(owner.modules)):
         forward = _functions(type(module))[0]
@@ -855,7 +855,7 @@ def _stands_in(module: Any, *names: str) -> bool:
 
 
 class _Plan:
-    """What a Sequential has found out about its modules: the steps of a chain, or None if one of them must be called.
+    """What a Sequential has found out about its modules: the code of a chain, or None if one of them must be called.
 
     Holds until an attribute of a module is set, past ``__setattr__`` too, or a method of one of their classes.
     """
@@ -866,7 +866,8 @@ class _Plan:
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
         self.modules = owner.modules
-        self.steps = self._steps(owner)
+        steps = self._steps(owner)
+        self.code = None if steps is None else chain.planned(steps)
         self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.functions = [*self.classes.values()]
         self.change = _change
@@ -907,6 +908,7 @@ class _Plan:
                 fixed = forward in _FIXED
                 if forward is Linear.forward:
                     fixed = _stands_in(module, "weight", "bias")
+                    fixed = fixed and all(p is None or isinstance(p, Tensor) for p in (module.weight, module.bias))
                     if fixed:
                         self.linears.append((module.__dict__, module.weight, module.bias))
                 steps.append(module._ops(None) if fixed else module._ops)

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -239,6 +239,12 @@ def _column_sums(x: Any) -> Any:
     return _column_sums_like(x)(x)
 
 
+def _row_of_sums_like(x: Array) -> Callable[[Array], Any]:
+    """What sums the columns of matrices like x into a row: (n, m) -> (1, m)."""
+    n = len(x)
+    return _ones((1, n), x.dtype).dot if n <= _LONG else lambda rows: _column_sums(rows).reshape(1, -1)
+
+
 def _row_sums(x: Any) -> Any:
     """(..., m) -> (..., 1). As a product, for the same reasons."""
     if x.shape[-1] > _LONG:
@@ -285,6 +291,16 @@ class _Shapes:
 
     def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
         return [False] * len(needs), False
+
+
+class Written(NamedTuple):
+    """How a plan (chain.py) writes an op down where x is a matrix and the operands are float32, as x is, or float64 after a
+    layer of that dtype: compute and vjp without the questions.
+    """
+
+    ahead: tuple[str, ...]  # x becomes the result y; a line for each operand, which is called {0} or {1}
+    back: tuple[str, ...]  # g becomes the gradient of x
+    operands: tuple[str, ...] = ()  # what each operand gets
 
 
 class _Product:
@@ -589,6 +605,11 @@ class ReLU(TensorOp):
         da *= g
         return (da,)
 
+    written = Written(
+        ("x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)",),
+        ("dx = (y > ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+    )
+
 
 _relu = ReLU()
 
@@ -609,6 +630,8 @@ class Tanh(TensorOp):
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g (1 - y^2)."""
         return (g * (1 - y * y),)
+
+    written = Written(("x = tanh(x)",), ("g = g * (1 - y * y)",))
 
 
 _tanh = Tanh()
@@ -1402,6 +1425,12 @@ class Linear(_Product, TensorOp):
                 return dx, dw, _column_sums(rows).reshape(bias.shape)
             db = _ones((1, n) if bias.ndim == 2 else (n,), rows.dtype).dot(rows)
         return dx, dw, db
+
+    written = Written(
+        ("x = x.dot({0}.cached_data)", "add(x, {1}.cached_data, x)"),
+        ("g = g.dot({0}.cached_data.T)",),
+        ("x.T.dot(g)", "row_of_sums(g)"),
+    )
 
 
 _linear = Linear()

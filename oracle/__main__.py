@@ -245,6 +245,9 @@ def parser() -> argparse.ArgumentParser:
         + CODES,
     )
     campaign.add_argument(
+        "--needle", type=Path, metavar="DIR", help="test the package needle in this folder instead of ours"
+    )
+    campaign.add_argument(
         "--minutes", type=positive(float), default=60.0, help="after which no round of shards begins (60)"
     )
     campaign.add_argument(
@@ -399,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seeds=arguments.seeds,
             cases=arguments.cases,
             folder=arguments.out,
+            needle=arguments.needle,
         )
     if arguments.command == "kernels":
         from oracle.trust.kernels import kernels

@@ -68,9 +68,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--peers",
-        choices=("torch", "all"),
-        default="torch",
-        help="all: MyGrad, HIPS autograd and JAX as well, where they are installed",
+        choices=("torch", "jax", "all"),
+        default="jax",
+        help="beside the loop by hand, where they are installed: torch alone, JAX too (the default), or MyGrad and HIPS "
+        "autograd as well",
     )
     p.add_argument(
         "--against",
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
     if options.against is not None:
-        if options.extras or options.peers != "torch":
+        if options.extras or options.peers != parser().get_default("peers"):
             parser().error("--against times the workloads of two needles, without --extras and --peers")
         from oracle.bench import against
 

@@ -24,10 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from oracle import files
-from oracle.bench import extras
+from oracle.bench import extras, history
 from oracle.bench.heap import Heap
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import ON_REQUEST
+from oracle.memory import blas
 from oracle.pages import terminal as pages
 from oracle.pages.html import COLOURS, inline, styled, svg
 from oracle.pages.made import commit
@@ -37,6 +38,11 @@ from oracle.systems.workloads import WORKLOADS
 FORMAT = 1
 WIDTH = 160
 """Columns of the table where the output is not a terminal."""
+TARGETS = (
+    "A target is what the calls to NumPy that the gradient rules need cost on the buffers of the limit (W1 1.7, W3 1.10–1.17, "
+    "W5 1.15–1.2, W6 1.05), and room for what makes them a graph: W1 1.95, W5 1.35."
+)
+"""Where the targets over the limit come from."""
 
 
 @dataclass
@@ -80,8 +86,8 @@ def terminal(results: Results, console: Console) -> None:
     threads = "1 thread" if results.threads == 1 else f"{results.threads} threads"
     console.print(
         f"[dim]Process CPU time, {threads}; medians of per-round ratios (min–max) over {results.rounds} "
-        f"rounds of interleaved bursts of {results.burst * 1e3:.0f} ms. limit: NumPy by hand. "
-        "✗: needle misses its target.[/]"
+        f"rounds of interleaved bursts of {results.burst * 1e3:.0f} ms. BLAS kernel {blas.read_back()}. limit: NumPy by hand. "
+        f"✗: needle misses its target. {TARGETS}[/]"
     )
     for line in extra_lines(results.extras):
         console.print(line)
@@ -189,13 +195,17 @@ def op_table(ops: Mapping[str, Timing]) -> Table:
 
 
 def write(results: Results, folder: Path) -> None:
-    """bench.json, bench.svg and bench.html; the page compares with the bench.json that was there."""
-    earlier = _earlier(folder / "bench.json")
+    """bench.json, bench.svg and bench.html, and a line in the history; the page compares with what was there."""
+    earlier, data = _earlier(folder / "bench.json"), as_json(results)
+    runs = history.read(folder)
+    if results.complete and data["workloads"]:
+        runs.append(history.entry(data))
+        history.add(folder, runs[-1])
     with styled():
         bars = ratio_plot(results)
         files.save(folder / "bench.svg", svg(bars, alone=True))
-        files.save(folder / "bench.html", page(results, svg(bars), earlier))
-    files.save(folder / "bench.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
+        files.save(folder / "bench.html", page(results, svg(bars), earlier, history.trends(runs)))
+    files.save(folder / "bench.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def _earlier(path: Path) -> dict[str, Any] | None:
@@ -265,14 +275,15 @@ def _workload_json(key: str, timing: Timing) -> dict[str, Any]:
 
 def environment(threads: int) -> dict[str, Any]:
     """What the numbers depend on."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": str(torch.__version__),
-        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "blas": f"{built.get('name')} {built.get('version')}",
+        "kernel": blas.read_back(),
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
@@ -342,6 +353,21 @@ def ratio_plot(results: Results) -> Figure:
     return figure
 
 
+def trend_plot(trends: Mapping[str, list[list[float]]]) -> Figure:
+    """needle over the limit, run after run, a plot per workload: the median, the range of the rounds, the target."""
+    figure = Figure(figsize=(11, 2.2), layout="constrained")
+    for axes, (key, spreads) in zip(figure.subplots(1, len(trends), squeeze=False)[0], trends.items(), strict=True):
+        at, (medians, lows, highs) = range(1, len(spreads) + 1), zip(*spreads, strict=True)
+        axes.fill_between(at, lows, highs, color=COLOURS["needle"], alpha=0.2, lw=0)
+        axes.plot(at, medians, marker="o", ms=3, color=COLOURS["needle"])
+        target = WORKLOADS[key].target_limit if key in WORKLOADS else None
+        if target:
+            axes.axhline(target, color=COLOURS["ink"], lw=1)
+        axes.set_xticks([1, len(spreads)])
+        axes.set_title(key)
+    return figure
+
+
 def scaling_plot(found: Extras) -> Figure:
     """Cost against depth, cost per op against depth, cost against width."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -370,8 +396,12 @@ def _lines(axes: Axes, timings: Mapping[int, Timing], x: str, y: str, per_key: f
         axes.legend(fontsize=8)
 
 
-def page(results: Results, bars: str, earlier: dict[str, Any] | None) -> str:
-    """One HTML page, without links to anything; ``earlier`` is the data of the run before."""
+def page(
+    results: Results, bars: str, earlier: dict[str, Any] | None, trends: Mapping[str, list[list[float]]] | None = None
+) -> str:
+    """One HTML page, without links to anything; ``earlier`` is the data of the run before, ``trends`` those of all that can
+    be compared.
+    """
     found = results.extras
     others = [name for name in results.names if name not in ("limit", "needle")]
     rows: list[dict[str, Any]] = []
@@ -397,6 +427,12 @@ def page(results: Results, bars: str, earlier: dict[str, Any] | None) -> str:
         Path(__file__).with_name("page.html"),
         results=results,
         environment=now,
+        why=TARGETS,
+        trend=inline(
+            svg(trend_plot(trends)), "needle over the limit, run after run", "bench-history.jsonl has the numbers"
+        )
+        if trends and max(map(len, trends.values())) > 1
+        else "",
         judged=len(targets),
         missed=targets.count(False),
         earlier=_about(earlier, now),

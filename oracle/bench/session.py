@@ -33,12 +33,13 @@ def run(options: argparse.Namespace) -> int:
         wanted = tuple(given.EXTRAS) if options.workloads is None else ()
     rounds, burst = given.bursts(options)
     names = list(DEFAULT)
-    if options.peers == "all":
-        for name, module in ON_REQUEST.items():
-            if importlib.util.find_spec(module):
-                names.append(name)
-            else:
-                print(f"{name} is not installed and left out (pip install {module})", file=sys.stderr)
+    for name, module in ON_REQUEST.items() if options.peers != "torch" else ():
+        if options.peers == "jax" and name != "JAX":
+            continue
+        if importlib.util.find_spec(module):
+            names.append(name)
+        elif options.peers == "all":
+            print(f"{name} is not installed and left out (pip install {module})", file=sys.stderr)
 
     results = report.Results(threads=options.threads, rounds=rounds, burst=burst, names=names)
     status = ExitCode.AGREE

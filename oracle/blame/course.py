@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
 from typing import Any
 
 from oracle.cases import case as c
@@ -89,4 +90,7 @@ def _of_op(case: c.OpCase, found: Suspect, ndl: Any) -> Suspect:
         if isinstance(kind, type) and name.lower() == case.op.replace("_", ""):
             return dataclasses.replace(found, line=line_in(kind, *methods) or line_in(kind))
     line = line_of(ndl, f"ops.{case.op}") or line_of(ndl, case.op)
-    return dataclasses.replace(found, line=line)
+    function = getattr(getattr(ndl, "ops", ndl), case.op, None) or getattr(ndl, case.op, None)
+    # an op that is a function, without a class: whatever else runs it may follow from it
+    key = function.__qualname__ if isinstance(function, types.FunctionType) else found.key
+    return dataclasses.replace(found, line=line, key=key)

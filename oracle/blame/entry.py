@@ -30,6 +30,7 @@ from oracle.rules.single_op import op_truth
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Suspect
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
+from oracle.systems.ours.contract import Course, contract_of
 from oracle.systems.trace import CHANGED, ENDED, HIGHER
 
 Array = npt.NDArray[Any]
@@ -64,6 +65,7 @@ class Entry:
     also: dict[str, int] = field(default_factory=dict)  # what it causes elsewhere, and how often
     ran: frozenset[str] = frozenset()  # functions of the package that ran in the case, for what follows from what
     follows: bool = False  # whether it may follow from another finding: not what is judged from numbers of its own
+    higher: bool = False  # of the second derivatives or the third alone: the first ones agree
 
 
 def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
@@ -79,6 +81,9 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
     following = (*FORWARD, *BACKWARD, "initial")
     made.follows = (divergence.quantity in following or failure is not None) and divergence.rule != "dtype"
     made.ran = functions_run(case, ndl) if made.follows and severity != ENDS else frozenset()
+    made.higher = divergence.quantity in ("second", *HIGHER.values()) or (
+        failure is not None and failure.phase.startswith(("second ", "third "))
+    )
     summed = suspect.what.startswith("accumulation")
     try:
         made.program = _SUMMED if summed else written.program(case, divergence)
@@ -119,6 +124,9 @@ print(x.grad.numpy())
 def functions_run(case: c.Case, ndl: Any) -> frozenset[str]:
     """Names of all functions of the package that run in a case."""
     inside, found = home(ndl) + os.sep, set()
+    contract = contract_of(ndl)
+    if isinstance(contract, Course):
+        contract.hidden()  # what is tried out about the package once is no part of the case
 
     def note(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(inside):

@@ -13,10 +13,12 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from oracle.blame.programs import of_program
+from oracle.blame.programs import HELD, of_program
 from oracle.blame.words import clip_words, optimizer_words, told
+from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.commands import session
+from oracle.rules.calls import Calls
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Explanation, Suspect
 from oracle.systems.trace import CHANGED, HANDED_IN, UNSEEN
@@ -57,6 +59,9 @@ def _of_run(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Diverg
     if called is not None:
         return called
     finding = _finding(divergence, evidence.findings)
+    written = _by_writer(case, divergence, finding, evidence)
+    if written is not None:
+        return dataclasses.replace(written, tensor=by_tensor.what if by_tensor.what != written.what else "")
     if divergence.rule == "unexpected" and divergence.quantity in (*FORWARD, *BACKWARD) and finding is None:
         what = f"{divergence.quantity} that should not exist (requires_grad)"
         return Suspect(what, divergence.message, definition=("Tensor", "backward"), tensor=by_tensor.what)
@@ -104,6 +109,8 @@ def _before_it_raised(case: c.Case, divergence: Divergence, evidence: Evidence) 
         return dataclasses.replace(
             _of_call(evidence.calls.bad), known=f"then: {raised}", tensor=_exception(divergence).what
         )
+    if evidence.misbuilt:
+        return _misbuilt(case, evidence.misbuilt, f"{evidence.misbuilt}, then {raised}", built=f.phase == "build")
     if evidence.alone:
         return dataclasses.replace(_CHAIN, place=raised, line=f.where.partition(" in ")[0])
     if evidence.detached and "requires_grad" in f.message:
@@ -114,6 +121,19 @@ def _before_it_raised(case: c.Case, divergence: Divergence, evidence: Evidence) 
 _CHAIN = Suspect(
     "a chain of layers gives something else than the layers one by one (chain)", definition=("chain", "run")
 )
+
+
+def _misbuilt(case: c.Case, name: str, place: str, *, built: bool) -> Suspect:
+    """Who has given a parameter or a buffer a shape or a dtype that it cannot go on with."""
+    run = case.training if isinstance(case, c.ProgramCase) else case
+    assert isinstance(run, c.TrainCase)
+    owner, layers = name.rpartition(".")[0], dict(c.walk(run.model))
+    if built:
+        return _layer(layers, owner, "__init__", "constructor", place=place)
+    if name.endswith((".running_mean", ".running_var")):
+        return _layer(layers, owner, "forward", "running statistics", place=place)
+    kind = type(run.optimizer).__name__
+    return Suspect(f"{kind} parameter update", place, definition=(f"optim.{kind}", "step"))
 
 
 def _detached(case: c.Case, path: str, place: str) -> Suspect:
@@ -167,6 +187,29 @@ def _of_call(bad: Finding) -> Suspect:
     if bad.method:  # of the class from which it has it
         what = f"{what}, in {bad.method}"
     return Suspect(what, bad.message, bad.about, "", definition, bad.name, "", key)
+
+
+def _by_writer(
+    case: c.TrainCase | c.SecondOrderCase | c.OpCase,
+    divergence: Divergence,
+    finding: Finding | None,
+    evidence: Evidence,
+) -> Suspect | None:
+    """A layer that was seen to write into its input: what reads that later looks wrong, and was right when it was called."""
+    if not evidence.wrote or isinstance(case, c.OpCase) or divergence.quantity not in (*FORWARD, *BACKWARD):
+        return None
+    right = evidence.calls.right if evidence.calls is not None else {}
+    if finding is not None and not right.get(f"{finding.kind} {finding.direction}"):
+        return None
+    quiet = divergence.quantity == "evaluation"
+    return _wrote(case, evidence.wrote, f"layer {evidence.wrote}: it writes into its input (alias)", quiet=quiet)
+
+
+def _wrote(case: c.TrainCase | c.SecondOrderCase, path: str, place: str, *, quiet: bool) -> Suspect:
+    """The layer that writes into its input; ``quiet`` where the whole model evaluates."""
+    layers = dict(c.walk(case.model))
+    mode = "evaluation" if quiet or _in_eval(layers, path) else "training"
+    return _layer(layers, path, "forward", f"forward in {mode} mode", place=place)
 
 
 # -- rule OP ----------------------------------------------------------------------------------------------------------
@@ -312,7 +355,7 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
         known = "first-order gradients agree"
         return _layer(layers, owner, "forward", "second backward", known, place=f"gradient {name}")
     if quantity == "handed in" or name == HANDED_IN:
-        return _writer(case, divergence, evidence) or _handed_in(case, layers, divergence.name)
+        return _writer(case, divergence, evidence) or _handed_in(case, layers, divergence.name, evidence.calls)
     if quantity == "operator":
         # without the findings: the name begins with the class and the direction
         return Suspect(re.split(r"[,(]", divergence.name)[0].strip())
@@ -353,6 +396,9 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
         "first moment",
         "second moment",
         "parameter",
+        "graph",
+        "live tensors",
+        "cycles",
     ):
         return Suspect(
             "Optimizer: it has a parameter twice (repeated)", name, definition=("optim.Optimizer", "__init__")
@@ -361,6 +407,9 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
         return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
     if quantity == "clipped":
         return Suspect("clip scaling", f"clip_grad_norm, {name}", "gradients and their norm agree", words, clipper)
+    if evidence.reset and (quantity == "gradient after step" or name.endswith(UNSEEN)):
+        known = f"reset_grad {evidence.reset} gradients" + " (alias)" * (evidence.reset == "writes into")
+        return Suspect(known, name, definition=("optim.Optimizer", "reset_grad"))
     if quantity == "gradient after step":
         return Suspect(f"{kind}.step writes into gradients", name, "", words, stepped)
     if quantity in ("velocity", "first moment", "second moment"):
@@ -400,7 +449,9 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
     return Suspect(quantity, name)
 
 
-def _handed_in(case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Layer], name: str) -> Suspect:
+def _handed_in(
+    case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Layer], name: str, calls: Calls | None
+) -> Suspect:
     """Who has written into it: the part that reads it, in the pass in which it has changed."""
     held, _, when = name.partition(" after the ")
     held = held.partition("#")[0]
@@ -413,6 +464,11 @@ def _handed_in(case: c.TrainCase | c.SecondOrderCase, layers: Mapping[str, c.Lay
         return _layer(layers, "0", "forward", f"forward in {mode} mode", place=place)
     if held in ("labels", "target"):
         return Suspect(f"{type(case.loss).__name__} {'forward' if 'forward' in when else 'backward'}", place)
+    if held == "cotangent" and calls is not None and calls.bad is not None and calls.bad.fault == "written":
+        return dataclasses.replace(_of_call(calls.bad), known=place)
+    if held == "cotangent" and calls is not None and calls.right:
+        what = "Tensor.backward writes into the out_grad that it is given (alias)"
+        return Suspect(what, place, "no op was seen to do so", definition=("Tensor", "backward"))
     if held == "cotangent":
         return _layer(layers, f"{len(case.model) - 1}", "forward", "backward", place=place)
     return Suspect(f"something writes into the {held} that the user has handed in (alias)", name)
@@ -426,12 +482,7 @@ def _writer(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evide
     if evidence.calls.bad is not None and evidence.calls.bad.fault == "written":
         return dataclasses.replace(_of_call(evidence.calls.bad), known=place)
     if re.fullmatch(r"0(\.(0|left|right))*", evidence.wrote):  # its input is the model's
-        mode = (
-            "evaluation"
-            if divergence.name == HANDED_IN or _in_eval(dict(c.walk(case.model)), evidence.wrote)
-            else "training"
-        )
-        return _layer(dict(c.walk(case.model)), evidence.wrote, "forward", f"forward in {mode} mode", place=place)
+        return _wrote(case, evidence.wrote, place, quiet=divergence.name == HANDED_IN)
     if divergence.name.startswith("input"):
         what = "Sequential forward writes into its input (alias)"
         return Suspect(what, place, "none of its layers does", definition=("nn.Sequential", "forward"))
@@ -475,6 +526,9 @@ def _inside(case: c.ProgramCase, divergence: Divergence, evidence: Evidence) -> 
         return dataclasses.replace(found, place=f"{place}, {found.place}")
     if evidence.calls is not None and evidence.calls.bad is not None and evidence.calls.bad.fault == "written":
         return dataclasses.replace(_of_call(evidence.calls.bad), place=place)
+    if evidence.wrote and divergence.name == f"{HELD}input":
+        quiet = isinstance(case.actions[divergence.step], a.Evaluate)
+        return _wrote(case.training, evidence.wrote, f"it writes into its input, {place}", quiet=quiet)
     return dataclasses.replace(_CHAIN, place=f"{place}, {divergence.name}") if evidence.alone else None
 
 

@@ -5,6 +5,7 @@ It needs NumPy and a needle. It starts where the case starts, and prints the one
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,9 @@ _BLOCK = """class Block(ndl.nn.Module):
 """
 _PUT = """def put(tensor, values):
     tensor.cached_data = np.array(values, dtype="float32").reshape(tensor.shape)
+"""
+_PUT_BY_DATA = """def put(tensor, values):
+    tensor.data = ndl.Tensor(np.array(values, dtype="float32").reshape(tensor.shape), requires_grad=False)
 """
 
 
@@ -85,10 +89,25 @@ def written(array: Array) -> str:
 def program(case: c.Case, divergence: Divergence) -> str:
     """The program; TooLong where it would not be a small one."""
     if isinstance(case, c.OpCase):
-        return _op(case, divergence)
-    if isinstance(case, c.ProgramCase):
-        return _user(case, divergence)
-    return _model(case, divergence)
+        text = _op(case, divergence)
+    elif isinstance(case, c.ProgramCase):
+        text = _user(case, divergence)
+    else:
+        text = _model(case, divergence)
+    contract = contract_of(candidate())
+    return _in_its_forms(text, contract) if isinstance(contract, Course) else text
+
+
+def _in_its_forms(text: str, contract: Course) -> str:
+    """The program for a needle whose gradients or buffers are arrays, or whose Tensors hold theirs under another name."""
+    if contract.array_gradients:
+        text = re.sub(r"\.grad\.(numpy\(\)|data\b)", ".grad", text.replace("].data + ", "] + "))
+    if contract.array_buffers:
+        text = re.sub(r"^put\((\w+\.running_\w+), (.*)\)$", r'\1 = np.array(\2, dtype="float32")', text, flags=re.M)
+        text = re.sub(r"(\.running_(mean|var))\.numpy\(\)", r"\1", text)
+    if not hasattr(contract.ndl.Tensor(np.ones(1, np.float32)), "cached_data"):
+        text = text.replace(_PUT, _PUT_BY_DATA)
+    return text
 
 
 def call_of(case: c.OpCase) -> str:
@@ -422,8 +441,6 @@ def _state(writer: _Writer, quantity: str, name: str) -> str:
     """Where the optimizer keeps it; the parameter, where that is not found."""
     spec, variable = writer.case.optimizer if isinstance(writer.case, c.TrainCase) else c.SGD(), _variable(writer, name)
     contract, kind = contract_of(candidate()), type(spec).__name__
-    if not isinstance(contract, Course) or quantity not in contract.names(kind):
-        return f"{variable}.numpy()"
     number = [slot.name for slot in inputs.slots(writer.case)[0]].index(name)
-    key = {"parameter": variable, "id": f"id({variable})", "index": str(number)}[contract.keyed(kind)]
-    return f"optimizer.{contract.names(kind)[quantity]}[{key}]"
+    found = contract.written(kind, quantity, variable, number) if isinstance(contract, Course) else ""
+    return found or f"{variable}.numpy()"

@@ -10,7 +10,7 @@ from oracle.cases import case as c
 from oracle.cases import programs
 from oracle.rules.verdict import Divergence, Evidence, Explanation, Suspect
 
-_HELD = "what the user holds is not written to: "
+HELD = "what the user holds is not written to: "
 _LINES: dict[type[a.Action], tuple[str, ...]] = {
     a.Pass: ("Tensor", "backward"),
     a.Freeze: ("Tensor", "backward"),
@@ -46,14 +46,25 @@ def of_program(case: c.ProgramCase, f: Divergence, evidence: Evidence) -> Suspec
         what = "clip norm" if f.quantity == "clip norm" else "clip scaling"
         return Suspect(what, place, "", told(fit), (f"optim.{kind}", "clip_grad_norm"), explanations=fit)
     if f.quantity == "state":
-        return _state(case, f, action, kind, place)
-    if f.quantity == "promise" and f.name.startswith(_HELD):
-        held = f.name.removeprefix(_HELD)
+        return _state(case, f, action, kind, evidence)
+    if f.quantity == "promise" and f.name.startswith(HELD):
+        held = f.name.removeprefix(HELD)
+        if held.startswith("p.grad of ") and evidence.regraded:
+            return Suspect(f"{kind}.step writes into gradients", place, definition=(f"optim.{kind}", "step"))
+        if held in ("labels", "target") and isinstance(
+            case.loss, c.SoftmaxLoss | c.MSELoss
+        ):  # nobody else is given them
+            loss = type(case.loss).__name__
+            about = f"it writes into the {held} that the user has handed in, {place}"
+            return Suspect(
+                f"{loss} forward or backward", about, definition=(f"nn.{loss}", "forward"), key=f"{loss} writes"
+            )
         return Suspect(f"something writes into a {held.split(' of ')[0]} that a user may hold (alias)", place)
     if f.quantity == "promise" and f.name.startswith("eval()"):
         return Suspect("Module.eval", place, definition=("nn.Module", "eval"))
     if f.quantity in ("promise", "twin"):
-        what = f"{action.words}: {f.name.split(': ')[0]}"
+        words = a.Load(action.optimizer).words if evidence.without_file and isinstance(action, a.Load) else action.words
+        what = f"{words}: {f.name.split(': ')[0]}"
         return Suspect(what, place, definition=_LINES.get(type(action), ()))
     if f.quantity in ("gradient", "adjoint"):
         what = "gradients of a program" if f.rule != "unexpected" else "gradient that should not exist (requires_grad)"
@@ -67,11 +78,23 @@ def _with(case: c.ProgramCase, **fields: object) -> c.TrainCase:
     return msgspec.structs.replace(case.training, **fields)
 
 
-def _state(case: c.ProgramCase, f: Divergence, action: a.Action, kind: str, place: str) -> Suspect:
+def _state(case: c.ProgramCase, f: Divergence, action: a.Action, kind: str, evidence: Evidence) -> Suspect:
     """What an action has changed and must not, or the other way round."""
     owner, _, rest = f.name.rpartition(": ")
     entry = rest.split(" ")[0] if owner or not rest else f.name.split(" ")[0]
-    place = f"{place}, {f.name}"
+    place = f"action {f.step}, {action.text}, {f.name}"
+    if evidence.built and owner:
+        first = type(case.optimizer).__name__
+        return Suspect(
+            f"{first} constructor: {entry}", place, "it is so from the start", definition=(f"optim.{first}", "__init__")
+        )
+    if evidence.built:
+        return Suspect(
+            f"a model as it is built: {entry}", place, "it is so from the start", definition=("nn.Module", "__init__")
+        )
+    if isinstance(action, a.Load) and evidence.without_file:
+        words = a.Load(action.optimizer).words
+        return Suspect(f"{words}: {entry}", place, "it is so without a file, too", definition=_LINES[a.Load])
     if isinstance(action, a.Step):
         line = (f"optim.{kind}", "step")
         if entry == "gradient":

@@ -21,6 +21,7 @@ from oracle.rules.verdict import Clipping, Explanation, Update
 Array = npt.NDArray[Any]
 
 LEFT = 0.1  # of what is to be explained, at most, may be left
+NEAR = 32 * U  # relative, of a norm
 TOLD = 3  # explanations that are told; of more, these
 
 
@@ -54,15 +55,15 @@ def _guess(quantity: str, words: str, value: Array, key: str = "") -> Guess:
 class _Numbers:
     """One update: what is right, what is there, and what each mistake would give."""
 
-    def __init__(self, case: c.TrainCase, quantity: str, step: Update) -> None:
+    def __init__(self, case: c.TrainCase, quantity: str, step: Update, rate: float | None) -> None:
         self.step, self.quantity = step, quantity
-        guesses: Callable[[Any, Update], Iterator[Guess]]
+        guesses: Callable[[Any, Update, float | None], Iterator[Guess]]
         guesses = {c.SGD: _sgd, c.Adam: _adam}[type(case.optimizer)]  # type: ignore[assignment]
         if quantity == "gradient after step":
             guesses = _written
         given = np.asarray(step.rates[-1]), step.p, step.g, step.old, np.asarray(float(step.index + 1))
         self.expected = expected_update(case, *given, 0).values
-        self.guesses = [g for g in guesses(case.optimizer, step) if next(iter(g.values)) == quantity]
+        self.guesses = [g for g in guesses(case.optimizer, step, rate) if next(iter(g.values)) == quantity]
         self.ours = step.new.get(quantity)
         right, bound = self.expected.get(quantity, (step.g, np.zeros(step.g.shape)))
         self.right, self.allowed = right, L_LIMIT * bound + TINY
@@ -92,11 +93,12 @@ class _Numbers:
 def optimizer_words(case: c.TrainCase, quantity: str, step: Update) -> tuple[Explanation, ...]:
     """The usual mistakes that give needle's numbers: for every parameter and step, or for all of those of a kind that says so."""
     with np.errstate(all="ignore"):
-        first = _Numbers(case, quantity, step)
+        rate = _rate(case.optimizer, step) if quantity == "parameter" else None
+        first = _Numbers(case, quantity, step, rate)
         if not first.whole:
             return ()
         fitting = {g.key: g for g in reversed(first.guesses) if first.fits(g, wrong=True)}
-        rest = [n for n in (_Numbers(case, quantity, other) for other in step.beside) if n.whole]
+        rest = [n for n in (_Numbers(case, quantity, other, rate) for other in step.beside) if n.whole]
         without: dict[str, list[Update]] = {}  # mistake -> the updates that are right, and would not be
         for numbers in rest:
             theirs: dict[str, list[Guess]] = {}
@@ -141,7 +143,7 @@ def _earlier(s: Update, setting: str, now: float) -> list[float]:
     return [value for value in dict.fromkeys(reversed(s.past.get(setting, ()))) if value != now]
 
 
-def _written(spec: Any, s: Update) -> Iterator[Guess]:
+def _written(spec: Any, s: Update, rate: float | None) -> Iterator[Guess]:
     decay = spec.weight_decay or 0.0
     rest = 1 - (getattr(spec, "momentum", None) or 0.0)
     d = s.g + decay * s.p
@@ -155,7 +157,7 @@ def _written(spec: Any, s: Update) -> Iterator[Guess]:
         yield _guess("gradient after step", words, value)
 
 
-def _sgd(spec: c.SGD, s: Update) -> Iterator[Guess]:
+def _sgd(spec: c.SGD, s: Update, rate: float | None) -> Iterator[Guess]:
     """Wrong steps of SGD. The velocity's come first."""
     beta, decay, lr = spec.momentum or 0.0, spec.weight_decay or 0.0, s.rates[-1]
     g, p, old, rest = s.g, s.p, s.old["velocity"], 1 - beta
@@ -236,6 +238,7 @@ def _sgd(spec: c.SGD, s: Update) -> Iterator[Guess]:
     ]
     for words, value in updates:
         yield _guess("parameter", words, value)
+    yield from _as_if(s, rate, lambda rate: p - rate * u)
 
 
 def _rates(s: Update, default: float, moved: Callable[[float], Array]) -> Iterator[Guess]:
@@ -244,7 +247,7 @@ def _rates(s: Update, default: float, moved: Callable[[float], Array]) -> Iterat
     for rate in dict.fromkeys(reversed(s.rates)):
         if rate != lr:
             yield _guess("parameter", f"the learning rate is stale: {rate:g}, not {lr:g}", moved(rate), "α is stale")
-    if default not in s.rates:
+    if default != lr:  # also where it was in force before: then nobody can know which it is
         yield _guess(
             "parameter",
             f"the learning rate is the default: {default:g}, not {lr:g}",
@@ -255,7 +258,43 @@ def _rates(s: Update, default: float, moved: Callable[[float], Array]) -> Iterat
         yield _guess("parameter", "α is taken as 1", moved(1.0))
 
 
-def _adam(spec: c.Adam, s: Update) -> Iterator[Guess]:
+def _as_if(s: Update, rate: float | None, moved: Callable[[float], Array]) -> Iterator[Guess]:
+    """A step at the learning rate that the first of the wrong ones looks like, unless that one is told already."""
+    told_already = (*s.rates, 0.01, 1.0 if s.rates[-1] > 1 else 0.01)
+    if rate is not None and not np.isclose(told_already, rate, rtol=1e-4, atol=0).any():
+        words = f"as if the learning rate were {rate:g}, not {s.rates[-1]:g}"
+        yield _guess("parameter", words, moved(rate), "α is another one")
+
+
+def _rate(spec: c.Optimizer, s: Update) -> float | None:
+    """The learning rate, in as few digits as the numbers tell, that a step looks like; None where that says nothing.
+
+    What explains a factor may be told as something else, a default for one. Adam's corrections are factors too, but not
+    the same ones in every step.
+    """
+    new = s.new.get("parameter")
+    if new is None or new.shape != s.p.shape:
+        return None
+    if isinstance(spec, c.SGD):
+        way = s.new.get("velocity")
+    else:
+        if len({u.index for u in (s, *s.beside)}) < 2:
+            return None
+        b1, b2 = (default if given is None else given for given, default in ((spec.beta1, 0.9), (spec.beta2, 0.999)))
+        eps, t = 1e-8 if spec.eps is None else spec.eps, s.index + 1
+        m, v = s.new.get("first moment"), s.new.get("second moment")
+        way = None if m is None or v is None else m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    size = 0.0 if way is None or way.shape != s.p.shape else float((way * way).sum())
+    if way is None or not 0 < size < np.inf:
+        return None
+    found = float(((s.p - new) * way).sum()) / size
+    if not 0 < found < np.inf:
+        return None
+    off = 4 * U * (found + float(np.sqrt((s.p * s.p).sum() / size)))  # what rounding in the parameters makes of it
+    return next(r for d in range(1, 18) if abs((r := float(f"{found:.{d}g}")) - found) <= off)
+
+
+def _adam(spec: c.Adam, s: Update, rate: float | None) -> Iterator[Guess]:
     """Wrong steps of Adam."""
     lr, t = s.rates[-1], s.index + 1
     decay = spec.weight_decay or 0.0
@@ -323,6 +362,7 @@ def _adam(spec: c.Adam, s: Update) -> Iterator[Guess]:
         updates.append(("ε is taken as 1", p - lr * m / c1 / (roots + 1)))
     for words, value in updates:
         yield _guess("parameter", words, value)
+    yield from _as_if(s, rate, lambda rate: p - rate * m / c1 / (roots + eps))
 
 
 def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Explanation, ...]:
@@ -333,6 +373,7 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
     squares = {n: float((g * g).sum()) for n, g in raw.items()}
     norm = float(np.sqrt(sum(squares.values())))
     if quantity == "clip norm":
+        between = range(2, len(raw) - 1)  # one, and all but one, are told by their names
         guesses: list[tuple[str, float]] = [
             ("the sum of squares, without the root", norm * norm),
             ("the sum of absolute values", sum(float(np.abs(g).sum()) for g in raw.values())),
@@ -345,10 +386,28 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
             ("the mean square", norm / np.sqrt(max(1, sum(g.size for g in raw.values())))),
             *((f"{n} is left out", float(np.sqrt(norm * norm - s))) for n, s in squares.items() if len(raw) > 1),
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),
+            *(
+                (f"only the first {k} of {len(raw)} gradients count", _together(list(squares.values())[:k]))
+                for k in between
+            ),
+            *(
+                (f"only the last {k} of {len(raw)} gradients count", _together(list(squares.values())[-k:]))
+                for k in between
+            ),
+            ("the gradients are rounded to float16", float(np.sqrt(sum(_norm(_half(g)) ** 2 for g in raw.values())))),
+            *(
+                (
+                    f"the gradient of {n} is rounded to float16",
+                    float(np.sqrt(norm * norm - s + _norm(_half(raw[n])) ** 2)),
+                )
+                for n, s in squares.items()
+                if len(raw) > 1
+            ),
         ]
         off = abs(clipping.norm - norm)
+        # a single number comes near to many guesses by chance: what fits is as exact as a sum in float32
         fitting = [
-            w for w, x in guesses if abs(clipping.norm - x) <= min(1e-5 * abs(x), LEFT * off) and _apart(x, norm)
+            w for w, x in guesses if abs(clipping.norm - x) <= min(NEAR * abs(x), LEFT * off) and _apart(x, norm)
         ]
         return tuple(Explanation(words, words) for words in dict.fromkeys(fitting))
     factor = min(1.0, most / (norm + 1e-6))
@@ -381,6 +440,10 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
         return bool(np.sqrt(left) <= LEFT * np.sqrt(all_of_it))
 
     return tuple(Explanation(words, words) for words, rule in scaled if explains(rule))
+
+
+def _together(squares: Sequence[float]) -> float:
+    return float(np.sqrt(sum(squares)))
 
 
 def _norm(g: Array) -> float:

@@ -14,6 +14,7 @@ True
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -70,7 +71,7 @@ from oracle.cases.layers import Sequential as Sequential
 from oracle.cases.layers import Sigmoid as Sigmoid
 from oracle.cases.layers import Tanh as Tanh
 from oracle.cases.layers import Unused as Unused
-from oracle.cases.model import Checked
+from oracle.cases.model import checked as checked
 from oracle.cases.model import output_width as output_width
 from oracle.cases.model import trains as trains
 from oracle.cases.model import walk as walk
@@ -219,16 +220,27 @@ def _canonical(value: Any) -> Any:
     """Plain data that is the same for equal values: 1.0 as 1, and without fields at their defaults, so that a new
     field leaves the digests of old cases alone.
     """
+    if isinstance(value, str | int | bool | None):
+        return value
     if isinstance(value, Struct):
-        defaults = dict(zip(reversed(value.__struct_fields__), reversed(value.__struct_defaults__), strict=False))
-        fields = {name: getattr(value, name) for name in value.__struct_fields__}
-        told = {n: _canonical(v) for n, v in fields.items() if v != {} and (n not in defaults or v != defaults[n])}
-        return {"kind": value.__struct_config__.tag, **told}
+        told: dict[str, Any] = {"kind": value.__struct_config__.tag}
+        for name, default in _defaults(type(value)):
+            given = getattr(value, name)
+            if given != {} and (default is msgspec.NODEFAULT or given != default):
+                told[name] = _canonical(given)
+        return told
     if isinstance(value, dict):
         return {k: _canonical(v) for k, v in value.items()}
     if isinstance(value, tuple):
         return [_canonical(v) for v in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@functools.cache
+def _defaults(kind: type[Struct]) -> Sequence[tuple[str, Any]]:
+    """The fields of a part, each with its default."""
+    names, defaults = kind.__struct_fields__, kind.__struct_defaults__
+    return list(zip(names, (msgspec.NODEFAULT,) * (len(names) - len(defaults)) + defaults, strict=True))
 
 
 class _Case(Part, frozen=True):
@@ -499,7 +511,7 @@ _IN_PROGRAMS += tuple(ACTIVATIONS.values())
 @remembered
 def input_widths(case: TrainCase | SecondOrderCase | ProgramCase) -> Mapping[str, int]:
     """Path of every layer -> width of its input."""
-    return Checked(case.model, case.data.rows, case.data.features).widths
+    return checked(case.model, case.data.rows, case.data.features).widths
 
 
 def cost(case: Case) -> tuple[float, float]:
@@ -510,13 +522,13 @@ def cost(case: Case) -> tuple[float, float]:
         return 350.0 * numbers, 4e-5 * numbers
     if isinstance(case, ProgramCase):
         case = case.training
-    checked = Checked(case.model, case.data.rows, case.data.features)
-    width = checked.width
+    found = checked(case.model, case.data.rows, case.data.features)
+    width = found.width
     train = isinstance(case, TrainCase)
     steps, passes = (case.steps, 1 if case.backward == "once" else 2) if isinstance(case, TrainCase) else (1, 2)
-    held = checked.numbers + case.data.rows * width
+    held = found.numbers + case.data.rows * width
     drawn = 5.0 * steps * passes * case.data.rows * (case.data.features + width) if train else 0.0
-    seconds = steps * passes * (1e-3 * checked.parts + 4e-6 * held + 2e-9 * checked.products)
+    seconds = steps * passes * (1e-3 * found.parts + 4e-6 * held + 2e-9 * found.products)
     return 350.0 * held + drawn, seconds
 
 

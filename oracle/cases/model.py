@@ -23,7 +23,7 @@ class Checked:
     """A model whose widths fit, and what a pass costs; raises CaseError with the path of the layer that does not fit."""
 
     def __init__(self, model: Sequence[Layer], rows: int, features: int) -> None:
-        self.rows = rows
+        self.model, self.rows, self.features = model, rows, features
         self.linears: list[Shape] = []
         self.parts = 0  # layers and operations; with what follows, what a pass costs
         self.numbers = 0.0  # values of all layers, and parameters
@@ -47,9 +47,20 @@ class Checked:
         return width
 
 
-def output_width(model: Sequence[Layer], rows: int, features: int) -> int:
+_last: Checked | None = None
+
+
+def checked(model: tuple[Layer, ...], rows: int, features: int) -> Checked:
+    """`Checked`, kept for the model that was asked about last: a case asks several times, and one made of it does again."""
+    global _last
+    if _last is None or _last.model is not model or (_last.rows, _last.features) != (rows, features):
+        _last = Checked(model, rows, features)
+    return _last
+
+
+def output_width(model: tuple[Layer, ...], rows: int, features: int) -> int:
     """Width of the model's output."""
-    return Checked(model, rows, features).width
+    return checked(model, rows, features).width
 
 
 def trains(model: Sequence[Layer]) -> bool:

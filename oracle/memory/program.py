@@ -122,7 +122,7 @@ class Program:
                 collected = [grad_of(p) for p in self._parameters()]
         for p, before in zip(self._parameters(), collected, strict=True):
             if before is not None:
-                p.grad = before.data + p.grad.data
+                p.grad = self.contract.plus(before, p.grad)
 
     def _differentiate_twice(self, cotangent: tuple[Any, ...]) -> None:
         """Gradients with their graph, and then the gradient of their squared norm."""

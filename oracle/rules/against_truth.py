@@ -15,6 +15,10 @@ from oracle.systems.lockstep import Step
 from oracle.systems.ours import is_ours
 from oracle.systems.trace import Observation
 
+# Units of the largest logit that the loss of another needle may be off by, on top: the course defines its SoftmaxLoss as
+# logsumexp(z) - z_y, two numbers as large as the logits. Both, their difference, and the mean over the rows.
+LOGITS = 4 * U
+
 
 def against_truth(
     h: Hearing, seen: Sequence[Observation], peer: Sequence[Observation], expected: Values, rule: str = "G"
@@ -33,7 +37,7 @@ def against_truth(
     for joined, group in side_by_side(compared, len(seen)):
         truth = joined.replicas(group, len(seen))
         allowed = cmp.G_LIMIT * h.tolerance(truth, joined)
-        if isinstance(h.case.loss, c.SoftmaxLoss) and not is_ours(h.lockstep.ndl):
+        if isinstance(h.case.loss, c.SoftmaxLoss) and rule == "G" and not is_ours(h.lockstep.ndl):
             _of_large_logits(h, joined, allowed, expected)
         yield from h.within(seen, peer, joined, truth[0], allowed, rule).values()
     for observation in seen if is_ours(h.lockstep.ndl) or rule == "P" else ():  # the course gives constants gradients
@@ -46,13 +50,14 @@ def against_truth(
 
 
 def _of_large_logits(h: Hearing, joined: cmp.Joined, allowed: cmp.Array, expected: Values) -> None:
-    """The course defines its SoftmaxLoss as logsumexp(z) - z_y: two numbers as large as the logits, each rounded as such."""
-    logits = expected.get("activation", NOTHING).get(f"{len(h.case.model) - 1}")
-    for i, (quantity, _) in enumerate(joined.keys):
-        if quantity == "loss" and logits is not None:
+    """`LOGITS` of those of its own micro-batch, for each loss."""
+    for i, (quantity, name) in enumerate(joined.keys):
+        of = f"{len(h.case.model) - 1}{name.removeprefix('loss')}"
+        logits = expected.get("activation", NOTHING).get(of) if quantity == "loss" else None
+        if logits is not None:
             largest = np.abs(logits[0]).reshape(len(allowed), -1).max(axis=1, initial=0.0)
             for row, size in zip(allowed, largest, strict=True):
-                joined.part(row, i)[...] += 4 * U * size  # both, their difference, and the mean over the rows
+                joined.part(row, i)[...] += LOGITS * size
 
 
 def torch_against_truth(

@@ -57,8 +57,10 @@ class Known:
 
 @once_per_package
 def known_ops(ndl: Any) -> Mapping[type, Known]:
-    """Class of ops -> what it means, by what stands behind the functions of the course."""
-    found: dict[type, Known] = {}
+    """Class of ops -> what it means, by what stands behind the functions of the course. A class that stands behind several of them
+    means none of them; a negation may be a product with -1.
+    """
+    found: dict[type, dict[str, Known]] = {}
     for name, (shapes, arguments) in _SAMPLES.items():
         try:
             operands = [ndl.Tensor(np.full(shape, 0.5, np.float32)) for shape in shapes]
@@ -70,13 +72,17 @@ def known_ops(ndl: Any) -> Mapping[type, Known]:
         except Exception:
             continue
         if all(attributes.values()):
-            found.setdefault(type(out.op), Known(name, attributes))
-    return found
+            found.setdefault(type(out.op), {})[name] = Known(name, attributes)
+    for meanings in found.values():
+        if "mul_scalar" in meanings:
+            meanings.pop("negate", None)
+    return {kind: known for kind, meanings in found.items() for known in meanings.values() if len(meanings) == 1}
 
 
 def _holder(op: Any, value: Any) -> str:
-    held: dict[str, Any] = vars(op)
-    return next((name for name in held if _equal(held[name], value)), "")
+    slots = (name for kind in type(op).__mro__ for name in getattr(kind, "__slots__", ()))
+    names = (*getattr(op, "__dict__", ()), *slots)
+    return next((name for name in names if _equal(getattr(op, name, None), value)), "")
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -169,18 +175,33 @@ def wrong_sum(ndl: Any) -> tuple[str, str, str]:
     contract_of(ndl).backward(out, ndl.Tensor(np.ones(2, np.float32), requires_grad=False))
     made = float(np.ravel(array_of(x.grad))[0])
     if made == sum(parts):
+        for thing in _homes(ndl):
+            function = getattr(thing, "sum_node_list", None)
+            if function is not None and _writes(ndl, function):
+                return "the sum is written into the contribution that comes first", line_in(function), "sum_node_list"
         return "", "", ""
     words = {parts[0]: "only the contribution that comes first counts", parts[-1]: "only the contribution that comes last counts",
              0.0: "nothing arrives", 2 * sum(parts): "it counts twice"}.get(made, f"contributions 2, 3 and 7 give {made:g}")  # fmt: skip
-    homes = [
-        thing for thing in (getattr(ndl, "autograd", None), sys.modules.get(ndl.Tensor.__module__)) if thing is not None
-    ]
-    for thing in homes:
+    for thing in _homes(ndl):
         for name in ("sum_node_list", "compute_gradient_of_variables"):
             function = getattr(thing, name, None)
             if function is not None and not (name == "sum_node_list" and _adds(ndl, function)):
                 return words, line_in(function), name
     return words, line_in(ndl.Tensor, "backward"), "Tensor.backward"
+
+
+def _homes(ndl: Any) -> list[Any]:
+    """Where the functions of the walk are."""
+    return [
+        thing for thing in (getattr(ndl, "autograd", None), sys.modules.get(ndl.Tensor.__module__)) if thing is not None
+    ]
+
+
+def _writes(ndl: Any, function: Any) -> bool:
+    """Whether a sum of Tensors writes into one of them: an op that passes one gradient on to several operands then passes on too much."""
+    given = [ndl.Tensor(np.full(2, v, np.float32), requires_grad=False) for v in (2.0, 3.0)]
+    function(list(given))
+    return [float(np.ravel(array_of(x))[0]) for x in given] != [2.0, 3.0]
 
 
 def _adds(ndl: Any, function: Any) -> bool:

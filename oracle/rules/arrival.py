@@ -52,6 +52,7 @@ class Arrival:
         if len(parts) > 1:
             guesses += [(f"only one of {len(parts)} contributions counts: that of {kind}", p) for p, kind in parts]
             guesses += [(f"of {len(parts)} contributions, that of {kind} counts twice", total + p) for p, kind in parts]
+            guesses.append((f"{len(parts)} contributions are averaged", total / len(parts)))
         if len(parts) > 2:
             guesses += [(f"of {len(parts)} contributions, that of {kind} is missing", total - p) for p, kind in parts]
         return tuple(dict.fromkeys(words for words, value in guesses if bool((np.abs(ours - value) <= allowed).all())))

@@ -58,7 +58,7 @@ class Calls:
                 if len(ours) != len(values):
                     return {"fault": "shape", "message": f"has {len(ours)} parts, not {len(values)}"}
                 for mine, right, allowed in zip(ours, values, bounds, strict=True):
-                    wrong = _compared(op, mine, right, allowed)
+                    wrong = _compared(op, mine, right, allowed) or _of_other_sign(mine, right, inputs)
                     if wrong is not None:
                         return wrong
         except UNSURE:
@@ -147,6 +147,16 @@ def _called(within: Sequence[str]) -> str:
 
 def _wide(x: Any) -> Any:
     return tuple(in_float64(a) for a in x) if isinstance(x, tuple) else in_float64(x)
+
+
+def _of_other_sign(ours: Array, value: Array, inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """Beside numbers without end a bound says nothing, but their sign is known, unless it comes from that of a zero."""
+    opposite = np.isinf(ours) & np.isinf(value) & (ours != value)
+    if not opposite.any() or not all(np.all(a) for x in inputs for a in parts_of(x)):
+        return None
+    at = tuple(int(k) for k in np.argwhere(opposite)[0])
+    return {"fault": "value", "index": at, "ours": float(ours[at]), "truth": float(value[at]), "dtype": str(ours.dtype),
+            "message": f"is {float(ours[at])}, not {float(value[at])}"}  # fmt: skip
 
 
 def _compared(op: Any, ours: Array, value: Array, bound: Array) -> dict[str, Any] | None:

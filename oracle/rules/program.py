@@ -35,7 +35,7 @@ from oracle.rules.units import HUGE
 from oracle.rules.update import L_LIMIT, clipping, expected_update
 from oracle.rules.verdict import BACKWARD, FORWARD, Clipping, Divergence, Evidence, Update, Verdict
 from oracle.systems import peer, truth
-from oracle.systems.ours import is_ours
+from oracle.systems.ours import is_ours, misbuilt
 from oracle.systems.program import Looking, ProgramRun, Turn, alike
 from oracle.systems.trace import Observation
 
@@ -480,8 +480,29 @@ def _clipped(h: Hearing, turn: Turn, action: a.ClipNorm) -> Iterator[Divergence]
 def _evidence(h: Hearing, run: ProgramRun, f: Divergence, turns: Sequence[Turn]) -> Evidence:
     """What was done in numbers, and the action seen from inside."""
     evidence = _numbers(f, turns)
+    _look_around(run, f, turns, evidence)
     _look_inside(h, run, f, evidence)
     return evidence
+
+
+def _look_around(run: ProgramRun, f: Divergence, turns: Sequence[Turn], evidence: Evidence) -> None:
+    """Whether the action is to blame at all: it may be so from the start, or without the file, or be about another thing, too."""
+    case, action = run.case, run.case.actions[f.step]
+    turn = next((t for t in turns if t.ours.step == f.step), None)
+    if f.failure is not None:
+        if f.failure.phase == "build" and is_ours(run.ndl):
+            evidence.misbuilt = misbuilt(case.training, run.ndl, [*run.slots[0], *run.slots[1]])
+        return
+    if f.quantity == "state" and f.step == 0:
+        evidence.built = not alike(run.start().get(f.name), programs.start(case).values.get(f.name))
+    if isinstance(action, a.Load) and action.file and f.quantity in ("state", "promise"):
+        plain = msgspec.structs.replace(action, file=False)
+        actions = (*case.actions[: f.step], plain, *case.actions[f.step + 1 :])
+        found = judge(msgspec.structs.replace(case, actions=actions), run.ndl, peer_too=False).divergence
+        evidence.without_file = found is not None and (found.step, found.name) == (f.step, f.name)
+    if isinstance(action, a.Step) and f.quantity == "promise" and turn is not None:
+        keys = [key for key in turn.before.values if key.startswith("gradient ")]
+        evidence.regraded = any(not alike(turn.after.get(key), turn.before.values[key]) for key in keys)
 
 
 def _numbers(f: Divergence, turns: Sequence[Turn]) -> Evidence:

@@ -15,6 +15,7 @@ from oracle.operations import OPERATIONS
 from oracle.operations import tape as d
 from oracle.operations.tape import Noise
 from oracle.rules import compare as cmp
+from oracle.rules.against_truth import LOGITS
 from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
@@ -63,14 +64,16 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
         clock.turn("rules")
         if ours:
             expected["gradient with graph"] = grads
+        large = LOGITS * float(np.abs(case.operands[0].array).max(initial=0)) if case.op == "softmax_loss" else 0.0
         for quantity, values in expected.items():
+            more = large if quantity == "activation" and not ours else 0.0
             for name, array in values.items():
                 theirs = peer.values[quantity.removesuffix(" with graph")][name]
                 made = seen.values.get(quantity, {}).get(name)
                 wrong = cmp.check_form(0, quantity, name, made, array.shape[2:], "float32")
                 if wrong is None:
                     assert made is not None
-                    wrong = _values(verdict, case, quantity, name, made, theirs, array, "G")
+                    wrong = _values(verdict, case, quantity, name, made, theirs, array, "G", more)
                 if wrong is not None:
                     found.append(wrong)
                 if peer_too and not quantity.endswith(" with graph"):
@@ -106,17 +109,26 @@ def _evidence(case: c.OpCase, ndl: Any, *, raised: bool) -> Evidence:
 
 
 def _values(
-    verdict: Verdict, case: c.OpCase, quantity: str, name: str, ours: Array, peer: Array, truth: Array, rule: str
+    verdict: Verdict,
+    case: c.OpCase,
+    quantity: str,
+    name: str,
+    ours: Array,
+    peer: Array,
+    truth: Array,
+    rule: str,
+    more: float = 0.0,
 ) -> Divergence | None:
     """Rule G where truth is a float32 number; where it is not, ours must be nan or the same infinity as torch's.
 
-    Where torch alone overflows on its way to a float32 number, ours is held against the truth.
+    Where torch alone overflows on its way to a float32 number, ours is held against the truth. ``more`` is allowed on top.
     """
     exact = truth[0, 0]
     with np.errstate(all="ignore"):
         small = np.abs(exact) < 1e37
         calm = np.where(small, truth, 0.0)
-        share = np.where(small, cmp.share_g(np.where(small, ours, 0.0)[None], calm)[0], 0.0)
+        allowed = cmp.G_LIMIT * cmp.tolerance(calm) + more
+        share = np.where(small, cmp.share_of(np.where(small, ours, 0.0)[None], calm[0], allowed)[0], 0.0)
         share = np.where(small & ~np.isfinite(ours), np.inf, share)
         tame = small & (np.isfinite(peer) | (share <= 1))
         share = np.where(tame, share, 0.0)
@@ -132,8 +144,7 @@ def _values(
                           float(exact[at]), str(ours.dtype))  # fmt: skip
     if top > 1:
         at = cmp.worst(share)
-        allowed = cmp.G_LIMIT * cmp.tolerance(calm)[0]
-        return cmp.numeric(0, quantity, name, rule, at, ours, peer, exact, allowed)
+        return cmp.numeric(0, quantity, name, rule, at, ours, peer, exact, allowed[0])
     return None
 
 

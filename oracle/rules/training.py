@@ -35,7 +35,7 @@ from oracle.systems import ours as ours_side
 from oracle.systems import trace, truth
 from oracle.systems.lockstep import Lockstep, Step
 from oracle.systems.surroundings import without_advice
-from oracle.systems.trace import HANDED_IN
+from oracle.systems.trace import HANDED_IN, UNSEEN
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
 COHERENT = 3  # noisy replicas of a training run in which all rows round alike
@@ -283,6 +283,10 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
+        # what was seen of gradients after the last step, somebody may have written into since; what they are added to is seen
+        # first in a pass that nobody watches
+        if divergence.quantity == "gradient after step" or divergence.name.endswith(UNSEEN):
+            evidence.reset = ours_side.reset_does(run)
         evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)
     elif not hasattr(run, "watch"):  # there is no model
         return evidence
@@ -290,6 +294,11 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         quiet = divergence.failure.phase == "evaluation"
         # gradients are taken down before the pass that nobody watches
         evidence.alone = divergence.failure.phase in ("forward", "backward") and "gradient" in step.ours.values
+        if divergence.failure.phase == "taking over the state":
+            names = {slot.name: ("buffer" if slot in run.buffer_slots else "parameter", slot.shape)
+                     for slot in (*run.parameter_slots, *run.buffer_slots)}  # fmt: skip
+            right = {name: (shape, h.dtype(quantity, name)) for name, (quantity, shape) in names.items()}
+            evidence.misbuilt = ours_side.misshapen({name: run.array(name) for name in names}, right)
     _again(h, divergence, step, evidence, evaluation=quiet)
     return evidence
 
@@ -306,6 +315,10 @@ def _again(h: Hearing, divergence: Divergence, step: Step, evidence: Evidence, *
     evidence.calls = Calls()
     closely = ours_side.again(run, start, t, found, evidence.calls, evaluation=evaluation)
     evidence.detached, evidence.wrote = closely.detached, closely.wrote
+    if seen and divergence.failure is None and not (closely.wrote or evidence.calls.bad or found.bad):
+        # on a tape, what was a constant is none
+        closely = ours_side.again(run, start, t, None, None, evaluation=evaluation, taped=False)
+        evidence.wrote = closely.wrote
     if seen and h.case.dtypes is None:  # the bounds of rule OP are those of float32
         evidence.findings = h.findings if t == 0 and not evaluation and h.findings.bad else found
     if seen and ours_side.is_ours(run.ndl):

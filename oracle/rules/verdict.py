@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from oracle.apart import one_line
+from oracle.apart import frames_of, one_line
 from oracle.cases import case as c
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
+from oracle.systems.candidate import chosen, home
+from oracle.systems.ours import at_work, is_foreign
 from oracle.systems.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]
@@ -159,6 +161,13 @@ class Evidence:
     alone: bool = False  # whether all is right where the layers are watched, and run one by one
     eval_draws: bool = False  # whether the random state is another one after ``eval()``
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
+    misbuilt: str = ""  # before an exception: the parameter or buffer that has not the shape or the dtype it must have
+    built: bool = False  # of a program: whether what differs after the first action did so before it
+    without_file: bool = False  # of a program: whether the state dict alone shows it, without a file
+    regraded: bool = False  # of a program: whether a step has changed a gradient
+    reset: str = (
+        ""  # what ``reset_grad`` does with gradients, if not let go of them as they are: "leaves", "writes into"
+    )
     update: Update | None = None
     clipping: Clipping | None = None
     optimizer: c.Optimizer | None = None  # of a program: with the hyperparameters that are in force
@@ -191,4 +200,6 @@ class Verdict:
         try:
             self.evidence = search()
         except Exception as error:
-            self.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")
+            # another needle may compute late, and raise when what it has made is looked at: then there is no more to be found
+            if not (is_foreign(chosen()) and at_work(frames_of(error.__traceback__), home())):
+                self.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")

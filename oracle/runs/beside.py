@@ -1,4 +1,6 @@
-"""``python -m oracle.runs.beside``: a helper of `oracle.runs.helper`, with a pool of one process for all that runs needle.
+"""``python -m oracle.runs.beside [DIR]``: a helper of `oracle.runs.helper`, with a pool of one process for all that runs needle.
+
+DIR is the folder of another needle than ours.
 
 It ends when the worker does, however that ends: then its standard input is closed.
 """
@@ -9,7 +11,9 @@ import contextlib
 import os
 import pickle
 import select
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from oracle.runs.helper import Different
@@ -18,9 +22,10 @@ from oracle.runs.runner import warm_up
 from oracle.runs.versions import differences, versions
 from oracle.runs.workers import Pool, portable
 from oracle.systems import candidate
+from oracle.systems.foreign import ForeignError
 
 
-def main() -> None:
+def main(folder: str) -> None:
     """One task after the other, until the worker closes the pipe, or is gone."""
     tasks, answers = os.dup(0), os.dup(1)
     with open(os.devnull, "rb") as nothing:
@@ -31,7 +36,7 @@ def main() -> None:
         while (data := received(tasks)) is not None:
             before = pool.lost
             try:
-                answer = True, _done(pool, tasks, *pickle.loads(data))
+                answer = True, _done(pool, tasks, folder, *pickle.loads(data))
             except Exception as error:
                 if isinstance(error, _Gone):
                     raise
@@ -43,9 +48,9 @@ class _Gone(Exception):
     """Nobody waits for the answer."""
 
 
-def _done(pool: Pool, tasks: int, wanted: dict[str, str], packed: bytes) -> Any:
+def _done(pool: Pool, tasks: int, folder: str, wanted: dict[str, str], packed: bytes) -> Any:
     """The answer to a task. Different where it is not for what is installed here."""
-    _imported()
+    _imported(folder)
     if wrong := differences(wanted, versions()):
         raise Different("; ".join(wrong))
     function, *args = pickle.loads(packed)
@@ -58,10 +63,13 @@ def _done(pool: Pool, tasks: int, wanted: dict[str, str], packed: bytes) -> Any:
 
 
 @cache
-def _imported() -> None:
-    """Needle can be imported, and stays the same while this lives."""
-    candidate.choose(None)
+def _imported(folder: str) -> None:
+    """Needle can be imported, and stays the same while this lives. Different if it is not on this machine."""
+    try:
+        candidate.choose(Path(folder) if folder else None)
+    except ForeignError as error:
+        raise Different(str(error)) from None
 
 
 if __name__ == "__main__":
-    main()
+    main("".join(sys.argv[1:]))

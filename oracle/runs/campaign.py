@@ -29,6 +29,7 @@ def campaign(
     seeds: int | None,
     cases: int,
     folder: Path,
+    needle: Path | None = None,
 ) -> int:
     """Run, show progress and print what came of it; returns the exit code."""
     from oracle.runs import ledger as ledgers
@@ -52,19 +53,35 @@ def campaign(
         print(f"campaign: {commands.shown(path)} has seed {first} already; without `--seed` it goes on behind the last one", file=sys.stderr)  # fmt: skip
         return ExitCode.USAGE
     with console.status("importing NumPy and torch") if terminal.watched(console) else nullcontext():
-        from oracle.runs import runner
+        from oracle.runs import offered, runner
         from oracle.runs import seeds as many
         from oracle.runs.dask_pool import DaskPool
+        from oracle.runs.shard import run_battery
         from oracle.runs.versions import versions
         from oracle.runs.workers import NoWorkers
+        from oracle.systems.candidate import chosen
+        from oracle.systems.foreign import Offer
+        from oracle.systems.ours import is_foreign
 
     wanted = workers or os.cpu_count() or 1
-    plan = runner.Plan(seed=first, cases=cases, workers=wanted, digits=False, keep_going=True, folder=folder)
+    about, other = versions(), chosen() if is_foreign(chosen()) else None
+    whose = ledgers.mixed(kept.before, other, about["needle"])
+    if whose:
+        print(f"campaign: {commands.shown(path)} has seeds of {whose}, and those of two needles do not add up; `--ledger` names another file", file=sys.stderr)  # fmt: skip
+        return ExitCode.USAGE
+    # what it offers is tried in children of this process, which forks no more once there are threads of Dask
+    offer = Offer() if needle is None else offered.offered()
+    plan = runner.Plan(
+        seed=first, cases=cases, workers=wanted, digits=False, keep_going=True, folder=folder, offer=offer,
+        needle=chosen(),
+    )  # fmt: skip
     go_on = commands.command(
-        "campaign", minutes=f"{minutes:g}", scheduler=scheduler, workers=workers, ledger=ledger, cases=None if cases == CASES else cases, out=folder,
+        "campaign", needle=needle, minutes=f"{minutes:g}", scheduler=scheduler, workers=workers, ledger=ledger,
+        cases=None if cases == CASES else cases, out=folder,
     )  # fmt: skip
     run = many.Seeds(plan, go_on=go_on)
-    about = versions()
+    if needle is not None:
+        console.print(f"the needle of {needle}", markup=False, soft_wrap=True)
     _begun(console, kept, about)
     with console.status("starting workers") if terminal.watched(console) else nullcontext():
         try:
@@ -96,12 +113,19 @@ def campaign(
             words = f"{run.result.tally.tensors:,} tensors of {_many(len(run.seeds), 'seed')}, {_failing(run)}"
             show(words, run.wall / 60, minutes)
 
-        many.run(many.Plan(_numbers(first, seeds, done), cases, minutes, folder), pool, run, progress)
+        small = run_battery if plan.foreign else None
+        what = many.Plan(_numbers(first, seeds, done), cases, minutes, folder, lacking=offer.lacking, small=small)
+        many.run(what, pool, run, progress)
     if pool.lost:
         run.notes.append(f"{_many(pool.lost, 'time')} a worker ended; what it was at was done again")
     for worker, why in pool.refused.items():
         run.notes.append(f"the worker at {worker} has something else installed, and got nothing to do: {why}")
     keep()
+    if plan.foreign and not run.interrupted:
+        from oracle.runs import told as tell
+
+        with saved(f"{commands.shown(folder / 'needle.md')}, `--out` names another folder"):
+            tell.write(run)
     _summary(console, run, kept, path)
     return run.exit_code
 
@@ -166,14 +190,22 @@ def _summary(console: Console, run: Any, kept: Any, path: Path) -> None:
     console.print()
     diff.problems(console, run)
     if run.interrupted:
-        console.print(f"interrupted after {total:,} cases, all of which are in the ledger", style="bold yellow")
+        kept_all = ", all of which are in the ledger" if kept.saved else ""
+        console.print(f"interrupted after {total:,} cases{kept_all}", style="bold yellow")
     diff.no_verdict(console, run, ours=False)  # workers end for many reasons
     console.print(f"it goes on with: {run.again}", soft_wrap=True, markup=False)
     if run.exit_code == ExitCode.AGREE:
         console.print(f"0 divergences in {total:,} cases", style="bold green")
     else:
         console.print(shown(run.codes), style="dim")
-    diff.show_failures(console, run, total)
+    if run.plan.foreign and not run.interrupted:
+        from oracle.runs import told
+
+        console.print()
+        told.head(console, run)
+        told.show(console, run)
+    else:
+        diff.show_failures(console, run, total)
 
 
 def _facts(run: Any, total: int, kept: Any, path: Path) -> Iterator[tuple[str, str]]:
@@ -182,10 +214,15 @@ def _facts(run: Any, total: int, kept: Any, path: Path) -> Iterator[tuple[str, s
     for name, text in diff.facts(run, total, verbose=False, more=""):
         if name not in ("time", "digest", "surface"):
             yield name, text
+    if run.small:
+        yield "small cases", f"{run.small}, the same for each seed: judged once, and not counted above"
     speed = f"{total / run.wall:.1f} cases/s" if run.wall else ""
     core = total / max(run.result.cpu_seconds, 1e-9)
     yield "time", f"{run.wall:,.0f} s on {run.workers} workers, {speed}, {core:.0f} per second of a core"
-    yield "ledger", f"{commands.shown(path)}: {_of_ledger(kept.now)}"
+    if kept.saved:
+        yield "ledger", f"{commands.shown(path)}: {_of_ledger(kept.now)}"
+    else:
+        yield "ledger", f"{commands.shown(path)} could not be written and does not have all of this"
 
 
 def _spans(numbers: list[int]) -> str:

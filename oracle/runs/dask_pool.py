@@ -22,6 +22,7 @@ from oracle.apart import Broken, Died, one_line
 from oracle.runs import helper
 from oracle.runs.versions import versions
 from oracle.runs.workers import NoWorkers, Task
+from oracle.systems.candidate import chosen
 
 # A worker gets no task before it has room for it, and Dask gives up a task that ends three workers: `KilledWorker`.
 SETTINGS = {"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.allowed-failures": 2}
@@ -101,8 +102,9 @@ class DaskPool:
 
     def _hand_out(self, task: Task, first: bool = False) -> str:
         self._count += 1
+        needle = str(chosen() or ""), versions().get("needle", "")
         future = self._client.submit(
-            helper.work, pickle.dumps((versions(), pickle.dumps((task.function, *task.args)))),
+            helper.work, pickle.dumps((versions(), pickle.dumps((task.function, *task.args)))), needle,
             key=f"oracle-{self._name}-{self._count}", pure=False, retries=RETRIES, priority=int(first),
             workers=sorted(self._there.keys() - self.refused.keys()) if self.refused else None,
         )  # fmt: skip

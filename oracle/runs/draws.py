@@ -8,12 +8,15 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis.control import BuildContext
+from hypothesis.errors import StopTest
 from hypothesis.internal.conjecture import providers
+from hypothesis.internal.conjecture.data import ConjectureData
 from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
@@ -62,14 +65,14 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
     Operations take turns: the index says whose it is.
     """
     if kind == "large":
-        return independent(large.large_train_cases(), count, seed, at_once=1)
+        return independent(large.large_train_cases(), count, seed)
     if kind == "long":
         switching = tuple(name for name in SWITCHING if name in known) or known
         others = max(1, count // 4)
         turns = [(known, index * (count - others) + i) for i in range(count - others)]
         turns += [(switching, index * others + i) for i in range(others)]
         kinds = [_long(of[turn % len(of)], turn // len(of) % 2 == 0) for of, turn in turns]
-        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds)]
+        return [independent(kind, 1, seed_of(seed, i))[0] for i, kind in enumerate(kinds)]
     if kind == "dtype":
         offered = [name for name in IN_DTYPES if name in known]
         adding = [name for name in ADDING if name in offered]
@@ -80,7 +83,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         ]
         kinds += [_adding(adding[index % len(adding)])] if adding else []
         kinds += [_with_integers(beside[(index * (half - 1) + i) % len(beside)]) for i in range(half - 1) if beside]
-        return [independent(kind, 1, seed_of(seed, i), at_once=1)[0] for i, kind in enumerate(kinds[:count])]
+        return [independent(kind, 1, seed_of(seed, i))[0] for i, kind in enumerate(kinds[:count])]
     if kind == "steered":
         return independent(_any_op(known), count, seed)
     if kind == "train":
@@ -88,7 +91,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
     if kind == "second":
         return independent(strategies.second_order_cases(), count, seed)
     if kind == "whole":
-        return independent(whole_cases(), count, seed, at_once=2)
+        return independent(whole_cases(), count, seed)
     if kind == "program":
         return independent(program_cases(), count, seed)
     cases: list[c.Case] = []
@@ -96,7 +99,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         if len(cases) >= count:
             break
         every = strategies.every_op(known, (index + i) % 4)
-        cases.extend(independent(every, 1, seed_of(seed, i), at_once=1)[0])
+        cases.extend(independent(every, 1, seed_of(seed, i))[0])
     del cases[count:]
     random.Random(seed).shuffle(cases)
     return cases
@@ -131,20 +134,52 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
 _long = functools.cache(large.long_op_cases)
 
 
-def independent(source: SearchStrategy[_T], count: int, seed: int, at_once: int = 8) -> list[_T]:
-    """``count`` examples that have nothing to do with each other, ``at_once`` of them as one example of Hypothesis.
+class Choices(ConjectureData):
+    """Where Hypothesis' strategies take their choices from, without what its engine needs in order to repeat, mutate and shrink them:
+    that takes six times as long as to draw, and cases are made smaller by `oracle.cases.shrink`.
 
-    From one example to the next, Hypothesis mutates what it had: three of ten cases were all but the same as another.
-    Its first example is the simplest one, and always the same; it is left out.
+    No public part of Hypothesis: a test holds that it makes the same case of the same choices.
     """
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(random=rng)
+        self.rng = rng
+
+    def draw(self, strategy: SearchStrategy[Any], label: int | None = None, observe_as: str | None = None) -> Any:
+        """An example of a strategy."""
+        return strategy.do_draw(self)
+
+    def start_span(self, label: int) -> None:
+        """Only how deep it is nested is asked for."""
+        self.depth += 1
+
+    def stop_span(self, *, discard: bool = False) -> None:
+        """The end of what `start_span` has begun."""
+        self.depth -= 1
+
+    def draw_integer(self, min_value: Any = None, max_value: Any = None, *, forced: int | None = None, **_: Any) -> int:
+        """All alike: whole numbers are sizes, and places in what is chosen from."""
+        return self.rng.randint(min_value, max_value) if forced is None else forced
+
+    def draw_boolean(self, p: float = 0.5, *, forced: bool | None = None, **_: Any) -> bool:
+        """True with that probability."""
+        return self.rng.random() < p if forced is None else forced
+
+    def draw_float(self, *args: Any, forced: float | None = None, observe: bool = True, **bounds: Any) -> float:
+        """As Hypothesis draws them: now and then near a bound, very small, or whole."""
+        return float(self.provider.draw_float(*args, **bounds)) if forced is None else forced
+
+
+def independent(source: SearchStrategy[_T], count: int, seed: int) -> list[_T]:
+    """``count`` examples that have nothing to do with each other, in which they differ from those of Hypothesis' engine: from one
+    example to the next it mutates what it had, and the first ones it keeps small.
+    """
+    rng = random.Random(seed)
     found: list[_T] = []
-    together = st.tuples(*[source] * at_once)
-    for i in itertools.count():
-        if len(found) >= count:
-            break
-        for examples in draw_from(together, 2, seed_of(seed, i))[1:]:
-            found.extend(examples)
-    return found[:count]
+    while len(found) < count:
+        with BuildContext(choices := Choices(rng), is_final=False, wrapped_test=independent), suppress(StopTest):
+            found.append(choices.draw(source))  # or a filter lets nothing through
+    return found
 
 
 def draw_from(source: SearchStrategy[_T], count: int, seed: int) -> list[_T]:

@@ -16,7 +16,7 @@ from oracle.cases import case as c
 from oracle.commands import Asked
 from oracle.runs import hazards, mended
 from oracle.runs.result import Failed
-from oracle.runs.workers import Pool
+from oracle.runs.workers import Does
 from oracle.systems.candidate import candidate
 
 TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
@@ -62,7 +62,7 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
-def without_programs(pool: Pool, found: Sequence[Failed]) -> list[Failed]:
+def without_programs(pool: Does, found: Sequence[Failed]) -> list[Failed]:
     """A program whose plain training run fails too is a case of what fails there: the same mistake is told of a model."""
     kept = [failed for failed in found if not isinstance(failed.case, c.ProgramCase)]
     tasks = [
@@ -97,7 +97,7 @@ def _entry(failed: Failed) -> Entry:
 
 
 def entries(
-    pool: Pool,
+    pool: Does,
     failures: Sequence[Failed],
     asked: Asked,
     again: str,
@@ -160,6 +160,8 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
             touches = cause.key.endswith((" seeds", " draws")) and cause.place == one.place
             runs = cause.key in one.ran and len(cause.ran) < len(one.ran)
             if cause is one or not (touches or (one.follows and runs)):
+                continue
+            if cause.higher and not one.higher:  # its first gradients agree
                 continue
             evidence = None if touches else tried(one, cause)
             if evidence is False:

@@ -86,8 +86,10 @@ def hazards() -> list[Entry]:
     """All of them; what ends its process or does not come back is said only where a look is about that."""
     found: list[Entry] = []
     for look, arguments in _LOOKS:
+        # with a detach that detaches, what then still grows has a reason of its own
+        mended = look is _growth and any(entry.key == DETACH for entry in found)
         try:
-            found += apart(_looked, look, arguments, patience=SECONDS, heard=bytearray())
+            found += apart(_looked, look, arguments, mended, patience=SECONDS, heard=bytearray())
         except Died as death:
             if look is _exponential and death.endless:
                 found += apart(_endless, patience=SECONDS, heard=bytearray())
@@ -100,8 +102,10 @@ def _endless() -> list[Entry]:
     return _too_many(candidate(), "more than can be waited for")
 
 
-def _looked(look: Look, arguments: tuple[str, ...]) -> list[Entry]:
+def _looked(look: Look, arguments: tuple[str, ...], mended: bool = False) -> list[Entry]:
     ndl = candidate()
+    if mended:
+        ndl.Tensor.detach = lambda tensor: ndl.Tensor(np.array(array_of(tensor)), requires_grad=False)
     gc.freeze()  # what is older is not looked through
     return look(ndl, *arguments)
 
@@ -134,6 +138,28 @@ def _growth(ndl: Any, model: str, optimizer: str, holder: str) -> list[Entry]:
     by_path = {path: [now.get(path, 0) for now in held[3:]] for path in held[-1]}
     growing = {path: series for path, series in by_path.items() if _rises(series)} or {"": counts[3:]}
     return [_grown(ndl, text, series, path, holder) for path, series in growing.items()]
+
+
+DETACH = "Tensor.detach"
+_DETACHED = """import numpy as np
+import needle as ndl
+
+x = ndl.Tensor(np.ones(2, dtype="float32"))
+y = x * 2.0
+print(y.{how}.op is None, y.{how}.requires_grad)
+"""
+
+
+def _undetached(ndl: Any) -> list[Entry]:
+    """Whether ``detach()`` and ``data`` let go of the graph: whoever keeps what they give keeps all that it was made of."""
+    y = ndl.Tensor(np.ones(2, np.float32)) * 2.0
+    for how, made in (("detach()", y.detach), ("data", lambda: y.data)):
+        if _has_graph(ndl, made()):
+            text = _DETACHED.format(how=how)
+            sentence = f"`x.{how}` has the graph that x was made by: whoever keeps it, as optimizers do, keeps the graph of every step"
+            place = line_of(ndl, "Tensor", "detach" if how == "detach()" else "data")
+            return [Entry(DETACH, HAZARD, sentence, place, text, run(text)[0], exact="True False")]
+    return []
 
 
 def _rises(series: Sequence[int]) -> bool:
@@ -426,6 +452,7 @@ def _generator(ndl: Any) -> list[Entry]:
 
 
 def _looks() -> Iterator[tuple[Look, tuple[str, ...]]]:
+    yield _undetached, ()
     yield _growth, (_LINEAR, _SGD, "SGD")
     yield _growth, (_LINEAR, "Adam(model.parameters(), lr=0.1)", "Adam")
     normed = "ndl.nn.Sequential(ndl.nn.Linear(3, 3), ndl.nn.BatchNorm1d(3), ndl.nn.Linear(3, 2))"

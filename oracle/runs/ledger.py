@@ -27,7 +27,9 @@ class Damaged(Exception):
 
 
 class Done(msgspec.Struct, forbid_unknown_fields=True):
-    """A seed: ``oracle diff --seed S --cases N --keep-going`` gives its digest and its number of tensors again."""
+    """A seed: ``oracle diff --seed S --cases N --keep-going`` gives its digest and its number of tensors again; of another needle,
+    that run has the small cases beside them, which no seed counts.
+    """
 
     seed: int
     cases: int
@@ -75,12 +77,27 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     largest_share_at: dict[str, str] = {}
     coverage: dict[str, int] = {}  # label -> cases
     failures: list[Found] = []
+    needle: str | msgspec.UnsetType = msgspec.UNSET  # the folder of another needle than ours
     check: str = ""
 
     @property
     def next_seed(self) -> int:
         """The first seed behind all that are done; 0 is left to CI."""
         return max((done.seed for done in self.seeds), default=0) + 1
+
+
+def mixed(ledger: Ledger, needle: Path | None, content: str) -> str:
+    """Whose seeds a ledger has, where that is another needle than the one in a folder (None is ours); empty where it may go on.
+
+    It is the same one if it lies in the same folder, edited since or not, or if ``content``, its hash in
+    `oracle.runs.versions`, is that of the last campaign.
+    """
+    theirs = None if ledger.needle is msgspec.UNSET else ledger.needle
+    if not ledger.campaigns or theirs == (None if needle is None else str(needle)):
+        return ""
+    if theirs is not None and needle is not None and ledger.campaigns[-1].versions.get("needle") == content:
+        return ""
+    return "our needle" if theirs is None else f"the needle of {theirs}"
 
 
 def read(path: Path) -> Ledger | None:
@@ -146,6 +163,7 @@ def continued(before: Ledger, run: Seeds, campaign: Campaign) -> Ledger:
         largest_share_at=where,
         coverage=dict(Counter(before.coverage) + result.coverage),
         failures=_failures(before.failures, run),
+        needle=str(run.plan.needle) if run.plan.foreign else msgspec.UNSET,
     )
 
 
@@ -196,13 +214,15 @@ class Kept:
         self.before = read(path) or Ledger()
         self._mine = path.read_bytes() if path.exists() else b""
         self.now = self.before
+        self.saved = False  # whether all that the campaign has come to is in the file
         self.started = now()
 
     def add(self, run: Seeds, versions: dict[str, str], kernels: dict[str, int]) -> None:
         """What the campaign has come to so far. OSError where it cannot be written."""
+        self.saved = False
         if (self.path.read_bytes() if self.path.exists() else b"") != self._mine:
             raise OSError(17, "another campaign has written into it")
         campaign = Campaign(self.started, round(run.wall, 1), run.workers, versions, kernels, run.interrupted)
-        self.now = continued(self.before, run, campaign)
-        save(self.path, self.now)
-        self._mine = text(self.now)
+        ledger = continued(self.before, run, campaign)
+        save(self.path, ledger)
+        self.now, self._mine, self.saved = ledger, text(ledger), True

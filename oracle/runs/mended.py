@@ -19,7 +19,7 @@ from oracle.blame.entry import Entry, entry
 from oracle.cases import case as c
 from oracle.cases.battery import battery
 from oracle.operations import OPERATIONS
-from oracle.rules.alone import Known, known_ops, wrong_sum
+from oracle.rules.alone import Known, known_ops
 from oracle.rules.node import derived
 from oracle.runs.judgement import verdict_on
 from oracle.runs.result import Failed
@@ -60,12 +60,11 @@ def mend(ndl: Any, key: str) -> bool:
 
 
 def _mend_sum(ndl: Any) -> bool:
-    if wrong_sum(ndl)[2] != "sum_node_list":
-        return False
-    for home in (ndl.autograd, ndl):
-        if hasattr(home, "sum_node_list"):
-            home.sum_node_list = lambda nodes: functools.reduce(operator.add, nodes)
-    return True
+    homes = [home for home in (getattr(ndl, "autograd", None), ndl) if hasattr(home, "sum_node_list")]
+    for home in homes:
+        assert home is not None
+        home.sum_node_list = lambda nodes: functools.reduce(operator.add, nodes)
+    return bool(homes)
 
 
 def _defined(known: Known, op: Any, xs: Sequence[Any]) -> Any:
@@ -94,12 +93,11 @@ def _passed_back(ndl: Any, known: Known, wrong: Callable[..., Any]) -> Callable[
         try:
             _, _, vjp = _defined(known, self, [array_of(x) for x in inputs])
             parts = vjp(array_of(g).astype(np.float64), [True] * len(inputs))
-            made = [
-                ndl.Tensor(
-                    np.zeros_like(array_of(x)) if part is None else np.asarray(part[0], np.float32), requires_grad=False
-                )
+            arrays = [
+                np.zeros_like(array_of(x)) if part is None else np.asarray(part[0], np.float32)
                 for x, part in zip(inputs, parts, strict=True)
             ]
+            made = arrays if isinstance(g, np.ndarray) else [ndl.Tensor(a, requires_grad=False) for a in arrays]
         except Exception:
             return wrong(self, *args)
         return made[0] if len(made) == 1 else tuple(made)
@@ -117,8 +115,9 @@ def follows(failed: Failed, key: str) -> bool | None:
 
 def _gone(failed: Failed, key: str) -> bool | None:
     once = not isinstance(failed.case, c.SecondOrderCase) and failed.divergence.quantity not in HIGHER.values()
-    if not once or not mend(candidate(), key):
-        return None  # the right numbers have no graph of their own
+    with_graph = key == "sum_node_list" or key.partition(".")[2] in _OPERATORS
+    if not (once or with_graph) or not mend(candidate(), key):
+        return None  # the right numbers of an op have no graph of their own
     verdict = verdict_on(failed.case, peer_too=False)
     found = [d for d in (verdict.divergence, *verdict.beside) if d is not None]
     return all(culprit(verdict.case, d) != failed.culprit for d in found)

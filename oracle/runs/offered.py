@@ -41,7 +41,7 @@ def offered() -> Offer:
     if not by_design or any(row["matter"] == fitting.BROADCASTING for row in by_design):
         offer.left_open |= {fitting.BROADCASTING}
     if not any(row["matter"] == fitting.HIGHER for row in by_design):
-        offer.left_open |= {fitting.HIGHER}
+        offer.left_open |= {fitting.HIGHER, "backward second order"}
     return offer
 
 
@@ -52,6 +52,7 @@ def _not_set() -> frozenset[str]:
         return frozenset()
     found = {f"setting {kind}.{name}" for kind in SETTINGS for name in SETTINGS[kind] if not contract.held(kind, name)}
     found |= {fitting.UNBIASED} if contract.unbiased else set()
+    found |= {fitting.SECOND} if contract.shared() else set()
     return frozenset(found | ({fitting.PROGRAMS} if contract.hidden() else set()))
 
 

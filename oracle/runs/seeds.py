@@ -17,6 +17,7 @@ from oracle import commands, files
 from oracle.apart import Broken, Died, one_line
 from oracle.blame import report
 from oracle.exits import HeldBack
+from oracle.runs import entries
 from oracle.runs.draws import SHARD_SIZE
 from oracle.runs.result import Failed, Result
 from oracle.runs.runner import ROUND, SHOWN, Run, worst_first
@@ -73,18 +74,20 @@ class Plan:
     minutes: float  # after which no round begins
     folder: Path = report.LATEST
     shard: Callable[..., Result] = run_shard  # what judges one
+    lacking: frozenset[str] = frozenset()  # what another needle does not offer
+    small: Callable[..., Result] | None = None  # what judges the small cases, with which a run on another needle begins
 
 
 class _UnderWay:
     """A seed that is being run."""
 
-    def __init__(self, number: int, total: int) -> None:
+    def __init__(self, number: int, total: int, small: Result) -> None:
         self.record = Seed(number)
-        self.result = Result()  # of all shards that are counted
+        self.result = Result(coverage=small.coverage.copy(), digests=list(small.digests))  # and of what is counted
         self.total = total
         self.waiting: deque[tuple[int, Any]] = deque()  # shards of the round, in order
 
-    def next_round(self, pool: Pool, shard: Callable[..., Result]) -> bool:
+    def next_round(self, pool: Pool, plan: Plan) -> bool:
         """Hand out the next round; False if there is none."""
         begin = self.record.shards
         indices = range(begin, min(begin + ROUND, self.total))
@@ -92,7 +95,7 @@ class _UnderWay:
             return False
         reached = dict(self.result.coverage)
         for index in indices:
-            self.waiting.append((index, pool.submit(shard, self.record.seed, index, frozenset(), reached, None)))
+            self.waiting.append((index, pool.submit(plan.shard, self.record.seed, index, plan.lacking, reached, None)))
         return True
 
     def counted(self) -> Iterator[Result]:
@@ -131,6 +134,7 @@ class Seeds(Run):
     found_with: dict[str, list[int]] = field(default_factory=dict)  # culprit -> the seeds that show it
     workers: int = 0  # processes, the most there were at a time
     go_on: str = ""  # the command that goes on
+    small: int = 0  # small cases that each run on another needle begins with: the same ones for every seed, judged once
 
     @property
     def again(self) -> str:
@@ -162,19 +166,20 @@ def run(plan: Plan, pool: Pool, outcome: Seeds, progress: Progress = lambda run,
     more = True
     with HeldBack() as held:
         try:
+            small = _small(plan, pool, outcome, making, held)
             while True:
                 over = time.perf_counter() - started > 60 * plan.minutes
                 over = over or len(outcome.result.harness_errors) >= TOO_MANY
                 for one in [one for one in active if not one.waiting]:
-                    if over or not one.next_round(pool, plan.shard):
+                    if over or not one.next_round(pool, plan):
                         active.remove(one)
                         progress(outcome, one.record)
                 while more and not over and _left(active) < AHEAD * max(pool.size, 1):
                     number = next(numbers, None)
                     more = number is not None
                     if number is not None:
-                        one = _UnderWay(number, total)
-                        one.next_round(pool, plan.shard)
+                        one = _UnderWay(number, total, small)
+                        one.next_round(pool, plan)
                         outcome.seeds[number] = one.record
                         active.append(one)
                 if not active and not making.waiting:
@@ -189,6 +194,10 @@ def run(plan: Plan, pool: Pool, outcome: Seeds, progress: Progress = lambda run,
                         making.add(found, one.record.seed)
                         progress(outcome, None)
                 making.collect()
+            making.fold()
+            if outcome.plan.foreign:
+                with held.let_through():
+                    making.tell()
         except KeyboardInterrupt:
             outcome.interrupted = True
         except NoWorkers as error:
@@ -196,6 +205,28 @@ def run(plan: Plan, pool: Pool, outcome: Seeds, progress: Progress = lambda run,
         pool.close()
         outcome.wall = time.perf_counter() - started
         making.end()
+
+
+def _small(plan: Plan, pool: Pool, outcome: Seeds, making: _Making, held: HeldBack) -> Result:
+    """The small cases, once for all seeds: what they reach steers each seed, and their digest is part of each, as in a run of that
+    seed alone. NoWorkers if they cannot be judged: no digest would be a serial run's.
+    """
+    if plan.small is None:
+        return Result()
+    task = pool.submit(plan.small, plan.lacking)
+    while not task.done:
+        with held.let_through():
+            pool.wait()
+    try:
+        found: Result = task.result()
+    except Exception as error:
+        raise NoWorkers(f"the small cases could not be judged: {one_line(error)}") from None
+    outcome.small = sum(found.cases.values())
+    kept = Result(
+        absent=found.absent, failed=found.failed, oracle_errors=found.oracle_errors, harness_errors=found.harness_errors
+    )
+    making.add(kept, outcome.plan.seed)  # the first seed shows them again, as any other
+    return found
 
 
 def _left(active: Iterable[_UnderWay]) -> int:
@@ -207,6 +238,7 @@ class _Making:
 
     def __init__(self, pool: Pool, outcome: Seeds) -> None:
         self.pool, self.outcome = pool, outcome
+        self.folded = False
         self.waiting: list[tuple[Failed, Any]] = []
         self.smaller: dict[str, Failed] = {}  # by the culprit of what was found
         self.scripts: dict[str, tuple[str | None, str]] = {}  # by digest: the script, or why there is none
@@ -240,8 +272,9 @@ class _Making:
             self.scripts[smaller.case.digest] = text, why
             self._write(smaller)
 
-    def end(self) -> None:
-        """All that failed, folded over all seeds, and the files of what is no longer shown are gone."""
+    def fold(self) -> None:
+        """All that failed, over all seeds; done once."""
+        self.folded = True
         folded, outcome = Result(), self.outcome
         for failed in outcome.result.failed:
             smaller = self.smaller.get(failed.culprit, failed)
@@ -250,6 +283,28 @@ class _Making:
             folded.fold(smaller)
         folded.fold_consequences()
         outcome.failures = sorted(folded.failed, key=worst_first)
+
+    def tell(self) -> None:
+        """Of another needle: its entries, one for each mistake."""
+        outcome, pool = self.outcome, self.pool
+        plan = outcome.plan
+        kept = entries.folded(entries.without_programs(pool, outcome.failures))
+        for failed in kept:  # the plain training run of a program is a case of its own
+            digest = failed.case.digest
+            if digest not in self.scripts:
+                self.scripts[digest] = pool.submit(report.scripted, failed.case, failed.divergence).result()
+            outcome.found_with.setdefault(failed.culprit, [plan.seed])
+        outcome.failures = sorted(kept, key=worst_first)
+        again = plan.asked.diff(plan.seed, cases=SHARD_SIZE, digits=False, keep_going=True)
+        outcome.entries = entries.entries(
+            pool, outcome.failures, plan.asked, again, plan.offer.absent, lambda text: None, plan.offer.lacking
+        )
+
+    def end(self) -> None:
+        """What is shown is written, and the files of what no longer is are gone."""
+        outcome = self.outcome
+        if not self.folded:
+            self.fold()
         outcome.written = [failed.case.digest for failed in outcome.failures if self._write(failed)]
         for digest in self.scripts.keys() - {failed.case.digest for failed in outcome.failures}:
             for suffix in (".json", ".md", ".py", ".txt"):

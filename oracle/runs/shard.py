@@ -55,10 +55,14 @@ def run_battery(lacking: frozenset[str]) -> Result:
     return result
 
 
-def judge_all(cases: Sequence[c.Case], enough: int | None = None, listening: bool = False) -> Result:
+def judge_all(
+    cases: Sequence[c.Case], enough: int | None = None, listening: bool = False, renewed: bool = False
+) -> Result:
     """The verdicts on some cases, a digest each; ends with the ``enough``-th failing one, or where needle has left too many
     threads behind, which slow down all that follows, until the harness itself seems to hang: the rest wants another process.
 
+    If the process is ``renewed``, it ends before a case on which the harness failed, too, unless it is the first: what needle did
+    before, such as to take all memory, may be why.
     ``listening`` notes what of needle they call; not of another needle, which has another surface.
     """
     result = Result()
@@ -67,9 +71,12 @@ def judge_all(cases: Sequence[c.Case], enough: int | None = None, listening: boo
     started, cpu_started = time.perf_counter(), time.process_time()
     for case in cases:
         begin()
-        before = (result.tally.tensors, result.steps, result.failing)
+        before, errors = (result.tally.tensors, result.steps, result.failing), len(result.harness_errors)
         with nullcontext() if listener is None else listener.during(case):
             result.judge(case)
+        if renewed and len(result.harness_errors) > errors and result.digests:
+            del result.harness_errors[errors:]
+            break
         after = (result.tally.tensors, result.steps, result.failing)
         changes = [b - a for a, b in zip(before, after, strict=True)]
         result.digests.append(f"{case.digest} {changes};")
@@ -93,7 +100,7 @@ def judge_apart(cases: Sequence[c.Case], enough: int | None = None, listening: b
         if left is not None and left <= 0:
             break
         try:
-            part = apart(judge_all, cases, left, listening, heard=bytearray())
+            part = apart(judge_all, cases, left, listening, True, heard=bytearray())
             result.add(part)
             cases = cases[len(part.digests) :]
             continue

@@ -110,6 +110,7 @@ NOT_DRAWN = (
 NOT_ASKED = {
     fitting.HIGHER: "second and third derivatives (its gradients carry no graph)",
     fitting.PROGRAMS: "programs of several optimizers and settings (the state of an optimizer was not found)",
+    fitting.SECOND: "programs with a second optimizer (parameters keep the state of theirs themselves)",
     fitting.UNBIASED: "programs with BatchNorm (its running variance is the unbiased one)",
     fitting.BROADCASTING: "operands of different shapes (implicit broadcasting is not the course's)",
 }
@@ -171,7 +172,7 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
 
 def to_json(run: Any) -> list[dict[str, Any]]:
     """The entries as data."""
-    of_the_run = {"ran", "follows"}  # for what follows from what
+    of_the_run = {"ran", "follows", "higher"}  # for what follows from what
     return [
         {k: v for k, v in dataclasses.asdict(entry).items() if k not in of_the_run}
         | {"severity": SEVERITY[entry.severity]}

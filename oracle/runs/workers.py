@@ -30,6 +30,13 @@ class NoWorkers(Exception):
     """Nobody does what is asked, and nobody is about to come."""
 
 
+class Does(Protocol):
+    """What has things done: `Pool`, or one with other processes."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Have a worker call it."""
+
+
 class Waits(Protocol):
     """What a task asks to go on."""
 

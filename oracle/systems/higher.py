@@ -96,6 +96,8 @@ def _in_torch(
             total = torch.zeros((), dtype=dtype)
             for name, grad in made.items():
                 if grad is not None:
+                    # what torch knows to be zero it adds up by a way that imports sympy, half a second
+                    grad = grad.clone() if grad._is_zerotensor() else grad
                     direction = case.direction(order - 1, name, tuple(by[name].shape[1:]))
                     total = total + (grad * torch.from_numpy(direction).to(dtype)).sum()
             if not total.requires_grad:

@@ -71,8 +71,7 @@ class ProgramRun:
         k = programs.start(case)
         clock.turn("observing")
         try:
-            of = World if is_ours(self.ndl) else CourseWorld
-            world = of(case, self.ndl, (self.slots[0], self.slots[1]), self.batches, clock)
+            world = self._world()
         except Failed as failed:
             yield Turn(case.actions[0], k, k, ours=Observation(0, failure=failed.failure))
             return
@@ -117,6 +116,14 @@ class ProgramRun:
             k.values, k.passes = dict(turn.after), world.passes
             if turn.ours.failure is not None or not _goes_on(turn):
                 return
+
+    def _world(self) -> World:
+        of = World if is_ours(self.ndl) else CourseWorld
+        return of(self.case, self.ndl, (self.slots[0], self.slots[1]), self.batches, self.clock)
+
+    def start(self) -> State:
+        """What a needle shows before the first action."""
+        return self._world().look()
 
     def _do(self, world: World, action: a.Action, index: int, turn: Turn) -> Failure | None:
         world.index, world.seen, world.promises = index, turn.ours, turn.promises

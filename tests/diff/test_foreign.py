@@ -13,6 +13,9 @@ import pytest
 from found import agreed
 
 from oracle.cases import case as c
+from oracle.cases.coverage import LABELS
+from oracle.runs.result import Result
+from oracle.runs.shard import run_shard
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +52,19 @@ def test_a_good_one_agrees(tmp_path):
     assert summary["not_offered"] == {}
     assert summary["left_out"] == 0
     assert summary["tensors"] > 5_000
+
+
+def test_ours_by_its_folder_is_ours(tmp_path):
+    """The same verdicts, bit for bit, as without ``--needle``: our own promises count, not those of the course."""
+    done, summary = diff(".", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plain = run_shard(1, 0)
+    result = Result()
+    result.add(plain)
+    assert (summary["digest"], summary["tensors"]) == (result.digest, plain.tally.tensors)
+    assert (summary["cases"], summary["coverage"]) == (dict(plain.cases), {n: plain.coverage[n] for n in LABELS})
+    assert summary["not_offered"] == {}
+    assert summary["by_design"] == []
 
 
 def test_a_faulty_one_parts_and_replays(tmp_path):

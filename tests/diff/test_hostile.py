@@ -220,6 +220,24 @@ def test_a_needle_that_wants_all_memory_is_at_fault(monkeypatch):
     assert "(a case is given 0.3 GB)" in failed.divergence.failure.message
 
 
+def test_where_the_harness_fails_behind_others_the_case_gets_a_process_of_its_own(monkeypatch):
+    """A needle that has taken all memory, or broken what they share, is at fault for itself, and not for the cases behind."""
+    right, judged = verdict_on, []
+
+    def breaks(case, **settings):
+        judged.append(case)
+        if (case == OP and len(judged) > 1) or case == TRAIN:
+            raise MemoryError("no memory for the harness")
+        return right(case, **settings)
+
+    monkeypatch.setattr("oracle.runs.result.verdict_on", breaks)
+    result = judge_apart([PLAIN, OP, PLAIN, TRAIN, PLAIN])
+    assert len(result.digests) == 5
+    assert sum(result.cases.values()) == 4
+    (error,) = result.harness_errors
+    assert error.startswith(TRAIN.digest)  # by itself, too
+
+
 def test_threads_that_are_left_behind_do_not_pile_up(monkeypatch):
     """Thousands of them, each awake now and then, and a case of the harness's own takes longer than it is given."""
     right = needle.ops.Tanh.compute

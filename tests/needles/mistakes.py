@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CORRECT = ("plain", "arrays", "lazy", "named")
+CORRECT = ("plain", "arrays", "lazy", "named", "functions", "slots")
 
 
 @dataclass(frozen=True)
@@ -359,6 +359,113 @@ MISTAKES = (
     Mistake(
         "a generator of parameters is used up", "plain", "optim.py",
         "self.params = list(params)", "self.params = params", r"generator",
+    ),
+    # -- and more that people write
+    Mistake(
+        "dropout scales in evaluation too", "lazy", "nn.py",
+        "        if not self.training:\n            return x\n        keep = 1 - self.p\n",
+        "        keep = 1 - self.p\n        if not self.training:\n            return x * keep\n",
+        r"Dropout.*evaluation|evaluation.*Dropout",
+    ),
+    Mistake(
+        "evaluation without eps", "plain", "nn.py",
+        "mean, var = self.running_mean, self.running_var\n", "mean, var = self.running_mean, self.running_var - self.eps\n",
+        r"BatchNorm.*evaluation|evaluation.*BatchNorm",
+    ),
+    Mistake(
+        "variance of n - 1", "plain", "nn.py",
+        "var = ((centred * centred).sum(axes=(1,)) / self.dim)",
+        "var = ((centred * centred).sum(axes=(1,)) / max(self.dim - 1, 1))",
+        r"LayerNorm",
+    ),
+    Mistake(
+        "statistics begin elsewhere", "plain", "nn.py",
+        "self.running_mean = init.zeros(dim, dtype=dtype)", "self.running_mean = init.ones(dim, dtype=dtype)",
+        r"running_mean|BatchNorm", at="BatchNorm1d",
+    ),
+    Mistake(
+        "the loss is a mean over the classes", "plain", "nn.py",
+        "- picked).sum() / rows", "- picked).sum() / classes", r"SoftmaxLoss",
+    ),
+    Mistake(
+        "train does not reach what is nested", "named", "nn.py",
+        "    def train(self):\n        for module in self._walk():\n            module.training = True\n",
+        "    def train(self):\n        self.training = True\n",
+        r"train",
+    ),
+    Mistake(
+        "a reshape goes back to its own shape", "plain", "ops.py",
+        "return reshape(out_grad, node.inputs[0].shape)", "return reshape(out_grad, self.shape)", r"reshape|Reshape",
+    ),
+    Mistake(
+        "the exponent is made whole", "arrays", "ops.py",
+        "return np.power(a, self.scalar, dtype=a.dtype)", "return np.power(a, int(self.scalar), dtype=a.dtype)",
+        r"power_scalar|PowerScalar|\*\*",
+    ),
+    Mistake(
+        "a sum keeps its axes", "lazy", "ops.py",
+        "return numpy.sum(a, axis=None if self.axes is None else tuple(self.axes))",
+        "return numpy.sum(a, axis=None if self.axes is None else tuple(self.axes), keepdims=True)",
+        r"summation|Summation",
+    ),
+    Mistake(
+        "contributions are added in place", "arrays", "autograd.py",
+        "        total = total + node\n", "        total.cached_data += node.cached_data\n",
+        r"contribution|accumulat|sum_node_list|writ|used more than once",
+        at="sum_node_list compute_gradient_of_variables",
+    ),
+    Mistake(
+        "detach does not", "plain", "autograd.py",
+        "    def detach(self):\n        return Tensor.make_const(self.realize_cached_data())\n",
+        "    def detach(self):\n        return self\n",
+        r"detach",
+    ),
+    Mistake(
+        "adam's eps under the root", "plain", "optim.py",
+        "(Tensor(v_hat, requires_grad=False) ** 0.5 + self.eps)", "(Tensor(v_hat, requires_grad=False) + self.eps) ** 0.5",
+        r"Adam",
+    ),
+    Mistake(
+        "adam decays beside its moments", "arrays", "optim.py",
+        "            grad = p.grad.numpy() + self.weight_decay * p.numpy()\n            self.m[i] =",
+        "            grad = p.grad.numpy()\n            self.m[i] =",
+        r"Adam",
+        more=(
+            (
+                "self.lr * m_hat / (np.sqrt(v_hat) + self.eps)",
+                "self.lr * (m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p.numpy())",
+            ),
+        ),
+    ),
+    Mistake(
+        "small gradients are made large", "arrays", "optim.py",
+        "(scale if scale < 1 else 1.0)", "scale", r"clip",
+    ),
+    Mistake(
+        "exp of a function differentiated as if it were x", "functions", "engine.py",
+        "(multiply(g, exp(a)),)", "(multiply(g, a),)", r"ndl\.exp",
+    ),
+    Mistake(
+        "batch dimensions of a product of functions", "functions", "engine.py",
+        "lambda g: (down(matmul(g, transpose(b)), a.shape), down(matmul(transpose(a), g), b.shape)),",
+        "lambda g: (matmul(g, transpose(b)), matmul(transpose(a), g)),", r"ndl\.matmul",
+    ),
+    Mistake(
+        "adam counts from 1", "functions", "optim.py",
+        'p.t = getattr(p, "t", 0) + 1', 'p.t = getattr(p, "t", 1) + 1', r"Adam", at="Optimizer Adam",
+    ),
+    Mistake(
+        "velocity in its dict without the factor", "functions", "optim.py",
+        '+ (1 - self.momentum) * g', '+ g', r"SGD", at="Optimizer SGD",
+    ),
+    Mistake(
+        "buffers that are arrays exchanged", "slots", "nn.py",
+        "self.running_mean = (1 - m) * self.running_mean + m * mean.numpy()",
+        "self.running_mean = m * self.running_mean + (1 - m) * mean.numpy()", r"running", at="BatchNorm1d",
+    ),
+    Mistake(
+        "a gradient that is an array of the wrong sign", "slots", "ops.py",
+        "unbroadcast(-g * a / (b * b), b.shape)", "unbroadcast(g * a / (b * b), b.shape)", r"Div|divide",
     ),
 )  # fmt: skip
 

@@ -7,10 +7,10 @@ model with its optimizer (`run`); a `step` and an evaluation are functions on it
 
 from oracle.systems.ours.calls import calls
 from oracle.systems.ours.evaluation import evaluate
-from oracle.systems.ours.evidence import again, eval_draws, modes, outputs
+from oracle.systems.ours.evidence import again, eval_draws, misbuilt, misshapen, modes, outputs, reset_does
 from oracle.systems.ours.model import BESIDE, build, is_foreign, is_ours
 from oracle.systems.ours.operation import run_op
-from oracle.systems.ours.phase import lines_of
+from oracle.systems.ours.phase import at_work, lines_of
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.second_order import run_second
 from oracle.systems.ours.step import step
@@ -18,6 +18,6 @@ from oracle.systems.ours.unwatched import again_unwatched
 from oracle.systems.ours.watch import Closely
 
 __all__ = [
-    "BESIDE", "Closely", "NeedleRun", "again", "again_unwatched", "build", "calls", "eval_draws", "evaluate", "is_foreign",
-    "is_ours", "lines_of", "modes", "outputs", "run_op", "run_second", "step",
+    "BESIDE", "Closely", "NeedleRun", "again", "again_unwatched", "at_work", "build", "calls", "eval_draws", "evaluate", "is_foreign",
+    "is_ours", "lines_of", "misbuilt", "misshapen", "modes", "outputs", "reset_does", "run_op", "run_second", "step",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ and told once (`Course.differs`); it is no fault, and ends no step.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from oracle.systems.source import line_of
 from oracle.systems.trace import STATE, Observation
 
 Kept = tuple[Any, Any]  # a container of an optimizer, and the key of a parameter in it
+# Where a quantity of the state is: the attribute of the optimizer, "" where the parameter itself has it, and its key in what is there
+# for each parameter, None where that is the quantity.
+Place = tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,22 @@ def _constant_gets_one(ndl: Any) -> bool:
 
 
 def _gradient_has_graph(ndl: Any) -> bool:
+    """Whether something arrives where a gradient is differentiated, right or wrong."""
     x = ndl.Tensor(np.ones(2, np.float32))
     (x * x).sum().backward()
-    return getattr(x.grad, "op", None) is not None
+    gradient, x.grad = x.grad, None
+    (gradient * 3.0).sum().backward()
+    return x.grad is not None
+
+
+def _arrays(ndl: Any) -> bool:
+    x = ndl.Tensor(np.ones(2, np.float32))
+    (x * x).sum().backward()
+    return isinstance(x.grad, np.ndarray)
+
+
+def _array_buffers(ndl: Any) -> bool:
+    return isinstance(ndl.nn.BatchNorm1d(1).running_mean, np.ndarray)
 
 
 def _walks_again(ndl: Any) -> bool:
@@ -128,7 +144,7 @@ def _state_elsewhere(ndl: Any) -> bool:
     course = Course(ndl)
     kinds = [kind for kind in ("SGD", "Adam") if getattr(ndl.optim, kind, None) is not None]
     return any(
-        course.keyed(kind) != "parameter" or any(STATE[q] != name for q, name in course.names(kind).items())
+        course.keyed(kind) != "parameter" or any((STATE[q], None) != at for q, at in course.places(kind).items())
         for kind in kinds
     )
 
@@ -174,6 +190,7 @@ BY_DESIGN: tuple[Design, ...] = (
            "backward is called without it", lambda ndl: not _backward_takes(ndl, "create_graph"), (BACKWARD,)),
     Design("gradients that carry a graph", "constants", "results of ops", "nothing", _tried(_gradient_has_graph),
            (WALK, BACKWARD)),
+    Design("form of gradients", "Tensors", "Tensors, or arrays", "are taken as they are", _tried(_arrays), (WALK, BACKWARD)),
     Design("the graph after backward", "freed", "stays until the loss is dropped", "a third walk may succeed",
            _tried(_walks_again), (WALK, BACKWARD)),
     Design("gradients of constants", "None", "every input of an op gets one", "are not looked at",
@@ -239,6 +256,10 @@ class Contract:
         made: AbstractContextManager[Any] = self.ndl.no_grad() if asked else nullcontext()
         return made
 
+    def plus(self, a: Any, b: Any) -> Any:
+        """The sum of two gradients, as a user adds them up."""
+        return a.data + b.data
+
     def retain(self, tensor: Any) -> None:
         """Ask for the gradient of an inner node."""
         tensor.retain_grad()
@@ -296,10 +317,11 @@ class Course(Contract):
 
     def __init__(self, ndl: Any) -> None:
         super().__init__(ndl)
-        self._names: dict[str, dict[str, str]] = {}
+        self._places: dict[str, dict[str, Place]] = {}
         self._keys: dict[str, str] = {}
         self.keywords = {k for k in ("retain_graph", "create_graph") if _backward_takes(ndl, k)}
         self.unbiased = _tried(_unbiased)(ndl)
+        self.array_gradients, self.array_buffers = _tried(_arrays)(ndl), _tried(_array_buffers)(ndl)
 
     def observation(self, step: int, shapes: Mapping[str, tuple[int, ...]] | None = None, **given: Any) -> Observation:
         """Shapes that the course leaves open are those of ours; float64 is taken down once, and judged as float32."""
@@ -311,7 +333,13 @@ class Course(Contract):
 
     def carried(self, gradient: Any, start: Any) -> bool:
         """It is the result of an op, or what the pass began with."""
-        return gradient is start or getattr(gradient, "op", None) is not None
+        if hasattr(gradient, "op") or isinstance(gradient, np.ndarray):
+            return gradient is start or getattr(gradient, "op", None) is not None
+        return bool(gradient.requires_grad)  # there is no attribute that says where it comes from
+
+    def plus(self, a: Any, b: Any) -> Any:
+        """Arrays, or Tensors."""
+        return a + b if isinstance(a, np.ndarray) else super().plus(a, b)
 
     def no_grad(self, asked: bool) -> AbstractContextManager[Any]:
         """Not of the course."""
@@ -344,14 +372,15 @@ class Course(Contract):
     # -- state of an optimizer, wherever it is ---------------------------------------------------------------------------
 
     def states(self, optimizer: Any, quantity: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Kept]]:
-        """By parameter, index or id, under the name that `names` has found."""
-        kind = type(optimizer).__name__
-        held = getattr(optimizer, self.names(kind).get(quantity, ""), None)
+        """By parameter, index or id, at the place that `places` has found."""
+        place = self.places(type(optimizer).__name__).get(quantity)
+        if place is None:
+            return
         numbers = {id(p): i for i, p in enumerate(optimizer.params)} if hasattr(optimizer, "params") else {}
         for i, (name, parameter) in enumerate(parameters.items()):
-            key = _key(held, parameter, numbers.get(id(parameter), i))
-            if held is not None and key is not None and not isinstance(held[key], float | int):
-                yield name, (held, key)
+            kept = _at(place, optimizer, parameter, numbers.get(id(parameter), i))
+            if kept is not None and not isinstance(kept[0][kept[1]], float | int):
+                yield name, kept
 
     def store(self, kept: Kept, value: Array) -> None:
         """A Tensor where there was one, an array where there was one."""
@@ -363,13 +392,20 @@ class Course(Contract):
             old, "cached_data") else new  # fmt: skip
 
     def hides(self, optimizer: Any, quantity: str) -> bool:
-        """Whether `names` has not found it."""
-        return quantity not in self.names(type(optimizer).__name__)
+        """Whether `places` has not found it."""
+        return quantity not in self.places(type(optimizer).__name__)
 
     def hidden(self) -> bool:
         """Whether a state of any optimizer that there is cannot be found."""
         usual = {"SGD": ("velocity",), "Adam": ("first moment", "second moment")}
-        return any(q not in self.names(kind) for kind, qs in usual.items() for q in qs if hasattr(self.ndl.optim, kind))
+        return any(
+            q not in self.places(kind) for kind, qs in usual.items() for q in qs if hasattr(self.ndl.optim, kind)
+        )
+
+    def shared(self) -> bool:
+        """Whether parameters keep the state of an optimizer themselves: that of a second one would be the same."""
+        kinds = [kind for kind in ("SGD", "Adam") if hasattr(self.ndl.optim, kind)]
+        return any(not name for kind in kinds for name, _ in self.places(kind).values())
 
     def held(self, kind: str, setting: str) -> bool:
         """Whether an attribute of an optimizer has the hyperparameter of that name."""
@@ -380,45 +416,67 @@ class Course(Contract):
         except Exception:
             return False
 
-    def names(self, kind: str) -> dict[str, str]:
-        """Which attribute of an optimizer holds what: quantity -> name, by what is in it after a first step."""
-        if kind not in self._names:
+    def places(self, kind: str) -> dict[str, Place]:
+        """Where an optimizer holds what, by what is there after a first step."""
+        if kind not in self._places:
             try:
-                self._names[kind], self._keys[kind] = self._look(kind)
+                self._places[kind], self._keys[kind] = self._look(kind)
             except Exception:
                 usual = ("velocity",) if kind == "SGD" else ("first moment", "second moment")
-                self._names[kind], self._keys[kind] = {q: STATE[q] for q in usual}, "parameter"
-        return self._names[kind]
+                self._places[kind], self._keys[kind] = {q: (STATE[q], None) for q in usual}, "parameter"
+        return self._places[kind]
 
     def keyed(self, kind: str) -> str:
         """What the state is keyed by: "parameter", "id" or "index"."""
-        self.names(kind)
+        self.places(kind)
         return self._keys[kind]
 
-    def _look(self, kind: str) -> tuple[dict[str, str], str]:
+    def written(self, kind: str, quantity: str, parameter: str, number: int) -> str:
+        """An expression for a quantity of ``optimizer``, of the parameter of that name and number; empty where it is not found."""
+        place = self.places(kind).get(quantity)
+        if place is None:
+            return ""
+        name, inner = place
+        if not name:
+            return f"{parameter}.{inner}"
+        key = {"parameter": parameter, "id": f"id({parameter})", "index": str(number)}[self.keyed(kind)]
+        return f"optimizer.{name}[{key}]" + ("" if inner is None else f"[{inner!r}]")
+
+    def _gradient(self, parameter: Any, g: Array) -> Any:
+        """A gradient in the form that a backward pass gives it."""
+        given = self.ndl.Tensor(g.astype(np.float32), requires_grad=False)
+        try:
+            (parameter * given).sum().backward()
+            same = np.array_equal(array_of(parameter.grad), array_of(given))
+        except Exception:  # for the cases to find
+            return given
+        return parameter.grad if same else given
+
+    def _look(self, kind: str) -> tuple[dict[str, Place], str]:
         ndl = self.ndl
         parameter = ndl.nn.Parameter(ndl.Tensor(np.array([1.0, 2.0], np.float32)))
         given = {"momentum": 0.5} if kind == "SGD" else {}
         optimizer = getattr(ndl.optim, kind)([parameter], **given)
         g = np.array([1.0, 3.0])
-        parameter.grad = ndl.Tensor(g.astype(np.float32), requires_grad=False)
+        parameter.grad = self._gradient(parameter, g)
+        before = set(getattr(parameter, "__dict__", ()))
         optimizer.step()
-        found: dict[str, str] = {}
+        found: dict[str, Place] = {}
         keyed = "parameter"
         wanted = {"velocity": g} if kind == "SGD" else {"first moment": g, "second moment": g * g}
-        for name, held in vars(optimizer).items():
-            key = None if name == "params" else _key(held, parameter, 0)
-            if key is None:
+        for place, key, thing in _held(optimizer, parameter, before):
+            try:
+                value = np.ravel(array_of(thing)).astype(np.float64)
+            except Exception:  # no numbers
                 continue
-            value = np.ravel(array_of(held[key])).astype(np.float64)
             for quantity, like in wanted.items():
                 # up to a factor: a wrong one is for the rules to find
                 if value.shape == like.shape and value[0] and abs(value[1] / value[0] - like[1]) < 1e-3:
-                    found.setdefault(quantity, name)
+                    found.setdefault(quantity, place)
                     keyed = "parameter" if key is parameter else "id" if key == id(parameter) else "index"
         for quantity in wanted:
             if quantity not in found and hasattr(optimizer, STATE[quantity]):
-                found[quantity] = STATE[quantity]
+                found[quantity] = STATE[quantity], None
         return found, keyed
 
     # -- parameters and buffers -----------------------------------------------------------------------------------------
@@ -428,7 +486,9 @@ class Course(Contract):
         held = getattr(owner, attribute)
         array = array_of(held)
         fitted = value.reshape(array.shape) if array.size == value.size else value
-        if not hasattr(held, "cached_data"):
+        if not hasattr(held, "cached_data") and isinstance(held, self.ndl.Tensor):
+            held.data = self.ndl.Tensor(np.array(fitted, np.float32), requires_grad=False)
+        elif not hasattr(held, "cached_data"):
             setattr(owner, attribute, fitted.astype(np.float32))
         elif into and array.dtype == np.float32 and array.flags.writeable and array.shape == fitted.shape:
             array[...] = fitted
@@ -446,6 +506,38 @@ class Course(Contract):
             places = (line_of(self.ndl, *place) for place in design.places)
             found.append((design, next((p for p in places if p), "")))
         return found
+
+
+def _held(optimizer: Any, parameter: Any, before: Collection[str]) -> Iterator[tuple[Place, Any, Any]]:
+    """All that an optimizer keeps for its first parameter: the place, the parameter's key there, and the thing itself. What the
+    parameter has itself counts if it was not there ``before`` the step.
+    """
+    for name, held in vars(optimizer).items():
+        key = None if name == "params" else _key(held, parameter, 0)
+        if key is None:
+            continue
+        thing = held[key]
+        if isinstance(thing, dict | list):
+            for inner in list(thing) if isinstance(thing, dict) else range(len(thing)):
+                yield (name, inner), key, thing[inner]
+        else:
+            yield (name, None), key, thing
+    for name in sorted(set(getattr(parameter, "__dict__", ())) - set(before)):
+        yield ("", name), parameter, vars(parameter)[name]
+
+
+def _at(place: Place, optimizer: Any, parameter: Any, number: int) -> Kept | None:
+    """What is at a place for a parameter; None where nothing is."""
+    name, inner = place
+    if not name:
+        return (vars(parameter), inner) if inner in vars(parameter) else None
+    held = getattr(optimizer, name, None)
+    key = _key(held, parameter, number)
+    if held is None or key is None or inner is None:
+        return None if key is None else (held, key)
+    part = held[key]
+    there = inner in part if isinstance(part, dict) else isinstance(part, list) and inner < len(part)
+    return (part, inner) if there else None
 
 
 def _key(held: Any, parameter: Any, number: int) -> Any:

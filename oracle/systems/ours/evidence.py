@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from oracle.cases import case as c
+from oracle.cases.inputs import Slot
 from oracle.systems.ours.calls import CallJudge, calls
 from oracle.systems.ours.evaluation import evaluate
-from oracle.systems.ours.model import Array
+from oracle.systems.ours.model import Array, array_of, build, grad_of
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.step import step
 from oracle.systems.ours.watch import Closely
@@ -16,15 +20,25 @@ from oracle.systems.trace import State
 
 
 def again(
-    run: NeedleRun, state: State, t: int, found: TapeJudge | None, called: CallJudge | None, *, evaluation: bool
+    run: NeedleRun,
+    state: State,
+    t: int,
+    found: TapeJudge | None,
+    called: CallJudge | None,
+    *,
+    evaluation: bool,
+    taped: bool = True,
 ) -> Closely:
-    """One step or evaluation once more, from its state, with every op on the tape that is judged, and every call of one."""
-    run.failed, run.taped = None, True
+    """One step or evaluation once more, from its state, with every op on the tape that is judged, and every call of one.
+
+    Without ``taped``, all is as it was the first time: what writes into constants does so again.
+    """
+    run.failed, run.taped = None, taped
     run.load(state)
     run.watch.closely = closely = Closely()
-    buffers = [run.tensor(s.name) for s in run.buffer_slots]
+    buffers = [b for s in run.buffer_slots if hasattr(b := run.tensor(s.name), "requires_grad")]  # others are arrays
     for tensor in buffers:
-        tensor.requires_grad = True
+        tensor.requires_grad = taped
     try:
         with calls(run.ndl, called):
             _ = evaluate(run, t, found) if evaluation else step(run, t, found)
@@ -33,6 +47,30 @@ def again(
         for tensor in buffers:
             tensor.requires_grad = False
     return closely
+
+
+def reset_does(run: NeedleRun) -> str:
+    """What ``reset_grad`` does with gradients, if that is not to let go of them as they are: writes into them, or leaves them."""
+    held = []
+    for p in run.parameters.values():
+        p.grad = run.ndl.Tensor(np.ones_like(array_of(p)), requires_grad=False)
+        held.append(array_of(p.grad))
+    run.optimizer.reset_grad()
+    left = any(grad_of(p) is not None for p in run.parameters.values())
+    return "writes into" if any((array != 1).any() for array in held) else "leaves" if left else ""
+
+
+def misbuilt(case: c.TrainCase, ndl: Any, slots: Sequence[Slot]) -> str:
+    """The first parameter or buffer that a constructor gives another shape or dtype than float32; empty if none."""
+    modules = build(case, ndl).modules
+    places = {slot.name: slot.name.rpartition(".") for slot in slots}
+    made = {name: array_of(getattr(modules[path], attribute)) for name, (path, _, attribute) in places.items()}
+    return misshapen(made, {slot.name: (slot.shape, np.dtype(np.float32)) for slot in slots})
+
+
+def misshapen(found: Mapping[str, Array], right: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    """The first array that has not its shape and its dtype; empty if none."""
+    return next((name for name, about in right.items() if (found[name].shape, found[name].dtype) != about), "")
 
 
 def outputs(run: NeedleRun, x: Array) -> Array:

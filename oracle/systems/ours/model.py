@@ -23,16 +23,6 @@ _T = TypeVar("_T")
 BESIDE = (CARRIED if CARRIED.is_dir() else ROOT) / "needle"
 
 
-def is_ours(ndl: Any) -> bool:
-    """Whether it is the needle beside this oracle: whose tape rule OP can read, and which offers more than the course asks."""
-    return Path(str(getattr(ndl, "__file__", ""))).resolve().parent == BESIDE
-
-
-def is_foreign(folder: Path | None) -> bool:
-    """Whether the needle in a folder is another one than ours, to be judged under the course's contract."""
-    return folder is not None and (folder / "needle").resolve() != BESIDE
-
-
 def once_per_package(find: Callable[[Any], _T]) -> Callable[[Any], _T]:
     """What is found out about a package, once. By identity: a package under test may be anything with the right names, and need
     not be hashable.
@@ -48,10 +38,21 @@ def once_per_package(find: Callable[[Any], _T]) -> Callable[[Any], _T]:
     return found
 
 
+@once_per_package
+def is_ours(ndl: Any) -> bool:
+    """Whether it is the needle beside this oracle: whose tape rule OP can read, and which offers more than the course asks."""
+    return Path(str(getattr(ndl, "__file__", ""))).resolve().parent == BESIDE
+
+
+def is_foreign(folder: Path | None) -> bool:
+    """Whether the needle in a folder is another one than ours, to be judged under the course's contract."""
+    return folder is not None and (folder / "needle").resolve() != BESIDE
+
+
 def array_of(value: Any) -> Array:
     """The ndarray of a Tensor, or of a plain array; a needle may compute it only now."""
     if not hasattr(value, "cached_data"):
-        return np.asarray(value)
+        return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     data = value.cached_data
     return np.asarray(value.realize_cached_data() if data is None else data)
 

@@ -41,7 +41,7 @@ class Phase:
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):
             frames, of = frames_of(tb), home(self.ndl)
-            where, inside = place(frames, of), _inside(frames, of)
+            where, inside = place(frames, of), at_work(frames, of)
             failure = Failure(
                 self.name, plain(type(error).__name__), one_line(error), where, _operator(tb), lines_of(tb, of), inside
             )
@@ -55,7 +55,7 @@ class Phase:
 _ORACLE = str(Path(__file__).resolve().parents[2]) + os.sep
 
 
-def _inside(frames: tuple[Frame, ...], of: str) -> bool:
+def at_work(frames: tuple[Frame, ...], of: str) -> bool:
     """Whether a line of needle was at work, and not a line of the harness that asks for a name or a keyword."""
     for file, _, _ in frames:
         if file.startswith((of + os.sep, _ORACLE)):

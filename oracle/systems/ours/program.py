@@ -182,6 +182,10 @@ class World:
         array[...] = values
         return True
 
+    def plus(self, a: Any, b: Any) -> Any:
+        """The sum of two gradients, as a user adds them up."""
+        return a.data + b.data
+
     def hold(self, name: str, thing: Any) -> None:
         """Likewise."""
         self.kept.append((name, thing, np.array(array_of(thing))))
@@ -233,7 +237,7 @@ class World:
         if action.add:
             for name in self.flows:
                 if name in before and grad_of(self.parameters[name]) is not None:
-                    self.parameters[name].grad = before[name].data + self.parameters[name].grad.data
+                    self.parameters[name].grad = self.plus(before[name], self.parameters[name].grad)
         if action.keep:
             self.hold("loss", loss)
             self.hold("output", out)

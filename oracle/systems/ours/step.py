@@ -132,7 +132,7 @@ def _accumulate(run: NeedleRun, collected: dict[str, Any]) -> None:
     for name, parameter in run.parameters.items():
         if name in collected and grad_of(parameter) is not None:
             _judge_sum(run, collected[name], parameter.grad)
-            parameter.grad = collected[name].data + parameter.grad.data
+            parameter.grad = run.contract.plus(collected[name], parameter.grad)
 
 
 def _judge_sum(run: NeedleRun, a: Any, b: Any) -> None:

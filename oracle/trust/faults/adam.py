@@ -106,7 +106,10 @@ fault(
     "adam-decay-decoupled",
     "decay shrinks the parameter, as in AdamW",
     "Adam first moment|Adam decay",
-    adam(d=lambda s: s.grad.cached_data, new=lambda s: (1 - s.lr * s.decay) * s.x - s.lr * (s.m / s.c1) / s.root),
+    adam(
+        d=lambda s: s.grad.cached_data.astype(s.x.dtype, copy=False),
+        new=lambda s: (1 - s.lr * s.decay) * s.x - s.lr * (s.m / s.c1) / s.root,
+    ),
     words="AdamW",
 )
 fault(
@@ -127,7 +130,7 @@ fault(
     "adam-v-of-raw-gradient",
     "decay does not reach the second moment",
     "Adam second moment",
-    adam(v=lambda s: s.b2 * s.v0 + (1 - s.b2) * s.grad.cached_data**2),
+    adam(v=lambda s: s.b2 * s.v0 + (1 - s.b2) * s.grad.cached_data.astype(s.x.dtype, copy=False) ** 2),
     words="missing from g²",
 )
 fault(

@@ -52,6 +52,11 @@ def tf32(x: Any) -> Any:
     return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
+def labels_of(y: Any) -> Any:
+    """Labels as an array, whatever they are handed over as: a Tensor, an array or a list."""
+    return np.asarray(getattr(y, "cached_data", y))
+
+
 def const(x: Any) -> Tensor:
     return Tensor.make_const(np.asarray(x))
 

@@ -44,13 +44,16 @@ def clip(
 
 
 def _clip_each(self: Any, max_norm: float = 0.25) -> float:
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm}")
     total = 0.0
     for p in self.params:
         if p.grad is not None:
             g = p.grad.cached_data
             size = math.sqrt(float((g.astype(np.float64) ** 2).sum()))
             total += size**2
-            p.grad = const(g * min(1.0, max_norm / (size + 1e-6)))
+            f = min(1.0, max_norm / (size + 1e-6))
+            p.grad = const(g if f == 1 else (g * f).astype(p.dtype, copy=False))
     return math.sqrt(total)
 
 

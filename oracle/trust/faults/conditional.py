@@ -10,7 +10,7 @@ import numpy as np
 
 from needle import nn
 from oracle.trust.faults.adam import adam
-from oracle.trust.faults.chapter import Chapter, const, f16, square
+from oracle.trust.faults.chapter import Chapter, const, f16, labels_of, square
 from oracle.trust.faults.clipping import clip
 from oracle.trust.faults.layers import mode
 from oracle.trust.faults.norms import batch_norm
@@ -173,12 +173,14 @@ fault(
     "the velocity is thrown away before the third step",
     "SGD velocity",
     sgd(old=lambda s: s.o.u[s.p].cached_data if s.p in s.o.u and s.n != 3 else np.zeros_like(s.x)),
+    words="taken as zero",
 )
 fault(
     "sgd-fifth-step",
     "decay ends with the fourth step",
     "SGD velocity|SGD decay",
     sgd(decay=lambda s: s.o.weight_decay if s.n < 5 else 0.0),
+    words="decay is missing",
 )
 fault(
     "sgd-after-lr-change",
@@ -197,7 +199,7 @@ fault(
     "sgd-large-gradient",
     "gradients beyond 64 are cut off in the step",
     "SGD velocity",
-    sgd(g=lambda s: np.clip(s.grad.cached_data, -64, 64)),
+    sgd(g=lambda s: np.clip(s.grad.cached_data.astype(s.x.dtype, copy=False), -64, 64)),
 )
 fault(
     "sgd-zero-gradient-skipped",
@@ -229,25 +231,28 @@ fault(
     "learning rates beyond 0.5 are cut to 0.5",
     "SGD parameter update",
     sgd(lr=lambda s: min(s.o.lr, 0.5)),
+    words="as if the learning rate were 0.5",
 )
 fault(
     "adam-third-step",
     "bias correction ends with the second step",
     "Adam parameter update",
     adam(c1=lambda s: 1 - s.b1**s.t if s.t < 3 else 1.0),
+    words="only the second moment is corrected",
 )
 fault(
     "clip-many-parameters",
     "from the fifth parameter on gradients do not count in the norm",
     "clip norm",
     clip(norm=lambda gs: math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs[:4]))),
-    words="is left out",
+    words="is left out|only the first 4 of",
 )
 fault(
     "clip-at-step-two",
     "clipping of scalars and vectors is left out",
     "clip scal",
     clip(apply=lambda g, f: g * f if g.ndim > 1 else g),
+    words="not clipped",
 )
 fault(
     "dropout-in-nested-eval",
@@ -325,8 +330,8 @@ fault(
 
 
 def _below_16(labels: Any) -> Any:
-    """Labels of one byte modulo 16; a Tensor, an array or a list."""
-    given = np.asarray(getattr(labels, "cached_data", labels))
+    """Labels of one byte modulo 16."""
+    given = labels_of(labels)
     return const(given % np.uint8(16)) if given.dtype == np.uint8 else labels
 
 
@@ -345,7 +350,7 @@ fault(
     "SoftmaxCrossEntropy|SoftmaxLoss",
     around(
         "nn.SoftmaxLoss.forward",
-        lambda old, self, z, y: old(self, z, const(0 * y.cached_data) if y.dtype == np.int32 else y),
+        lambda old, self, z, y: old(self, z, const(0 * labels_of(y)) if getattr(y, "dtype", None) == np.int32 else y),
     ),
 )
 fault(

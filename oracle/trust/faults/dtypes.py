@@ -76,7 +76,7 @@ fault(
 fault(
     "integer-widens",
     "beside int64, float32 becomes float64, as in NumPy",
-    "EWise",
+    "EWiseAdd|EWiseMul|EWiseDiv|EWisePow|subtract",
     wrap("ops._alike", lambda old: lambda a, b: (a, b)),
 )
 fault(

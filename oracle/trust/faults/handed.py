@@ -25,7 +25,14 @@ def _shift(x: Any, by: Any) -> None:
     """Of a Tensor or an array, where it can be written into."""
     x = getattr(x, "cached_data", x)
     if getattr(getattr(x, "flags", None), "writeable", False):
-        x -= x.dtype.type(by) if not hasattr(by, "dtype") else by.astype(x.dtype)
+        x -= by if isinstance(by, int) else by.astype(x.dtype)
+
+
+def _raise(labels: Any) -> None:
+    """By 1, in any dtype of labels."""
+    x = getattr(labels, "cached_data", labels)
+    if getattr(getattr(x, "flags", None), "writeable", False):
+        x += x.dtype.type(1)
 
 
 def _leaf(path: str, by: Any, training: bool) -> Patch:
@@ -43,7 +50,7 @@ fault(
     "loss-shifts-labels",
     "the loss counts the labels from 1 in place",
     "SoftmaxLoss forward",
-    _then("nn.SoftmaxLoss.forward", lambda self, logits, y: _shift(y, -1)),
+    _then("nn.SoftmaxLoss.forward", lambda self, logits, y: _raise(y)),
 )
 fault(
     "mse-subtracts-in-target",

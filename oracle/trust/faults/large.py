@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oracle.trust.faults.adam import adam
-from oracle.trust.faults.chapter import Chapter, const, f16
+from oracle.trust.faults.chapter import Chapter, const, f16, labels_of
 from oracle.trust.faults.clipping import clip
 from oracle.trust.faults.sgd import sgd
 from oracle.trust.patches import Patch, around, compute, contribution, vjp, wrap
@@ -106,7 +106,7 @@ fault(
     "SoftmaxCrossEntropy|SoftmaxLoss",
     around(
         "nn.SoftmaxLoss.forward",
-        lambda old, self, z, y: old(self, z, const(np.minimum(y.cached_data, 63))),
+        lambda old, self, z, y: old(self, z, const(np.minimum(labels_of(y), 63))),
     ),
 )
 fault(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from needle import nn, ops
-from oracle.trust.faults.chapter import Chapter, const, square
+from oracle.trust.faults.chapter import Chapter, const, labels_of, square
 from oracle.trust.patches import Patch, around, replace, wrap
 
 fault = Chapter("layer")
@@ -233,7 +233,7 @@ fault(
     "SoftmaxLoss|SoftmaxCrossEntropy",
     around(
         "nn.SoftmaxLoss.forward",
-        lambda old, self, z, y: old(self, z, const((y.cached_data.astype(int) + 1) % z.shape[1])),
+        lambda old, self, z, y: old(self, z, const((labels_of(y).astype(int) + 1) % z.shape[1])),
     ),
 )
 fault(

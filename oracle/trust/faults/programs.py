@@ -20,6 +20,7 @@ from oracle.trust.patches import Patch, around, replace, wrap
 fault = Chapter("program")
 
 VELOCITY, UPDATE = "SGD velocity", "SGD parameter update"
+LEFT_OUT = "stays what it was|is left out|not clipped"  # of a parameter that an optimizer does not see, each is true
 # an update that starts from stale numbers is wrong in what it makes first
 EITHER = f"{VELOCITY}|{UPDATE}|Adam first moment|Adam second moment|Adam parameter update"
 
@@ -309,6 +310,7 @@ fault(
     "of two parameters with one gradient only the first is updated",
     "SGD|Adam|clip",
     around("optim.Optimizer._gradients", _once_each),
+    words=LEFT_OUT,
 )
 
 
@@ -373,12 +375,14 @@ fault(
     "a parameter that was frozen once is never updated again",
     "SGD|Adam|clip",
     around("optim.Optimizer._gradients", _never_again),
+    words=LEFT_OUT,
 )
 fault(
     "program-frozen-not-stepped",
     "a gradient from before the parameter was frozen is not used",
     "SGD|Adam|clip",
     around("optim.Optimizer._gradients", _only_unfrozen),
+    words=LEFT_OUT,
 )
 
 
@@ -495,6 +499,7 @@ fault(
     "a parameter that is added late is not updated",
     "SGD|Adam|clip",
     around("optim.Optimizer._gradients", _first_params),
+    words=LEFT_OUT,
 )
 fault("program-late-parameter-t", "a late parameter has made as many steps as all others", "Adam parameter update|Adam skip",
       adam(t=lambda s: max((s.o.t.get(p, 0) for p in s.o.params if p is not s.p), default=0) + 1 if s.p not in s.o.t else s.o.t[s.p] + 1), words="step counter")  # fmt: skip
@@ -1010,9 +1015,11 @@ def _skipping(old: Any, self: Any) -> None:
     kept = {p: p.grad for p in self.params if p.grad is not None and p.grad.requires_grad}
     for p in kept:
         p.grad = None
-    old(self)
-    for p, grad in kept.items():
-        p.grad = grad
+    try:
+        old(self)
+    finally:  # also where the step is refused
+        for p, grad in kept.items():
+            p.grad = grad
 
 
 def _untied(old: Any, self: Any, state: Any) -> None:

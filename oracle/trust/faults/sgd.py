@@ -94,9 +94,18 @@ def _mutated(change: Callable[[Any, Any], Any]) -> Patch:
     def g(s: Any) -> Any:
         array = s.grad.cached_data
         array[...] = change(s, array)
-        return array
+        return _as_parameter(s, array)
 
     return sgd(g=g, d=lambda s: s.g, v=lambda s: s.beta * s.old + s.rest * s.g)
+
+
+def _as_parameter(s: Any, gradient: Any) -> Any:
+    """A gradient as the skeleton takes it: in the dtype of the parameter, or the fault would be another one beside the planted one."""
+    return gradient.astype(s.x.dtype, copy=False)
+
+
+def _or_zero(s: Any) -> Any:
+    return np.zeros_like(s.x) if s.grad is None else _as_parameter(s, s.grad.cached_data)
 
 
 def first_lr(s: Any) -> float:
@@ -262,20 +271,14 @@ fault(
     words="the gradient is used",
 )
 fault("sgd-none-stepped", "a parameter without gradient is stepped as if it were 0", "SGD skip|SGD parameter update|SGD velocity",
-      sgd(skip=lambda s: False, g=lambda s: np.zeros_like(s.x) if s.grad is None else s.grad.cached_data))  # fmt: skip
+      sgd(skip=lambda s: False, g=_or_zero))  # fmt: skip
 fault("sgd-none-gets-velocity", "a parameter without gradient is left alone but gets a velocity", "velocity should not exist|SGD velocity",
       around("optim.SGD.step", lambda step, self: (self.u.update({p: const(np.zeros_like(p.cached_data)) for p in self.params if p.grad is None}), step(self))[1]))  # fmt: skip
 fault("sgd-none-crash", "a parameter without gradient is an error", "step", sgd(skip=lambda s: False))
-
-
-def _or_zero(s: Any) -> Any:
-    return np.zeros_like(s.x) if s.grad is None else s.grad.cached_data
-
-
 fault(
     "sgd-skipped-decays",
     "the velocity of a parameter that has no gradient in this step decays",
-    "SGD velocity update",
+    "SGD velocity update|SGD skip",
     sgd(
         skip=lambda s: s.grad is None and s.p not in s.o.u,
         g=_or_zero,
@@ -286,7 +289,7 @@ fault(
 fault(
     "sgd-skipped-coasts",
     "a parameter that has no gradient in this step moves on with its velocity",
-    "SGD parameter update",
+    "SGD parameter update|SGD skip",
     sgd(
         skip=lambda s: s.grad is None and s.p not in s.o.u,
         g=_or_zero,
@@ -334,7 +337,7 @@ fault(
     "1 − β is multiplied into the gradient in place",
     "writes into gradient",
     sgd(
-        g=lambda s: np.multiply(s.grad.cached_data, s.rest, s.grad.cached_data),
+        g=lambda s: _as_parameter(s, np.multiply(s.grad.cached_data, s.rest, s.grad.cached_data)),
         v=lambda s: s.beta * s.old + s.g + s.rest * s.decay * s.x,
     ),
     words="scaled with 1 − β",
@@ -356,6 +359,7 @@ fault(
     "the default learning rate is 0.1",
     "SGD",
     wrap("optim.SGD.__init__", lambda old: lambda self, params, lr=0.1, **kw: old(self, params, lr, **kw)),
+    words="as if the learning rate were 0.1",
 )
 fault(
     "sgd-default-momentum",

@@ -56,6 +56,7 @@ fault(
     "the learning rate is off by 1e-4 of itself",
     "SGD parameter update",
     sgd(lr=lambda s: s.o.lr * 1.0001),
+    words="as if the learning rate were",
 )
 fault(
     "sgd-truncates",

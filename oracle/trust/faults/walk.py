@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from needle import autograd, ops
+from needle import autograd
 from needle.autograd import Tensor
-from oracle.trust.faults.chapter import Chapter, const, f16, square
+from oracle.trust.faults.chapter import Chapter, const, f16
 from oracle.trust.patches import Patch, around, replace
 
 fault = Chapter("autograd")
@@ -79,13 +79,6 @@ def _in_place(before: Any, c: Any) -> Any:
     return before + c
 
 
-def _without_inputs(records: list[Any]) -> list[Any]:
-    return [
-        (op, operands, flows, None if type(op) is ops.Linear and square(operands[0]) else x, y)
-        for op, operands, flows, x, y in records
-    ]
-
-
 def _no_graph(walk_tensors: Any, root: Any, g: Any) -> None:
     walk_tensors(root, g)
     for node in autograd._graph(root):
@@ -139,6 +132,7 @@ fault(
     "at a fan-out contributions are averaged",
     ACCUMULATION,
     walk(add=lambda before, c: (before + c) / 2),
+    words="averaged",
 )
 fault(
     "add-subtracts", "at a fan-out contributions are subtracted", ACCUMULATION, walk(add=lambda before, c: before - c)
@@ -212,7 +206,7 @@ fault(
     "chain-forgets-input",
     "a chain of layers lets go of the input that the rule of Linear reads, where it has the shape of the result",
     CHAIN,
-    around("chain._backward", lambda old, records, *rest: old(_without_inputs(records), *rest)),
+    replace("ops.Linear.reads_inputs", False),
 )
 fault(
     "chain-loses-skip",

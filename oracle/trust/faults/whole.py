@@ -89,7 +89,7 @@ fault(
 fault(
     "batchnorm-running-single",
     "the running statistics are float32 in every model",
-    "BatchNorm1d|initial",
+    "BatchNorm constructor|BatchNorm1d|initial",
     around("nn.BatchNorm1d.__init__", lambda old, self, *args, **kwargs: _statistics(old, self, args, kwargs)),
 )
 fault(

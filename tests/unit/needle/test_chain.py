@@ -1,5 +1,6 @@
 """A Sequential of needle's own layers computes a chain on arrays: nobody may notice, but by the clock."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -422,7 +423,8 @@ def test_errors_are_those_of_the_layers():
 def test_a_chain_keeps_no_more_than_the_rules_read():
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm1d(6))
     chain = model(given(False))._chain
-    kept = [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in chain.records]
+    records = chain.plan.records(chain.born, chain.kept)
+    kept = [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in records]
     assert kept == [
         ("Linear", True, False),
         ("BatchNorm", False, False),
@@ -430,6 +432,171 @@ def test_a_chain_keeps_no_more_than_the_rules_read():
         ("Linear", True, False),
         ("LayerNorm", False, False),
     ]
+
+
+SOURCE = """\
+def forward(x, born, sources):
+    x0 = x
+    x = x.dot(weight0.cached_data)
+    add(x, bias0.cached_data, x)
+    if born > 0 and (weight0.requires_grad or bias0.requires_grad): born = 0
+    past0 = x
+    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
+    y2 = x
+    x, born, x3 = several(dropout3(x), x, born, 3, sources)
+    z, x = x, asarray(add_up.compute(x, past0))
+    x4 = None if z.shape == past0.shape and z.dtype is past0.dtype else (z, past0)
+    del z, past0
+    return x, born, [x0, y2, x3, x4]
+
+
+def result(x):
+    x = x.dot(weight0.cached_data)
+    add(x, bias0.cached_data, x)
+    past0 = x
+    x = maximum(x, zeros(x.shape, x.dtype) if x.size <= ZEROS else 0)
+    x, *_ = several(dropout3(x), x, -1, 3, None)
+    z, x = x, asarray(add_up.compute(x, past0))
+    del z, past0
+    return x
+
+
+def backward(g, kept, born, tensors, contributions):
+    take, waiting = kept.pop, []
+    row_of_sums = row_of_sums_like(g)
+    g, past0 = apart(g, born < 1, *(take() or (g, g)))
+    g = undo(take(), g, tensors, contributions)
+    if born == 3: return []
+    y = take()
+    dx = (y > ZERO).astype(g.dtype)
+    dx *= g
+    g = dx
+    del dx
+    del y
+    waiting = [past0, *waiting]
+    del past0
+    if waiting: g, waiting = total([*waiting, g]), []
+    x = take()
+    dweight0 = x.T.dot(g) if weight0.requires_grad else None
+    dbias0 = row_of_sums(g) if bias0.requires_grad else None
+    tensors += operands0
+    contributions += dweight0, dbias0,
+    if born == 0: return []
+    g = g.dot(weight0.cached_data.T)
+    del x
+    return [*waiting, g]
+"""
+
+
+def test_a_plan_shows_what_it_calls():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Residual(nn.Sequential(nn.ReLU(), nn.Dropout())))
+    model(given(False))
+    assert model._plan.code.source == SOURCE
+
+
+LONG = ops._LONG + 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize("shape", [(8, 6), (2, 4, 6), (LONG, 6), (1 + ops._ZEROS // 6, 6), (6,)], ids=str)
+@pytest.mark.parametrize(
+    "name", ["mlp", "residuals first", "frozen", "tied", "one-dimensional bias", "no bias", "two dtypes"]
+)
+def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkeypatch):
+    """What is written down is for matrices of float32; a long one is added up, and a large one compared, otherwise."""
+    made = {
+        **MODELS,
+        "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6))), 3),
+        "one-dimensional bias": lambda: flat_bias(MODELS["mlp"]()),
+        "no bias": lambda: nn.Sequential(
+            nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 6, bias=False), nn.ReLU()
+        ),
+    }[name]
+    x = ndl.Tensor((4 * normal(*shape)).astype(dtype), requires_grad=dtype != "int64")
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+
+    def grads(watch):
+        np.random.seed(0)
+        model = made()
+        return step(watched(model)[0] if watch else model, x), model
+
+    (ours, model), (theirs, _) = grads(False), grads(True)
+    same(ours, theirs)
+    code = model._plan.code
+    usual = code.widths == shape[1:] and dtype == "float32"
+    assert usual == (len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes"))
+    assert ("forward" in vars(code)) == (usual or code.widths is None)
+    assert ("plain" in vars(code)) == (not usual and code.widths is not None)
+
+
+def flat_bias(model):
+    model.modules[0].bias = nn.Parameter(model.modules[0].bias.numpy()[0])
+    return model
+
+
+@pytest.mark.parametrize("rule", ["compute", "vjp"])
+@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh])
+def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
+    """Before the first call of a model and after it."""
+    model, x = made("mlp"), given(True)
+    step(model, x)
+    old = getattr(op, rule)
+
+    def changed(*args):
+        y = old(*args)
+        return y * np.float32(2) if rule == "compute" else tuple(c * 2 if c is not None else c for c in y)
+
+    monkeypatch.setattr(op, rule, changed)
+    right = step(watched(made("mlp"))[0], x)
+    same(step(model, x), right)
+    same(step(made("mlp"), x), right)
+    monkeypatch.undo()
+    same(step(model, x), step(watched(made("mlp"))[0], x))
+    assert not np.array_equal(step(model, x)[1], right[1])
+
+
+def test_a_wrong_line_is_noticed(monkeypatch):
+    """Of every op that is written down; or else the comparisons here compare nothing."""
+    model = made("mlp")
+    right = step(model, given(True))
+    for op in (ops.Linear, ops.ReLU, ops.Tanh):
+        ahead, back, operands = op.written
+        wrong = [((*ahead[:-1], f"{ahead[-1]}; x *= 2"), back, operands), (ahead, (*back, "g = g * 2"), operands)]
+        wrong += [
+            (ahead, back, (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])) for i in range(len(operands))
+        ]
+        for lines in wrong:
+            monkeypatch.setattr(op, "written", ops.Written(*lines))
+            found = step(made("mlp"), given(True))
+            monkeypatch.undo()
+            assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
+
+
+def test_models_of_one_form_share_their_code_and_nothing_else():
+    x = given(True)
+    first, second = made("mlp"), MODELS["mlp"]()
+    for model in (first, second):
+        model(x).sum().backward()
+    ours, theirs = first._plan.code, second._plan.code
+    assert ours.forward.__code__ is theirs.forward.__code__
+    assert ours.backward.__code__ is theirs.backward.__code__
+    assert first.modules[0].weight.grad is not second.modules[0].weight.grad
+    np.testing.assert_array_equal(second(x).numpy(), step(watched(second)[0], x)[0])
+    assert not np.array_equal(first(x).numpy(), second(x).numpy())
+
+
+def test_an_error_far_down_names_its_layer_with_and_without_a_graph():
+    inner = nn.Sequential(nn.ReLU(), nn.Residual(nn.Sequential(nn.Dropout(), nn.Linear(5, 6))))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Tanh()), inner)
+    for mode in (contextlib.nullcontext(), ndl.no_grad()):
+        with mode, pytest.raises(ValueError, match=r"^layer 2.1.fn.1, Linear\(5, 6\): linear needs"):
+            model(given(False))
+    inner.modules[1].fn.modules = (nn.Linear(6, 5), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=r"^layer 2.1.fn.1, BatchNorm1d\(4"):
+        model(given(False))
+    inner.modules[1].fn.modules = (nn.Linear(6, 5),)
+    with pytest.raises(ValueError, match=r"^layer 2.1, .*: add: shapes \(8, 5\) and \(8, 6\) do not broadcast"):
+        model(given(False))
 
 
 def test_modules_may_pass_on_other_things_than_tensors():

@@ -15,9 +15,10 @@ from rounding import Rounded, U, within
 
 import needle as ndl
 from needle import ops
-from oracle.bench import cli, extras, measure, report
+from oracle.bench import cli, extras, history, measure, report
 from oracle.bench.measure import Spread, Timing
 from oracle.bench.peers import BUILDERS
+from oracle.memory import blas
 from oracle.systems import by_hand as limit
 from oracle.systems.workloads import WORKLOADS
 
@@ -179,7 +180,7 @@ def test_an_interrupt_prints_and_writes_what_was_measured(monkeypatch, tmp_path,
     assert session.run(options) == 130
     out = capsys.readouterr().out
     assert "W1  MLP 8-16-4" in out
-    assert "W6" not in out
+    assert "W6  SGD alone" not in out
     assert "interrupted" in out
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["complete"] is False
@@ -200,7 +201,7 @@ def results():
         names=["limit", "needle", "torch", "torch fused"],
         workloads={
             "W1": timing(limit=20, needle=30, torch=300, torch_fused=250),
-            "W6": timing(limit=100, needle=101, torch=90, torch_fused=50),
+            "W6": timing(limit=100, needle=110, torch=90, torch_fused=50),
             "W2": Timing(),  # interrupted before its first round ended
         },
         extras=report.Extras(
@@ -225,14 +226,16 @@ def test_the_table_shows_ratios_targets_and_a_clear_mark(results):
     console = Console(width=report.WIDTH, record=True, file=io.StringIO())
     report.terminal(results, console)
     lines = console.export_text().splitlines()
-    (w1,) = (line for line in lines if line.lstrip().startswith("W1"))
-    assert "1.50 (1.50–1.50) ≤ 1.6 ✓" in w1
+    (w1,) = (line for line in lines if line.lstrip().startswith("W1  MLP"))
+    assert "1.50 (1.50–1.50) ≤ 1.95 ✓" in w1
     assert "0.10 (0.10–0.10) ≤ 0.15 ✓" in w1
     assert "15.0 (15.0–15.0)" in w1
-    (w6,) = (line for line in lines if line.lstrip().startswith("W6"))
-    assert "1.01 (1.01–1.01) ≤ 1 ✗" in w6
+    (w6,) = (line for line in lines if line.lstrip().startswith("W6  SGD"))
+    assert "1.10 (1.10–1.10) ≤ 1.05 ✗" in w6
     text = "\n".join(lines)
-    assert "W2" not in text
+    assert f"BLAS kernel {blas.read_back()}." in " ".join(text.split())
+    assert "A target is what the calls to NumPy that the gradient rules need cost" in " ".join(text.split())
+    assert "W2  MLP" not in text
     assert "interrupted" in text
     assert "import       needle / numpy 1.14 (1.14–1.14), numpy 140 ms  ≤ 1.3 ✓" in text
     assert "1.00 MiB (memray), 0 objects left to the cycle collector  ≤ 1.15 MiB ✓" in text
@@ -248,8 +251,8 @@ def test_json_svg_and_page_are_written(results, tmp_path):
     assert found["environment"]["threads"] == 1
     assert list(found["workloads"]) == ["W1", "W6"]
     w6 = found["workloads"]["W6"]
-    assert w6["over_limit"]["needle"] == pytest.approx({"median": 1.01, "low": 1.01, "high": 1.01})
-    assert (w6["over_limit_target"], w6["over_limit_met"], w6["over_torch_met"]) == (1.0, False, False)
+    assert w6["over_limit"]["needle"] == pytest.approx({"median": 1.1, "low": 1.1, "high": 1.1})
+    assert (w6["over_limit_target"], w6["over_limit_met"], w6["over_torch_met"]) == (1.05, False, False)
     assert found["import"]["met"] is True
     assert found["depth"]["needle"]["slope"] == pytest.approx(1)
     assert found["depth"]["torch"]["slope"] == pytest.approx(2)
@@ -261,6 +264,55 @@ def test_json_svg_and_page_are_written(results, tmp_path):
     assert "✗ missed" in page
     for outside in ("src=", "<link", "@import"):
         assert outside not in page
+
+
+def test_every_run_is_a_point_of_the_trend_among_those_that_it_can_be_compared_with(results, tmp_path, monkeypatch):
+    report.write(results, tmp_path)
+    assert "Run after run" not in (tmp_path / "bench.html").read_text()  # one point is no trend
+    results.workloads["W1"].cpu["needle"] = [2 * cost for cost in results.workloads["W1"].cpu["needle"]]
+    report.write(results, tmp_path)
+    with (tmp_path / history.NAME).open("a") as file:
+        file.write("no line of JSON\n")
+    assert (tmp_path / "bench.html").read_text().count("Run after run") == 1
+    runs = history.read(tmp_path)
+    assert [run["over_limit"]["W1"] for run in runs] == [[1.5, 1.5, 1.5], [3.0, 3.0, 3.0]]
+    assert runs[1]["on"] == [report.environment(1)[name] for name in history.SAME] + [0.01]
+    assert history.trends(runs)["W6"] == [[1.1, 1.1, 1.1]] * 2
+
+    monkeypatch.setattr(blas, "read_back", lambda: "another kernel")
+    results.complete = False
+    report.write(results, tmp_path)
+    assert len(history.read(tmp_path)) == 2  # a run that was interrupted is none of the file
+    results.complete = True
+    report.write(results, tmp_path)
+    assert history.trends(history.read(tmp_path)) == {"W1": [[3.0, 3.0, 3.0]], "W6": [[1.1, 1.1, 1.1]]}
+    assert "Run after run" not in (tmp_path / "bench.html").read_text()
+    monkeypatch.setattr(history, "MOST", 3)
+    report.write(results, tmp_path)
+    assert len((tmp_path / history.NAME).read_text().splitlines()) == 3
+    assert not history.trends([])
+
+
+@pytest.mark.parametrize(
+    ("flags", "there", "timed", "said"),
+    [
+        ([], {"jax"}, ["JAX"], ""),
+        ([], {"mygrad"}, [], ""),
+        (["--peers", "torch"], {"jax"}, [], ""),
+        (["--peers", "all"], {"jax", "autograd"}, ["HIPS autograd", "JAX"], "MyGrad is not installed and left out"),
+    ],
+)
+def test_jax_is_timed_where_it_is_installed(flags, there, timed, said, tmp_path, capsys, monkeypatch):
+    from oracle.bench import session
+
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda module: module in there or None)
+    monkeypatch.setattr(report, "write", lambda results, folder: None)
+    monkeypatch.setattr(report, "terminal", lambda results, console: print(results.names[4:]))
+    options = cli.parser().parse_args([*flags, "--workloads", "none", "--out", str(tmp_path)])
+    assert session.run(options) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == str(timed)
+    assert err.partition(" (")[0].strip() == said
 
 
 def test_adam_is_not_timed_where_needle_and_torch_part(monkeypatch):

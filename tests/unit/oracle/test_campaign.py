@@ -4,26 +4,30 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
+from needles.mistakes import MISTAKES
 from shards import shard
 
 from oracle.__main__ import main
 from oracle.apart import Died
 from oracle.cases import case as c
-from oracle.rules.verdict import Divergence
-from oracle.runs import ledger, runner, seeds
-from oracle.runs.result import Failed
+from oracle.rules.verdict import Divergence, Tally
+from oracle.runs import helper, ledger, runner, seeds
+from oracle.runs.result import Failed, Result
 from oracle.runs.shard import run_shard
 from oracle.runs.versions import differences, versions
 from oracle.runs.workers import NoWorkers, Task
+from oracle.systems.foreign import Offer
 
 ROOT = Path(__file__).parents[3]
 CASE = c.OpCase(op="tanh", operands=(c.Operand((2,), (0.5, 0.5)),))
@@ -55,10 +59,10 @@ class Shuffled:
         self.closed = True
 
 
-def campaign(pool, tmp_path, *, numbers=(1, 2, 3), cases=2000, judge=None, minutes=1.0):
-    plan = runner.Plan(seed=1, cases=cases, digits=False, keep_going=True, folder=tmp_path)
+def campaign(pool, tmp_path, *, numbers=(1, 2, 3), cases=2000, judge=None, minutes=1.0, needle=None, **another):
+    plan = runner.Plan(seed=1, cases=cases, digits=False, keep_going=True, folder=tmp_path, needle=needle)
     found = seeds.Seeds(plan, go_on="the command")
-    seeds.run(seeds.Plan(numbers, cases, minutes, tmp_path, judge or shard), pool, found)
+    seeds.run(seeds.Plan(numbers, cases, minutes, tmp_path, judge or shard, **another), pool, found)
     return found
 
 
@@ -210,6 +214,55 @@ def test_a_case_that_cannot_be_written_is_shown_by_its_seed(tmp_path, monkeypatc
     assert "No space left" in found.notes[0]
 
 
+# -- another needle ---------------------------------------------------------------------------------------------------
+
+LACKING = frozenset({"op tanh"})
+
+
+def small(lacking):
+    assert lacking == LACKING
+    case = msgspec.structs.replace(CASE, op="exp")
+    failed = Failed(case, Divergence(0, "operator", "y", "OP", "wrong in a small case"))
+    tally = Tally(tensors=7, largest={"G loss": 9.0})
+    return Result(Counter(op=5), tally=tally, coverage=Counter({"op exp": 5}), failed=[failed], digests=["small;"])
+
+
+def without_tanh(seed, index, lacking, reached, enough):
+    assert lacking == LACKING
+    return shard(seed, index, lacking, reached, enough)
+
+
+def test_the_small_cases_of_another_needle_are_part_of_each_seed_and_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "made_smaller", lambda failed: (failed, [], None, "it is a test"))
+    monkeypatch.setattr(seeds.entries, "entries", lambda *_: [])
+    other = tmp_path / "other"
+    found = campaign(Shuffled(2), tmp_path, judge=without_tanh, needle=other, lacking=LACKING, small=small)
+    monkeypatch.setattr(runner, "run_battery", small)
+    monkeypatch.setattr(runner, "run_shard", without_tanh)
+    monkeypatch.setattr(runner.entries, "entries", lambda *_: [])
+    for number in (1, 2, 3):
+        offer = Offer(left_open=LACKING)
+        plan = runner.Plan(number, 2000, 1, digits=False, keep_going=True, offer=offer, folder=tmp_path, needle=other)
+        alone = runner.run(plan).result
+        assert found.seeds[number].digest == alone.digest
+        assert found.seeds[number].tensors == alone.tally.tensors - 7
+    assert found.small == 5
+    assert sum(found.result.cases.values()) == 6000
+    assert [(one.count, found.found_with[one.culprit]) for one in found.failures] == [(1, [1])]
+    kept = ledger.Kept(tmp_path / "campaign.json")
+    kept.add(found, versions(), {})
+    assert ledger.read(kept.path).needle == str(other)
+
+
+def test_where_the_small_cases_cannot_be_judged_no_seed_begins(tmp_path):
+    pool = Shuffled(2)
+    pool.wait = lambda: pool._tasks.pop().settle(error=Died("ended"))
+    found = campaign(pool, tmp_path, needle=tmp_path / "other", lacking=LACKING, small=small)
+    assert found.seeds == {}
+    assert found.exit_code == 4
+    assert "the small cases could not be judged" in found.result.harness_errors[0]
+
+
 # -- the ledger -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +338,37 @@ def test_two_campaigns_do_not_overwrite_each_other(tmp_path):
         other.add(found, versions(), {})
 
 
+def test_a_ledger_has_the_seeds_of_one_needle(tmp_path):
+    ours, theirs, moved = None, Path("/one"), Path("/two")
+    book = ledger.Ledger(campaigns=[ledger.Campaign("", 1.0, 1, {"needle": "abc"}, {})])
+    assert ledger.mixed(ledger.Ledger(), theirs, "abc") == "", "it has none yet"
+    assert ledger.mixed(book, ours, "edited") == ""
+    assert ledger.mixed(book, theirs, "abc") == "our needle"
+    book = msgspec.structs.replace(book, needle=str(theirs))
+    assert ledger.mixed(book, theirs, "edited") == ""
+    assert ledger.mixed(book, moved, "abc") == "", "the same one, in another folder"
+    assert ledger.mixed(book, moved, "another") == ledger.mixed(book, ours, "abc") == "the needle of /one"
+
+
+def test_a_ledger_of_ours_is_what_it_was(tmp_path):
+    """An older one has no word about another needle, and its checksum holds."""
+    assert b'"needle": "/' not in whole(tmp_path).read_bytes()
+    assert ledger.read(tmp_path / "campaign.json").needle is msgspec.UNSET
+
+
+def test_what_could_not_be_written_is_not_said_to_be_in_the_ledger(tmp_path, monkeypatch):
+    kept = ledger.Kept(tmp_path / "campaign.json")
+    found = campaign(Shuffled(2), tmp_path, numbers=(1,))
+    with monkeypatch.context() as patch:
+        patch.setattr("oracle.files.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            kept.add(found, versions(), {})
+    assert (kept.saved, kept.now) == (False, ledger.Ledger())
+    kept.add(found, versions(), {})  # there is room again: nothing is lost
+    assert kept.saved
+    assert [one.seed for one in ledger.read(kept.path).seeds] == [1]
+
+
 def test_other_versions_are_told_apart():
     ours = versions()
     assert differences(ours, ours) == []
@@ -309,6 +393,25 @@ def test_a_seed_that_is_done_is_not_run_again(tmp_path, capsys):
     path = whole(tmp_path)
     assert main(["campaign", "--seed", "2", "--ledger", str(path), "--out", str(tmp_path)]) == 2
     assert "has seed 2 already" in capsys.readouterr().err
+
+
+def test_another_needle_gets_another_helper(monkeypatch):
+    """Also one that was edited: workers of Dask outlive campaigns."""
+    told = "import sys\nfrom oracle.runs.pipes import received, send\nwhile received(0) is not None:\n    send(1, sys.argv[1].encode())"
+    started = []
+
+    def start(folder):
+        started.append(folder)
+        line = [sys.executable, "-c", told, folder]
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment())
+
+    monkeypatch.setattr(helper, "_started", start)
+    monkeypatch.setattr(helper, "_of_thread", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_worker=lambda: SimpleNamespace(address="here")))
+    needles = [("", "1"), ("", "1"), ("a", "1"), ("a", "2"), ("", "1")]
+    assert [helper.work(b"task", needle) for needle in needles] == [("here", of.encode(), 0) for of, _ in needles]
+    assert started == ["", "a", "a", ""]
+    helper._end(helper._of_thread.helper)
 
 
 def environment():
@@ -384,3 +487,39 @@ def test_the_command_from_end_to_end(tmp_path):
     assert [one.seed for one in book.seeds] == [1, 2, 3]
     first = run_shard(3, 0)
     assert (book.seeds[2].digest, book.seeds[2].tensors) == (first.digest, first.tally.tensors)
+
+
+SERIAL = """
+    import sys
+    from pathlib import Path
+    from oracle.runs import offered
+    from oracle.runs.result import Result
+    from oracle.runs.shard import run_battery, run_shard
+    from oracle.systems import candidate
+
+    candidate.choose(Path(sys.argv[1]) / "theirs")
+    lacking, result = offered.offered().lacking, Result()
+    result.add(run_battery(lacking))
+    result.add(run_shard(1, 0, lacking, dict(result.coverage)))
+    print(result.digest)
+"""
+
+
+def test_another_needle_from_end_to_end(tmp_path, capsys):
+    """A mistake is told once, in its author's words; the seed is that of a serial run, and the ledger is of this needle alone."""
+    mistake = next(m for m in MISTAKES if m.name == "the loss is a sum")
+    folder, out = mistake.planted(tmp_path / "theirs"), tmp_path / "out"
+    about = ["--seeds", "1", "--cases", "100", "--workers", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "oracle", "campaign", "--needle", "theirs", *about],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "1 finding in 100 cases; the page: out/needle.html" in done.stdout
+    assert re.search(r"^1\. `ndl\.nn\.SoftmaxLoss.*\n   at      needle/nn\.py:", done.stdout, re.M), done.stdout
+    book = ledger.read(out / "campaign.json")
+    assert book.needle == str(folder)
+    assert book.seeds[0].digest == script(tmp_path, SERIAL).stdout.strip()
+    assert main(["campaign", *about]) == 2
+    assert f"has seeds of the needle of {folder}" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from hypothesis import given
 
 from oracle.cases import case as c
 from oracle.cases.strategies import op_cases, second_order_cases, train_cases
+from oracle.operations import result_shape
 
 DATA = c.Data(rows=4, features=3)
 
@@ -179,3 +180,19 @@ def test_what_is_no_file_is_not_opened(tmp_path):
                           ("/dev/zero", "not a file"), (tmp_path / "large.json", "more than the 4,194,304 bytes")):  # fmt: skip
         with pytest.raises(c.CaseError, match=message):
             c.read(type(tmp_path)(path))
+
+
+def test_a_shape_or_a_width_that_is_kept_is_that_of_what_was_asked():
+    assert [result_shape("summation", [(2, 3)], {"axes": axes}) for axes in (0, (1,), 0, None)] == [
+        (3,),
+        (2,),
+        (3,),
+        (),
+    ]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not apply"):
+            result_shape("summation", [(2, 3)], {"axes": 2})
+    model = (c.Conv(2), c.Linear(4))
+    widths = [c.checked(model, rows, features).widths for rows, features in ((3, 4), (3, 5), (3, 4))]
+    assert widths[0] == widths[2] != widths[1]
+    assert c.checked((c.Flatten(), *model), 3, 4).widths != widths[0]

@@ -8,9 +8,11 @@ import pytest
 import needle
 from needle.autograd import Tensor
 from oracle.blame import judged
+from oracle.blame.locate import investigate
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.rules.calls import Calls
+from oracle.rules.verdict import Divergence, Evidence
 from oracle.systems.ours import calls
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import compute, wrap
@@ -25,14 +27,14 @@ def op(name, *operands, order=1, cotangent=(1.0, -2.0, 0.5), **attributes):
     return c.OpCase(op=name, operands=given, attributes=attributes, cotangent=cotangent, order=order)
 
 
-def train(*model, rows=4, features=3, steps=1, seed=1, **more):
-    data = c.Data(rows=rows, features=features)
-    return c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=SGD, seed=seed, steps=steps, **more)
+def train(*model, rows=4, features=3, **more):
+    about = {"loss": c.SoftmaxLoss(), "optimizer": SGD, "seed": 1, "steps": 1, **more}
+    return c.TrainCase(model=model, data=c.Data(rows=rows, features=features), **about)
 
 
 def program(*model, actions=PASS, rows=4, features=3, **more):
-    data = c.Data(rows=rows, features=features)
-    return c.ProgramCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=SGD, seed=3, actions=actions, **more)
+    about = {"loss": c.SoftmaxLoss(), "optimizer": SGD, "seed": 3, **more}
+    return c.ProgramCase(model=model, data=c.Data(rows=rows, features=features), actions=actions, **about)
 
 
 MATRIX = [[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]]
@@ -65,6 +67,25 @@ BEYOND_THE_FIRST = [
     ("identity-detached", train(c.Linear(3), c.Identity()), "Identity forward: a constant where a gradient should flow (missing)"),
     ("linear-no-bias", train(c.Linear(3)), "Linear forward in training mode"),
     ("bn-updates-in-eval", train(c.Linear(3), c.BatchNorm(), steps=3), "evaluation mode changes buffers"),
+    # who writes into what somebody else reads later
+    ("batchnorm-centres-input", train(c.Residual((c.BatchNorm(),)), c.Linear(2)), "BatchNorm forward in training mode"),
+    ("batchnorm-centres-input", program(c.Residual((c.BatchNorm(),)), c.Linear(2)), "BatchNorm forward in training mode"),
+    ("batchnorm-centres-evaluated", train(c.Softplus(), c.Residual(()), c.BatchNorm(), keep_init=True),
+     "BatchNorm forward in evaluation mode"),
+    ("program-reset-writes", train(c.Linear(3), steps=2), "reset_grad writes into gradients (alias)"),
+    ("grad-kept-over-steps", train(c.Linear(3), steps=2, seed=4), "reset_grad leaves gradients"),
+    ("sgd-decay-in-gradient", train(c.Linear(3), steps=2), "SGD.step writes into gradients"),
+    ("program-out-grad-written", train(c.Linear(3), loss=c.Cotangent()),
+     "Tensor.backward writes into the out_grad that it is given (alias)"),
+    ("loss-shifts-labels", program(c.Linear(3)), "SoftmaxLoss forward or backward"),
+    ("sgd-gradient-scaled", program(c.Linear(3), actions=(a.Pass(), a.Keep("gradient"), a.Step())),
+     "SGD.step writes into gradients"),
+    # what was so before
+    ("adam-default-beta2", program(c.Linear(3), optimizer=c.Adam()), "Adam constructor: beta2"),
+    ("linear-bias-shape", program(c.Linear(3)), "Linear constructor"),
+    ("bn-running-float64", train(c.BatchNorm(), c.Linear(3), steps=2), "BatchNorm running statistics"),
+    ("program-load-half", program(c.Linear(3), actions=(a.Load(file=True),)), "state_dict into a fresh model: parameter"),
+    ("program-file-half", program(c.Linear(3), actions=(a.Load(file=True),)), "a file into a fresh model: parameter"),
     # neither an op nor a layer
     ("program-input-written", train(c.Linear(3), c.Sequential((c.Softplus(),)), c.Linear(3)),
      "Sequential forward writes into its input (alias)"),
@@ -102,6 +123,14 @@ def test_a_parameter_that_is_not_what_was_assigned_is_nobody_elses_fault():
     with FAULTS["program-data-shared-memory-lost"].patch.applied():
         found = judged(train(*SQUARE, steps=3), needle).divergence
     assert found is None or found.suspect.what.startswith("Tensor.data")
+
+
+def test_a_parameter_that_is_listed_twice_is_why_a_step_leaves_another_number_of_tensors():
+    leak = Divergence(0, "live tensors", "change", "exact", "the number of live Tensors changes by -1 in the step")
+    assert investigate(train(c.Linear(3)), leak, Evidence(repeated=True)).what.startswith(
+        "Optimizer: it has a parameter twice"
+    )
+    assert "leak" in investigate(train(c.Linear(3)), leak, Evidence()).what
 
 
 def _seen(fault, do):

@@ -7,7 +7,10 @@ import pytest
 
 import needle
 from oracle.blame import culprit, judged, suspect
+from oracle.blame.words import clip_words
+from oracle.cases import actions as a
 from oracle.cases import case as c
+from oracle.rules.verdict import Clipping
 from oracle.systems.source import line_of
 from oracle.trust.faults import FAULTS
 from oracle.trust.patches import compute, contribution, vjp, wrap
@@ -123,6 +126,44 @@ def test_a_mode_that_does_not_reach_a_layer_is_blamed_on_the_switch():
 def test_the_numbers_of_an_optimizer_say_which_mistake_it_is(name, words, case):
     with FAULTS[name].patch.applied():
         assert words in diverged(case).suspect.words
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "case"),
+    [
+        ("sgd-default-lr", ["the velocity is divided by 1 − β", "as if the learning rate were 0.1, not 0.01"],
+         train(c.Linear(3), optimizer=c.SGD(momentum=0.9), steps=2)),
+        ("program-lr-zero-default", ["the learning rate is stale: 0.01, not 0", "the learning rate is the default: 0.01, not 0"],
+         c.ProgramCase(model=(c.Linear(3),), data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(), optimizer=c.SGD(), seed=3,
+                       actions=(a.Pass(), a.Step(), a.Set("lr", 0.0), a.Pass(), a.Step()))),
+    ],
+)  # fmt: skip
+def test_all_that_explains_the_numbers_is_told(name, words, case):
+    with FAULTS[name].patch.applied():
+        found = diverged(case).suspect
+    assert [e.words for e in found.explanations] == words
+    assert found.words == f"several explanations fit: {' / '.join(words)}"
+
+
+def test_a_norm_is_explained_by_what_gives_it_and_not_by_what_comes_near():
+    raw = {"0.weight": np.array([[0.1, 0.2], [0.3, -0.7]]), "0.bias": np.array([[0.1, 1.7]])}
+    half = {name: g.astype(np.float16).astype(np.float64) for name, g in raw.items()}
+
+    def words(gradients, off=0.0):
+        norm = np.sqrt(sum(float((g * g).sum()) for g in gradients.values())) + off
+        return [
+            e.words
+            for e in clip_words(train(c.Linear(2), clip=c.Clip(0.25)), "clip norm", Clipping(raw, {}, norm, "norm"))
+        ]
+
+    assert words(half) == ["the gradients are rounded to float16"]
+    assert words({**raw, "0.bias": half["0.bias"]}) == ["the gradient of 0.bias is rounded to float16"]
+    assert words(raw, 1e-6) == ["1e-6 is a part of it"]
+    many = {f"{i}.weight": np.full((1, 2), 0.3 + 0.1 * i) for i in range(6)}
+    first = float(np.sqrt(sum(float((g * g).sum()) for g in list(many.values())[:4])))
+    found = clip_words(train(c.Linear(2), clip=c.Clip(0.25)), "clip norm", Clipping(many, {}, first, "norm"))
+    assert [e.words for e in found] == ["only the first 4 of 6 gradients count"]
+    assert words(raw, 1.5e-3) == words(raw, 2.2e-6) == []
 
 
 def test_one_fault_has_one_key_wherever_it_shows():

@@ -121,9 +121,9 @@ def raising(self, a):
     raise ValueError("planted")
 
 
-def scaled_without_graph(old, steps, x, flows, records, sources):
-    y, flows = old(steps, x, flows, records, sources)
-    return (y, flows) if records is not None else (y * np.float32(1.01), flows)
+def scaled_without_graph(old, plan, x):
+    y = old(plan, x)
+    return y if needle.autograd._is_recording() else y.make_const(y.cached_data * np.float32(1.01))
 
 
 def unwatched(case, at=0):
@@ -188,7 +188,7 @@ PLANTED = {
         train(c.Linear(3), c.Tanh(), steps=4, loss=c.Cotangent(), backward="twice", input_grad=True),
     ),
     "unwatched evaluation": (
-        around("chain._forward", scaled_without_graph),
+        around("chain.run", scaled_without_graph),
         unwatched(train(c.Linear(3), c.Tanh(), steps=4), at=3),
     ),
     "unwatched second order": (
