@@ -275,6 +275,7 @@ def y_of_ones():
         (lambda: check.op(np.tanh, torch.ones(2), (2,)), "torch_fn is a function of arrays"),
         (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "torch_fn returns a tensor, a tuple of tensors or tensors by name, but got ndarray"),
         (lambda: check.training({}, NET, torch_adam, BATCHES), "but got dict, Sequential, function"),
+        (lambda: check.optimizer(adam_steps()(0, []), torch_adam), "function of (weights, gradients) and one that makes"),
         (lambda: check.training(lambda p, b: [p], NET, torch_adam, BATCHES), 'arrays by name, {"step 0 weight": array}, but got list'),
     ],
 )  # fmt: skip
