@@ -114,7 +114,7 @@ def same_again(program: Program, peer: Results, runs: Sequence[Results]) -> None
         )
 
 
-_FAR, _SAME = 2.0**-8, 2.0**-13  # of the largest number
+_FAR, _SAME = 2.0**-13, 2.0**-16  # of the largest number
 
 
 def _near(a: Array, b: Array, most: float) -> bool:
