@@ -445,7 +445,7 @@ class Trial:
             return None
         agreement = self.judged(given, shown, draw, kind)
         drawn = [a.size for a, x in zip(given, self.inputs, strict=True) if isinstance(x, tuple)]
-        if min(drawn) > 0 and max(drawn) > 1:
+        if min(drawn, default=0) > 0 and max(drawn) > 1:
             self.told.append((kind, sizes))
         return agreement
 
