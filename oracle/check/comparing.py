@@ -105,7 +105,7 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
     """Hold arrays to what ``program()`` gives, by name; `Difference` where rounding does not explain what differs.
 
     candidate: name -> array (NumPy's, or anything with ``.numpy()``, ``__array__`` or ``__dlpack__``); None stands for zero.
-    program: ordinary float32 torch that returns name -> tensor; it is run nine times from the same state, and what it writes to is put
+    program: ordinary float32 torch that returns name -> tensor; it is run up to ten times from the same state, and what it writes to is put
     back. It must not depend on anything else that changes from call to call. Returns the largest share used, of 16, or a bound
     of it, because replicas end as soon as a quarter is not used; ``report=True`` runs all and prints a table. A candidate of lower precision than the program is judged at its own.
     """

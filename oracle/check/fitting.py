@@ -67,7 +67,9 @@ class Fitting:
     @property
     def unlike(self) -> Sizes:
         """Of what torch takes, that in which most sizes differ; `first` if there is nothing."""
-        return max(self.found, key=lambda s: (real(s), len(set(s[0].values())), sum(s[0].values())), default=self.first)
+        return max(
+            self.found, key=lambda s: (_large(s), len(set(s[0].values())), sum(s[0].values())), default=self.first
+        )
 
     def _search(self) -> list[Sizes]:
         rng = random.Random(self.seed)
@@ -84,7 +86,7 @@ class Fitting:
             self.asked += 1
             if self.takes(sizes):
                 self.taken += 1
-                (large if real(sizes) else small).append(sizes)
+                (large if _large(sizes) else small).append(sizes)
             if len(large) >= self.enough:
                 break
         few = small[: max(1, len(large) // 4)] if large else small
@@ -103,6 +105,6 @@ class Fitting:
         return drawn | {name: rng.choice(self.names[name])}, leading
 
 
-def real(sizes: Sizes) -> bool:
-    """Whether no size is 0 or 1: there any axis is any other, and a sum is a mean."""
+def _large(sizes: Sizes) -> bool:
+    """Whether no size is 1: there any axis is any other, and a sum is a mean."""
     return all(n > 1 for n in sizes[0].values())

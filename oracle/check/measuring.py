@@ -114,12 +114,13 @@ def same_again(program: Program, peer: Results, runs: Sequence[Results]) -> None
         )
 
 
-_FAR, _SAME = 2.0**-8, 2.0**-13  # of the largest number
+_FAR, _SAME = 2.0**-13, 2.0**-16  # of the largest number
 
 
 def _near(a: Array, b: Array, most: float) -> bool:
     if a.shape != b.shape:
         return False
+    a, b = _wide(a), _wide(b)  # whole numbers and truth values, too
     size = np.abs(b[np.isfinite(b)]).max(initial=0)
     return bool(np.all((np.abs(a - b) <= most * size) | (a == b) | (np.isnan(a) & np.isnan(b))))
 

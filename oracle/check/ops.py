@@ -19,7 +19,7 @@ from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, compared
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
-from oracle.check.fitting import Fitting, Sizes, real
+from oracle.check.fitting import Fitting, Sizes
 from oracle.check.measuring import LIMIT
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
@@ -81,7 +81,7 @@ def op(
     best: list[Agreement] = []
     try:
         best += _drawn(search, kinds, fitting, draws, seed)
-        if _enough(trial, kinds, draws):
+        if _suffices(trial, fitting, kinds, draws):
             best += _empty(search, kinds[0], fitting, seed)
     except _Enough:
         pass
@@ -92,32 +92,34 @@ def op(
             _made_small(search, fitting, 4 * _AGAIN, seed + 1)
         failure = search.confirmed()
         raise failure
-    if not _enough(trial, kinds, draws):
+    if not _suffices(trial, fitting, kinds, draws):
         raise ValueError(_too_few(trial, fitting, kinds, draws))
     return _reported(max(best), report)
 
 
-def _enough(trial: Trial, kinds: Sequence[str], draws: int) -> bool:
+def _telling(trial: Trial, fitting: Fitting, kinds: Sequence[str]) -> tuple[int, str]:
+    """How many of the draws that were judged say something, and of which name they say least: where all numbers are 0, or a size is
+    always 1, much that is wrong is right.
+    """
+    some = [sizes for kind, sizes in trial.told if kind != "zeros" or set(kinds) == {"zeros"}]
+    return min(((sum(sizes[n] > 1 for sizes in some), n) for n in fitting.names), default=(len(some), ""))
+
+
+def _suffices(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -> bool:
     """Whether a quarter of the draws says something, where torch has refused any."""
-    return not trial.refused or _telling(trial, kinds) * 4 >= draws
-
-
-def _telling(trial: Trial, kinds: Sequence[str]) -> int:
-    """How many draws could be judged that a wrong candidate would not pass by chance: no size is 1, and there are numbers."""
-    return sum(kind != "zeros" or set(kinds) == {"zeros"} for kind in trial.telling)
+    return not trial.refused or _telling(trial, fitting, kinds)[0] * 4 >= draws
 
 
 def _too_few(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -> str:
     """What there was to judge, and why it was not more."""
-    ones = [n for n in fitting.names if fitting.found and all(sizes[n] == 1 for sizes, _ in fitting.found)]
-    lines = f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal})"
+    count, name = _telling(trial, fitting, kinds)
+    words = f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal})"
     if fitting.asked:
-        lines += f", and {fitting.asked - fitting.taken} of {fitting.asked} other shapes that it was asked about"
-    if ones:
-        lines += f"; what it takes has {', '.join(f'{n} = 1' for n in ones)}"
+        words += f", and {fitting.asked - fitting.taken} of {fitting.asked} other shapes that it was asked about"
+    judged = f"draws with {name} > 1 could be judged" if name else "draws could be judged"
     return (
-        f"{lines}. {_telling(trial, kinds)} draws without a size of 1 could be judged, {math.ceil(draws / 4)} are needed: fix the "
-        "shapes, so that they fit torch_fn, or let it bring the numbers to where it is defined, as in torch.sigmoid(x)"
+        f"{words}: {count} {judged}, and {math.ceil(draws / 4)} are needed. Fix the shapes, so that they fit torch_fn, or let it "
+        "bring the numbers to where it is defined, as in torch.sigmoid(x)"
     )
 
 
@@ -424,9 +426,9 @@ class Trial:
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
-        self.telling: list[
-            str
-        ] = []  # the kinds of numbers of the draws that were judged, without those of size 1 or of a single number
+        self.told: list[
+            tuple[str, dict[str, int]]
+        ] = []  # kind and sizes of the draws that agreed, of more than a number
 
     def __call__(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> Any:
         """The agreement; None if torch refuses shapes that were drawn."""
@@ -442,10 +444,9 @@ class Trial:
             self.refusal = (str(error).splitlines() or [type(error).__name__])[0]
             return None
         agreement = self.judged(given, shown, draw, kind)
-        if real((sizes, leading)) and any(
-            a.size > 1 for a, x in zip(given, self.inputs, strict=True) if isinstance(x, tuple)
-        ):
-            self.telling.append(kind)
+        drawn = [a.size for a, x in zip(given, self.inputs, strict=True) if isinstance(x, tuple)]
+        if min(drawn, default=0) > 0 and max(drawn) > 1:
+            self.told.append((kind, sizes))
         return agreement
 
     def _given(self, kind: str, sizes: dict[str, int], leading: tuple[int, ...], draw: Draw) -> list[Any]:

@@ -125,6 +125,13 @@ def optimizer(
     torch_optimizer: parameters -> torch optimizer, as in ``lambda p: Adam(p, 0.01)``.
     """
     __tracebackhide__ = True
+    if not callable(candidate) or not callable(torch_optimizer):
+        raise TypeError(
+            "check.optimizer takes a function of (weights, gradients) and one that makes an optimizer of parameters, as in "
+            f"`lambda p: Adam(p, 0.01)`, but got {type(candidate).__name__}, {type(torch_optimizer).__name__}"
+        )
+    if steps < 1:
+        raise ValueError(f"at least one step is needed, but got steps={steps}")
     rng = np.random.default_rng(seed)
     along = np.linspace(0, 1, steps)
     sizes = np.stack([size(along) for _, size in _GRADIENTS for _ in range(_OF_EACH)], 1)

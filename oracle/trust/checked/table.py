@@ -141,9 +141,14 @@ def calibrate(*, seed: int, accept: bool, names: Sequence[str] = ()) -> int:
             files.save(page, markdown(honest, power, seed))
     console.print(
         f"{len(alarms)} false alarms in {len(honest):,} cases of {len(pairs)} pairs, largest share "
-        f"{max(o.share for o in honest):.1f} of {check.LIMIT:g}; {time.perf_counter() - started:.0f} s; {page}"
+        f"{largest(honest):.1f} of {check.LIMIT:g}; {time.perf_counter() - started:.0f} s; {page}"
     )
     return decided(part=alarms, harness=[], interrupted=False)
+
+
+def largest(honest: Sequence[Outcome]) -> float:
+    """The largest share, where torch itself is within the limit: beyond it, what both make counts as the limit."""
+    return max((o.share for o in honest if not o.by_torch), default=0.0)
 
 
 def markdown(honest: Sequence[Outcome], power: dict[str, Tally], seed: int) -> str:
@@ -161,8 +166,9 @@ def markdown(honest: Sequence[Outcome], power: dict[str, Tally], seed: int) -> s
         "",
         f"- pairs: **{len(pairs)}** of {len({o.pair.name for o in honest})} functions; cases: **{len(honest):,}**, "
         f"tensors {sum(o.tensors for o in honest):,}",
-        f"- false alarms: **{len(alarms)}**; largest share of the limit: **{max(o.share for o in honest):.1f} of {check.LIMIT:g}**",
-        f"- cases in which torch's own float32 is beyond the limit: {sum(o.by_torch for o in honest)}",
+        f"- false alarms: **{len(alarms)}**; largest share of the limit: **{largest(honest):.1f} of {check.LIMIT:g}**, where "
+        "torch itself stays within",
+        f"- cases in which torch's own float32 is beyond the limit: {sum(o.by_torch for o in honest)}; an error that it makes too is none",
         "",
         "## Correct cases that are flagged, and faults that are found",
         "",
@@ -187,6 +193,9 @@ def markdown(honest: Sequence[Outcome], power: dict[str, Tally], seed: int) -> s
         key = (o.pair.name, o.pair.way)
         if key not in worst or o.share > worst[key].share:
             worst[key] = o
-    rows_ = [(n, w, f"{o.share:.1f}", o.kind) for (n, w), o in worst.items()]
+    rows_ = [
+        (n, w, f"{o.share:.1f}" if o.share < check.LIMIT or not o.by_torch else "as far off as torch", o.kind)
+        for (n, w), o in worst.items()
+    ]
     lines += markdown_table(("torch", "against", "share of 16", "on"), rows_, ("torch", "against", "on"))
     return "\n".join([*lines, ""])
