@@ -50,7 +50,7 @@ def _undetermined(truth: Mapping[str, Mapping[str, Array]], logits: str | None) 
                 continue
             exact, axes = value[0], tuple(range(1, value.ndim - 1))
             noise = np.maximum(value.max(axis=0) - exact, exact - value.min(axis=0)).max(axis=axes, initial=0)
-            noise = np.nan_to_num(noise, nan=np.inf)  # a step that is no number says nothing about the others
+            noise = np.where(np.isnan(noise), np.inf, noise)  # a step that is no number says nothing about the others
             if noise.max(initial=0) >= COIN:
                 size = 0 if name == logits else np.abs(exact).max(axis=axes, initial=0)
                 steps = steps | ((noise >= COIN) & (noise >= size / 8))
