@@ -5,8 +5,9 @@ from types import ModuleType
 
 import needle
 from oracle.blame import judged
+from oracle.cases.strategies import op_cases
 from oracle.runs import surface
-from oracle.runs.draws import OP_NAMES, draw, shard_cases
+from oracle.runs.draws import OP_NAMES, draw, independent, shard_cases
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 3  # of seed 0, of which those cases are run that have something new, and a dozen more of each operation
@@ -15,6 +16,8 @@ SHARDS = 3  # of seed 0, of which those cases are run that have something new, a
 def test_what_needle_offers_is_what_the_cases_call():
     cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
     cases += draw("op", 16 * len(OP_NAMES), 0) + draw("program", 48, 0)
+    # one of its doors opens to odd ranks alone, and needs no axes named
+    cases += independent(op_cases(["minimum"]), 40, 0)
     reached = surface.reached_by(cases, needle, judged)
     items = surface.Surface(needle).items
     assert reached <= set(items)
