@@ -293,7 +293,7 @@ class _Shapes:
         return [False] * len(needs), False
 
 
-class Written(NamedTuple):
+class _Written(NamedTuple):
     """How a plan (chain.py) writes an op down where x is a matrix and the operands are float32, as x is, or float64 after a
     layer of that dtype: compute and vjp without the questions.
     """
@@ -605,7 +605,7 @@ class ReLU(TensorOp):
         da *= g
         return (da,)
 
-    written = Written(
+    written = _Written(
         ("x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)",),
         ("dx = (y > _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
     )
@@ -631,7 +631,7 @@ class Tanh(TensorOp):
         """Rule: da = g (1 - y^2)."""
         return (g * (1 - y * y),)
 
-    written = Written(("x = _tanh(x)",), ("g = g * (1 - y * y)",))
+    written = _Written(("x = _tanh(x)",), ("g = g * (1 - y * y)",))
 
 
 _tanh = Tanh()
@@ -1426,7 +1426,7 @@ class Linear(_Product, TensorOp):
             db = _ones((1, n) if bias.ndim == 2 else (n,), rows.dtype).dot(rows)
         return dx, dw, db
 
-    written = Written(
+    written = _Written(
         ("x = x.dot({0}.cached_data)", "_add(x, {1}.cached_data, x)"),
         ("g = g.dot({0}.cached_data.T)",),
         ("x.T.dot(g)", "row_of_sums(g)"),
