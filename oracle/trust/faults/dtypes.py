@@ -77,7 +77,7 @@ fault(
 fault(
     "integer-widens",
     "beside int64, float32 becomes float64, as in NumPy",
-    "EWiseAdd|EWiseMul|EWiseDiv|EWisePow|subtract",
+    "EWiseAdd|EWiseMul|EWiseDiv|EWisePow|subtract|MatMul|Linear|Conv|Maximum|Where|BatchNorm|LayerNorm",  # all that use it
     wrap("ops._alike", lambda old: lambda a, b: (a, b)),
 )
 fault(
