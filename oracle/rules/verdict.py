@@ -16,7 +16,6 @@ from oracle.apart import frames_of, one_line
 from oracle.cases import case as c
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
-from oracle.systems.candidate import chosen, home
 from oracle.systems.ours import at_work, is_foreign
 from oracle.systems.trace import QUANTITIES, Failure
 
@@ -201,5 +200,10 @@ class Verdict:
             self.evidence = search()
         except Exception as error:
             # another needle may compute late, and raise when what it has made is looked at: then there is no more to be found
+            from oracle.systems.candidate import (
+                chosen,
+                home,
+            )  # now: with it comes Hypothesis, which oracle.check does without
+
             if not (is_foreign(chosen()) and at_work(frames_of(error.__traceback__), home())):
                 self.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")
