@@ -127,6 +127,7 @@ NORMAL = np.random.default_rng(0).standard_normal
         (lambda p: (p + np.ones((2, 2))).mean(), [[0.25] * 2] * 2),
         (lambda p: (p * ndl.Tensor(np.eye(2), requires_grad=False)).sum(), [[1, 0], [0, 1]]),
         (lambda p: (ndl.Tensor(np.eye(2), requires_grad=False) @ p).sum(), [[1, 1], [1, 1]]),
+        # of a quotient, looks_at says that the rule reads the divisor alone
         (lambda p: (p / ndl.Tensor(np.full((2, 2), 2.0), requires_grad=False)).sum(), [[0.5] * 2] * 2),
         (lambda p: ops.stack(list(ops.split(p))).sum(), [[1, 1], [1, 1]]),
         (lambda p: ops.linear(ndl.Tensor(np.eye(2), requires_grad=False), ndl.Tensor(np.eye(2)), p[0]).sum(), [[2, 2], [0, 0]]),
