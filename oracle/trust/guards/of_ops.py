@@ -231,6 +231,16 @@ guard("argument empty tuple of axes", "op", own(lambda f: _axes(f) == ()))
 guard("argument one axis", "op", own(lambda f: len(_axes(f) or ()) == 1))
 guard("argument several axes", "op", own(lambda f: len(_axes(f) or ()) > 1))
 guard("argument negative axis", "op", own(lambda f: any(axis < 0 for axis in _axes(f) or ())))
+
+
+def _far_above(f: Called) -> bool:
+    if f.name != "logsumexp" or _axes(f) is not None or f.tensors[0].dtype != np.float32:
+        return False
+    rows = f.tensors[0]
+    return rows.ndim > 1 and len(rows) > 1 and rows.size > 0 and bool(rows.max() - rows[:1].max() > 89)
+
+
+guard("argument all axes of logsumexp, a row far above the first", "op", own(_far_above))
 for _op in ("stack", "split", "concatenate", "softmax"):
     _from_the_end = lambda f, op=_op: f.name == op and (f.given("axis", 1) or 0) < 0  # noqa: E731
     guard(f"argument negative axis of {_op}", "op", own(_from_the_end))

@@ -14,6 +14,7 @@ import numpy as np
 from needle import Tensor, nn, optim
 from oracle.cases.actions import EXAMPLES, Refuse, Set
 from oracle.trust.guards.guard import Guards
+from oracle.trust.guards.of_training import is_tied
 from oracle.trust.guards.seen import (
     NOBODY_ELSE,
     Block,
@@ -422,6 +423,14 @@ for _how in ("state_dict", "a file"):
     _both = lambda f, how=_how: _loaded(f, how, optimizer=True)  # noqa: E731
     guard(f"program {_how} into a fresh model", "optimizer", _model_alone)
     guard(f"program {_how} into a fresh model and optimizer", "optimizer", _both)
+
+
+def _tied_and_loaded(w: Walk) -> bool:
+    layers = [] if w.order or w.model is None or w.model.hooked else w.model.modules()
+    return any(type(f.module) is nn.Linear and is_tied(f) and id(f.module.weight) in f.world.loaded for f in layers)
+
+
+guard("program a model of tied weights is loaded", "walk", _tied_and_loaded)
 for _how in ("deepcopy", "pickle"):
     guard(f"program {_how}", "optimizer", lambda f, how=_how: f.how == how)  # type: ignore[misc]
 

@@ -48,7 +48,7 @@ LAYERS: dict[str, Callable[[Layer], bool]] = {
     }.items()
 }  # fmt: skip
 LAYERS |= {
-    "Linear, tied": lambda f: type(f.module) is nn.Linear and _is_tied(f),
+    "Linear, tied": lambda f: type(f.module) is nn.Linear and is_tied(f),
     "Linear, frozen": lambda f: f.hooked and _of(nn.Linear, _frozen)(f),
     "Linear, no bias": _of(nn.Linear, lambda m: m.bias is None),
     "Conv, strided": _of(nn.Conv, lambda m: m.stride > 1),
@@ -69,7 +69,7 @@ def _two_parts(m: Any) -> bool:
     return _own(m) and len(m.modules_in()) > 2 and (len(getattr(m, "parts", ())) == 2 or hasattr(m, "join"))
 
 
-def _is_tied(f: Layer) -> bool:
+def is_tied(f: Layer) -> bool:
     """Whether another Linear of the model has the weight."""
     return sum(type(m) is nn.Linear and m.weight is f.module.weight for m in f.root.modules_in()) > 1
 
