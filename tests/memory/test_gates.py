@@ -62,7 +62,7 @@ PLANTED = {
     "list_of_tiny_tensors": ("AC", "the training loop.history[119] → Tensor"),
     "reference_cycles": ("B", "cycle Tensor.describe → function <lambda>.cell_contents → Tensor"),
     "dict_entry_per_step": ("C", "the training loop.by_step: dict grown from 20 to 120 entries"),
-    "float64_promotion": ("D", "B at the peak (x2.00): return np.maximum(a, "),
+    "float64_promotion": ("D", "not among the largest before: return np.maximum(a, "),  # before, the plan had it
     "gradients_kept": ("D", "the training loop.previous["),
     "closure_over_the_loss": (
         "AC",

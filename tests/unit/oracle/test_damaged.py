@@ -104,7 +104,7 @@ ACTIONS = {
     "ReplaceState": FORM | ON | {"second": flag}, "AddParameter": {"parameter": PLACE},
     "NewOptimizer": {"optimizer": of("SGD", "Adam"), "settings": lambda v: isinstance(v, dict)},
     "Mode": {"part": maybe(PLACE), "training": flag}, "Evaluate": {"constant": flag}, "NoGrad": {"how": lambda v: isinstance(v, str)},
-    "Load": {"file": flag}, "SetLayer": {"layer": PLACE, "setting": of("p", "momentum", "eps"), "value": number(0, 1)}, "Copy": {"how": of("deepcopy", "pickle")},
+    "Load": {"file": flag, "optimizer": flag}, "SetLayer": {"layer": PLACE, "setting": of("p", "momentum", "eps"), "value": number(0, 1)}, "Copy": {"how": of("deepcopy", "pickle")},
     "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE},
 }  # fmt: skip
 CASE = {"kind": of("train", "second", "op", "program"), "format": lambda v: type(v) is int and v == 1}
