@@ -200,10 +200,8 @@ class Verdict:
             self.evidence = search()
         except Exception as error:
             # another needle may compute late, and raise when what it has made is looked at: then there is no more to be found
-            from oracle.systems.candidate import (
-                chosen,
-                home,
-            )  # now: with it comes Hypothesis, which oracle.check does without
+            # here, for Hypothesis comes with it, which oracle.check does without
+            from oracle.systems.candidate import chosen, home
 
             if not (is_foreign(chosen()) and at_work(frames_of(error.__traceback__), home())):
                 self.oracle_errors.append(f"no evidence beside the divergence: {one_line(error)}")

@@ -100,8 +100,8 @@ def test_what_a_needle_raises_late_is_no_contradiction_of_the_oracle(other, monk
     assert len(verdict.oracle_errors) == 1, (
         "the harness knows of no other needle here: it takes this for its own mistake"
     )
-    monkeypatch.setattr("oracle.rules.verdict.chosen", lambda: Path(other.__file__).parents[1])
-    monkeypatch.setattr("oracle.rules.verdict.home", lambda: str(Path(other.__file__).parent))
+    monkeypatch.setattr("oracle.systems.candidate.chosen", lambda: Path(other.__file__).parents[1])
+    monkeypatch.setattr("oracle.systems.candidate.home", lambda: str(Path(other.__file__).parent))
     verdict.search, verdict.oracle_errors = search, []
     verdict.look()
     assert verdict.oracle_errors == []
