@@ -941,6 +941,68 @@ def test_a_candidate_of_a_loop_may_leave_out_a_kind_but_no_tensor():
         check.training(only("0.weight", "0.bias", "2.weight"), NET, torch_adam, BATCHES[:1])
 
 
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+
+    def forward(self, x, y):
+        return (self.line(x) - y).square().mean()
+
+
+def line_by_hand(parameters, batches):
+    w, b = parameters.values()
+    seen = {}
+    for i, (x, y) in enumerate(batches):
+        error = x @ w.T + b - y
+        dz = 2 * error / error.size
+        w, b = w - f32(0.1) * dz.T @ x, b - f32(0.1) * dz.sum(0)
+        seen |= {f"step {i} loss": (error * error).mean(), f"step {i} weight": w, f"step {i} bias": b}
+    return seen
+
+
+def test_the_loss_of_training_is_said_where_it_may_be_another():
+    torch_sgd = lambda p: torch.optim.SGD(p, 0.1)  # noqa: E731
+    named = lambda p, b: {
+        n.replace("step 0 ", "step 0 line.") if "loss" not in n else n: a for n, a in line_by_hand(p, b).items()
+    }  # noqa: E731
+    squares = [(drawn(4, 3), drawn(4, 1))]
+    check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares, F.mse_loss)
+    check.training(named, WithLoss(), torch_sgd, squares, None)
+    with pytest.raises(
+        ValueError,
+        match=r"by default, and the targets are of torch\.float32, \(4, 1\) for an output of \(4, 1\).*mse_loss",
+    ):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares)
+    halves = iter([(drawn(4, 3), np.full((4, 2), 0.5, f32))])  # probabilities, as they were asked for
+    with pytest.raises(check.Difference, match=r"^the candidate has no step 0 weight"):
+        check.training(lambda p, b: {}, nn.Linear(3, 2), torch_sgd, halves, F.cross_entropy)
+    with pytest.raises(ValueError, match="at least one batch"):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, [])
+    for module, loss, words in ((WithLoss(), F.mse_loss, "'y'"), (nn.Linear(3, 1), None, "forward")):
+        with pytest.raises(TypeError, match=words) as caught:
+            check.training(named, module, torch_sgd, squares, loss)
+        assert "None is for a module that gives it itself, as module(x, y)" in caught.value.__notes__[0]
+    with pytest.raises(TypeError, match=r"a tensor of one number, but `loss` gave \(4, 1\)"):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares, lambda out, y: out - y)
+
+    def halved(parameters, batches):
+        return {n: a / (1 + ("loss" in n)) for n, a in loop(adam())(parameters, batches).items()}
+
+    said = r"note       the loss is torch\.nn\.functional\.cross_entropy, by default; `loss=` sets another"
+    weights = lambda p, b: {n: a * 2 for n, a in loop(adam())(p, b).items() if "loss" not in n and "grad" not in n}  # noqa: E731
+    for wrong in (halved, weights):
+        with pytest.raises(check.Difference, match=rf"(?s)^step 0 .*{said}"):
+            check.training(wrong, NET, torch_adam, BATCHES[:1])
+    for wrong, given in (
+        (halved, (F.cross_entropy,)),
+        (loop(adam(lr=0.02)), ()),
+    ):  # a loss that was set, one that agrees
+        with pytest.raises(check.Difference) as caught:
+            check.training(wrong, NET, torch_adam, BATCHES[:1], *given)
+        assert "by default" not in str(caught.value)
+
+
 # -- modules -------------------------------------------------------------------------------------------------------------
 
 

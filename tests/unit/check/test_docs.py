@@ -35,7 +35,7 @@ def test_the_rest_of_the_code_runs_and_would_fail():
     there = {}
     for block in CODE:
         exec(block, there)
-    tests = [there[name] for name in ("test_gru_cell", "test_model", "test_gradients", "test_adam")]
+    tests = [there[name] for name in ("test_gru_cell", "test_model", "test_gradients", "test_loop", "test_adam")]
     for test in tests:
         test()
     right = there["gru_cell"]
