@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from oracle.check.arrays import Array, array
-from oracle.check.comparing import Agreement, compared
+from oracle.check.comparing import Agreement, compared, form
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
 from oracle.check.fitting import Fitting, Sizes
@@ -529,8 +529,9 @@ class Trial:
 
     def _compared(self, given: list[Any], shown: dict[str, torch.Tensor], draw: Draw, kind: str) -> Agreement:
         __tracebackhide__ = True
-        mine, program, cotangents = self.paired(given, shown, draw)
+        cotangents: list[Array] = []
         try:
+            mine, program, cotangents = self.paired(given, shown, draw)
             return compared(mine, program, self.limit, most=self.most)
         except Difference as difference:
             difference.cotangents = tuple(cotangents)
@@ -547,11 +548,18 @@ class Trial:
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
         names = list(shown)
         mine = _by_name(out, one=len(names) == 1)
+        _same_structure(isinstance(out, Mapping), list(mine), names)
         if not isinstance(out, Mapping):  # in torch's order
-            mine = dict(zip([*names, *(n for n in list(mine)[len(names) :])], mine.values(), strict=False))
+            mine = dict(zip(names, mine.values(), strict=True))
         wanted = [i for i, x in enumerate(given) if isinstance(x, np.ndarray) and x.dtype.kind in "fc"]
         cotangents: list[Array] = []
-        if vjp is not None:
+        if (
+            vjp is not None
+        ):  # it is made for outputs of the candidate's form, and would fail on torch's in words of its own
+            form(
+                {n: None if a is None else array(a, f"the candidate's {n}")[0] for n, a in mine.items()},
+                {n: array(t)[0] for n, t in shown.items()},
+            )
             cotangents = self._cotangents(list(shown.values()), draw)
             floats = [n for n, o in shown.items() if _has_gradient(o)] if isinstance(out, Mapping) else []
             mine |= _passed_back(vjp, cotangents, floats, given, wanted, self.labels)
@@ -621,6 +629,26 @@ def _by_name(out: Any, one: bool = False) -> dict[str, Any]:
     if isinstance(out, tuple) or (isinstance(out, list) and not (one and _is_of_numbers(out))):
         return {"output": out[0]} if len(out) == 1 else {f"output {i}": o for i, o in enumerate(out)}
     return {"output": out}
+
+
+def _same_structure(by_name: bool, mine: list[str], torchs: list[str]) -> None:
+    """One output, several, or a dict of them: `Difference` where torch has another. Names in dicts are compared with the numbers."""
+    __tracebackhide__ = True
+    if set(torchs) == {"output"}:
+        has = "a tensor"
+    elif all(re.fullmatch(r"output \d+", name) for name in torchs):
+        has = f"a tuple of {len(torchs)}"
+    else:
+        has = f"a dict with {_quoted(torchs)}"
+    if by_name and not has.startswith("a dict") and set(mine) != set(torchs):
+        raise Difference(f"the candidate gave a dict with {_quoted(mine)}, torch {has}")
+    if not by_name and len(mine) != len(torchs):
+        words = f" ({has})" if has.startswith("a dict") else ""
+        raise Difference(f"the candidate gave {len(mine)} output{'s' * (len(mine) != 1)}, torch {len(torchs)}{words}")
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
 
 
 def _is_of_numbers(x: Any) -> bool:

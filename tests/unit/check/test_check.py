@@ -458,6 +458,38 @@ def test_outputs_may_have_names():
     check.op(lambda x: (x.var(-1, ddof=1), x.mean(-1)), torch_fn, ("n", 4))  # in torch's order
 
 
+def two_outputs(x):
+    return x * 2, x + 1
+
+
+@pytest.mark.parametrize(
+    ("out", "torch_fn", "words"),
+    [
+        (lambda x: x * 2, two_outputs, "the candidate gave 1 output, torch 2"),
+        (lambda x: (x * 2, x + 1, x), two_outputs, "the candidate gave 3 outputs, torch 2"),
+        (two_outputs, lambda x: x * 2, "the candidate gave 2 outputs, torch 1"),
+        (lambda x: {"output": x * 2}, two_outputs, "the candidate gave a dict with 'output', torch a tuple of 2"),
+        (lambda x: {"y": x * 2}, lambda x: x * 2, "the candidate gave a dict with 'y', torch a tensor"),
+        (lambda x: {}, lambda x: x * 2, "the candidate gave a dict with nothing, torch a tensor"),
+        (lambda x: x * 2, lambda x: {"a": x * 2, "b": x}, "the candidate gave 1 output, torch 2 (a dict with 'a', 'b')"),
+        (lambda x: {"a": x * 2}, lambda x: {"a": x * 2, "b": x}, "the candidate has no b"),
+        (lambda x: (x * 2, (x + 1)[:, :1]), two_outputs, "output 1 has another shape than torch's"),
+        (lambda x: (x * 2).T, lambda x: x * 2, "output has another shape than torch's"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("with_vjp", [True, False])
+def test_outputs_of_another_form_are_told_before_vjp_meets_torchs(out, torch_fn, words, with_vjp):
+    """``vjp`` got cotangents of torch's outputs, and failed in its own words: an IndexError, a KeyError, shapes that do not fit."""
+    candidate = (lambda x: (out(x), lambda g: pytest.fail("vjp was called"))) if with_vjp else out
+    with pytest.raises(check.Difference, match=rf"^{re.escape(words)}") as caught:
+        check.op(candidate, torch_fn, ("n", 3), draws=4)
+    assert "this shows it again" in str(caught.value)
+    given = {}
+    exec(next(text.strip() for text in str(caught.value).splitlines() if text.startswith("    x0")), {"np": np}, given)
+    with pytest.raises(check.Difference, match=rf"^{re.escape(words)}"):
+        check.op(candidate, torch_fn, given["x0"])
+
+
 def test_lists_of_numbers_are_arrays():
     doubled = lambda x, by: [[float(v) * by for v in row] for row in x]  # noqa: E731
     check.op(lambda x: doubled(x, 2), lambda x: x * 2, (3, 2))
@@ -963,9 +995,11 @@ def line_by_hand(parameters, batches):
 
 def test_the_loss_of_training_is_said_where_it_may_be_another():
     torch_sgd = lambda p: torch.optim.SGD(p, 0.1)  # noqa: E731
-    named = lambda p, b: {
-        n.replace("step 0 ", "step 0 line.") if "loss" not in n else n: a for n, a in line_by_hand(p, b).items()
-    }  # noqa: E731
+
+    def named(parameters, batches):
+        seen = line_by_hand(parameters, batches)
+        return {n if "loss" in n else n.replace("step 0 ", "step 0 line."): a for n, a in seen.items()}
+
     squares = [(drawn(4, 3), drawn(4, 1))]
     check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares, F.mse_loss)
     check.training(named, WithLoss(), torch_sgd, squares, None)
