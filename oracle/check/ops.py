@@ -19,7 +19,7 @@ from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, compared, form
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
-from oracle.check.fitting import Fitting, Sizes
+from oracle.check.fitting import Fitting, Sizes, key
 from oracle.check.measuring import LIMIT
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
@@ -77,6 +77,7 @@ def op(
         return _reported(Agreement(rows), report)
     leads = LEADING if any(... in s for s in shapes) else ()
     fitting = Fitting(choices(shapes), leads, lambda sizes: trial.takes(sizes, seed), 2 * draws, seed)
+    trial.deadly = fitting.deadly
     search = _Search(trial)
     best: list[Agreement] = []
     try:
@@ -116,6 +117,8 @@ def _too_few(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -
     words = f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal})"
     if fitting.asked:
         words += f", and {fitting.asked - fitting.taken} of {fitting.asked} other shapes that it was asked about"
+    if fitting.deadly:
+        words += " (with some it crashed, and then it was asked about few)"
     judged = f"draws with {name} > 1 could be judged" if name else "draws could be judged"
     return (
         f"{words}: {count} {judged}, and {math.ceil(draws / 4)} are needed. Fix the shapes, so that they fit torch_fn, or let it "
@@ -185,8 +188,8 @@ def _made_small(search: _Search, fitting: Fitting, draws: int, seed: int) -> Non
     import hypothesis
     from hypothesis import strategies as st
 
-    # sizes by themselves get smaller, as long as torch takes many
-    of_those = search.trial.refused > 0 and fitting.rare and bool(fitting.found)
+    # sizes by themselves get smaller, as long as torch takes many and survives all
+    of_those = search.trial.refused > 0 and bool(fitting.found) and (fitting.rare or bool(fitting.deadly))
     leadings = sorted(fitting.leads, key=len)
 
     @hypothesis.seed(seed)
@@ -426,6 +429,7 @@ class Trial:
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
+        self.deadly: set[tuple[int, ...]] = set()  # sizes with which torch ends the process
         self.told: list[
             tuple[str, dict[str, int]]
         ] = []  # kind and sizes of the draws that agreed, of more than a number
@@ -436,6 +440,7 @@ class Trial:
         given = self._given(kind, sizes, leading, draw)
         self.called += 1
         try:
+            self._lives((sizes, leading))
             shown = self.outputs(given)
         except _REFUSALS as error:
             if not self.drawn:
@@ -473,7 +478,13 @@ class Trial:
 
     def shaped(self, sizes: Sizes, draw: Draw) -> dict[str, torch.Tensor]:
         """What torch gives for ordinary numbers in such shapes."""
+        self._lives(sizes)
         return self.outputs(self._given("normal", *sizes, draw))
+
+    def _lives(self, sizes: Sizes) -> None:
+        """RuntimeError, as torch raises it for sizes that do not fit, where torch does not look at them and would crash."""
+        if key(sizes) in self.deadly:
+            raise RuntimeError(f"torch crashed when it was tried with {sizes[0]}")
 
     def once_more(self, inputs: Sequence[Array], cotangents: Sequence[Array], kind: str) -> Agreement:
         """The arrays of a failure again, or such as they could be."""
