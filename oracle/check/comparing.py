@@ -88,7 +88,7 @@ class _Taps:
         return _Instead.apply(value, torch.from_numpy(ours))  # type: ignore[no-untyped-call,no-any-return]
 
 
-# Whoever sets a list hears the share of every comparison: `oracle.check.shares` does, for pytest -v.
+# Whoever sets a list hears the share of every check that agrees: `oracle.check.shares` does, for pytest -v.
 heard: ContextVar[list[float] | None] = ContextVar("heard", default=None)
 _taps: ContextVar[_Taps | None] = ContextVar("taps", default=None)
 
@@ -116,10 +116,18 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
             print("\n".join([str(agreement), *agreement.findings]))
 
     try:
-        return compared(candidate, program, limit, early=not report, show=show)
+        return said(compared(candidate, program, limit, early=not report, show=show))
     except Difference as failure:
         failure.args = ("\n".join([str(failure), *_one_array(candidate, failure.name)]),)
         raise
+
+
+def said(agreement: Agreement) -> Agreement:
+    """What a check returns: of its draws those that count, and of those where nothing can be said none."""
+    listening = heard.get()
+    if listening is not None:
+        listening.append(float(agreement))
+    return agreement
 
 
 def compared(
@@ -162,9 +170,6 @@ def compared(
             break
     agreement = Agreement(tuple(rows))
     show(agreement)
-    listening = heard.get()
-    if listening is not None:
-        listening.append(float(agreement))
     bad = [row.name for row in rows if row.share > limit]
     if bad:
         raise _difference(bad, ours, found, agreement, limit)

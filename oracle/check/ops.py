@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from oracle.check.arrays import Array, array
-from oracle.check.comparing import Agreement, compared, form
+from oracle.check.comparing import Agreement, compared, form, said
 from oracle.check.difference import Difference, line
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
 from oracle.check.fitting import Fitting, Sizes, key
@@ -145,7 +145,7 @@ def _parameters(candidate: Callable[..., Any]) -> list[str]:
 def _reported(agreement: Agreement, report: bool) -> Agreement:
     if report:
         print(agreement)
-    return agreement
+    return said(agreement)
 
 
 def _random_bytes(seed: int) -> Draw:

@@ -1166,6 +1166,22 @@ def test_pytest_shows_the_share_that_a_test_used():
     with pytest.raises(StopIteration):
         call.send(None)
     assert item.user_properties == [("share", "0.0 of 16")]
+
+    nothing = SimpleNamespace(user_properties=[])
+    call = shares.pytest_runtest_call(nothing)
+    next(call)
+    shapes = [
+        ("b", 2, "d"),
+        ("b", 3, "d"),
+        ("b", 3, 2),
+    ]  # of no columns, 0 / √0 is nan, where torch has 0: nothing is said
+    share = check.op(attention(True), F.scaled_dot_product_attention, *shapes, kinds=["normal"], draws=4)
+    with pytest.raises(check.Difference):  # as it was meant to
+        check.same({"y": np.zeros(2)}, lambda: {"y": torch.ones(2)})
+    with pytest.raises(StopIteration):
+        call.send(None)
+    assert nothing.user_properties == [("share", f"{share:.1f} of 16")]
+
     report = SimpleNamespace(when="call", passed=True, user_properties=item.user_properties)
     assert shares.pytest_report_teststatus(report) == ("passed", ".", "PASSED (0.0 of 16)")
     assert shares.pytest_report_teststatus(SimpleNamespace(when="call", passed=True, user_properties=[])) is None
