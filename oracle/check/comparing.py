@@ -298,6 +298,7 @@ def _difference(
     failure = _failure("\n".join(lines), name, tuple(bad))
     failure.index, failure.ours, failure.truth = at, a[at], truth[at]
     failure.torch = None if peer is None else peer[at]
+    failure.shape = truth.shape
     failure.error, failure.allowed = error, allowed
     failure.share = float(share[at]) if not math.isnan(share[at]) else math.inf
     return failure

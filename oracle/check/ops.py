@@ -17,7 +17,7 @@ import torch
 
 from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, compared, form, said
-from oracle.check.difference import Difference, line
+from oracle.check.difference import Difference, fits, line, reasons, times
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
 from oracle.check.fitting import Fitting, Sizes, key
 from oracle.check.measuring import LIMIT
@@ -88,6 +88,7 @@ def op(
         pass
     if search.first is not None:
         search.looking = False
+        search.reasoned(fitting, seed)
         _made_small(search, fitting, _AGAIN, seed)
         if search.best is None:
             _made_small(search, fitting, 4 * _AGAIN, seed + 1)
@@ -231,7 +232,7 @@ class _Search:
     operation is, and with few replicas. What comes out of it is judged by all of them.
     """
 
-    MOST, FEW, MORE = 120, 3, 200
+    MOST, FEW, MORE, OTHERS = 120, 3, 200, 6
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -292,6 +293,36 @@ class _Search:
             if self.best is None or _size(error) < _size(self.best):
                 self.best = error
             raise
+
+    def reasoned(self, fitting: Fitting, seed: int) -> None:
+        """What the first failure's factor may come from is said if it holds in other draws too, in which it is another number."""
+        first = self.first
+        if not isinstance(first, Difference) or (factor := _factor(first)) is None:
+            return
+        left = {what: value for what, value in reasons(first.shape).items() if fits(factor, value)}
+        if not left:
+            return
+        self.trial.most = self.FEW
+        holds = ""
+        for i, sizes in (
+            enumerate(fitting.varied(self.OTHERS + 1)[1:]) if fitting.names or len(fitting.leads) > 1 else ()
+        ):
+            drawn = (fitting.another() or sizes) if self.trial.refused else sizes
+            try:
+                self.trial(self.kind, *drawn, np.random.default_rng([seed, i, 1]).bytes)
+            except Difference as other:
+                another, values = _factor(other), reasons(other.shape)
+                if other.name != first.name or another is None:
+                    continue
+                moved = [what for what, value in left.items() if values.get(what, value) != value]
+                holds = next((what for what in moved if fits(another, values[what])), "")
+                left = {what: value for what, value in left.items() if what not in moved}
+            except Exception:  # a matter of its own
+                continue
+            if holds or not left:
+                break
+        said = line("as if", times(factor, holds))
+        first.args = ("\n".join(said if _factor_of(text) else text for text in str(first).splitlines()),)
 
     def confirmed(self) -> Exception:
         """The smallest failure, judged by all replicas; if it is none then, the first one. What it looks like, and what agrees and
@@ -366,6 +397,18 @@ def _what(error: Exception) -> tuple[Any, ...]:
 
 
 _OF_THE_FIRST = tuple(line(what, "").rstrip() for what in ("as if", "before it", "after it"))
+
+
+def _factor_of(text: str) -> str:
+    """The factor in a line of a message, if it is the one with it."""
+    found = re.match(r" +as if +torch's times (\S+)", text)
+    return "" if found is None else found[1]
+
+
+def _factor(error: Difference) -> float | None:
+    """By what number a candidate's is torch's; None if it is by none, or a complex one."""
+    found = next(filter(None, map(_factor_of, str(error).splitlines())), "")
+    return float(found) if found and "j" not in found else None
 
 
 def _with_words_of(first: Difference, best: Difference) -> str:

@@ -607,6 +607,27 @@ def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
     assert as_if(np.array(ours, float), np.array(truth, float), "y", {}) == words
 
 
+@pytest.mark.parametrize(
+    ("wrong", "shape", "words"),
+    [
+        (lambda x: x * 2, (2, "d"), "torch's times 2"),  # as many as there are rows
+        (lambda x: x * 2, ("n", 4), "torch's times 2"),
+        (lambda x: x * 3, ("n", "d"), "torch's times 3"),  # as many as there are rows in the first draw
+        (lambda x: x / 3, ("n", "d"), "torch's times 0.333333 (1/3)"),
+        (lambda x: x * f32(np.sqrt(3)), ("n", "d"), "torch's times 1.73205 (√3)"),
+        (lambda x: x / len(x), ("n", "d"), "torch's times 0.333333 (1 / the number of rows)"),
+        (lambda x: x * -f32(x.shape[1]), ("n", "d"), "torch's times -4 (the number of columns)"),
+        (lambda x: x / np.sqrt(f32(x.shape[1])), ("n", "d"), "torch's times 0.5 (1 / √ of the number of columns)"),
+        (lambda x: x * x.size, ("n", "d"), "torch's times 12 (the number of elements)"),
+    ],
+)  # fmt: skip
+def test_a_factor_has_a_reason_if_it_holds_in_a_second_draw(wrong, shape, words):
+    with pytest.raises(check.Difference) as caught:
+        check.op(lambda x: wrong(np.tanh(x)), torch.tanh, shape)
+    said = next(text for text in str(caught.value).splitlines() if text.startswith("  as if"))
+    assert said.removesuffix(", before it was made small") == f"  as if      {words}"
+
+
 class Handed:
     """An array of somebody else's: it is handed over in one way alone."""
 
