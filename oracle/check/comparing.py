@@ -88,7 +88,7 @@ class _Taps:
         return _Instead.apply(value, torch.from_numpy(ours))  # type: ignore[no-untyped-call,no-any-return]
 
 
-# Whoever sets a list hears the share of every comparison: `oracle.check.shares` does, for pytest -v.
+# Whoever sets a list hears the share of every check that agrees: `oracle.check.shares` does, for pytest -v.
 heard: ContextVar[list[float] | None] = ContextVar("heard", default=None)
 _taps: ContextVar[_Taps | None] = ContextVar("taps", default=None)
 
@@ -116,10 +116,18 @@ def same(candidate: Mapping[str, Any], program: Program, *, limit: float = LIMIT
             print("\n".join([str(agreement), *agreement.findings]))
 
     try:
-        return compared(candidate, program, limit, early=not report, show=show)
+        return said(compared(candidate, program, limit, early=not report, show=show))
     except Difference as failure:
         failure.args = ("\n".join([str(failure), *_one_array(candidate, failure.name)]),)
         raise
+
+
+def said(agreement: Agreement) -> Agreement:
+    """What a check returns: of its draws those that count, and of those where nothing can be said none."""
+    listening = heard.get()
+    if listening is not None:
+        listening.append(float(agreement))
+    return agreement
 
 
 def compared(
@@ -156,15 +164,12 @@ def compared(
         return {**taps.seen, **by_name(given)}
 
     for found in itertools.islice(replicas(run, unit if unit > U else 0.0), most - 1):
-        _form(ours, found)
+        form(ours, found.truth)
         rows = [_row(name, ours[name], found, limit) for name in found.truth]
         if early and max((row.share for row in rows), default=0.0) <= limit * EARLY:
             break
     agreement = Agreement(tuple(rows))
     show(agreement)
-    listening = heard.get()
-    if listening is not None:
-        listening.append(float(agreement))
     bad = [row.name for row in rows if row.share > limit]
     if bad:
         raise _difference(bad, ours, found, agreement, limit)
@@ -186,24 +191,24 @@ def _one_array(candidate: Mapping[str, Any], name: str) -> list[str]:
     )
 
 
-def _form(ours: Mapping[str, Array | None], found: Measured) -> None:
+def form(ours: Mapping[str, Array | None], torchs: Mapping[str, Array]) -> None:
     """Names, shapes, and complex parts, before any number is compared."""
     __tracebackhide__ = True
-    extra = [k for k, v in ours.items() if k not in found.truth and v is not None and v.any()]
-    missing = [k for k in found.truth if k not in ours]
+    extra = [k for k, v in ours.items() if k not in torchs and v is not None and v.any()]
+    missing = [k for k in torchs if k not in ours]
     if extra or missing:
         said = [f"the torch program has no {_few(extra)}"] if extra else []
         said += [f"the candidate has no {_few(missing)}"] if missing else []
-        message = f"{'; '.join(said)}\n" + line("torch has", _few(list(found.truth), 8))
+        message = f"{'; '.join(said)}\n" + line("torch has", _few(list(torchs), 8))
         raise _failure(message, (extra + missing)[0], tuple(extra + missing))
-    for name, truth in found.truth.items():
+    for name, truth in torchs.items():
         a = ours[name]
         if a is None:
             continue
         if a.shape != truth.shape:
             lines = [f"{name} has another shape than torch's", line("yours", str(a.shape))]
             lines += [line("torch", str(truth.shape))]
-            hint = as_if(a.astype(truth.dtype), truth, name, found.truth) if a.dtype.kind != "c" else ""
+            hint = as_if(a.astype(truth.dtype), truth, name, torchs) if a.dtype.kind != "c" else ""
             raise _failure("\n".join([*lines, *([line("as if", hint)] if hint else [])]), name, (name,))
         if (a.dtype.kind == "c") != (truth.dtype.kind == "c"):
             which = ("real", "complex") if truth.dtype.kind == "c" else ("complex", "real")
@@ -293,6 +298,7 @@ def _difference(
     failure = _failure("\n".join(lines), name, tuple(bad))
     failure.index, failure.ours, failure.truth = at, a[at], truth[at]
     failure.torch = None if peer is None else peer[at]
+    failure.shape = truth.shape
     failure.error, failure.allowed = error, allowed
     failure.share = float(share[at]) if not math.isnan(share[at]) else math.inf
     return failure

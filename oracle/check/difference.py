@@ -13,7 +13,7 @@ from oracle.check.arrays import Array
 
 class Difference(AssertionError):
     """What rounding cannot explain. The message says it; ``name``, ``index``, ``ours``, ``torch``, ``truth``, ``error``,
-    ``allowed`` and ``share`` (of 16) have the numbers, ``bad`` all names that differ, ``inputs`` and ``cotangents`` the arrays of a drawn case.
+    ``allowed`` and ``share`` (of 16) have the numbers, ``shape`` is that of the tensor, ``bad`` has all names that differ, ``inputs`` and ``cotangents`` the arrays of a drawn case.
     """
 
     name: str = ""
@@ -25,6 +25,7 @@ class Difference(AssertionError):
     allowed: float = math.nan
     share: float = math.inf
     bad: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
     inputs: tuple[Array, ...] = ()
     cotangents: tuple[Array, ...] = ()
 
@@ -71,7 +72,11 @@ def as_if(ours: Array, truth: Array, name: str, others: Mapping[str, Array]) -> 
         mean = (ours - truth).mean()
     several = np.unique(truth[truth != 0]).size > 1  # one number is some multiple of any other
     if factor and 1e-6 < abs(factor) < 1e6 and _near(ours, factor * truth):
-        return "" if abs(factor - 1) < 1e-5 or not (several or _usual(factor)) else _times(factor, truth)
+        return (
+            ""
+            if abs(factor - 1) < 1e-5 or not (several or _usual(factor))
+            else times(factor, _likely(factor, truth.shape))
+        )
     if np.unique(truth).size > 1 and _near(ours, truth + mean):
         return f"torch's plus {mean:.6g}"
     return ""
@@ -85,19 +90,10 @@ def _usual(factor: Any) -> bool:
     return round(value) <= 64 and math.isclose(value, round(value), rel_tol=1e-5)
 
 
-def _times(factor: Any, truth: Array) -> str:
+def times(factor: Any, reason: str = "") -> str:
     """A factor, and what it may come from."""
-    if np.iscomplexobj(factor):
-        return f"torch's times {factor:.6g}"
-    sizes = {n: f"the number of {what}" for what, n in (("elements", truth.size), *_sides(truth)) if n > 1}
-    # 2 has many reasons, and is seldom a root
-    known = sizes | {math.sqrt(n): f"√ of {what}" for n, what in sizes.items() if math.isqrt(n) ** 2 != n}
-    for value, what in known.items():
-        for sign in (1, -1):
-            if math.isclose(factor, sign * value, rel_tol=1e-4):
-                return f"torch's times {factor:.6g} ({what})"
-            if math.isclose(factor, sign / value, rel_tol=1e-4):
-                return f"torch's times {factor:.6g} (1 / {what})"
+    if reason or np.iscomplexobj(factor):
+        return f"torch's times {factor:.6g}" + (f" ({reason})" if reason else "")
     for value, words in ((1 / factor, f"1/{round(abs(1 / factor))}"), (factor, "")):
         if round(abs(value)) > 1 and math.isclose(value, round(value), rel_tol=1e-5):
             return f"torch's times {factor:.6g}" + (f" ({words})" if words else "")
@@ -110,8 +106,28 @@ def _times(factor: Any, truth: Array) -> str:
     return f"torch's times {factor:.6g}"
 
 
-def _sides(truth: Array) -> list[tuple[str, int]]:
-    return [] if truth.ndim < 2 else [("rows", truth.shape[0]), ("columns", truth.shape[-1])]
+def reasons(shape: tuple[int, ...]) -> dict[str, float]:
+    """What a factor may come from in a tensor of this shape: numbers by name, and one divided by each. One of them for one factor is
+    little: √4 columns are as many as 2 rows.
+    """
+    sides = [("columns", shape[-1]), ("rows", shape[0])] if len(shape) > 1 else []
+    sizes = {f"the number of {what}": float(n) for what, n in (*sides, ("elements", math.prod(shape))) if n > 1}
+    known = sizes | {f"√ of {what}": math.sqrt(n) for what, n in sizes.items()}
+    return known | {f"1 / {what}": 1 / value for what, value in known.items()}
+
+
+def fits(factor: Any, value: float) -> bool:
+    """Whether a factor may be a number of `reasons`, but for its sign."""
+    return not np.iscomplexobj(factor) and math.isclose(abs(factor), value, rel_tol=1e-4)
+
+
+def _likely(factor: Any, shape: tuple[int, ...]) -> str:
+    """The first reason that fits; 2 has many, and is seldom a root."""
+    whole = max(abs(factor), 1 / abs(factor))
+    for what, value in reasons(shape).items():
+        if fits(factor, value) and not ("√" in what and math.isclose(whole, round(whole), rel_tol=1e-4)):
+            return what
+    return ""
 
 
 def _near(a: Array, b: Array) -> bool:

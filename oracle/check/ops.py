@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from oracle.check.arrays import Array, array
-from oracle.check.comparing import Agreement, compared
-from oracle.check.difference import Difference, line
+from oracle.check.comparing import Agreement, compared, form, said
+from oracle.check.difference import Difference, fits, line, reasons, times
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
-from oracle.check.fitting import Fitting, Sizes
+from oracle.check.fitting import Fitting, Sizes, key
 from oracle.check.measuring import LIMIT
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
@@ -77,6 +77,7 @@ def op(
         return _reported(Agreement(rows), report)
     leads = LEADING if any(... in s for s in shapes) else ()
     fitting = Fitting(choices(shapes), leads, lambda sizes: trial.takes(sizes, seed), 2 * draws, seed)
+    trial.deadly = fitting.deadly
     search = _Search(trial)
     best: list[Agreement] = []
     try:
@@ -87,6 +88,7 @@ def op(
         pass
     if search.first is not None:
         search.looking = False
+        search.reasoned(fitting, seed)
         _made_small(search, fitting, _AGAIN, seed)
         if search.best is None:
             _made_small(search, fitting, 4 * _AGAIN, seed + 1)
@@ -116,6 +118,8 @@ def _too_few(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -
     words = f"torch refused {trial.refused} of {trial.called} draws ({trial.refusal})"
     if fitting.asked:
         words += f", and {fitting.asked - fitting.taken} of {fitting.asked} other shapes that it was asked about"
+    if fitting.deadly:
+        words += " (with some it crashed, and then it was asked about few)"
     judged = f"draws with {name} > 1 could be judged" if name else "draws could be judged"
     return (
         f"{words}: {count} {judged}, and {math.ceil(draws / 4)} are needed. Fix the shapes, so that they fit torch_fn, or let it "
@@ -142,7 +146,7 @@ def _parameters(candidate: Callable[..., Any]) -> list[str]:
 def _reported(agreement: Agreement, report: bool) -> Agreement:
     if report:
         print(agreement)
-    return agreement
+    return said(agreement)
 
 
 def _random_bytes(seed: int) -> Draw:
@@ -185,8 +189,8 @@ def _made_small(search: _Search, fitting: Fitting, draws: int, seed: int) -> Non
     import hypothesis
     from hypothesis import strategies as st
 
-    # sizes by themselves get smaller, as long as torch takes many
-    of_those = search.trial.refused > 0 and fitting.rare and bool(fitting.found)
+    # sizes by themselves get smaller, as long as torch takes many and survives all
+    of_those = search.trial.refused > 0 and bool(fitting.found) and (fitting.rare or bool(fitting.deadly))
     leadings = sorted(fitting.leads, key=len)
 
     @hypothesis.seed(seed)
@@ -228,7 +232,7 @@ class _Search:
     operation is, and with few replicas. What comes out of it is judged by all of them.
     """
 
-    MOST, FEW, MORE = 120, 3, 200
+    MOST, FEW, MORE, OTHERS = 120, 3, 200, 6
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -289,6 +293,36 @@ class _Search:
             if self.best is None or _size(error) < _size(self.best):
                 self.best = error
             raise
+
+    def reasoned(self, fitting: Fitting, seed: int) -> None:
+        """What the first failure's factor may come from is said if it holds in other draws too, in which it is another number."""
+        first = self.first
+        if not isinstance(first, Difference) or (factor := _factor(first)) is None:
+            return
+        left = {what: value for what, value in reasons(first.shape).items() if fits(factor, value)}
+        if not left:
+            return
+        self.trial.most = self.FEW
+        holds = ""
+        for i, sizes in (
+            enumerate(fitting.varied(self.OTHERS + 1)[1:]) if fitting.names or len(fitting.leads) > 1 else ()
+        ):
+            drawn = (fitting.another() or sizes) if self.trial.refused else sizes
+            try:
+                self.trial(self.kind, *drawn, np.random.default_rng([seed, i, 1]).bytes)
+            except Difference as other:
+                another, values = _factor(other), reasons(other.shape)
+                if other.name != first.name or another is None:
+                    continue
+                moved = [what for what, value in left.items() if values.get(what, value) != value]
+                holds = next((what for what in moved if fits(another, values[what])), "")
+                left = {what: value for what, value in left.items() if what not in moved}
+            except Exception:  # a matter of its own
+                continue
+            if holds or not left:
+                break
+        said = line("as if", times(factor, holds))
+        first.args = ("\n".join(said if _factor_of(text) else text for text in str(first).splitlines()),)
 
     def confirmed(self) -> Exception:
         """The smallest failure, judged by all replicas; if it is none then, the first one. What it looks like, and what agrees and
@@ -365,6 +399,18 @@ def _what(error: Exception) -> tuple[Any, ...]:
 _OF_THE_FIRST = tuple(line(what, "").rstrip() for what in ("as if", "before it", "after it"))
 
 
+def _factor_of(text: str) -> str:
+    """The factor in a line of a message, if it is the one with it."""
+    found = re.match(r" +as if +torch's times (\S+)", text)
+    return "" if found is None else found[1]
+
+
+def _factor(error: Difference) -> float | None:
+    """By what number a candidate's is torch's; None if it is by none, or a complex one."""
+    found = next(filter(None, map(_factor_of, str(error).splitlines())), "")
+    return float(found) if found and "j" not in found else None
+
+
 def _with_words_of(first: Difference, best: Difference) -> str:
     """The message of the smaller failure, with the lines of the first that say what is true beyond few numbers."""
     lines = [text for text in str(best).splitlines() if not text.startswith(_OF_THE_FIRST)]
@@ -426,6 +472,7 @@ class Trial:
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
+        self.deadly: set[tuple[int, ...]] = set()  # sizes with which torch ends the process
         self.told: list[
             tuple[str, dict[str, int]]
         ] = []  # kind and sizes of the draws that agreed, of more than a number
@@ -436,6 +483,7 @@ class Trial:
         given = self._given(kind, sizes, leading, draw)
         self.called += 1
         try:
+            self._lives((sizes, leading))
             shown = self.outputs(given)
         except _REFUSALS as error:
             if not self.drawn:
@@ -473,7 +521,13 @@ class Trial:
 
     def shaped(self, sizes: Sizes, draw: Draw) -> dict[str, torch.Tensor]:
         """What torch gives for ordinary numbers in such shapes."""
+        self._lives(sizes)
         return self.outputs(self._given("normal", *sizes, draw))
+
+    def _lives(self, sizes: Sizes) -> None:
+        """RuntimeError, as torch raises it for sizes that do not fit, where torch does not look at them and would crash."""
+        if key(sizes) in self.deadly:
+            raise RuntimeError(f"torch crashed when it was tried with {sizes[0]}")
 
     def once_more(self, inputs: Sequence[Array], cotangents: Sequence[Array], kind: str) -> Agreement:
         """The arrays of a failure again, or such as they could be."""
@@ -529,8 +583,9 @@ class Trial:
 
     def _compared(self, given: list[Any], shown: dict[str, torch.Tensor], draw: Draw, kind: str) -> Agreement:
         __tracebackhide__ = True
-        mine, program, cotangents = self.paired(given, shown, draw)
+        cotangents: list[Array] = []
         try:
+            mine, program, cotangents = self.paired(given, shown, draw)
             return compared(mine, program, self.limit, most=self.most)
         except Difference as difference:
             difference.cotangents = tuple(cotangents)
@@ -547,11 +602,18 @@ class Trial:
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
         names = list(shown)
         mine = _by_name(out, one=len(names) == 1)
+        _same_structure(isinstance(out, Mapping), list(mine), names)
         if not isinstance(out, Mapping):  # in torch's order
-            mine = dict(zip([*names, *(n for n in list(mine)[len(names) :])], mine.values(), strict=False))
+            mine = dict(zip(names, mine.values(), strict=True))
         wanted = [i for i, x in enumerate(given) if isinstance(x, np.ndarray) and x.dtype.kind in "fc"]
         cotangents: list[Array] = []
-        if vjp is not None:
+        if (
+            vjp is not None
+        ):  # it is made for outputs of the candidate's form, and would fail on torch's in words of its own
+            form(
+                {n: None if a is None else array(a, f"the candidate's {n}")[0] for n, a in mine.items()},
+                {n: array(t)[0] for n, t in shown.items()},
+            )
             cotangents = self._cotangents(list(shown.values()), draw)
             floats = [n for n, o in shown.items() if _has_gradient(o)] if isinstance(out, Mapping) else []
             mine |= _passed_back(vjp, cotangents, floats, given, wanted, self.labels)
@@ -621,6 +683,26 @@ def _by_name(out: Any, one: bool = False) -> dict[str, Any]:
     if isinstance(out, tuple) or (isinstance(out, list) and not (one and _is_of_numbers(out))):
         return {"output": out[0]} if len(out) == 1 else {f"output {i}": o for i, o in enumerate(out)}
     return {"output": out}
+
+
+def _same_structure(by_name: bool, mine: list[str], torchs: list[str]) -> None:
+    """One output, several, or a dict of them: `Difference` where torch has another. Names in dicts are compared with the numbers."""
+    __tracebackhide__ = True
+    if set(torchs) == {"output"}:
+        has = "a tensor"
+    elif all(re.fullmatch(r"output \d+", name) for name in torchs):
+        has = f"a tuple of {len(torchs)}"
+    else:
+        has = f"a dict with {_quoted(torchs)}"
+    if by_name and not has.startswith("a dict") and set(mine) != set(torchs):
+        raise Difference(f"the candidate gave a dict with {_quoted(mine)}, torch {has}")
+    if not by_name and len(mine) != len(torchs):
+        words = f" ({has})" if has.startswith("a dict") else ""
+        raise Difference(f"the candidate gave {len(mine)} output{'s' * (len(mine) != 1)}, torch {len(torchs)}{words}")
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
 
 
 def _is_of_numbers(x: Any) -> bool:

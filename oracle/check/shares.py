@@ -13,7 +13,7 @@ from oracle.check.measuring import LIMIT
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Listens to all comparisons of a test; the largest share travels with its report, also from a worker of xdist."""
+    """Listens to all checks of a test that agree; the largest share travels with its report, also from a worker of xdist."""
     shares: list[float] = []
     token = heard.set(shares)
     try:

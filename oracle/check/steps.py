@@ -14,19 +14,36 @@ from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, same
 from oracle.check.difference import Difference, line
 from oracle.check.measuring import LIMIT
-from oracle.systems.noise import Rounding, current
+from oracle.systems.noise import Refused, Rounding, current
 
-Candidate = Callable[[dict[str, Array], Sequence[tuple[Any, Any]]], Mapping[str, Any]]
+Batch = tuple[Any, Any]
+Candidate = Callable[[dict[str, Array], Sequence[Batch]], Mapping[str, Any]]
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss of `training` where none is given: of logits (n, classes), by the numbers of the classes, (n,). ValueError for targets
+    that are no whole numbers: torch takes those for probabilities, and what was meant is hardly that.
+    """
+    if target.is_floating_point() or target.is_complex():
+        raise ValueError(
+            f"{_CROSS_ENTROPY}, and the targets are of {target.dtype}, {tuple(target.shape)} for an output of {tuple(output.shape)}, "
+            "not numbers of classes: pass loss=torch.nn.functional.mse_loss, say, or loss=torch.nn.functional.cross_entropy "
+            "if they are probabilities"
+        )
+    return nn.functional.cross_entropy(output, target)
+
+
+_CROSS_ENTROPY = "the loss is torch.nn.functional.cross_entropy, by default"
 
 
 def training(
     candidate: Candidate,
     module: nn.Module,
     optimizer: Optimizer,
-    batches: Sequence[tuple[Any, Any]],
-    loss: Loss = nn.functional.cross_entropy,
+    batches: Iterable[Batch],
+    loss: Loss | None = cross_entropy,
     *,
     limit: float = LIMIT,
     report: bool = False,
@@ -35,7 +52,8 @@ def training(
 
     candidate: (parameters by name, batches) -> arrays by name: ``step 0 w`` for the parameter ``w`` after each step and, if it
     likes, ``step 0 loss`` and ``step 0 grad w``. optimizer: parameters -> torch optimizer, as in ``lambda p: Adam(p, 0.01)``.
-    batches: (x, y) for each step. module: float32; it stays as it is.
+    batches: (x, y) for each step, arrays or tensors; the loop gets them as they are. module: float32; it stays as it is.
+    loss: (``module(x)``, y) -> a number; None for a module that gives the loss itself, as ``module(x, y)``.
     """
     __tracebackhide__ = True
     if not callable(candidate) or not callable(optimizer) or not isinstance(module, nn.Module):
@@ -43,16 +61,25 @@ def training(
             "check.training takes a loop, a module of torch and a function that makes an optimizer of parameters, as in "
             f"`lambda p: Adam(p, 0.01)`, but got {', '.join(type(x).__name__ for x in (candidate, module, optimizer))}"
         )
+    batches = list(batches)  # both go over them
+    if not batches:
+        raise ValueError("at least one batch (x, y) is needed, but got none")
     parameters = {n: p.detach().numpy().copy() for n, p in module.named_parameters()}
     mine = candidate(parameters, [tuple(map(_own, batch)) for batch in batches])  # it may write into them
     if not isinstance(mine, Mapping):
         raise TypeError(f'the loop returns arrays by name, {{"step 0 weight": array}}, but got {type(mine).__name__}')
-    kinds = {_kind(name) for name in mine}
+    kinds = {_kind(name) for name in mine} or {"parameters"}  # nothing does not agree
 
     def program() -> dict[str, Any]:
         return {name: t for name, t in _steps(module, optimizer, batches, loss).items() if _kind(name) in kinds}
 
-    return same(mine, program, limit=limit, report=report)
+    try:
+        return same(mine, program, limit=limit, report=report)
+    except Difference as failure:
+        first = "step 0 " if "step 0 loss" not in mine else "step 0 loss"  # a loss that agrees is the right one
+        if loss is cross_entropy and failure.name.startswith(first):
+            failure.args = (f"{failure}\n" + line("note", f"{_CROSS_ENTROPY}; `loss=` sets another"),)
+        raise
 
 
 def _kind(name: str) -> str:
@@ -61,7 +88,7 @@ def _kind(name: str) -> str:
     return words[2] if len(words) > 2 and words[2] in ("loss", "grad") else "parameters"
 
 
-def _steps(module: nn.Module, optimizer: Optimizer, batches: Sequence[tuple[Any, Any]], loss: Loss) -> dict[str, Any]:
+def _steps(module: nn.Module, optimizer: Optimizer, batches: Sequence[Batch], loss: Loss | None) -> dict[str, Any]:
     mode = current()
     model = copy.deepcopy(module)
     if mode is not None:
@@ -70,9 +97,9 @@ def _steps(module: nn.Module, optimizer: Optimizer, batches: Sequence[tuple[Any,
     if mode is not None and mode.seed is not None:
         round_hyperparameters(stepper, mode)
     results: dict[str, Any] = {}
-    for i, (x, y) in enumerate(batches):
+    for i, batch in enumerate(batches):
         stepper.zero_grad()
-        value = loss(model(_tensor(x)), _tensor(y))
+        value = _loss(model, batch, loss)
         value.backward()
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         stepper.step()
@@ -80,6 +107,33 @@ def _steps(module: nn.Module, optimizer: Optimizer, batches: Sequence[tuple[Any,
         results |= {f"step {i} grad {n}": g for n, g in grads.items()}
         results |= {f"step {i} {n}": p.detach().clone() for n, p in model.named_parameters()}
     return results
+
+
+def _loss(model: nn.Module, batch: Batch, loss: Loss | None) -> torch.Tensor:
+    """Of one batch. What torch says of arguments that do not fit does not say who has called it with them."""
+    __tracebackhide__ = True
+    try:
+        x, y = map(_tensor, batch)
+        value = model(x, y) if loss is None else loss(model(x), y)
+    except Refused:
+        raise
+    except Exception as error:
+        called = (
+            "module(x, y)"
+            if loss is None
+            else f"loss(module(x), y), with {getattr(loss, '__name__', 'a loss')} for loss"
+        )
+        error.add_note(
+            f"check.training called {called}, for each batch (x, y); `loss=` sets another loss, and None is for a module that gives it "
+            "itself, as module(x, y)"
+        )
+        raise
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        given = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(
+            f"the loss is a tensor of one number, but {'the module' if loss is None else '`loss`'} gave {given}"
+        )
+    return value
 
 
 def _tensor(a: Any) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """`oracle.check` as somebody uses it: what agrees, what does not, and what is said then."""
 
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -399,6 +401,38 @@ def test_where_torch_refuses_some_sizes_others_are_drawn_that_it_takes(right, wr
         check.op(wrong, torch_fn, *shapes)
 
 
+def test_sizes_with_which_torch_ends_the_process_are_tried_in_another(capfd):
+    """GRU's kernel trusts shapes that it has not looked at: where some are tried, pytest was gone, with all of its tests."""
+    gru = nn.GRU(3, 4)
+
+    def torch_fn(x, h, *weights):
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        return torch.func.functional_call(gru, dict(zip(names, weights, strict=True)), (x, h))
+
+    shapes = [("t", "b", "i"), (1, "b", "h"), ("g", "i"), ("g", "h"), ("g",), ("g",)]
+    with pytest.raises(ValueError, match=r"torch refused \d+ of \d+ draws .* \(with some it crashed, "):
+        check.op(lambda *x: pytest.fail("torch took sizes"), torch_fn, *shapes)
+
+    owner, called, fatal = os.getpid(), [], []
+
+    def trusting(a, b):
+        called.append((len(a), len(b)))
+        if len(a) != len(b) and 1 in (len(a), len(b)):
+            if os.getpid() != owner:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            fatal.append((len(a), len(b)))
+        if len(a) != len(b):
+            raise RuntimeError("sizes differ")
+        return a * b
+
+    check.op(lambda a, b: a * b, trusting, ("n",), ("m",))
+    assert {n for n, m in called} > {2, 3, 4}
+    with pytest.raises(check.Difference, match=r"^output differs"):
+        check.op(lambda a, b: a + b, trusting, ("n",), ("m",))
+    assert not fatal
+    assert capfd.readouterr() == ("", "")
+
+
 def test_empty_arrays_come_on_top_of_others():
     seen = []
     check.op(lambda x: seen.append(x.shape) or x, lambda x: x * 1, ("n", "m"), draws=1)
@@ -456,6 +490,38 @@ def test_outputs_may_have_names():
     with pytest.raises(check.Difference, match=r"the torch program has no var; the candidate has no variance"):
         check.op(lambda x: {"mean": x.mean(-1), "var": x.var(-1)}, torch_fn, ("n", 4))
     check.op(lambda x: (x.var(-1, ddof=1), x.mean(-1)), torch_fn, ("n", 4))  # in torch's order
+
+
+def two_outputs(x):
+    return x * 2, x + 1
+
+
+@pytest.mark.parametrize(
+    ("out", "torch_fn", "words"),
+    [
+        (lambda x: x * 2, two_outputs, "the candidate gave 1 output, torch 2"),
+        (lambda x: (x * 2, x + 1, x), two_outputs, "the candidate gave 3 outputs, torch 2"),
+        (two_outputs, lambda x: x * 2, "the candidate gave 2 outputs, torch 1"),
+        (lambda x: {"output": x * 2}, two_outputs, "the candidate gave a dict with 'output', torch a tuple of 2"),
+        (lambda x: {"y": x * 2}, lambda x: x * 2, "the candidate gave a dict with 'y', torch a tensor"),
+        (lambda x: {}, lambda x: x * 2, "the candidate gave a dict with nothing, torch a tensor"),
+        (lambda x: x * 2, lambda x: {"a": x * 2, "b": x}, "the candidate gave 1 output, torch 2 (a dict with 'a', 'b')"),
+        (lambda x: {"a": x * 2}, lambda x: {"a": x * 2, "b": x}, "the candidate has no b"),
+        (lambda x: (x * 2, (x + 1)[:, :1]), two_outputs, "output 1 has another shape than torch's"),
+        (lambda x: (x * 2).T, lambda x: x * 2, "output has another shape than torch's"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("with_vjp", [True, False])
+def test_outputs_of_another_form_are_told_before_vjp_meets_torchs(out, torch_fn, words, with_vjp):
+    """``vjp`` got cotangents of torch's outputs, and failed in its own words: an IndexError, a KeyError, shapes that do not fit."""
+    candidate = (lambda x: (out(x), lambda g: pytest.fail("vjp was called"))) if with_vjp else out
+    with pytest.raises(check.Difference, match=rf"^{re.escape(words)}") as caught:
+        check.op(candidate, torch_fn, ("n", 3), draws=4)
+    assert "this shows it again" in str(caught.value)
+    given = {}
+    exec(next(text.strip() for text in str(caught.value).splitlines() if text.startswith("    x0")), {"np": np}, given)
+    with pytest.raises(check.Difference, match=rf"^{re.escape(words)}"):
+        check.op(candidate, torch_fn, given["x0"])
 
 
 def test_lists_of_numbers_are_arrays():
@@ -539,6 +605,27 @@ def test_a_message_says_what_the_numbers_look_like(fault, words):
 )
 def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
     assert as_if(np.array(ours, float), np.array(truth, float), "y", {}) == words
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shape", "words"),
+    [
+        (lambda x: x * 2, (2, "d"), "torch's times 2"),  # as many as there are rows
+        (lambda x: x * 2, ("n", 4), "torch's times 2"),
+        (lambda x: x * 3, ("n", "d"), "torch's times 3"),  # as many as there are rows in the first draw
+        (lambda x: x / 3, ("n", "d"), "torch's times 0.333333 (1/3)"),
+        (lambda x: x * f32(np.sqrt(3)), ("n", "d"), "torch's times 1.73205 (√3)"),
+        (lambda x: x / len(x), ("n", "d"), "torch's times 0.333333 (1 / the number of rows)"),
+        (lambda x: x * -f32(x.shape[1]), ("n", "d"), "torch's times -4 (the number of columns)"),
+        (lambda x: x / np.sqrt(f32(x.shape[1])), ("n", "d"), "torch's times 0.5 (1 / √ of the number of columns)"),
+        (lambda x: x * x.size, ("n", "d"), "torch's times 12 (the number of elements)"),
+    ],
+)  # fmt: skip
+def test_a_factor_has_a_reason_if_it_holds_in_a_second_draw(wrong, shape, words):
+    with pytest.raises(check.Difference) as caught:
+        check.op(lambda x: wrong(np.tanh(x)), torch.tanh, shape)
+    said = next(text for text in str(caught.value).splitlines() if text.startswith("  as if"))
+    assert said.removesuffix(", before it was made small") == f"  as if      {words}"
 
 
 class Handed:
@@ -941,6 +1028,70 @@ def test_a_candidate_of_a_loop_may_leave_out_a_kind_but_no_tensor():
         check.training(only("0.weight", "0.bias", "2.weight"), NET, torch_adam, BATCHES[:1])
 
 
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+
+    def forward(self, x, y):
+        return (self.line(x) - y).square().mean()
+
+
+def line_by_hand(parameters, batches):
+    w, b = parameters.values()
+    seen = {}
+    for i, (x, y) in enumerate(batches):
+        error = x @ w.T + b - y
+        dz = 2 * error / error.size
+        w, b = w - f32(0.1) * dz.T @ x, b - f32(0.1) * dz.sum(0)
+        seen |= {f"step {i} loss": (error * error).mean(), f"step {i} weight": w, f"step {i} bias": b}
+    return seen
+
+
+def test_the_loss_of_training_is_said_where_it_may_be_another():
+    torch_sgd = lambda p: torch.optim.SGD(p, 0.1)  # noqa: E731
+
+    def named(parameters, batches):
+        seen = line_by_hand(parameters, batches)
+        return {n if "loss" in n else n.replace("step 0 ", "step 0 line."): a for n, a in seen.items()}
+
+    squares = [(drawn(4, 3), drawn(4, 1))]
+    check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares, F.mse_loss)
+    check.training(named, WithLoss(), torch_sgd, squares, None)
+    with pytest.raises(
+        ValueError,
+        match=r"by default, and the targets are of torch\.float32, \(4, 1\) for an output of \(4, 1\).*mse_loss",
+    ):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares)
+    halves = iter([(drawn(4, 3), np.full((4, 2), 0.5, f32))])  # probabilities, as they were asked for
+    with pytest.raises(check.Difference, match=r"^the candidate has no step 0 weight"):
+        check.training(lambda p, b: {}, nn.Linear(3, 2), torch_sgd, halves, F.cross_entropy)
+    with pytest.raises(ValueError, match="at least one batch"):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, [])
+    for module, loss, words in ((WithLoss(), F.mse_loss, "'y'"), (nn.Linear(3, 1), None, "forward")):
+        with pytest.raises(TypeError, match=words) as caught:
+            check.training(named, module, torch_sgd, squares, loss)
+        assert "None is for a module that gives it itself, as module(x, y)" in caught.value.__notes__[0]
+    with pytest.raises(TypeError, match=r"a tensor of one number, but `loss` gave \(4, 1\)"):
+        check.training(line_by_hand, nn.Linear(3, 1), torch_sgd, squares, lambda out, y: out - y)
+
+    def halved(parameters, batches):
+        return {n: a / (1 + ("loss" in n)) for n, a in loop(adam())(parameters, batches).items()}
+
+    said = r"note       the loss is torch\.nn\.functional\.cross_entropy, by default; `loss=` sets another"
+    weights = lambda p, b: {n: a * 2 for n, a in loop(adam())(p, b).items() if "loss" not in n and "grad" not in n}  # noqa: E731
+    for wrong in (halved, weights):
+        with pytest.raises(check.Difference, match=rf"(?s)^step 0 .*{said}"):
+            check.training(wrong, NET, torch_adam, BATCHES[:1])
+    for wrong, given in (
+        (halved, (F.cross_entropy,)),
+        (loop(adam(lr=0.02)), ()),
+    ):  # a loss that was set, one that agrees
+        with pytest.raises(check.Difference) as caught:
+            check.training(wrong, NET, torch_adam, BATCHES[:1], *given)
+        assert "by default" not in str(caught.value)
+
+
 # -- modules -------------------------------------------------------------------------------------------------------------
 
 
@@ -1036,6 +1187,22 @@ def test_pytest_shows_the_share_that_a_test_used():
     with pytest.raises(StopIteration):
         call.send(None)
     assert item.user_properties == [("share", "0.0 of 16")]
+
+    nothing = SimpleNamespace(user_properties=[])
+    call = shares.pytest_runtest_call(nothing)
+    next(call)
+    shapes = [
+        ("b", 2, "d"),
+        ("b", 3, "d"),
+        ("b", 3, 2),
+    ]  # of no columns, 0 / √0 is nan, where torch has 0: nothing is said
+    share = check.op(attention(True), F.scaled_dot_product_attention, *shapes, kinds=["normal"], draws=4)
+    with pytest.raises(check.Difference):  # as it was meant to
+        check.same({"y": np.zeros(2)}, lambda: {"y": torch.ones(2)})
+    with pytest.raises(StopIteration):
+        call.send(None)
+    assert nothing.user_properties == [("share", f"{share:.1f} of 16")]
+
     report = SimpleNamespace(when="call", passed=True, user_properties=item.user_properties)
     assert shares.pytest_report_teststatus(report) == ("passed", ".", "PASSED (0.0 of 16)")
     assert shares.pytest_report_teststatus(SimpleNamespace(when="call", passed=True, user_properties=[])) is None

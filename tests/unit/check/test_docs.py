@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from oracle import check
 from oracle.check import picture
@@ -35,7 +36,17 @@ def test_the_rest_of_the_code_runs_and_would_fail():
     there = {}
     for block in CODE:
         exec(block, there)
-    tests = [there[name] for name in ("test_gru_cell", "test_model", "test_gradients", "test_adam")]
+    names = (
+        "test_gru_cell",
+        "test_two_outputs",
+        "test_module",
+        "test_model",
+        "test_gradients",
+        "test_loop",
+        "test_adam",
+    )
+    assert set(names) == {name for name in there if name.startswith("test_")} - {"test_layer_norm"}
+    tests = [there[name] for name in names]
     for test in tests:
         test()
     right = there["gru_cell"]
@@ -47,6 +58,33 @@ def test_the_rest_of_the_code_runs_and_would_fail():
     there["gru_cell"] = gru_cell
     with pytest.raises(check.Difference, match=r"^gradient of w_hh \(input 3\) differs"):
         tests[0]()
+
+
+def test_what_the_page_says_in_words():
+    module = torch.nn.Linear(3, 2)  # weights that both know
+    w, b = (p.detach().numpy() for p in module.parameters())
+    given = check.op(lambda x: (x @ w.T + b, lambda g: g @ w), module, (5, 3))
+    assert isinstance(given, float)
+    assert str(given).splitlines()[1].startswith("output")
+    with pytest.raises(check.Difference, match=r"^output differs"):
+        check.op(lambda x: x @ w.T, module, (5, 3))
+    seen, g = [], np.array([3, 1], np.float32)
+    check.op(lambda x: (x * 2, lambda g: seen.append(g) or g * 2), lambda x: x * 2, g, cotangents=[g])
+    assert np.array_equal(seen[0], g)
+    several = {  # a tuple for a tuple, a dict for a dict
+        tuple: (lambda x: (x * 2, x.astype(int), x), lambda x: (x * 2, x.int(), x * 1)),
+        dict: (lambda x: {"a": x * 2, "n": x.astype(int), "b": x}, lambda x: {"a": x * 2, "n": x.int(), "b": x * 1}),
+    }
+    for kind, (out, torch_fn) in several.items():
+
+        def vjp(g, kind=kind):
+            seen.append(g)
+            a, b = g.values() if kind is dict else g
+            return a * 2 + b
+
+        check.op(lambda x, out=out, vjp=vjp: (out(x), vjp), torch_fn, ("n",), kinds=["normal"], draws=3)
+        assert isinstance(seen[-1], kind)
+        assert len(seen[-1]) == 2
 
 
 def test_the_picture_is_what_the_command_draws():
