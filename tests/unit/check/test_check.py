@@ -403,7 +403,9 @@ def test_where_torch_refuses_some_sizes_others_are_drawn_that_it_takes(right, wr
 
 def test_where_nothing_can_be_forked_sizes_are_tried_as_they_are(monkeypatch):
     monkeypatch.setattr(fitting, "FORKS", False)
-    monkeypatch.setattr(fitting, "apart", lambda *args, **how: pytest.fail("it sets the threads of this process to one"))
+    monkeypatch.setattr(
+        fitting, "apart", lambda *args, **how: pytest.fail("it sets the threads of this process to one")
+    )
     check.op(convolution, F.conv1d, ("n", "c", "t"), ("o", "c", "k"), draws=4)
 
 
