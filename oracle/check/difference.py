@@ -72,11 +72,7 @@ def as_if(ours: Array, truth: Array, name: str, others: Mapping[str, Array]) -> 
         mean = (ours - truth).mean()
     several = np.unique(truth[truth != 0]).size > 1  # one number is some multiple of any other
     if factor and 1e-6 < abs(factor) < 1e6 and _near(ours, factor * truth):
-        return (
-            ""
-            if abs(factor - 1) < 1e-5 or not (several or _usual(factor))
-            else times(factor, _likely(factor, truth.shape))
-        )
+        return "" if abs(factor - 1) < 1e-5 or not (several or _usual(factor)) else times(factor)
     if np.unique(truth).size > 1 and _near(ours, truth + mean):
         return f"torch's plus {mean:.6g}"
     return ""
@@ -91,7 +87,7 @@ def _usual(factor: Any) -> bool:
 
 
 def times(factor: Any, reason: str = "") -> str:
-    """A factor, and what it may come from."""
+    """A factor, and what it may come from; for itself, what it is: no size of one tensor is a reason."""
     if reason or np.iscomplexobj(factor):
         return f"torch's times {factor:.6g}" + (f" ({reason})" if reason else "")
     for value, words in ((1 / factor, f"1/{round(abs(1 / factor))}"), (factor, "")):
@@ -107,8 +103,8 @@ def times(factor: Any, reason: str = "") -> str:
 
 
 def reasons(shape: tuple[int, ...]) -> dict[str, float]:
-    """What a factor may come from in a tensor of this shape: numbers by name, and one divided by each. One of them for one factor is
-    little: √4 columns are as many as 2 rows.
+    """What a factor may come from in a tensor of this shape: numbers by name, and one divided by each. That one fits one factor
+    says little: √4 columns are as many as 2 rows.
     """
     sides = [("columns", shape[-1]), ("rows", shape[0])] if len(shape) > 1 else []
     sizes = {f"the number of {what}": float(n) for what, n in (*sides, ("elements", math.prod(shape))) if n > 1}
@@ -119,15 +115,6 @@ def reasons(shape: tuple[int, ...]) -> dict[str, float]:
 def fits(factor: Any, value: float) -> bool:
     """Whether a factor may be a number of `reasons`, but for its sign."""
     return not np.iscomplexobj(factor) and math.isclose(abs(factor), value, rel_tol=1e-4)
-
-
-def _likely(factor: Any, shape: tuple[int, ...]) -> str:
-    """The first reason that fits; 2 has many, and is seldom a root."""
-    whole = max(abs(factor), 1 / abs(factor))
-    for what, value in reasons(shape).items():
-        if fits(factor, value) and not ("√" in what and math.isclose(whole, round(whole), rel_tol=1e-4)):
-            return what
-    return ""
 
 
 def _near(a: Array, b: Array) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from oracle.apart import Broken, Died, apart, begin, tell
+from oracle.apart import FORKS, Broken, Died, apart, begin, tell
 
 Choices = dict[str, tuple[int, ...]]
 Leading = tuple[int, ...]
@@ -98,7 +98,8 @@ class Fitting:
 
     def _asked_apart(self) -> list[Sizes]:
         """Asks until a process lives to the end; one that died told all answers before that."""
-        for _ in range(0 if torch.cuda.is_initialized() else self.DEATHS + 1):
+        forked = FORKS and not torch.cuda.is_initialized()
+        for _ in range(self.DEATHS + 1 if forked else 0):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of Python, about forks beside threads

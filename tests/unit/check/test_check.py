@@ -16,7 +16,7 @@ from torch import nn
 
 import needle as ndl
 from oracle import check
-from oracle.check import steps
+from oracle.check import fitting, steps
 from oracle.check.difference import as_if
 from oracle.check.smaller import shorter
 from oracle.systems import noise
@@ -401,6 +401,14 @@ def test_where_torch_refuses_some_sizes_others_are_drawn_that_it_takes(right, wr
         check.op(wrong, torch_fn, *shapes)
 
 
+def test_where_nothing_can_be_forked_sizes_are_tried_as_they_are(monkeypatch):
+    monkeypatch.setattr(fitting, "FORKS", False)
+    monkeypatch.setattr(
+        fitting, "apart", lambda *args, **how: pytest.fail("it sets the threads of this process to one")
+    )
+    check.op(convolution, F.conv1d, ("n", "c", "t"), ("o", "c", "k"), draws=4)
+
+
 def test_sizes_with_which_torch_ends_the_process_are_tried_in_another(capfd):
     """GRU's kernel trusts shapes that it has not looked at: where some are tried, pytest was gone, with all of its tests."""
     gru = nn.GRU(3, 4)
@@ -599,8 +607,8 @@ def test_a_message_says_what_the_numbers_look_like(fault, words):
         ([0, 0, 3], [0, 0, -3], "torch's times -1"),
         ([3], [1.5], "torch's times 0.5 (1/2)"),
         ([3, 0, 2], [3.75, 0, 2.5], "torch's times 1.25"),
-        ([3, 1, 2, 5], [6, 2, 4, 10], "torch's times 2"),  # and not √ of the number of elements
-        ([3, 1, 2], [np.sqrt(27), np.sqrt(3), np.sqrt(12)], "torch's times 1.73205 (√ of the number of elements)"),
+        ([3, 1, 2, 5], [6, 2, 4, 10], "torch's times 2"),  # and no √ of 4 elements
+        ([3, 1, 2], [np.sqrt(27), np.sqrt(3), np.sqrt(12)], "torch's times 1.73205 (√3)"),
     ],
 )
 def test_a_factor_is_seen_where_there_are_numbers_enough(truth, ours, words):
