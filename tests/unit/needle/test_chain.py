@@ -566,7 +566,7 @@ def test_a_wrong_line_is_noticed(monkeypatch):
             (ahead, back, (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])) for i in range(len(operands))
         ]
         for lines in wrong:
-            monkeypatch.setattr(op, "written", ops.Written(*lines))
+            monkeypatch.setattr(op, "written", ops._Written(*lines))
             found = step(made("mlp"), given(True))
             monkeypatch.undo()
             assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
