@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
-from oracle.cases import fitting
 from oracle.commands import Asked
-from oracle.runs import hazards, mended
+from oracle.runs import basics, hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Does
 from oracle.systems.candidate import candidate
@@ -24,15 +23,18 @@ CAUSES = 12  # that are tried; there are hardly ever as many
 TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
 
 
-def told_once(pool: Does, found: Sequence[Failed], lacking: frozenset[str]) -> list[Failed]:
-    """Without what follows from another finding; ``lacking`` as for `cases.battery`."""
+def told_once(pool: Does, found: Sequence[Failed]) -> tuple[list[Failed], list[Entry]]:
+    """Without what follows from another finding, and what is wrong with the package as a whole (`basics`)."""
+    basic: list[Entry] = pool.submit(basics.found).result()
     kept = folded(without_programs(pool, found))
-    if fitting.PATHS in lacking:  # a walk that takes every path adds up otherwise
-        _, answers = pool.submit(mended.gone, hazards.EXPONENTIAL, kept).result()
-        for failed, answer in zip(kept, answers, strict=True):
-            failed.tried[hazards.EXPONENTIAL] = answer
-    of_the_walk = [failed for failed in kept if failed.tried.get(hazards.EXPONENTIAL)]
-    return [*without_consequences(pool, [failed for failed in kept if failed not in of_the_walk]), *of_the_walk]
+    for one in basic:
+        _, answers = pool.submit(mended.gone, one.key, kept).result()
+        for failed, gone in zip(kept[:], answers, strict=True):
+            if gone:
+                one.also[failed.culprit] = failed.count
+                one.count += failed.count
+                kept.remove(failed)
+    return without_consequences(pool, kept), basic
 
 
 def folded(found: Sequence[Failed]) -> list[Failed]:
@@ -142,8 +144,9 @@ def entries(
     required: Sequence[str],
     progress: Callable[[str], None],
     lacking: frozenset[str] = frozenset(),
+    basic: Sequence[Entry] = (),
 ) -> list[Entry]:
-    """All entries, the worst first; ``lacking`` as for `cases.battery`."""
+    """All entries, the worst first; ``lacking`` as for `cases.battery`, ``basic`` as in `told_once`."""
     wrong = [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
     known = {f.culprit for f in failures}
     hidden = pool.submit(mended.behind, wrong, known, lacking) if wrong else None
@@ -153,6 +156,9 @@ def entries(
     found: list[Entry] = [
         Entry(f"required {name}", HAZARD, f"{name} is required, and is not offered", again=again) for name in required
     ]
+    for of_all in basic:
+        of_all.again = again
+    found += basic
     of: dict[int, Failed] = {}  # of which failing case an entry is
     for failed, made in zip(failures, told, strict=False):
         progress("telling what is wrong")
@@ -169,12 +175,6 @@ def entries(
             found.append(one)
     except (Broken, Died):
         pass
-
-    walk = next((one for one in found if one.key == hazards.EXPONENTIAL), None)
-    if walk is not None:
-        for one in [one for one in found if id(one) in of and of[id(one)].tried.get(walk.key)]:
-            walk.also[one.key] = one.count
-            found.remove(one)
 
     def tried(one: Entry, cause: Entry) -> bool | None:
         return of[id(one)].tried.get(cause.key) if id(one) in of else None
@@ -207,6 +207,10 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
             evidence = None if touches else tried(one, cause)
             if evidence is False:
                 continue
+            if touches and one.key.endswith("forward in training mode"):  # it is wrong in both modes: that is told
+                one.details.append(cause.sentence)
+                kept = [e for e in kept if e is not cause]
+                break
             of_tensor = cause.key.startswith("Tensor.") or "writes into" in cause.sentence
             if (
                 evidence is None

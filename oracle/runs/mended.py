@@ -24,7 +24,7 @@ from oracle.cases.battery import battery
 from oracle.operations import OPERATIONS
 from oracle.rules.alone import Known, known_ops
 from oracle.rules.node import derived
-from oracle.runs import hazards, instead
+from oracle.runs import basics, hazards, instead
 from oracle.runs.judgement import verdict_on
 from oracle.runs.result import Failed
 from oracle.runs.shard import judge_all
@@ -48,7 +48,7 @@ def can_be_mended(key: str) -> bool:
 
 _WALKS = {f"Module.{method}": method for method in instead.WALKS}
 _LOSS = "SoftmaxLoss"
-_WITH_GRAPH = (*_WALKS, "sum_node_list", hazards.EXPONENTIAL)
+_WITH_GRAPH = (*_WALKS, "sum_node_list", *basics.LOOKS)
 _CLASSES = {kind.called or name: name for name, kind in c.LAYERS.items()}
 
 
@@ -63,8 +63,10 @@ def mend(ndl: Any, key: str) -> bool:
     owner, _, method = key.partition(".")
     if key == "sum_node_list":
         return _mend_sum(ndl)
-    if key == hazards.EXPONENTIAL:
+    if key in (hazards.EXPONENTIAL, basics.ADDED):
         return instead.put_backward(ndl)
+    if key in basics.LOOKS:
+        return basics.put_init(ndl, key)
     if key in _WALKS:
         return instead.put_walk(ndl, _WALKS[key])
     if owner in ("Tensor", "Value") and method in _OPERATORS:
@@ -144,7 +146,7 @@ def _gone(cause: Failed | str, others: Sequence[Failed]) -> Gone:
     made_of_ops = key in _WITH_GRAPH or key.partition(".")[2] in _OPERATORS or _part(key) in (*instead.LAYERS, _LOSS)
     own: bool | None = None
     if isinstance(cause, str):
-        own = not hazards.exponential(ndl) if mend(ndl, key) else None
+        own = not basics.LOOKS[key](ndl) if mend(ndl, key) else None
     elif _can_be_judged(cause, made_of_ops) and mend(ndl, key):
         own = _all_gone(cause)
     if not own:  # what is still there is not its fault, or it was not mended
