@@ -33,7 +33,7 @@ class Operation:
     # An op that multiplies its operands with each other, in a BLAS that may skip a factor of 0: then 0 · inf is 0, or nan, and so
     # nothing is 0 beside an operand that holds something special.
     factors: bool = False
-    special_in: Callable[[Mapping[str, Any]], Sequence[int]] | None = None  # attributes -> operands that may; None = all
+    special_in: Callable[[Mapping[str, Any]], Sequence[int]] | None = None  # attributes -> which may; None = all
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
     ordinary: bool = False  # products of large values: kept to ordinary ones
     # Operands that are constants where it is differentiated more than once: by them it has no derivative on much of what is drawn,
