@@ -351,10 +351,13 @@ class Operands(_Mode):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.noise = Rounding(seed)
+        self.largest = 0.0  # of what has been an operand so far; inf also for what is no number
 
     def _perturbed(self, value: Any) -> Any:
-        known = isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()
-        return value.addcmul(value, self.noise.draw(value.shape), value=U) if known else value
+        if not (isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()):
+            return value
+        self.largest = max(self.largest, _size(value))
+        return value.addcmul(value, self.noise.draw(value.shape), value=U)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -367,6 +370,29 @@ class Operands(_Mode):
             return out
         (size,) = aten.magnitudes(func, args, kwargs)
         return self.noise.roughened(out, size, self.noise.weight(op.name, counts[0]))
+
+
+def _size(value: Tensor) -> float:
+    """The largest of the numbers; inf where something is no number."""
+    low, high = value.aminmax()
+    size = max(-low.item(), high.item())
+    return size if size == size else math.inf
+
+
+class Largest(_Mode):
+    """The largest number that a float64 program meets in all that it does: a program in float32 has none beyond its range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for value in tensors_of(*args, out):
+                if value.dtype is torch.float64 and value.numel():
+                    self.size = max(self.size, _size(value))
+        return out
 
 
 class _Nested(_Mode):
