@@ -123,6 +123,7 @@ class Plan:
         self._back: list[tuple[str, list[str]]] = []
         self._written: dict[type[Op], None] = {}
         self._first = self._width = 0  # the width of the rows that the first Linear takes, and of those now
+        self._once: set[str] = set()  # what is computed once for all rows of one width
         self._fits = not plain
         self._write(steps, count(), 0)
         self.count = len(self._layout)
@@ -159,7 +160,11 @@ class Plan:
         theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
         self._names |= {f"operands{i}": operands, **dict(zip(theirs, operands, strict=True))}
         self._written[type(op)] = None
-        lines = [line.format(*theirs) for line in op.written.ahead[: max(1, len(operands))]]
+        once = f"{type(op).__name__.lower()}_of_{self._width or 'x'}"
+        if op.written.once and once not in self._once:
+            self._once.add(once)
+            self._ahead.append((step, None, f"{once} = {op.written.once}"))
+        lines = [line.format(*theirs, once=once) for line in op.written.ahead[: max(1, len(operands))]]
         self._ahead += [(step, True, f"x{i} = x")] * reads_x + [(step, None, line) for line in lines]
         self._ahead += [(step, True, f"y{i} = x")] * reads_y
         back = ["y = take()"] * reads_y + ["x = take()"] * reads_x

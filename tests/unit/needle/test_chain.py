@@ -55,6 +55,16 @@ MODELS = {
     "residuals alone": lambda: nn.Sequential(nn.Residual(nn.Identity()), nn.Residual(nn.Residual(nn.Tanh()))),
     "wider": lambda: nn.Sequential(nn.Linear(6, 1), nn.Residual(nn.Linear(1, 6)), nn.BatchNorm1d(6)),
     "narrower": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 1)), nn.LayerNorm1d(6)),
+    "relus of three widths": lambda: nn.Sequential(
+        nn.ReLU(),
+        nn.Linear(6, 3),
+        nn.ReLU(),
+        nn.Linear(3, 6),
+        nn.ReLU(),
+        nn.Residual(nn.ReLU()),
+        nn.Linear(6, 3),
+        nn.ReLU(),
+    ),
     "two dtypes": lambda: nn.Sequential(
         nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6, dtype="float64"), nn.LayerNorm1d(6)
     ),
@@ -441,7 +451,8 @@ def forward(x, born, sources):
     _add(x, bias0.cached_data, x)
     if born > 0 and (weight0.requires_grad or bias0.requires_grad): born = 0
     past0 = x
-    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
+    relu_of_5 = _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0
+    x = _maximum(x, relu_of_5)
     y2 = x
     x, born, x3 = _several(dropout3(x), x, born, 3, sources)
     z, x = x, _asarray(_add_up.compute(x, past0))
@@ -454,7 +465,8 @@ def result(x):
     x = x.dot(weight0.cached_data)
     _add(x, bias0.cached_data, x)
     past0 = x
-    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
+    relu_of_5 = _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0
+    x = _maximum(x, relu_of_5)
     x, *_ = _several(dropout3(x), x, -1, 3, None)
     z, x = x, _asarray(_add_up.compute(x, past0))
     del z, past0
@@ -560,13 +572,13 @@ def test_a_wrong_line_is_noticed(monkeypatch):
     model = made("mlp")
     right = step(model, given(True))
     for op in (ops.Linear, ops.ReLU, ops.Tanh):
-        ahead, back, operands = op.written
-        wrong = [((*ahead[:-1], f"{ahead[-1]}; x *= 2"), back, operands), (ahead, (*back, "g = g * 2"), operands)]
-        wrong += [
-            (ahead, back, (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])) for i in range(len(operands))
-        ]
+        right_lines = op.written
+        ahead, back, operands, once = right_lines
+        wrong = [{"ahead": (*ahead[:-1], f"{ahead[-1]}; x *= 2")}, {"back": (*back, "g = g * 2")}]
+        wrong += [{"operands": (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])} for i in range(len(operands))]
+        wrong += [{"once": f"1 + ({once})"}] * bool(once)
         for lines in wrong:
-            monkeypatch.setattr(op, "written", ops._Written(*lines))
+            monkeypatch.setattr(op, "written", right_lines._replace(**lines))
             found = step(made("mlp"), given(True))
             monkeypatch.undo()
             assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
