@@ -301,6 +301,7 @@ class _Written(NamedTuple):
     ahead: tuple[str, ...]  # x becomes the result y; a line for each operand, which is called {0} or {1}
     back: tuple[str, ...]  # g becomes the gradient of x
     operands: tuple[str, ...] = ()  # what each operand gets
+    once: str = ""  # what {once} is: the same for all x of one shape
 
 
 class _Product:
@@ -606,8 +607,9 @@ class ReLU(TensorOp):
         return (da,)
 
     written = _Written(
-        ("x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)",),
+        ("x = _maximum(x, {once})",),
         ("dx = (y > _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+        once="_zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0",
     )
 
 
