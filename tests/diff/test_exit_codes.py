@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -255,7 +256,8 @@ def test_5_nothing_could_be_judged(monkeypatch, tmp_path, capfd):
 
 
 def test_without_scikit_learn_the_failures_are_kept(few, monkeypatch, tmp_path, capfd):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else found(name))
     inputs.digits.cache_clear()
     monkeypatch.setattr(needle.ops.Tanh, "compute", wrong)
     code, out, err = command(
@@ -281,6 +283,7 @@ def test_130_interrupted(number, when, few, monkeypatch, tmp_path, capfd):
         monkeypatch.setattr(runner, "warm_up", interrupt)
     else:
         monkeypatch.setattr(runner, "SHARD_SIZE", 1)
+        monkeypatch.setattr(runner, "PARTS", 1)
         outcomes = iter([lambda future: future.result(), interrupt])
         monkeypatch.setattr(runner, "_outcome", lambda future: next(outcomes)(future))
     args = ("diff", "--cases", 5, "--seed", 0, "--workers", 1, "--no-digits", "--out", tmp_path)
