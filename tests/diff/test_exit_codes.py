@@ -107,6 +107,7 @@ def test_1_whatever_way_needle_does_not_come_back(way, monkeypatch, tmp_path, ca
         monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
         monkeypatch.setattr("oracle.runs.replay.CASE_SECONDS", 1.0)
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN, PLAIN])
+    monkeypatch.setattr(runner, "PARTS", 1)
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.PART, out + err
     assert re.search(r"needle (raises|does not return|crashes)", out)
@@ -134,6 +135,7 @@ def diff(capfd, folder, *more):
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN])
+    monkeypatch.setattr(runner, "PARTS", 1)
 
 
 def wrong(self, a):
@@ -283,7 +285,6 @@ def test_130_interrupted(number, when, few, monkeypatch, tmp_path, capfd):
         monkeypatch.setattr(runner, "warm_up", interrupt)
     else:
         monkeypatch.setattr(runner, "SHARD_SIZE", 1)
-        monkeypatch.setattr(runner, "PARTS", 1)
         outcomes = iter([lambda future: future.result(), interrupt])
         monkeypatch.setattr(runner, "_outcome", lambda future: next(outcomes)(future))
     args = ("diff", "--cases", 5, "--seed", 0, "--workers", 1, "--no-digits", "--out", tmp_path)
