@@ -1094,11 +1094,11 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         if node._keeps_grad:
             kept.append((node, g))
         if chain is not None:
-            inputs, contributions = chain.backward(g)
-        else:
-            contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
+            chain.backward(g, adjoints, shared)
+            continue
+        contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
         if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
-            raise _not_one_each(chain or op, inputs, contributions)
+            raise _not_one_each(op, inputs, contributions)
         for x, c in zip(inputs, contributions):  # noqa: B905 - strict costs as much as an operation on a small array
             if c is None or not x.requires_grad:
                 continue
@@ -1108,9 +1108,11 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
                 adjoints[x] = c
             else:
                 _accumulate(adjoints, shared, x, c, g)
+    for leaf in shared:
+        adjoints[leaf] = adjoints[leaf].copy()
     for leaf, g in adjoints.items():
         leaf.grad = grad = _new(Tensor)
-        grad.cached_data = g.copy() if leaf in shared or not g.flags.carray else g
+        grad.cached_data = g if g.flags.carray else g.copy()
     for node, g in kept:
         node.grad = (
             TensorTuple.make_const(tuple(a.copy() for a in g)) if type(g) is tuple else Tensor.make_const(g.copy())

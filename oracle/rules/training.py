@@ -24,7 +24,7 @@ from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
-from oracle.rules.domain import out_of_domain
+from oracle.rules.domain import large_data, out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, promoted, raised
 from oracle.rules.torch_update import torch_update
@@ -213,7 +213,7 @@ def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
     if h.largest < np.inf:
         bad = bad | _too_large(h, expected, part)
-    bad = bad | _leaps(h, expected, part)
+    bad = bad | _leaps(h, expected, part) | large_data(h.lockstep.batches.x[[s.ours.step for s in part]])
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
 
