@@ -14,6 +14,7 @@ from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
 from oracle.commands import Asked
+from oracle.rules.verdict import FORWARD
 from oracle.runs import basics, hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Does
@@ -27,14 +28,16 @@ def told_once(pool: Does, found: Sequence[Failed]) -> tuple[list[Failed], list[E
     """Without what follows from another finding, and what is wrong with the package as a whole (`basics`)."""
     basic: list[Entry] = pool.submit(basics.found).result()
     kept = folded(without_programs(pool, found))
+    right: list[str] = []
     for one in basic:
-        _, answers = pool.submit(mended.gone, one.key, kept).result()
+        own, answers = pool.submit(mended.gone, one.key, kept, right).result()
+        right += [one.key] if own else []
         for failed, gone in zip(kept[:], answers, strict=True):
             if gone:
                 one.also[failed.culprit] = failed.count
                 one.count += failed.count
                 kept.remove(failed)
-    return without_consequences(pool, kept), basic
+    return without_consequences(pool, kept, right), basic
 
 
 def folded(found: Sequence[Failed]) -> list[Failed]:
@@ -77,23 +80,38 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
-def without_consequences(pool: Does, found: Sequence[Failed]) -> list[Failed]:
-    """Without what is gone once another one is mended, in all cases that are known of it."""
-    kept = list(found)
+def without_consequences(pool: Does, found: Sequence[Failed], right: Sequence[str] = ()) -> list[Failed]:
+    """Without what is gone once another one is mended, in all cases that are known of it; ``right`` is mended already."""
+    kept, mends = list(found), list(right)
     causes = [failed for failed in kept if mended.can_be_mended(failed.culprit)]
-    # an op is never wrong because of a layer; of two that are both gone with one another, the one that shows more often is told
-    causes.sort(key=lambda failed: (not isinstance(failed.case, c.OpCase), -failed.count))
+    causes.sort(key=_before)
     for cause in causes[:CAUSES]:
-        others = [failed for failed in kept if failed is not cause]
+        others = [failed for failed in kept if failed is not cause and failed.culprit not in mends]
         if cause not in kept:
             continue
-        cause.tried[cause.culprit], answers = pool.submit(mended.gone, cause, others).result()
+        cause.tried[cause.culprit], answers = pool.submit(mended.gone, cause, others, mends).result()
+        if not cause.tried[cause.culprit]:
+            continue
+        # what is mended already is gone of course: would it be gone if it were not?
+        for known in [failed for failed in kept if failed.culprit in mends]:
+            rest = [key for key in mends if key != known.culprit]
+            _, one = pool.submit(mended.gone, cause, [known], rest).result()
+            others, answers = [*others, known], [*answers, *one]
+        mends.append(cause.culprit)
         for failed, answer in zip(others, answers, strict=True):
             failed.tried[cause.culprit] = answer
             if answer:
                 _into(cause, failed)
                 kept.remove(failed)
     return kept
+
+
+def _before(failed: Failed) -> tuple[bool, bool, bool, int]:
+    """Which of two that are both gone with one another is told: an op is never wrong because of a layer, what a module finds in itself
+    shows in what it has, gradients build on values, and else it is the one that shows more often.
+    """
+    of_an_op, found = isinstance(failed.case, c.OpCase), failed.culprit == "Module.parameters"
+    return not of_an_op, not found, failed.divergence.quantity not in FORWARD, -failed.count
 
 
 def _into(cause: Failed, failed: Failed) -> None:
@@ -147,7 +165,8 @@ def entries(
     basic: Sequence[Entry] = (),
 ) -> list[Entry]:
     """All entries, the worst first; ``lacking`` as for `cases.battery`, ``basic`` as in `told_once`."""
-    wrong = [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
+    wrong = [one.key for one in basic if one.also]
+    wrong += [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
     known = {f.culprit for f in failures}
     hidden = pool.submit(mended.behind, wrong, known, lacking) if wrong else None
     progress("looking for hazards")
