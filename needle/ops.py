@@ -1443,6 +1443,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return Tensor.make_from_op(_linear, (x, weight) if bias is None else (x, weight, bias))
 
 
+def _padded(shape: Sequence[int], padding: int) -> tuple[tuple[int, ...], Any]:
+    """The shape of padded images, and the index of the images in it."""
+    n, h, w, c = shape
+    p = padding
+    return (n, h + 2 * p, w + 2 * p, c), (slice(None), slice(p, p + h), slice(p, p + w))
+
+
+def _windows(x: Array, size: Sequence[int], padding: int) -> Array:
+    """Every window of padded images: (n, h, w, c) -> (n, h', w', c, kh, kw), a view."""
+    padded = PutItem(*_padded(x.shape, padding)).compute(x) if padding else x
+    return np.lib.stride_tricks.sliding_window_view(padded, tuple(size), axis=(1, 2))
+
+
 class Conv(_Product, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
@@ -1451,12 +1464,6 @@ class Conv(_Product, TensorOp):
     def __init__(self, stride: int = 1, padding: int = 0) -> None:
         self.stride = _integer(stride, "conv: stride", 1)
         self.padding = _integer(padding, "conv: padding", 0)
-
-    def _inside(self, shape: Sequence[int]) -> tuple[tuple[int, ...], Any]:
-        """The padded shape, and the index of the image in it."""
-        n, h, w, c = shape
-        p = self.padding
-        return (n, h + 2 * p, w + 2 * p, c), (slice(None), slice(p, p + h), slice(p, p + w))
 
     def compute(self, x: Array, kernel: Array) -> Any:
         if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
@@ -1468,36 +1475,87 @@ class Conv(_Product, TensorOp):
             x, kernel = _alike(x, kernel)
         if x.dtype is _HALF and kernel.dtype is _HALF:
             return self.compute(_wide(x), _wide(kernel)).astype(_HALF)
-        shape, inside = self._inside(x.shape)
+        shape, _ = _padded(x.shape, self.padding)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
-        padded = PutItem(shape, inside).compute(x) if self.padding else x
-        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
-        windows = windows[:, :: self.stride, :: self.stride]
+        windows = _windows(x, kernel.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, kernel: Any) -> tuple[Any, ...]:
-        """Both gradients are convolutions again, of g spread out as if the stride had been 1."""
-        shape, inside = self._inside(x.shape)
+        """Linear in each of x, kernel and g: the rule of each of the three ops consists of the other two."""
+        stride, padding = self.stride, self.padding
+        return (
+            ConvInput(x.shape, stride, padding).on(g, kernel) if needs[0] else None,
+            ConvKernel(kernel.shape, stride, padding).on(x, g) if needs[1] else None,
+        )
+
+
+class ConvInput(_Product, TensorOp):
+    """What Conv passes back to its images, of a shape: each pixel collects from the windows that it was in."""
+
+    def __init__(self, shape: Sequence[int], stride: int = 1, padding: int = 0) -> None:
+        self.shape, self.stride, self.padding = tuple(shape), stride, padding
+
+    def compute(self, g: Array, kernel: Array) -> Any:
+        if g.dtype is not kernel.dtype:
+            g, kernel = _alike(g, kernel)
+        if g.dtype is _HALF and kernel.dtype is _HALF:
+            return self.compute(_wide(g), _wide(kernel)).astype(_HALF)
+        shape, inside = _padded(self.shape, self.padding)
         kh, kw = kernel.shape[:2]
-        step = slice(None, None, self.stride)
-        spread_shape = (g.shape[0], shape[1] - kh + 1, shape[2] - kw + 1, g.shape[3])
-        spread = g if self.stride == 1 else PutItem(spread_shape, (slice(None), step, step)).on(g)
-        dx = dk = None
-        if needs[0]:
-            # Every pixel collects from the windows that it was in: the kernel runs backwards over a padded g.
-            n, h, w, o = spread_shape
-            middle = (slice(None), slice(kh - 1, kh - 1 + h), slice(kw - 1, kw - 1 + w))
-            wide = PutItem((n, h + 2 * kh - 2, w + 2 * kw - 2, o), middle)
-            dx = Conv().on(wide.on(spread), _swap(Flip((0, 1)).on(kernel), (2, 3)))
-            if self.padding:
-                dx = GetItem(inside).on(dx)
-        if needs[1]:
-            # Channels take the place of the batch, and g takes the place of the kernel.
-            padded = PutItem(shape, inside).on(x) if self.padding else x
-            dk = Conv().on(_swap(padded, (0, 3)), _swap(_swap(spread, (0, 1)), (1, 2)))
-            dk = _swap(_swap(dk, (0, 1)), (1, 2))
-        return dx, dk
+        n, rows, columns, o = g.shape
+        s = self.stride
+        if np.isfinite(kernel).all():
+            # In one product: the kernel runs backwards over g, spread out as if the stride had been 1, amid zeros.
+            wide = np.zeros((n, shape[1] + kh - 1, shape[2] + kw - 1, o), g.dtype)
+            wide[:, kh - 1 : shape[1], kw - 1 : shape[2]][:, ::s, ::s] = g
+            dx = Conv().compute(wide, kernel[::-1, ::-1].swapaxes(2, 3))
+        else:
+            # These zeros times inf were nan in pixels that no window has under this place of the kernel.
+            dx = np.zeros(shape, np.result_type(g, kernel))
+            for i in range(kh):
+                for j in range(kw):
+                    dx[:, i : i + s * rows : s, j : j + s * columns : s] += g.dot(kernel[i, j].T)
+        return dx[inside] if self.padding else dx
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, kernel: Any) -> tuple[Any, ...]:
+        """Rule: da = conv(g, kernel), dkernel as in Conv with g as its images."""
+        stride, padding = self.stride, self.padding
+        return (
+            Conv(stride, padding).on(g, kernel) if needs[0] else None,
+            ConvKernel(kernel.shape, stride, padding).on(g, a) if needs[1] else None,
+        )
+
+
+class ConvKernel(_Product, TensorOp):
+    """What Conv passes back to its kernel, of a shape: each place of it collects from all windows."""
+
+    def __init__(self, shape: Sequence[int], stride: int = 1, padding: int = 0) -> None:
+        self.shape, self.stride, self.padding = tuple(shape), stride, padding
+
+    def compute(self, x: Array, g: Array) -> Any:
+        if x.dtype is not g.dtype:
+            x, g = _alike(x, g)
+        if x.dtype is _HALF and g.dtype is _HALF:
+            return self.compute(_wide(x), _wide(g)).astype(_HALF)
+        s = self.stride
+        windows = _windows(x, self.shape[:2], self.padding)
+        if s > 1 and not np.isfinite(x).all():
+            windows = windows[:, ::s, ::s]
+        elif s > 1:
+            # As if the stride had been 1, with zeros in g; times inf in a pixel that the stride leaves out these were nan.
+            spread = np.zeros((*windows.shape[:3], g.shape[3]), g.dtype)
+            spread[:, ::s, ::s] = g
+            g = spread
+        return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
+
+    def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, a: Any) -> tuple[Any, ...]:
+        """Rule: dx as in Conv with g as its kernel, da = conv(x, g)."""
+        stride, padding = self.stride, self.padding
+        return (
+            ConvInput(x.shape, stride, padding).on(a, g) if needs[0] else None,
+            Conv(stride, padding).on(x, g) if needs[1] else None,
+        )
 
 
 def conv(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor:

@@ -75,7 +75,7 @@ from oracle.cases.model import checked as checked
 from oracle.cases.model import output_width as output_width
 from oracle.cases.model import trains as trains
 from oracle.cases.model import walk as walk
-from oracle.operations import MOST, MOST_AXES, extent, largest, result_shape
+from oracle.operations import MOST, MOST_AXES, OPERATIONS, extent, largest, result_shape
 
 FORMAT = 1
 
@@ -415,6 +415,13 @@ class Operand(Part, frozen=True, tag="Operand"):
         return flat
 
 
+def _beside_inf(value: float | Special) -> float | Special:
+    """A factor that every BLAS takes alike: neither 0, nor so large that products overflow."""
+    if isinstance(value, str):
+        return value
+    return 0.25 if value == 0 else value if abs(value) < 1e18 else math.copysign(1.0, value)
+
+
 def held(number: float, dtypes: Sequence[str]) -> float:
     """A number as it is beside operands of these dtypes: where float16 is the widest float among them, it is rounded to that.
 
@@ -488,6 +495,22 @@ class OpCase(_Case, frozen=True, tag="op"):
         """Of the result: the widest float among the operands, as NumPy and torch have it."""
         floats = [d for d in self.dtypes if d.startswith("float")]
         return max(floats, key=lambda d: int(d[5:])) if floats else "float32"
+
+    @property
+    def unclear(self) -> bool:
+        """Whether what is a number depends on the BLAS: it may skip a factor of 0 beside inf, and round a product to inf, or not."""
+        parts = [*(o.values for o in self.operands), self.cotangent]
+        special = any(not isinstance(v, float) for values in parts for v in values)
+        return special and OPERATIONS[self.op].factors and any(v != _beside_inf(v) for values in parts for v in values)
+
+    @property
+    def cleared(self) -> OpCase:
+        """The case, with other numbers where it is unclear."""
+        if not self.unclear:
+            return self
+        operands = [msgspec.structs.replace(o, values=tuple(map(_beside_inf, o.values))) for o in self.operands]
+        cotangent = tuple(float(_beside_inf(v)) for v in self.cotangent)
+        return msgspec.structs.replace(self, operands=tuple(operands), cotangent=cotangent)
 
     @property
     def cotangent_array(self) -> Array:

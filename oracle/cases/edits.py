@@ -143,12 +143,15 @@ def value(value: float | str) -> Edit:
 
     def edit(case: c.OpCase) -> c.Case:
         op, first = OPERATIONS[case.op], case.operands[0]
-        allowed = value in op.special if isinstance(value, str) else op.domain(0) == "real"
+        allowed = value in op.specials(0, case.attributes) if isinstance(value, str) else op.domain(0) == "real"
         if not (allowed and first.values) or (case.order > 1 and isinstance(value, str)):
             raise c.CaseError(f"{case.op} is not compared on {value}")
         at = case.seed_for("value") % len(first.values)
         changed: Any = (*first.values[:at], value, *first.values[at + 1 :])
-        return _replace(case, operands=(_replace(first, values=changed), *case.operands[1:]))
+        made = _replace(case, operands=(_replace(first, values=changed), *case.operands[1:]))
+        if isinstance(value, float) and made.unclear:
+            raise c.CaseError(f"{case.op} is not compared on {value} beside what is no number")
+        return made.cleared
 
     return edit
 

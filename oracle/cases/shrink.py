@@ -52,7 +52,7 @@ def candidates(case: c.Case) -> Iterator[c.Case]:
             candidate = _replace(case, **change)
         except c.CaseError:
             continue
-        if candidate != case:
+        if candidate != case and not (isinstance(candidate, c.OpCase) and candidate.unclear):
             yield candidate
 
 

@@ -295,7 +295,7 @@ def _operand(
     draw: Draw,
     shape: Shape,
     domain: str,
-    special: Sequence[str],
+    special: Sequence[str | float],
     extreme: bool,
     hard: st.SearchStrategy[float] | None = None,
 ) -> c.Operand:
@@ -315,8 +315,9 @@ def _operand(
     out: list[Any] = np.array(values, np.float32).astype(np.float64).tolist()
     if special and size:
         first = draw(integers(0, size - 1))
-        # one of them alone, for it may hide the others, or all that find a place
-        for i, value in enumerate([draw(st.sampled_from(special))] if draw(BOOLEANS) else special[:size]):
+        # one of them alone, for it may hide the others, or all that are no numbers and find a place
+        together = [value for value in special if isinstance(value, str)]
+        for i, value in enumerate([draw(st.sampled_from(special))] if draw(BOOLEANS) else together[:size]):
             out[(first + i) % size] = value
     return c.Operand(shape, tuple(out), layout)
 
@@ -352,12 +353,13 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2
     name = known[0] if len(known) == 1 else draw(_names(known))
     op = OPERATIONS[name]
     shapes, attributes = draw(_drawn(name))
-    special = op.special if order == 1 and draw(one_in(3)) else ()
-    extreme = order == 1 and not op.ordinary and draw(BOOLEANS)
+    special = bool(order == 1 and op.special and draw(one_in(2 if op.factors else 3)))
+    extreme = order == 1 and not op.ordinary and draw(BOOLEANS) and not (special and op.factors)
     hard = _some(op.hard)
-    at = draw(integers(0, len(shapes) - 1)) if special else 0
+    at = draw(integers(0, len(shapes) - 1)) if special else -1
     operands = tuple(
-        _operand(draw, s, op.domain(i), special if i == at else (), extreme, hard) for i, s in enumerate(shapes)
+        _operand(draw, s, op.domain(i), op.specials(i, attributes) if i == at else (), extreme, hard)
+        for i, s in enumerate(shapes)
     )
     return c.OpCase(
         op=name,
@@ -367,7 +369,7 @@ def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2
         constants=op.plain if order > 1 and op.plain else draw(_constants(len(shapes))),
         numpy_scalars=bool("c" in attributes and draw(BOOLEANS)),
         order=order,
-    )
+    ).cleared
 
 
 @functools.cache

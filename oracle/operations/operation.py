@@ -28,7 +28,12 @@ class Operation:
     covers: tuple[str, ...] = ()  # classes of needle.ops
     # What the operands are made of, all of them or each: "real", "positive", "nonzero", "whole" (-3 to 3) or "far" (30 above).
     values: str | tuple[str, ...] = "real"
-    special: tuple[str, ...] = ("nan", "inf", "-inf")  # operands on which both sides must agree where these end up
+    # Operands on which both sides must agree where these end up.
+    special: tuple[str | float, ...] = ("nan", "inf", "-inf")
+    # An op that multiplies its operands with each other, in a BLAS that may skip a factor of 0: then 0 · inf is 0, or nan, and so
+    # nothing is 0 beside an operand that holds something special.
+    factors: bool = False
+    special_in: Callable[[Mapping[str, Any]], Sequence[int]] | None = None  # attributes -> which may; None = all
     hard: tuple[float, ...] = ()  # what it finds hard: numbers near the ends of the range, maxima of rows far apart
     ordinary: bool = False  # products of large values: kept to ordinary ones
     # Operands that are constants where it is differentiated more than once: by them it has no derivative on much of what is drawn,
@@ -39,6 +44,11 @@ class Operation:
     def domain(self, operand: int) -> str:
         """What an operand is made of."""
         return self.values if isinstance(self.values, str) else self.values[operand]
+
+    def specials(self, operand: int, attributes: Mapping[str, Any]) -> tuple[str | float, ...]:
+        """What is special and may be among the numbers of an operand."""
+        may = self.special_in is None or operand in self.special_in(attributes)
+        return self.special if may else ()
 
 
 OPERATIONS: dict[str, Operation] = {}

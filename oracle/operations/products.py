@@ -1,4 +1,4 @@
-"""Products of matrices. A BLAS may skip a factor of 0, so that 0 · inf is 0 and not nan: no special values here."""
+"""Products of matrices. A BLAS may skip a factor of 0, so that 0 · inf is 0 and not nan: beside what is special nothing is 0."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.elementwise import add
-from oracle.operations.operation import operation, unusual
-from oracle.operations.tape import LEAD, Array, Tape, Var, expand, product, reduced, require, swapped
+from oracle.operations.operation import meaning, operation, unusual
+from oracle.operations.tape import LEAD, Array, Shape, Tape, Var, expand, product, reduced, require, swapped
 
+SPECIAL = ("nan", "inf", "-inf", 3e38)
 BATCHES = (((), ()), ((), ()), ((2,), (2,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((1,), (4,)), ((2, 3), (2, 3)))
 
 
@@ -29,7 +30,8 @@ def multiplied(d: Draw) -> Drawn:
     torch=lambda t, a, b: t.matmul(a, b),
     drawn=multiplied,
     node="MatMul",
-    special=(),
+    special=SPECIAL,
+    factors=True,
 )
 def matmul(t: Tape, a: Var, b: Var) -> Var:
     """(…, n, k) @ (…, k, m), batch dimensions broadcast."""
@@ -58,7 +60,8 @@ def affine(d: Draw) -> Drawn:
     torch=lambda t, x, w, *b: t.nn.functional.linear(x, w.t(), *(v.reshape(-1) for v in b)),
     drawn=affine,
     node="Linear",
-    special=(),
+    special=SPECIAL,
+    factors=True,
 )
 def linear(t: Tape, x: Var, w: Var, b: Var | None = None) -> Var:
     """x @ w + b: (…, n, k), (k, m), (m,) or (1, m) -> (…, n, m)."""
@@ -89,41 +92,95 @@ def torch_conv(t: Any, x: Any, w: Any, stride: int, padding: int) -> Any:
     return out.permute(0, 2, 3, 1)
 
 
+class _Patches:
+    """Where the windows of images lie: (N, H, W, C) and a kernel (k, k2, C, O)."""
+
+    def __init__(self, image: Shape, kernel: Shape, stride: int, padding: int) -> None:
+        n, h, w, c = image
+        k, k2, c2, o = kernel
+        require(c == c2, f"conv: {c} input channels, but the kernel has {c2}")
+        require(min(*image, *kernel) > 0, f"conv: no size may be 0, but the shapes are {image} and {kernel}")
+        oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k2) // stride + 1
+        if oh < 1 or ow < 1:
+            raise ValueError(f"conv: a kernel of {k}x{k2} does not fit into {h}x{w} with padding {padding}")
+        self.image, self.kernel, self.padding = image, kernel, padding
+        self.made = (n, oh, ow, o)
+        self.rows = np.arange(oh)[:, None, None, None] * stride + np.arange(k)[None, None, :, None]
+        self.cols = np.arange(ow)[None, :, None, None] * stride + np.arange(k2)[None, None, None, :]
+
+    def of(self, x: Array) -> Array:
+        """The windows of images, a row each."""
+        p, (k, k2, c, _) = self.padding, self.kernel
+        padded = np.pad(x, ((0, 0), (0, 0), (0, 0), (p, p), (p, p), (0, 0)))
+        return padded[:, :, :, self.rows, self.cols, :].reshape((*x.shape[:LEAD], -1, k * k2 * c))
+
+    def flat(self, kernel: Array) -> Array:
+        """A kernel as the matrix that these rows are multiplied with."""
+        return kernel.reshape((*kernel.shape[:LEAD], -1, self.kernel[3]))
+
+    def rows_of(self, y: Array) -> Array:
+        """What a convolution makes, a row for each window."""
+        return y.reshape((*y.shape[:LEAD], -1, self.made[3]))
+
+    def convolved(self, t: Tape, x: Array, kernel: Array) -> Array:
+        y = product(t, self.of(x), self.flat(kernel))
+        return y.reshape((*y.shape[:LEAD], *self.made))
+
+    def collected(self, t: Tape, g: Array, kernel: Array) -> Array:
+        """What each pixel gets from the windows that it is in."""
+        (n, h, w, c), (k, k2, _, _), p = self.image, self.kernel, self.padding
+        rows = product(t, self.rows_of(g), swapped(self.flat(kernel)))
+        rows = rows.reshape((*rows.shape[:LEAD], *self.made[:3], k, k2, c))
+        where: Any = (slice(None), self.rows, self.cols)
+        padded = t.scattered(rows, (n, h + 2 * p, w + 2 * p, c), where)
+        return padded[:, :, :, p : p + h, p : p + w]
+
+    def gathered(self, t: Tape, x: Array, g: Array) -> Array:
+        """What each place of the kernel gets from all windows."""
+        dk = product(t, swapped(self.of(x)), self.rows_of(g))
+        return dk.reshape((*dk.shape[:LEAD], *self.kernel))
+
+
 @operation(
     needle=lambda n, x, w, stride, padding: n.conv(x, w, **unusual(stride=(stride, 1), padding=(padding, 0))),
     torch=torch_conv,
     drawn=convolved,
     node="Conv",
+    covers=("ConvInput", "ConvKernel"),
     attributes=lambda op, *xs: {"stride": op.stride, "padding": op.padding},
-    special=(),
+    special=SPECIAL,
+    factors=True,
+    # torch's float32 leaves out the zeros of the padding, and its float64 multiplies the kernel with them
+    special_in=lambda attributes: (0,) if attributes["padding"] else (0, 1),
     ordinary=True,
 )
 def conv(t: Tape, x: Var, w: Var, *, stride: int = 1, padding: int = 0) -> Var:
     """Cross-correlation: (N, H, W, C) and (k, k2, C, O) -> (N, H', W', O), as a product of patches and kernel."""
-    n, h, wd, c = x.shape
-    k, k2, c2, o = w.shape
-    require(c == c2, f"conv: {c} input channels, but the kernel has {c2}")
-    require(min(*x.shape, *w.shape) > 0, f"conv: no size may be 0, but the shapes are {x.shape} and {w.shape}")
-    oh, ow = (h + 2 * padding - k) // stride + 1, (wd + 2 * padding - k2) // stride + 1
-    if oh < 1 or ow < 1:
-        raise ValueError(f"conv: a kernel of {k}x{k2} does not fit into {h}x{wd} with padding {padding}")
-    rows = np.arange(oh)[:, None, None, None] * stride + np.arange(k)[None, None, :, None]
-    cols = np.arange(ow)[None, :, None, None] * stride + np.arange(k2)[None, None, None, :]
-    around = ((0, 0), (0, 0), (0, 0), (padding, padding), (padding, padding), (0, 0))
-
-    def patches(v: Array) -> Array:
-        taken = np.pad(v, around)[:, :, :, rows, cols, :]
-        return taken.reshape((*v.shape[:LEAD], n * oh * ow, k * k2 * c))
-
-    flat, kernel = patches(x.value), w.value.reshape((*w.value.shape[:LEAD], k * k2 * c, o))
+    at = _Patches(x.shape, w.shape, stride, padding)
 
     def vjp(g: Array) -> Sequence[Array]:
-        g = g.reshape((*g.shape[:LEAD], n * oh * ow, o))
-        dflat: Array = product(t, g, swapped(kernel)).reshape((-1, g.shape[1], n, oh, ow, k, k2, c))
-        where: Any = (slice(None), rows, cols)
-        padded = t.scattered(dflat, (n, h + 2 * padding, wd + 2 * padding, c), where)
-        dx = padded[:, :, :, padding : padding + h, padding : padding + wd]
-        return dx, product(t, swapped(flat), g).reshape((-1, g.shape[1], *w.shape))
+        return at.collected(t, g, w.value), at.gathered(t, x.value, g)
 
-    y = product(t, flat, kernel)
-    return t.emit(y.reshape((*y.shape[:LEAD], n, oh, ow, o)), (x, w), vjp)
+    return t.emit(at.convolved(t, x.value, w.value), (x, w), vjp)
+
+
+@meaning("ConvInput")
+def _of_images(t: Tape, op: Any, g: Var, w: Var) -> Var:
+    """What `conv` passes back to its images: linear in both, so that its own gradients are those of `conv`."""
+    at = _Patches(tuple(op.shape), w.shape, op.stride, op.padding)
+
+    def vjp(a: Array) -> Sequence[Array]:
+        return at.convolved(t, a, w.value), at.gathered(t, a, g.value)
+
+    return t.emit(at.collected(t, g.value, w.value), (g, w), vjp)
+
+
+@meaning("ConvKernel")
+def _of_kernel(t: Tape, op: Any, x: Var, g: Var) -> Var:
+    """What `conv` passes back to its kernel, likewise."""
+    at = _Patches(x.shape, tuple(op.shape), op.stride, op.padding)
+
+    def vjp(a: Array) -> Sequence[Array]:
+        return at.collected(t, g.value, a), at.convolved(t, x.value, a)
+
+    return t.emit(at.gathered(t, x.value, g.value), (x, g), vjp)

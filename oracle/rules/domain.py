@@ -1,6 +1,7 @@
 """Where no verdict is given: numbers that are too large, and steps that rounding alone decides. NumPy alone.
 
-Second-order cases have the limit 1e15 alone (`second_order.judge`); a run whose state is no longer finite ends by itself
+Second-order cases, and operations that are differentiated again, end where a number is beyond 1e15, or one on the way to it beyond the
+square of that (`second_order.judge`, `single_op.judge`); a run whose state is no longer finite ends by itself
 (`oracle.systems.lockstep`).
 """
 
@@ -34,6 +35,13 @@ def out_of_domain(truth: Mapping[str, Mapping[str, Array]], logits: str | None, 
             bad = ~(size < (LOGIT_DOMAIN if name == logits and quantity in ("activation", "evaluation") else DOMAIN))
             steps = steps | bad
     return steps
+
+
+def large_data(x: Array) -> Array:
+    """Steps, the first axis of x, whose data are too large: a norm in front squares them, and makes ordinary numbers of them in
+    theory alone.
+    """
+    return np.array([not all_below(DOMAIN, step) for step in x])
 
 
 def _undetermined(truth: Mapping[str, Mapping[str, Array]], logits: str | None) -> Array:

@@ -27,7 +27,7 @@ from oracle.rules import compare as cmp
 from oracle.rules.against_truth import against_truth
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array, Joined
-from oracle.rules.domain import out_of_domain
+from oracle.rules.domain import large_data, out_of_domain
 from oracle.rules.hearing import Hearing, promoted, raised
 from oracle.rules.tape import Findings
 from oracle.rules.torch_update import T_LIMIT
@@ -117,6 +117,7 @@ def _passes(
         usable = len(group)
         softmax = isinstance(case.loss, c.SoftmaxLoss)
         bad = out_of_domain(expected.values, programs.last(case), softmax)[: len(group)]
+        bad = bad | large_data(run.batches.x[[turn.before.passes for turn in group]])
         if bad.any():
             usable = int(np.argmax(bad))
             end = min(end, group[usable].ours.step)
@@ -246,6 +247,7 @@ def _evaluated(
     expected = truth.evaluation(view, states, run.batches.x[steps, 0], [{} for _ in group], noise, unseen=True)
     run.clock.turn("rules")
     bad = out_of_domain(expected.values, programs.last(case), isinstance(case.loss, c.SoftmaxLoss))[: len(group)]
+    bad = bad | large_data(run.batches.x[steps, 0])
     usable = int(np.argmax(bad)) if bad.any() else len(group)
     end = group[usable].ours.step if bad.any() else 1 << 30
     if not usable:

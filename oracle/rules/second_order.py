@@ -18,9 +18,10 @@ from oracle.rules.hearing import promoted, raised
 from oracle.rules.training import judge as judge_training
 from oracle.rules.verdict import BACKWARD, FORWARD, Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
+from oracle.systems.noise import Largest
 from oracle.systems.second_order import directions, in_torch
 from oracle.systems.trace import Clock
-from oracle.systems.truth import DOMAIN
+from oracle.systems.truth import DOMAIN, ON_THE_WAY
 
 
 def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
@@ -47,7 +48,11 @@ def judge(case: c.SecondOrderCase, ndl: Any) -> Verdict:
     relus = {path for path, layer in c.walk(case.model) if layer.kinked}
     kinks = {p: k for p, k in seen.kinks.items() if p in relus}
     clock.turn("truth")
-    exact = in_torch(case, kinks, torch.float64, None, written_out=True)
+    largest = Largest()
+    exact = in_torch(case, kinks, torch.float64, None, written_out=True, largest=largest)
+    if not largest.size < ON_THE_WAY:
+        verdict.out_of_domain = 1
+        return verdict
     noisy = in_torch(case, kinks, torch.float64, case.seed_for("rounding"), written_out=True)
     clock.turn("torch")
     peer = in_torch(case, kinks, torch.float32, None, written_out=False)

@@ -25,7 +25,7 @@ from oracle.systems import higher
 from oracle.systems import ours as ours_side
 from oracle.systems import peer as peer_side
 from oracle.systems.trace import HIGHER, Clock, Observation
-from oracle.systems.truth import DOMAIN
+from oracle.systems.truth import DOMAIN, ON_THE_WAY
 
 
 def op_truth(case: c.OpCase, noise: Noise | None) -> tuple[Array, dict[str, Array]]:
@@ -57,7 +57,9 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     peer_found: list[Divergence] = []
     found.extend(raised(seen))
     verdict.beside.extend(promoted(seen))
-    if not found:
+    if not found and _too_large(case):
+        verdict.out_of_domain = 1
+    elif not found:
         clock.turn("truth")
         value, grads = op_truth(case, Noise(case.seed_for("noise")))
         expected = {"activation": {case.op: value}, "gradient": grads}
@@ -98,6 +100,13 @@ def judge(case: c.OpCase, ndl: Any, peer_too: bool) -> Verdict:
     return verdict
 
 
+def _too_large(case: c.OpCase) -> bool:
+    """Whether an operation that is kept to ordinary numbers is given others: their squares are beyond float32, whoever computes."""
+    op = OPERATIONS[case.op]
+    arrays = (*(o.array for o in case.operands), case.cotangent_array)
+    return op.ordinary and not op.special and not all(np.abs(a).max(initial=0) < DOMAIN for a in arrays)
+
+
 def _evidence(case: c.OpCase, ndl: Any, *, raised: bool) -> Evidence:
     """Rule OP on the tapes, and on every call of an op."""
     evidence = Evidence(findings_for(ndl, again=case.order > 1), Calls())
@@ -125,7 +134,9 @@ def _values(
     """
     exact = truth[0, 0]
     with np.errstate(all="ignore"):
-        small = np.abs(exact) < 1e37
+        # where a replica is no number rounding alone decides whether there is one, as about the root of the smallest numbers
+        settled = np.isfinite(truth).all(axis=(0, 1)) | ~np.isfinite(exact)
+        small = (np.abs(exact) < 1e37) & settled
         calm = np.where(small, truth, 0.0)
         allowed = cmp.G_LIMIT * cmp.tolerance(calm) + more
         share = np.where(small, cmp.share_of(np.where(small, ours, 0.0)[None], calm[0], allowed)[0], 0.0)
@@ -134,7 +145,7 @@ def _values(
         share = np.where(tame, share, 0.0)
         # a result that overflows may do so a little earlier or later; nan and the sign of inf are not negotiable
         overflows = (np.abs(exact) >= 1e37) & (np.abs(ours) >= 1e36) & ((ours > 0) == (exact > 0))
-        odd = ~tame & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | overflows)
+        odd = ~tame & settled & ~((np.isnan(ours) & np.isnan(peer)) | (ours == peer) | overflows)
     top = float(share.max(initial=0.0))
     verdict.tally.count(f"{rule} op {case.op}", top, 1, ours.size, f"{case.digest} {quantity} {name}")
     if odd.any():
@@ -152,8 +163,12 @@ def _higher(verdict: Verdict, seen: Observation, peer_too: bool) -> Iterator[Div
     """Rule G on the gradients of the second order and the third; what torch does not have must be zero."""
     case = verdict.case
     assert isinstance(case, c.OpCase)
+    truth, largest = higher.truth_and_largest(case)
+    if not largest < ON_THE_WAY:
+        verdict.out_of_domain = 1
+        return
     peer = higher.peer(case) if peer_too else {}
-    for quantity, values in higher.truth(case).items():
+    for quantity, values in truth.items():
         if quantity not in seen.values and HIGHER[2] in seen.values:
             return  # another needle's, which went no further
         for name, made in values.items():

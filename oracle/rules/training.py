@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.alone import findings_for
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
-from oracle.rules.domain import out_of_domain
+from oracle.rules.domain import large_data, out_of_domain
 from oracle.rules.form import structure
 from oracle.rules.hearing import NOTHING, Hearing, promoted, raised
 from oracle.rules.torch_update import torch_update
@@ -104,7 +105,9 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
         part = _part_of(f)
         if part in told or f.failure is not None or f.step in shapeless:
             continue
-        numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
+        # from a gradient that is no number nothing can be said of what is made of it
+        known = f.allowed is not None and math.isfinite(f.allowed)
+        numbers = f.rule in ("L", "T") and known if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
         after = part == "buffer" and (first.quantity in FORWARD or bool(wrong))
         following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)
@@ -209,7 +212,7 @@ def _inside(h: Hearing, expected: truth.Truth, part: Sequence[Step]) -> int:
     bad = out_of_domain(expected.values, f"{len(h.case.model) - 1}", isinstance(h.case.loss, c.SoftmaxLoss))[:steps]
     if h.largest < np.inf:
         bad = bad | _too_large(h, expected, part)
-    bad = bad | _leaps(h, expected, part)
+    bad = bad | _leaps(h, expected, part) | large_data(h.lockstep.batches.x[[s.ours.step for s in part]])
     expected.values.pop("inside", None)  # nobody sees it
     return int(np.argmax(bad)) if bad.any() else steps
 

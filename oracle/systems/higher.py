@@ -72,8 +72,18 @@ WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
 
 def truth(case: c.OpCase) -> Results:
     """The gradients of the second order and, if the case asks for it, of the third: float64 (replicas, *shape)."""
+    return truth_and_largest(case)[0]
+
+
+def truth_and_largest(case: c.OpCase) -> tuple[Results, float]:
+    """The same, and the largest number on the way there, in all its passes: a program in float32 has none beyond its range."""
     exact = _in_torch(case, torch.float64, None, WRITTEN_OUT)
-    noisy = _in_torch(case, torch.float64, case.seed_for("rounding"), WRITTEN_OUT)
+    noise = Operands(case.seed_for("rounding"))
+    noisy = _in_torch(case, torch.float64, noise, WRITTEN_OUT)
+    return _with_replicas(exact, noisy), noise.largest
+
+
+def _with_replicas(exact: Results, noisy: Results) -> Results:
     return {q: {n: np.concatenate([v, noisy[q][n]]) for n, v in values.items()} for q, values in exact.items()}
 
 
@@ -89,7 +99,7 @@ def peer(case: c.OpCase) -> Results:
 
 
 def _in_torch(
-    case: c.OpCase, dtype: torch.dtype, noise: int | None, own: Mapping[str, Callable[..., Tensor]]
+    case: c.OpCase, dtype: torch.dtype, noise: Operands | None, own: Mapping[str, Callable[..., Tensor]]
 ) -> Results:
     """What does not flow is left out. With noise, all replicas at once: a sum over replicas has each one's own gradients."""
     function = own.get(case.op, OPERATIONS[case.op].torch)
@@ -104,7 +114,7 @@ def _in_torch(
     by = {f"operand {i}": _leaf(o.array, many, dtype, i not in case.constants) for i, o in enumerate(case.operands)}
     cotangent = _leaf(case.cotangent_array, many, dtype, True)
     results: Results = {}
-    with nullcontext() if noise is None else Operands(noise):
+    with nullcontext() if noise is None else noise:
         out = torch.vmap(op)(*by.values())
         by = {name: x for name, x in by.items() if x.requires_grad}
         grads = torch.autograd.grad(out, list(by.values()), cotangent, create_graph=True, allow_unused=True)

@@ -77,8 +77,17 @@ def _marked(value: Any, unit: float) -> Any:
 @lru_cache(maxsize=1)
 def _pool() -> Tensor:
     """Uniform numbers in ±2, drawn once: the same seed gives the same noise."""
-    generator = torch.Generator().manual_seed(20240229)
-    return torch.rand(_POOL_SIZE, generator=generator, dtype=torch.float64) * 4 - 2
+    return _uniform((_POOL_SIZE,), 20240229)
+
+
+def _uniform(shape: Any, seed: int) -> Tensor:
+    """Uniform numbers in ±2, float64. They do not come from a generator of their own: for its sake torch imports its compiler."""
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        return torch.rand(shape, dtype=torch.float64) * 4 - 2
+    finally:
+        torch.default_generator.set_state(before)
 
 
 class _Mode(TorchDispatchMode):
@@ -118,9 +127,9 @@ class Rounding(_Mode):
         """Uniform noise in ±2, float64."""
         count = math.prod(shape)
         if count > _POOL_SIZE:
-            generator = torch.Generator().manual_seed(self._cursor)
+            block = _uniform(shape, self._cursor)
             self._cursor = (self._cursor + 7919) % _POOL_SIZE
-            return torch.rand(shape, generator=generator, dtype=torch.float64) * 4 - 2
+            return block
         if self._cursor + count > _POOL_SIZE:  # an odd offset: two laps over the pool must not line up
             self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
         start, self._cursor = self._cursor, self._cursor + count
@@ -351,10 +360,13 @@ class Operands(_Mode):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.noise = Rounding(seed)
+        self.largest = 0.0  # of what has been an operand so far; inf also for what is no number
 
     def _perturbed(self, value: Any) -> Any:
-        known = isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()
-        return value.addcmul(value, self.noise.draw(value.shape), value=U) if known else value
+        if not (isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()):
+            return value
+        self.largest = max(self.largest, _size(value))
+        return value.addcmul(value, self.noise.draw(value.shape), value=U)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -367,6 +379,29 @@ class Operands(_Mode):
             return out
         (size,) = aten.magnitudes(func, args, kwargs)
         return self.noise.roughened(out, size, self.noise.weight(op.name, counts[0]))
+
+
+def _size(value: Tensor) -> float:
+    """The largest of the numbers; inf where something is no number."""
+    low, high = value.aminmax()
+    size = max(-low.item(), high.item())
+    return size if size == size else math.inf
+
+
+class Largest(_Mode):
+    """The largest number that a float64 program meets in all that it does: a program in float32 has none beyond its range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for value in tensors_of(*args, out):
+                if value.dtype is torch.float64 and value.numel():
+                    self.size = max(self.size, _size(value))
+        return out
 
 
 class _Nested(_Mode):

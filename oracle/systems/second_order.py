@@ -18,7 +18,7 @@ from oracle.cases import case as c
 from oracle.cases import inputs
 from oracle.operations.tape import REPLICAS
 from oracle.systems import peer as peer_side
-from oracle.systems.noise import Rounding
+from oracle.systems.noise import Largest, Rounding
 
 Array = npt.NDArray[Any]
 Results = dict[str, dict[str, Array]]  # quantity -> name -> array
@@ -35,11 +35,17 @@ def _on_the_side(kink: Tensor, x: Tensor) -> Tensor:
 
 
 def in_torch(
-    case: c.SecondOrderCase, kinks: Mapping[str, Array], dtype: torch.dtype, noise: int | None, written_out: bool
+    case: c.SecondOrderCase,
+    kinks: Mapping[str, Array],
+    dtype: torch.dtype,
+    noise: int | None,
+    written_out: bool,
+    largest: Largest | None = None,
 ) -> Results:
     """First-order gradients and second ones; ``written_out``: norms and losses in elementary operations.
 
-    With ``noise``, of all replicas but the exact one, at once: a sum over replicas has each one's own gradients.
+    With ``noise``, of all replicas but the exact one, at once: a sum over replicas has each one's own gradients. ``largest`` looks on
+    where there is none.
     """
     slots = inputs.slots(case)
     batches = inputs.batches(case)
@@ -118,7 +124,7 @@ def in_torch(
             if grad is not None:
                 put("second", name, grad)
 
-    with nullcontext() if noise is None else Rounding(noise):
+    with (largest or nullcontext()) if noise is None else Rounding(noise):
         work()
     return results
 

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 UNDECIDED = 16.0  # of the noise: the limit of rule G, which a correct program stays within
 DOMAIN = 1e15  # no verdict is given on numbers that are larger
+ON_THE_WAY = DOMAIN**2  # nor where the way to a number leads over such, be they squares: float32 ends at 3e38
 
 
 def all_below(limit: float, v: Array) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from needle import ops
 from oracle.trust.faults.chapter import Chapter, square, swap
-from oracle.trust.patches import compute, vjp, wrap
+from oracle.trust.patches import compute, replace, vjp, wrap
 
 fault = Chapter("op")
 
@@ -112,4 +114,41 @@ fault(
             )
         ),
     ),
+)
+
+
+def _with_zeros(self: Any, x: Any, g: Any) -> Any:
+    """The gradient of the kernel with g spread out by zeros, whatever they meet."""
+    s, windows = self.stride, ops._windows(x, self.shape[:2], self.padding)
+    spread = np.zeros((*windows.shape[:3], g.shape[3]), g.dtype)
+    spread[:, ::s, ::s] = g
+    return np.tensordot(windows, spread, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
+
+
+def _amid_zeros(self: Any, g: Any, kernel: Any) -> Any:
+    """The gradient of the images from g amid zeros, whatever they meet."""
+    s, (kh, kw) = self.stride, kernel.shape[:2]
+    shape, inside = ops._padded(self.shape, self.padding)
+    wide = np.zeros((g.shape[0], shape[1] + kh - 1, shape[2] + kw - 1, g.shape[3]), g.dtype)
+    wide[:, kh - 1 : shape[1], kw - 1 : shape[2]][:, ::s, ::s] = g
+    return ops.Conv().compute(wide, kernel[::-1, ::-1].swapaxes(2, 3))[inside]
+
+
+fault(
+    "conv-left-out-by-zero",
+    "pixels that a stride leaves out are multiplied by 0, and inf among them makes the gradient of the kernel nan",
+    "Conv backward|ConvKernel forward|ConvInput forward",
+    replace("ops.ConvKernel.compute", _with_zeros),
+)
+fault(
+    "conv-around-by-zero",
+    "places of the kernel are multiplied by 0 where they met no pixel, and inf in the kernel makes the gradient nan",
+    "Conv backward|ConvKernel forward|ConvInput forward",
+    replace("ops.ConvInput.compute", _amid_zeros),
+)
+fault(
+    "matmul-cleaned",
+    "what is no number is taken for 0",
+    "MatMul forward",
+    compute("MatMul", lambda y, a, b: np.nan_to_num(y, nan=0.0, posinf=np.inf, neginf=-np.inf)),
 )

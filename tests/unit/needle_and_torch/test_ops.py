@@ -47,6 +47,21 @@ def twin_dilate(a, axes, dilation):
     return twin_put(a, shape, tuple(slice(None, None, dilation + 1 if i in axes else 1) for i in range(a.ndim)))
 
 
+def twin_of_images(g, k, shape, stride, padding):
+    """What torch passes back to images: a convolution turned round, with zeros where no window reached."""
+    sides = zip(shape[1:3], g.shape[1:3], k.shape[:2], strict=True)
+    rest = [n + 2 * padding - (m - 1) * stride - size for n, m, size in sides]
+    y = F.conv_transpose2d(g.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), stride=stride)
+    y = F.pad(y, (0, rest[1], 0, rest[0]))[:, :, padding : padding + shape[1], padding : padding + shape[2]]
+    return y.permute(0, 2, 3, 1)
+
+
+def twin_of_kernel(x, g, shape, stride, padding):
+    """What torch passes back to a kernel: a convolution that is dilated by the stride."""
+    y = F.conv2d(x.permute(3, 0, 1, 2), g.permute(3, 0, 1, 2), padding=padding, dilation=stride)
+    return y[:, :, : shape[0], : shape[1]].permute(2, 3, 0, 1)
+
+
 ROWS = np.array([2, 0, 2])
 LABELS = np.array([2, 0, 1, 1, 2])
 
@@ -195,6 +210,16 @@ CASES = {
         lambda x, k: ops.conv(x, k, stride=3),
         lambda x, k: twin_conv(x, k, 3, 0),
         [normal(2, 6, 5, 3), normal(1, 1, 3, 2)],
+    ),
+    "ConvInput": (
+        lambda g, k: ops.ConvInput((2, 6, 5, 3), 2, 1)(g, k),
+        lambda g, k: twin_of_images(g, k, (2, 6, 5, 3), 2, 1),
+        [normal(2, 3, 2, 2), normal(3, 4, 3, 2)],
+    ),
+    "ConvKernel": (
+        lambda x, g: ops.ConvKernel((3, 4, 3, 2), 2, 1)(x, g),
+        lambda x, g: twin_of_kernel(x, g, (3, 4, 3, 2), 2, 1),
+        [normal(2, 6, 5, 3), normal(2, 3, 2, 2)],
     ),
     "Stack": (
         lambda a, b: ops.stack([a, b, a], -1),
@@ -417,3 +442,38 @@ def test_labels_of_any_integer_kind(dtype):
     assert labels.grad is None
     expected = F.cross_entropy(torch.tensor(z.numpy()), torch.as_tensor(LABELS))
     close(loss, expected, "loss")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of inf - inf
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan, 1e308])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("of", ["x", "kernel", "cotangent of dx", "cotangent of dk"])
+def test_what_a_convolution_leaves_out_is_no_factor_of_zero(of, stride, special):
+    """0 · inf is nan: in pixels that no window reaches under some place of the kernel, and in those that a stride leaves out."""
+    x, k = normal(2, 8, 7, 2), normal(2, 3, 2, 2, seed=1)  # torch's float32 kernels do make nan of some
+    along = [normal(*a.shape, seed=5) for a in (x, k)]
+    if of == "x":
+        x[0, 2, 1, 0] = x[1, 7, 6, 1] = special
+    elif of == "kernel":
+        k[1, 0, 0, 1] = special
+    else:
+        along[of == "cotangent of dk"][0, 1, 1, 0] = special
+    padding = 2 if of == "x" else 0  # its zeros are factors
+    g = normal(2, *((n + 2 * padding - m) // stride + 1 for n, m in zip((8, 7), (2, 3), strict=True)), 2, seed=3)
+    xs, ts = [ndl.Tensor(a) for a in (x, k, g)], [torch.tensor(a, requires_grad=True) for a in (x, k, g)]
+    y = ops.conv(*xs[:2], stride=stride, padding=padding)
+    t = twin_conv(*ts[:2], stride, padding)
+    y.backward(xs[2], create_graph=True)
+    first = torch.autograd.grad(t, ts[:2], ts[2], create_graph=True)
+    ours = [v.grad for v in xs[:2]]
+    for v in xs:
+        v.grad = None
+    found = [y, *ours]
+    expected = [t, *first]
+    if "cotangent" in of:
+        i = int(of == "cotangent of dk")
+        ours[i].backward(ndl.Tensor(along[i]))
+        found = [xs[1 - i].grad, xs[2].grad]
+        expected = torch.autograd.grad(first[i], [ts[1 - i], ts[2]], torch.tensor(along[i]))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-9, atol=1e-10)

@@ -118,3 +118,20 @@ def test_the_derivative_of_relu_at_nan_is_0_here_and_1_there():
     torch.relu(theirs).sum().backward()
     assert np.isnan(y.numpy()[0])
     assert (x.grad.numpy()[0], theirs.grad.item()) == (0, 1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of 0 * inf
+def test_inf_that_arrives_where_a_derivative_is_0_is_nan_here_and_0_there():
+    def passed_back(tensor, relu, power):
+        x, b = tensor(np.array([-1.0], "float32")), tensor(np.zeros(1, "float32"))
+        return [(op(x), x) for op in (relu, lambda x: power(x, b))]
+
+    inf = np.array([np.inf], "float32")
+    for y, x in passed_back(ndl.Tensor, ndl.relu, ndl.power):
+        y.backward(ndl.Tensor(inf))
+        assert np.isnan(x.grad.item())
+    for y, x in passed_back(lambda a: torch.tensor(a, requires_grad=True), torch.relu, torch.pow):
+        assert torch.autograd.grad(y, x, torch.tensor(inf))[0].item() == 0
+    drawn = c.encode(c.OpCase("relu", (c.Operand((1,), (-1.0,)),), {}, cotangent=(7.0,)))
+    with pytest.raises(c.CaseError):
+        c.decode(drawn.replace(b"7.0", b'"inf"'))

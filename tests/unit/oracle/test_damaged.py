@@ -419,7 +419,10 @@ def outcome(path, text):
         return "refused", wrong
     if code not in (ExitCode.AGREE, ExitCode.PART, ExitCode.CONTRADICTION, ExitCode.NO_VERDICT):
         return "failed", f"exit code {code}: {err.getvalue():.300}"
-    why = "no such case shows a fault of needle's" if code == ExitCode.PART else outside(json.loads(text))
+    if code in (ExitCode.AGREE, ExitCode.NO_VERDICT):
+        why = outside(json.loads(text))
+    else:
+        why = "no such case shows a fault, be it needle's or the oracle's"
     return f"judged: {ExitCode(code).meaning}", why
 
 

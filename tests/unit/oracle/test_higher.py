@@ -1,5 +1,6 @@
 """Single operations, differentiated twice and three times."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -132,3 +133,41 @@ def test_whole_powers_of_negative_numbers_are_judged():
     assert found.quantity == "second gradient"
     drawn = independent(strategies.op_cases(["whole_power"], order=2), 16, 0)
     assert all(case.constants == (1,) for case in drawn)
+
+
+HUGE_IN_NORMS = [
+    operation(name, (3, 4), (4,), (4,), order=order, eps=1.0)
+    for name in ("layer_norm", "batch_norm")
+    for order in (1, 2, 3)
+]
+
+
+@pytest.mark.parametrize("value", [1.5e21, -2.5e38, 1e15, 3e14])
+@pytest.mark.parametrize("case", HUGE_IN_NORMS, ids=lambda case: f"{case.op} {case.order}")
+def test_numbers_whose_squares_float32_cannot_hold_are_not_judged(case, value):
+    """Each program in float32 has inf on its way, and what it makes of it is neither needle's fault nor torch's."""
+    x = case.operands[0]
+    huge = c.Operand(x.shape, (value, *x.values[1:]))
+    verdict = judged(msgspec.structs.replace(case, operands=(huge, *case.operands[1:])), needle)
+    assert verdict.divergence is None
+    assert not verdict.oracle_errors
+    assert bool(verdict.out_of_domain) == (abs(value) > 3e14)
+
+
+@pytest.mark.parametrize("kind", [c.SecondOrderCase, c.TrainCase])
+@pytest.mark.parametrize("scale", [1e20, 1e3])
+@pytest.mark.parametrize("model", [(c.LayerNorm(), c.Linear(3)), (c.Linear(4), c.LayerNorm(), c.Linear(3))])
+def test_data_whose_squares_float32_cannot_hold_are_not_judged(kind, scale, model):
+    more = {"optimizer": c.SGD()} if kind is c.TrainCase else {}
+    data = c.Data(rows=4, features=3, scale=scale)
+    verdict = judged(kind(model=model, data=data, loss=c.SoftmaxLoss(), seed=1, **more), needle)
+    assert verdict.divergence is None
+    assert not verdict.oracle_errors
+    assert bool(verdict.out_of_domain) == (scale == 1e20)
+
+
+def test_the_root_of_a_number_that_float32_rounds_to_nothing_is_not_judged():
+    values = (0.5, 1.1e-38, 2.0)
+    verdict = judged(c.OpCase("power_scalar", (c.Operand((3,), values),), {"c": 0.5}, cotangent=(1.0,)), needle)
+    assert verdict.divergence is None
+    assert not verdict.oracle_errors
