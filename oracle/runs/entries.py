@@ -35,8 +35,8 @@ def told_once(pool: Does, found: Sequence[Failed]) -> tuple[list[Failed], list[E
         for failed, gone in zip(kept[:], answers, strict=True):
             if gone:
                 one.also[failed.culprit] = failed.count
-                one.count += failed.count
                 kept.remove(failed)
+        one.count = sum(one.also.values()) or 1
     return without_consequences(pool, kept, right), basic
 
 
