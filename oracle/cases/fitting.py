@@ -25,7 +25,7 @@ SECOND = "a second optimizer"
 HIGHER = "gradients that carry a graph"
 BASE = "power of a base that is not positive"
 PATHS = "many paths"  # from the output of a model back to its input
-MOST_PATHS = 4096  # that a walk can take that takes each of them
+MOST_PATHS = 512  # that a walk can take that takes each of them
 _BY_NUMBER = ("power_scalar", "whole_power_scalar")
 ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two operands, which NumPy broadcasts
 
