@@ -30,4 +30,4 @@ def test_needles(names, cases):
         env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(names)} of {len(names)} as they should be" in done.stdout
+    assert f"{len(names)} of {len(names)} as they should be, 0 entries beside them" in done.stdout

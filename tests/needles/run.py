@@ -141,12 +141,13 @@ def main() -> int:
         for name, pair in several
         if not given.only or "pairs" in given.only or name in given.only
     ]
-    bad = 0
+    bad = beside = 0
     print(f"{'':72} {'entries':>7} {'others':>6} {'cases':>6} {'code':>4} {'seconds':>7}")
     for name, job in jobs:
         outcome = job()
         right = outcome.found and not outcome.trouble and outcome.code == (0 if name in CORRECT else 1)
         bad += not right
+        beside += outcome.others
         told = [entry for entry in outcome.entries if entry["severity"] != "hint"]
         print(
             f"{name:72.72} {len(told):7} {outcome.others:6} {outcome.cases:6} {outcome.code:4} {outcome.seconds:7.1f}"
@@ -156,7 +157,7 @@ def main() -> int:
         if given.verbose or not right or outcome.others:
             for entry in told:
                 print(f"    {entry['count']:4} {entry['sentence']}  [{entry['place']}]  {entry['also'] or ''}")
-    print(f"{len(jobs) - bad} of {len(jobs)} as they should be")
+    print(f"{len(jobs) - bad} of {len(jobs)} as they should be, {beside} entries beside them")
     return int(bad > 0)
 
 
