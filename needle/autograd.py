@@ -1016,15 +1016,13 @@ def _operand(other: Any) -> Any:
 def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     """Return the nodes below root through which a gradient flows, oldest first, without the leaves."""
     seen = {root}
-    stack = [root] if root._number else []
-    nodes = []
-    while stack:
-        node = stack.pop()
-        nodes.append(node)
-        if node._chain is not None and unfold and node._number < _last_change:
+    nodes = [root] if root._number else []
+    for node in nodes:  # which grows meanwhile
+        chain = node._chain
+        if chain is not None and unfold and node._number < _last_change:
             _refuse_changes([node], tensors=True)  # now, because unfolding computes what the chain has let go of
-        if node._chain is not None and not unfold:
-            inputs: Sequence[Value] = node._chain.sources
+        if chain is not None and not unfold:
+            inputs: Sequence[Value] = chain.sources
         elif node.op is _FREED:
             raise RuntimeError(
                 "backward: the graph was already freed by an earlier backward; "
@@ -1035,7 +1033,7 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
         for x in inputs:
             if x._number and x.requires_grad and x not in seen:
                 seen.add(x)
-                stack.append(x)
+                nodes.append(x)
     nodes.sort(key=_by_number)
     return nodes
 
@@ -1094,11 +1092,11 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
         if node._keeps_grad:
             kept.append((node, g))
         if chain is not None:
-            inputs, contributions = chain.backward(g)
-        else:
-            contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
+            chain.backward(g, adjoints, shared)
+            continue
+        contributions = _contributions(op, inputs, [*map(_needs, inputs)], node, g)
         if not isinstance(contributions, _tuples) or len(contributions) != len(inputs):
-            raise _not_one_each(chain or op, inputs, contributions)
+            raise _not_one_each(op, inputs, contributions)
         for x, c in zip(inputs, contributions):  # noqa: B905 - strict costs as much as an operation on a small array
             if c is None or not x.requires_grad:
                 continue
@@ -1108,9 +1106,11 @@ def _walk_arrays(root: Value, g: Any, free: bool) -> None:
                 adjoints[x] = c
             else:
                 _accumulate(adjoints, shared, x, c, g)
+    for leaf in shared:
+        adjoints[leaf] = adjoints[leaf].copy()
     for leaf, g in adjoints.items():
         leaf.grad = grad = _new(Tensor)
-        grad.cached_data = g.copy() if leaf in shared or not g.flags.carray else g
+        grad.cached_data = g if g.flags.carray else g.copy()
     for node, g in kept:
         node.grad = (
             TensorTuple.make_const(tuple(a.copy() for a in g)) if type(g) is tuple else Tensor.make_const(g.copy())

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import autograd, ops
-from needle.autograd import Tensor, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
+from needle.autograd import Tensor, _accumulate, _data, _in_dtype_of, _ndarray, _needs, _refuse_other_than_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from needle.autograd import Op
+    from needle.autograd import Op, Value
 
     Array = NDArray[Any]
+    Give: TypeAlias = "Callable[[Value, Array], None]"
     # What a layer does to an array: ops in turn, each with its operands beside the array. Known beforehand, or once the
     # array is there; or, in the place of a Residual, the steps whose result is added to what goes into them.
     Ops: TypeAlias = "tuple[tuple[Op, tuple[Tensor, ...]], ...]"
@@ -114,6 +115,7 @@ class Plan:
         # sees that a function is needle's; ``lines`` has the step of each line of each.
         self._names: dict[str, Any] = {"__builtins__": globals(), "__name__": __name__, "lines": {}}
         self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now
+        self.operands: set[Tensor] = set()  # of what is written down, each once
         # By number: an op that is written down (None: what is called), its operands (() at the beginning of a Residual, None
         # at its end), and where in what is kept its input, or the records of what was called, and its result are.
         self._layout: list[tuple[Op | None, tuple[Tensor, ...] | None, int | None, int | None]] = []
@@ -123,6 +125,7 @@ class Plan:
         self._back: list[tuple[str, list[str]]] = []
         self._written: dict[type[Op], None] = {}
         self._first = self._width = 0  # the width of the rows that the first Linear takes, and of those now
+        self._once: set[str] = set()  # what is computed once for all rows of one width
         self._fits = not plain
         self._write(steps, count(), 0)
         self.count = len(self._layout)
@@ -157,9 +160,13 @@ class Plan:
     def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...]) -> None:
         i, reads_x, reads_y = len(self._layout), op.reads_inputs, op.reads_result
         theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
-        self._names |= {f"operands{i}": operands, **dict(zip(theirs, operands, strict=True))}
+        self._names |= zip(theirs, operands, strict=True)
         self._written[type(op)] = None
-        lines = [line.format(*theirs) for line in op.written.ahead[: max(1, len(operands))]]
+        once = f"{type(op).__name__.lower()}_of_{self._width or 'x'}"
+        if op.written.once and once not in self._once:
+            self._once.add(once)
+            self._ahead.append((step, None, f"{once} = {op.written.once}"))
+        lines = [line.format(*theirs, once=once) for line in op.written.ahead[: max(1, len(operands))]]
         self._ahead += [(step, True, f"x{i} = x")] * reads_x + [(step, None, line) for line in lines]
         self._ahead += [(step, True, f"y{i} = x")] * reads_y
         back = ["y = take()"] * reads_y + ["x = take()"] * reads_x
@@ -167,13 +174,13 @@ class Plan:
             self.sources += [t for t in operands if t._number]
             needed = " or ".join(f"{t}.requires_grad" for t in theirs)
             self._ahead.append((step, True, f"if born > {i} and ({needed}): born = {i}"))
-            back += [
-                f"d{t} = {d} if {t}.requires_grad else None" for t, d in zip(theirs, op.written.operands, strict=False)
-            ]
-            back += [f"tensors += operands{i}", f"contributions += {''.join(f'd{t}, ' for t in theirs)}".rstrip()]
+            gets = zip(theirs, op.written.operands, strict=False)
+            back += [f"if {t}.requires_grad: adjoints[{t}] = {d}" for t, d in gets]
             back.append(f"if born == {i}: return []")
             (rows, columns), *bias = [p.shape if p.ndim == 2 and p.dtype is ops._DEFAULT else (0, 0) for p in operands]
             self._fits = rows > 0 and self._width in (0, rows) and bias in ([], [(1, columns)])
+            self._fits = self._fits and self.operands.isdisjoint(operands)
+            self.operands.update(operands)
             self._first, self._width = self._first or rows, columns
         back += [*(line.format(*theirs) for line in op.written.back), *["del x"] * reads_x, *["del y"] * reads_y]
         self._back.append(("waiting", back))
@@ -185,7 +192,7 @@ class Plan:
             (step, False, f"x, *_ = _several({steps}, x, -1, {i}, None)"),
             (step, True, f"x, born, x{i} = _several({steps}, x, born, {i}, sources)"),
         ]
-        back = ["g = _undo(take(), g, tensors, contributions)", f"if born == {i}: return []"]
+        back = ["g = _undo(take(), g, give)", f"if born == {i}: return []"]
         self._back.append(("waiting and kept[-1]", back))  # which may have been no op
         self._layout.append((None, None, self._keep(f"x{i}", True), None))
 
@@ -208,8 +215,8 @@ class Plan:
         """``plain``, and the functions: each made when it is first asked for.
 
         ``forward(x, born, sources)`` -> the result, ``born``, and what was kept; ``result(x)`` the result alone.
-        ``backward(g, kept, born, tensors, contributions)`` -> what arrives at the input; uses up what was kept, and appends
-        the operands and what they get to the last two, newest op first.
+        ``backward(g, kept, born, adjoints, give)`` -> what arrives at the input; uses up what was kept. What arrives at an
+        operand is put into ``adjoints`` by what is written down, as an array that nobody else holds, and given by the rest.
         """
         made: dict[str, Any] = {}  # not among the names: a function that its own names lead to would be a circle
         if name == "plain":
@@ -228,7 +235,7 @@ class Plan:
 
     def _text(self, name: str) -> str:
         if name == "backward":
-            lines, waiting = ["(g, kept, born, tensors, contributions):", "take, waiting = kept.pop, []"], False
+            lines, waiting = ["(g, kept, born, adjoints, give):", "take, waiting = kept.pop, []"], False
             lines += ["row_of_sums = _row_of_sums_like(g)"] * (self.widths is not None)
             for condition, block in reversed(self._back):
                 if waiting and condition:
@@ -262,7 +269,8 @@ def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | No
     flows = born < i
     for op, operands in steps:
         try:
-            y = np.asarray(op.compute(x, *map(_data, operands)))
+            y = op.compute(x, *map(_data, operands))
+            y = y if type(y) is _ndarray else np.asarray(y)
         except AttributeError:
             _refuse_other_than_tensors(op, operands)
             raise
@@ -275,15 +283,16 @@ def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | No
     return x, min(born, i) if flows else born, records
 
 
-def _undo(records: list[Any], g: Array, tensors: list[Tensor], contributions: list[Array | None]) -> Array:
+def _undo(records: list[Any], g: Array, give: Give) -> Array:
     """What arrives at the input of such ops, or at that of the first behind which nothing needs a gradient."""
-    for i in reversed(range(len(records))):
-        (op, operands, flows, x, y), records[i] = records[i], None
+    while records:
+        op, operands, flows, x, y = records.pop()
         # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
         x, y = g if x is None else x, g if y is None else y
         dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
-        contributions += others
-        tensors += operands
+        for t, c in zip(operands, others, strict=True):
+            if c is not None and t.requires_grad:
+                give(t, c)
         if not flows:
             return g
         g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)
@@ -327,16 +336,26 @@ class Chain:
         self.kept = kept
         self.sources = sources
 
-    def backward(self, g: Array) -> tuple[list[Tensor], list[Array | None]]:
-        """Every operand and the base, and what each gets from the gradient g of the result, newest op first; uses up what
-        was kept.
+    def backward(self, g: Array, adjoints: dict[Value, Array], shared: set[Value]) -> None:
+        """Add to the adjoints of the operands and of the base what they get from the gradient g of the result, newest op
+        first; uses up what was kept.
         """
-        tensors: list[Tensor] = []
-        contributions: list[Array | None] = []
-        at_base = self.plan.backward(g, self.kept, self.born, tensors, contributions)
-        if len(at_base) > 1:  # as views, so that what came past a Residual is not taken to be nobody else's
-            at_base = [c[...] for c in at_base[:-1]] + [at_base[-1] if _is_own(at_base) else at_base[-1][...]]
-        return tensors + [self.base] * len(at_base), contributions + at_base
+
+        def give(x: Value, c: Array) -> None:
+            _accumulate(adjoints, shared, x, c, g)
+
+        # Each operand's first, and in its dtype: the usual case, where nothing needs to be added to anything.
+        first = g.dtype is ops._DEFAULT and adjoints.keys().isdisjoint(self.plan.operands)
+        got = adjoints if first else {}
+        at_base = self.plan.backward(g, self.kept, self.born, got, give)
+        if not first:
+            for x, c in got.items():
+                give(x, c)
+        if at_base and self.base.requires_grad:
+            *skipping, last = at_base
+            for c in skipping:  # as views, so that what came past a Residual is not taken to be nobody else's
+                give(self.base, c[...])
+            give(self.base, last if not skipping or _is_own(at_base) else last[...])
 
     def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
         """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""

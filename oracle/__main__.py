@@ -317,9 +317,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "campaign" and not FORKS:
         print("campaign: this system cannot fork, which every worker does", file=sys.stderr)
         return ExitCode.USAGE
-    from oracle.systems import candidate
+    from oracle.systems import candidate, eager
     from oracle.systems.foreign import ForeignError
 
+    if arguments.command in ("diff", "replay") and arguments.needle is None:  # another one may want torch, too
+        eager.before_torch()
     try:
         if arguments.command in (
             "diff",

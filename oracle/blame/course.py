@@ -12,6 +12,8 @@ import types
 from typing import Any
 
 from oracle.cases import case as c
+from oracle.cases import programs
+from oracle.cases.actions import NewOptimizer
 from oracle.rules.alone import known_ops
 from oracle.rules.verdict import Divergence, Suspect
 from oracle.systems.source import COMPUTE, GRADIENT, line_in, line_of, method_in
@@ -21,6 +23,8 @@ _REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "s
 _LAYERS = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
 _TENSOR = ("Tensor.", "Value.", "Op.", "TensorOp.", "TensorTupleOp.", "TensorTuple.", "Module.", "Function.")
 
+
+SHARED = ", state of another optimizer"  # ends the key of what one of them does with that
 
 _NAMES = (
     "AttributeError",
@@ -47,7 +51,12 @@ def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> S
         return dataclasses.replace(
             found, what=function, line=line, place=f"{failure.kind} in {failure.phase}", key=function
         )
-    if divergence.quantity == "untouched" and not isinstance(case, c.OpCase):
+    if isinstance(case, c.ProgramCase) and divergence.quantity == "state":
+        return _of_state(case, divergence, found, ndl)
+    switches = found.what.startswith(
+        "Module."
+    )  # who has left a layer in the other mode is to blame for what it then does
+    if divergence.quantity == "untouched" and not isinstance(case, c.OpCase) and not switches:
         owner = dict(c.walk(case.model)).get(divergence.name.rpartition(".")[0])
         if owner is not None:  # a buffer: what it must not do is the same mistake as what it then gives
             kind = type(owner).__name__
@@ -56,6 +65,18 @@ def refined(case: c.Case, divergence: Divergence, found: Suspect, ndl: Any) -> S
     if isinstance(case, c.OpCase) and not found.line:
         return _of_op(case, found, ndl)
     return found
+
+
+def _of_state(case: c.ProgramCase, divergence: Divergence, found: Suspect, ndl: Any) -> Suspect:
+    """The state of an optimizer that is not the one at work: whatever is done, that is one mistake."""
+    of = re.match(r"optimizer (\d+): (velocity|first moment|second moment|t)\b", divergence.name)
+    made = sum(isinstance(action, NewOptimizer) for action in case.actions[: divergence.step])
+    at_work = getattr(case.actions[divergence.step], "optimizer", None)  # of the one that is made, it is its kind
+    if of is None or (isinstance(at_work, int) and int(of[1]) == at_work % (1 + made)):
+        return found
+    kind = programs.kind_at(case, divergence.step)
+    line = line_of(ndl, f"optim.{kind}", "__init__")
+    return dataclasses.replace(found, what=kind, line=line, key=f"{kind}{SHARED}")
 
 
 def _guilty(theirs: tuple[str, ...], phase: str) -> str:

@@ -22,6 +22,7 @@ import torch
 
 from oracle.apart import home
 from oracle.blame import program as written
+from oracle.blame.course import SHARED
 from oracle.blame.headline import number
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
@@ -123,28 +124,33 @@ print(x.grad.numpy())
 
 def functions_run(case: c.Case, ndl: Any) -> frozenset[str]:
     """Names of all functions of the package that run in a case."""
-    inside, found = home(ndl) + os.sep, set()
     contract = contract_of(ndl)
     if isinstance(contract, Course):
         contract.hidden()  # what is tried out about the package once is no part of the case
+    # a value that is computed late may be wrong only when it is looked at
+    with functions_called(ndl) as found, contextlib.suppress(Exception):
+        if isinstance(case, c.OpCase):
+            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle)
+        else:
+            judge(case, ndl, peer_too=False)
+    return frozenset(found)
+
+
+@contextlib.contextmanager
+def functions_called(ndl: Any) -> Iterator[set[str]]:
+    """Names of all functions of the package that are called meanwhile."""
+    inside, found = home(ndl) + os.sep, set[str]()
 
     def note(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(inside):
             found.add(frame.f_code.co_qualname)
 
     before = sys.getprofile()
+    sys.setprofile(note)
     try:
-        if isinstance(case, c.OpCase):
-            sys.setprofile(note)
-            ours_side.run_op(case, ndl, OPERATIONS[case.op].needle)
-        else:
-            sys.setprofile(note)
-            judge(case, ndl, peer_too=False)
-    except Exception:
-        pass  # a value that is computed late may be wrong only when it is looked at
+        yield found
     finally:
         sys.setprofile(before)
-    return frozenset(found)
 
 
 def _place(suspect: Suspect) -> str:
@@ -266,15 +272,12 @@ def _part(what: str, case: c.Case) -> str:
 
 def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
     what, words = _part(suspect.what, case), suspect.words
-    quantity = divergence.quantity
     if isinstance(case, c.ProgramCase) and divergence.name.startswith("eval()"):
         where = "" if case.held == "sequential" else f", where a module has its layers in a {case.held}"
         return f"{what}() does not reach every layer{where}"
-    if isinstance(case, c.ProgramCase) and quantity == "state" and divergence.name.startswith("optimizer "):
-        action = case.actions[divergence.step]
-        if int(divergence.name.partition(":")[0].split()[1]) != getattr(action, "optimizer", -1):
-            return f"{what.partition(' ')[0]}: what is done with one optimizer changes the state of another"
-    if quantity == "evaluation" and what.startswith("Module."):
+    if suspect.key.endswith(SHARED):
+        return f"{what}: what is done with one optimizer changes the state of another"
+    if what in ("Module.train", "Module.eval"):
         return f"{what}() leaves a layer in the other mode: {suspect.place}"
     said = {
         " forward in training mode": "{} gives wrong values in training",

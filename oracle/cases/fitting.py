@@ -24,6 +24,8 @@ UNBIASED = "running variance of BatchNorm"
 SECOND = "a second optimizer"
 HIGHER = "gradients that carry a graph"
 BASE = "power of a base that is not positive"
+PATHS = "many paths"  # from the output of a model back to its input
+MOST_PATHS = 4096  # that a walk can take that takes each of them
 _BY_NUMBER = ("power_scalar", "whole_power_scalar")
 ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two operands, which NumPy broadcasts
 
@@ -37,6 +39,25 @@ LEFT_OPEN = frozenset(
 )  # fmt: skip
 
 
+def paths(model: Sequence[c.Layer]) -> int:
+    """From the output of a model back to its input, roughly: a norm has six, for its input is in the mean and in the variance too."""
+    found = 1
+    for layer in model:
+        if isinstance(layer, c.Ops):
+            counts = [1]
+            for step in layer.steps:
+                counts.append(sum(counts[i] for i in step.args))
+            found *= counts[-1]
+        elif isinstance(layer, c.BatchNorm | c.LayerNorm):
+            found *= 6
+        elif isinstance(layer, c.Branch):
+            found *= sum(paths(body) for _, body in layer.nested())
+        else:
+            inner = [paths(body) for _, body in layer.nested()]
+            found *= sum(inner) + isinstance(layer, c.Residual) if inner else 1
+    return found
+
+
 def needs(case: c.Case) -> set[str]:
     """The labels of `coverage.covered`, and what has no label of its own."""
     found = coverage.covered(case)
@@ -48,6 +69,8 @@ def needs(case: c.Case) -> set[str]:
         if case.op in _BY_NUMBER and float(case.attributes["c"]) <= 0 and 0 in case.operands[0].values:
             found.add(BASE)  # by the rule that the course teaches, c · x ** (c − 1), that is 0 times infinity
         return found
+    if paths(case.model) > MOST_PATHS:
+        found.add(PATHS)
     if isinstance(case, c.ProgramCase):
         return found
     if isinstance(case, c.TrainCase) and case.clip is not None and isinstance(case.optimizer, c.Adam):

@@ -7,9 +7,12 @@ contract with NumPy's global generator, drawn here from an independent generator
 from __future__ import annotations
 
 import functools
+import gzip
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,15 +100,24 @@ class NoDigits(RuntimeError):
 @functools.cache
 def digits(*, train: bool) -> tuple[Array, Array]:
     """The UCI digits as scikit-learn ships them: 1,437 images to train on, 360 held out."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise NoDigits(f"scikit-learn, which holds the UCI digits, cannot be imported: {error}") from None
-
-    bunch = load_digits()
-    order = np.random.RandomState(0).permutation(len(bunch.target))
+    images, labels = _digits()
+    order = np.random.RandomState(0).permutation(len(labels))
     part = order[:1437] if train else order[1437:]
-    return (bunch.data[part] / 16).astype(np.float32), bunch.target[part].astype(np.int64)
+    return (images[part] / 16).astype(np.float32), labels[part].astype(np.int64)
+
+
+def _digits() -> tuple[Array, Array]:
+    """Read from scikit-learn's file, which takes 0.1 s: to import it takes 1.5 s."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise NoDigits("scikit-learn, which holds the UCI digits, is not installed")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            table = np.loadtxt(file, delimiter=",")
+    except (OSError, ValueError) as error:
+        raise NoDigits(f"scikit-learn, which holds the UCI digits, has none that can be read: {error}") from None
+    return table[:, :-1], table[:, -1]
 
 
 # -- parameters and buffers -------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -104,7 +105,9 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
         part = _part_of(f)
         if part in told or f.failure is not None or f.step in shapeless:
             continue
-        numbers = f.rule in ("L", "T") if part in ("update", "clip") else f.rule == "G"
+        # from a gradient that is no number nothing can be said of what is made of it
+        known = f.allowed is not None and math.isfinite(f.allowed)
+        numbers = f.rule in ("L", "T") and known if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
         after = part == "buffer" and (first.quantity in FORWARD or bool(wrong))
         following = (part == "pass" and f.step <= first.step) or (part == "update" and clipped)

@@ -1,8 +1,8 @@
 """What is told of another needle: one entry for one mistake, the worst first.
 
 What an op does wrong shows in every layer and every chain that uses it: it is told once, where it is smallest, with the number of
-cases in which it showed. Another finding follows from it if it is gone where that op is given the right numbers (`mended`); that a
-case runs the same function says nothing, and counts only where nothing can be tried.
+cases in which it showed. Another finding follows from it if it is gone where that op, or that layer, is right (`mended`); that a case
+runs the same function says nothing, and counts only where nothing can be tried.
 """
 
 from __future__ import annotations
@@ -13,17 +13,30 @@ from collections.abc import Callable, Sequence
 from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
+from oracle.cases import fitting
 from oracle.commands import Asked
 from oracle.runs import hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Does
 from oracle.systems.candidate import candidate
 
+CAUSES = 12  # that are tried; there are hardly ever as many
 TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
 
 
+def told_once(pool: Does, found: Sequence[Failed], lacking: frozenset[str]) -> list[Failed]:
+    """Without what follows from another finding; ``lacking`` as for `cases.battery`."""
+    kept = folded(without_programs(pool, found))
+    if fitting.PATHS in lacking:  # a walk that takes every path adds up otherwise
+        _, answers = pool.submit(mended.gone, hazards.EXPONENTIAL, kept).result()
+        for failed, answer in zip(kept, answers, strict=True):
+            failed.tried[hazards.EXPONENTIAL] = answer
+    of_the_walk = [failed for failed in kept if failed.tried.get(hazards.EXPONENTIAL)]
+    return [*without_consequences(pool, [failed for failed in kept if failed not in of_the_walk]), *of_the_walk]
+
+
 def folded(found: Sequence[Failed]) -> list[Failed]:
-    """Without what follows from another finding."""
+    """Without what is the same mistake by what it is called."""
     kept = list(found)
     by_key = {failed.culprit: failed for failed in kept}
     ops = {failed.case.op: failed for failed in kept if isinstance(failed.case, c.OpCase)}
@@ -60,6 +73,31 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
         steps = [s.op for _, layer in c.walk(failed.case.model) if isinstance(layer, c.Ops) for s in layer.steps]
         return next((ops[op] for op in steps if op in ops), None)
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
+
+
+def without_consequences(pool: Does, found: Sequence[Failed]) -> list[Failed]:
+    """Without what is gone once another one is mended, in all cases that are known of it."""
+    kept = list(found)
+    causes = [failed for failed in kept if mended.can_be_mended(failed.culprit)]
+    # an op is never wrong because of a layer; of two that are both gone with one another, the one that shows more often is told
+    causes.sort(key=lambda failed: (not isinstance(failed.case, c.OpCase), -failed.count))
+    for cause in causes[:CAUSES]:
+        others = [failed for failed in kept if failed is not cause]
+        if cause not in kept:
+            continue
+        cause.tried[cause.culprit], answers = pool.submit(mended.gone, cause, others).result()
+        for failed, answer in zip(others, answers, strict=True):
+            failed.tried[cause.culprit] = answer
+            if answer:
+                _into(cause, failed)
+                kept.remove(failed)
+    return kept
+
+
+def _into(cause: Failed, failed: Failed) -> None:
+    cause.count += failed.count
+    cause.also[failed.culprit] += failed.count
+    cause.also.update(failed.also)
 
 
 def without_programs(pool: Does, found: Sequence[Failed]) -> list[Failed]:
@@ -106,7 +144,7 @@ def entries(
     lacking: frozenset[str] = frozenset(),
 ) -> list[Entry]:
     """All entries, the worst first; ``lacking`` as for `cases.battery`."""
-    wrong = [f.culprit for f in failures if mended.can_be_mended(f.culprit) and f.divergence.failure is None]
+    wrong = [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
     known = {f.culprit for f in failures}
     hidden = pool.submit(mended.behind, wrong, known, lacking) if wrong else None
     progress("looking for hazards")
@@ -132,11 +170,14 @@ def entries(
     except (Broken, Died):
         pass
 
+    walk = next((one for one in found if one.key == hazards.EXPONENTIAL), None)
+    if walk is not None:
+        for one in [one for one in found if id(one) in of and of[id(one)].tried.get(walk.key)]:
+            walk.also[one.key] = one.count
+            found.remove(one)
+
     def tried(one: Entry, cause: Entry) -> bool | None:
-        if id(one) not in of or not mended.can_be_mended(cause.key):
-            return None
-        answer: bool | None = pool.submit(mended.follows, of[id(one)], cause.key).result()
-        return answer
+        return of[id(one)].tried.get(cause.key) if id(one) in of else None
 
     return sorted(_causes(_once(found), tried), key=lambda e: (e.severity, -e.count))
 

@@ -91,7 +91,7 @@ def hazards() -> list[Entry]:
         try:
             found += apart(_looked, look, arguments, mended, patience=SECONDS, heard=bytearray())
         except Died as death:
-            if look is _exponential and death.endless:
+            if look is exponential and death.endless:
                 found += apart(_endless, patience=SECONDS, heard=bytearray())
         except Broken:
             continue
@@ -140,6 +140,7 @@ def _growth(ndl: Any, model: str, optimizer: str, holder: str) -> list[Entry]:
     return [_grown(ndl, text, series, path, holder) for path, series in growing.items()]
 
 
+EXPONENTIAL = "exponential walk"
 DETACH = "Tensor.detach"
 _DETACHED = """import numpy as np
 import needle as ndl
@@ -262,7 +263,21 @@ for _ in range({depth}):
 {end}"""
 
 
-def _exponential(ndl: Any) -> list[Entry]:
+def is_exponential() -> bool:
+    """Whether the backward pass of the needle under test takes every path; also where it does not come back from one."""
+    try:
+        return apart(_found_exponential, patience=SECONDS, heard=bytearray())
+    except Died as death:
+        return death.endless
+    except Broken:
+        return False
+
+
+def _found_exponential() -> bool:
+    return bool(exponential(candidate()))
+
+
+def exponential(ndl: Any) -> list[Entry]:
     """How often gradient rules are called in a backward pass through y = y + y."""
     calls = 0
 
@@ -294,7 +309,7 @@ def _too_many(ndl: Any, calls: str) -> list[Entry]:
         f"{DEPTH} are enough (every path is walked, or a node is visited more than once)"
     )
     text = _DIAMOND.format(depth=24, end="y.sum().backward()  # takes longer than you will wait\n")
-    return [Entry("exponential walk", HAZARD, sentence, _walk(ndl), text, f"{calls} calls", exact=f"{DEPTH} calls")]
+    return [Entry(EXPONENTIAL, HAZARD, sentence, _walk(ndl), text, f"{calls} calls", exact=f"{DEPTH} calls")]
 
 
 def _walk(ndl: Any) -> str:
@@ -457,7 +472,7 @@ def _looks() -> Iterator[tuple[Look, tuple[str, ...]]]:
     yield _growth, (_LINEAR, "Adam(model.parameters(), lr=0.1)", "Adam")
     normed = "ndl.nn.Sequential(ndl.nn.Linear(3, 3), ndl.nn.BatchNorm1d(3), ndl.nn.Linear(3, 2))"
     yield _growth, (normed, "SGD(model.parameters(), lr=0.1)", "BatchNorm1d")
-    yield _exponential, ()
+    yield exponential, ()
     yield _recursive, ()
     yield _exhausted, ()
     yield _generator, ()

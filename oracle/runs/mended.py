@@ -1,13 +1,16 @@
 """What would a run find if a function that is wrong were right? So it is known what comes of it, and what stands behind it.
 
-In a child of its own, the op (or operator) of another needle that was found wrong gets the numbers of its definition. A finding that is
-still there is another mistake, and one that is gone was a consequence. Nothing of this outlives the child.
+In a child of its own, the op (or operator) of another needle that was found wrong gets the numbers of its definition, or a layer, loss
+or method of `Module` another body (`instead`). If what was found of it is then gone, it was wrong indeed; another finding that is gone
+with it, in all cases that are known of it, was a consequence, and one that is still there is another mistake. Nothing of this outlives
+the child.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from oracle.cases.battery import battery
 from oracle.operations import OPERATIONS
 from oracle.rules.alone import Known, known_ops
 from oracle.rules.node import derived
+from oracle.runs import hazards, instead
 from oracle.runs.judgement import verdict_on
 from oracle.runs.result import Failed
 from oracle.runs.shard import judge_all
@@ -38,7 +42,20 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 def can_be_mended(key: str) -> bool:
     """Whether a culprit looks like one; whether it is, shows on trying."""
-    return key.partition(".")[2] in (*COMPUTE, *GRADIENT, *_OPERATORS) or key == "sum_node_list"
+    function = key.partition(".")[2] in (*COMPUTE, *GRADIENT, *_OPERATORS) or key == "sum_node_list"
+    return function or key in _WALKS or _part(key) in (*instead.LAYERS, _LOSS)
+
+
+_WALKS = {f"Module.{method}": method for method in instead.WALKS}
+_LOSS = "SoftmaxLoss"
+_WITH_GRAPH = (*_WALKS, "sum_node_list", hazards.EXPONENTIAL)
+_CLASSES = {kind.called or name: name for name, kind in c.LAYERS.items()}
+
+
+def _part(key: str) -> str:
+    """The layer or the loss that a key is about ("LayerNorm backward", "LayerNorm1d.forward"), but for its constructor."""
+    name = re.split(r"[ .]", key)[0]
+    return "" if key.endswith(("constructor", "__init__")) else _CLASSES.get(name, name)
 
 
 def mend(ndl: Any, key: str) -> bool:
@@ -46,6 +63,10 @@ def mend(ndl: Any, key: str) -> bool:
     owner, _, method = key.partition(".")
     if key == "sum_node_list":
         return _mend_sum(ndl)
+    if key == hazards.EXPONENTIAL:
+        return instead.put_backward(ndl)
+    if key in _WALKS:
+        return instead.put_walk(ndl, _WALKS[key])
     if owner in ("Tensor", "Value") and method in _OPERATORS:
         right = _OPERATORS[method]
         setattr(ndl.Tensor, method, lambda self, other: right(self, other))
@@ -56,7 +77,8 @@ def mend(ndl: Any, key: str) -> bool:
     for kind, known in kinds:
         wrong = getattr(kind, method)
         setattr(kind, method, _value(known, wrong) if method in COMPUTE else _passed_back(ndl, known, wrong))
-    return bool(kinds)
+    part = _part(key)
+    return bool(kinds) or (instead.put_loss(ndl) if part == _LOSS else instead.put_layer(ndl, part))
 
 
 def _mend_sum(ndl: Any) -> bool:
@@ -105,22 +127,46 @@ def _passed_back(ndl: Any, known: Known, wrong: Callable[..., Any]) -> Callable[
     return gradient
 
 
-def follows(failed: Failed, key: str) -> bool | None:
-    """Whether a finding is gone once a function is right; None where that cannot be tried."""
+Gone = tuple[bool | None, list["bool | None"]]  # of what was mended itself, and of other findings; None: cannot be told
+
+
+def gone(cause: Failed | str, others: Sequence[Failed]) -> Gone:
+    """What is gone once the culprit of a finding, or what a hazard is about, is right."""
     try:
-        return apart(_gone, failed, key, heard=bytearray())
+        return apart(_gone, cause, others, heard=bytearray())
     except (Broken, Died):
-        return None
+        return None, [None] * len(others)
 
 
-def _gone(failed: Failed, key: str) -> bool | None:
-    once = not isinstance(failed.case, c.SecondOrderCase) and failed.divergence.quantity not in HIGHER.values()
-    with_graph = key == "sum_node_list" or key.partition(".")[2] in _OPERATORS
-    if not (once or with_graph) or not mend(candidate(), key):
-        return None  # the right numbers of an op have no graph of their own
-    verdict = verdict_on(failed.case, peer_too=False)
-    found = [d for d in (verdict.divergence, *verdict.beside) if d is not None]
-    return all(culprit(verdict.case, d) != failed.culprit for d in found)
+def _gone(cause: Failed | str, others: Sequence[Failed]) -> Gone:
+    ndl, key = candidate(), cause if isinstance(cause, str) else cause.culprit
+    # the right numbers of an op have no graph of their own
+    made_of_ops = key in _WITH_GRAPH or key.partition(".")[2] in _OPERATORS or _part(key) in (*instead.LAYERS, _LOSS)
+    own: bool | None = None
+    if isinstance(cause, str):
+        own = not hazards.exponential(ndl) if mend(ndl, key) else None
+    elif _can_be_judged(cause, made_of_ops) and mend(ndl, key):
+        own = _all_gone(cause)
+    if not own:  # what is still there is not its fault, or it was not mended
+        return own, [None] * len(others)
+    return own, [_all_gone(failed) if _can_be_judged(failed, made_of_ops) else None for failed in others]
+
+
+def _can_be_judged(failed: Failed, made_of_ops: bool) -> bool:
+    """Whether it can with what was mended: what is differentiated twice needs a graph."""
+    higher = isinstance(failed.case, c.SecondOrderCase) or failed.divergence.quantity in HIGHER.values()
+    return made_of_ops or not higher
+
+
+def _all_gone(failed: Failed) -> bool:
+    """Whether no case that is known of a finding shows it."""
+    for case in (failed.case, *failed.others):
+        begin()
+        verdict = verdict_on(case, peer_too=False)
+        found = [d for d in (verdict.divergence, *verdict.beside) if d is not None]
+        if any(culprit(case, d) == failed.culprit for d in found):
+            return False
+    return True
 
 
 def plainly(failed: Failed) -> list[Failed]:

@@ -15,6 +15,7 @@ from oracle.cases import fitting, strategies
 from oracle.cases.known import SETTINGS
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
+from oracle.runs import hazards
 from oracle.runs.draws import draw_from
 from oracle.systems.candidate import candidate
 from oracle.systems.foreign import Offer
@@ -40,6 +41,8 @@ def offered() -> Offer:
         offer.left_open |= {fitting.PROGRAMS}
     if not by_design or any(row["matter"] == fitting.BROADCASTING for row in by_design):
         offer.left_open |= {fitting.BROADCASTING}
+    if hazards.is_exponential():
+        offer.left_open |= {fitting.PATHS}
     if not any(row["matter"] == fitting.HIGHER for row in by_design):
         offer.left_open |= {fitting.HIGHER, "backward second order"}
     return offer

@@ -21,6 +21,7 @@ from oracle.systems.trace import ENDED
 # Checks of the oracle itself, on one case in so many, chosen by digest; a failing case gets both before it is reported.
 PEER_SHARE = 4  # rule P
 VALIDATION_SHARE = 8  # the truth against torch float64
+OTHERS = 2  # cases of a failure that are kept beside the one that is told
 # Groups of coverage for whose labels a run says how near its cases come to a limit: of an operation alone, and of a model.
 ALONE, WITHIN = ("op", "shape"), ("layer",)
 
@@ -34,6 +35,10 @@ class Failed:
     count: int = 1
     also: Counter[str] = field(default_factory=Counter)  # of these, cases in which only this consequence showed
     printed: bytes = b""  # by needle while the case was judged, cut at a size
+    others: tuple[c.Case, ...] = ()  # some more of those cases, as they were drawn
+    tried: dict[str, bool | None] = field(
+        default_factory=dict
+    )  # culprit -> whether all of this is gone where that is right
 
     @property
     def culprit(self) -> str:
@@ -103,6 +108,7 @@ class Result:
         for known in self.failed:
             if known.culprit == failed.culprit:
                 known.count += failed.count
+                known.others = (*known.others, failed.case, *failed.others)[:OTHERS]
                 return
         self.failed.append(failed)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from oracle import commands, files
 from oracle.apart import Broken, Died
@@ -27,7 +28,7 @@ from oracle.runs import entries
 from oracle.runs.draws import SHARD_SIZE
 from oracle.runs.real_data import Digits, run_digits
 from oracle.runs.result import Failed, Result
-from oracle.runs.shard import run_battery, run_shard
+from oracle.runs.shard import joined, run_battery, run_shard
 from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
 from oracle.systems import peer
@@ -37,6 +38,7 @@ from oracle.systems.trace import ENDED
 
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
 WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
+PARTS = 2  # of the first shard, each a task: a short run is that shard, and nobody waits for the first failure
 ENOUGH = 12  # failing cases, after which a shard ends
 SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
@@ -146,7 +148,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
         if plan.foreign:
-            outcome.failures = entries.folded(entries.without_programs(pool, outcome.failures))
+            outcome.failures = entries.told_once(pool, outcome.failures, plan.offer.lacking)
             required = plan.offer.absent
             outcome.entries = entries.entries(
                 pool,
@@ -199,8 +201,9 @@ def _write(outcome: Run) -> None:
 def _generated(
     plan: Plan, pool: Pool, outcome: Run, progress: Callable[[Run, str], None], started: float
 ) -> Task | None:
-    """The generated cases, and the task of the run on real data, if it was begun: behind a first wave without a failure."""
+    """The generated cases, and the task of the run on real data, unless there was a failure in the first wave."""
     real: Task | None = None
+    first = True  # wave
     lacking = plan.offer.lacking
     if plan.foreign:
         progress(outcome, "special shapes")
@@ -209,11 +212,17 @@ def _generated(
         reached = dict(outcome.result.coverage)
         enough = None if plan.keep_going else ENOUGH
         # all waves at once, so that nobody waits for the last shard of one; what is done in vain is dropped
-        tasks = [[pool.submit(run_shard, plan.seed, i, lacking, reached, enough) for i in wave] for wave in waves]
+        tasks: list[list[list[Task]]] = []
+        for wave in waves:
+            tasks.append([_submitted(pool, plan.seed, i, lacking, reached, enough) for i in wave])
+            if plan.digits and real is None:
+                real = pool.submit(run_digits, plan.seed)
         while tasks:
             for index, task in zip(waves.pop(0), tasks.pop(0), strict=True):
                 try:
-                    outcome.result.add(_outcome(task))
+                    outcome.result.add(
+                        joined([_outcome(part) for part in task]) if len(task) > 1 else _outcome(task[0])
+                    )
                 except (Broken, Died) as error:
                     what = "a worker process died" if isinstance(error, Died) else str(error)
                     hint = "with too little memory, `--workers 1` takes less"
@@ -222,11 +231,19 @@ def _generated(
                 outcome.wall = time.perf_counter() - started
                 progress(outcome, "comparing")
             if outcome.result.failed and not plan.keep_going:
-                pool.drop(task for wave in tasks for task in wave)
-                return real
-            if plan.digits and real is None:
-                real = pool.submit(run_digits, plan.seed, first=True)
+                pool.drop(part for wave in tasks for task in wave for part in task)
+                if first and real is not None:
+                    pool.drop([real])
+                return None if first else real
+            first = False
     return real
+
+
+def _submitted(pool: Pool, seed: int, index: int, *about: Any) -> list[Task]:
+    """The tasks of a shard."""
+    if index or PARTS == 1:
+        return [pool.submit(run_shard, seed, index, *about)]
+    return [pool.submit(run_shard, seed, index, *about, (part, PARTS)) for part in range(PARTS)]
 
 
 def _rounds(plan: Plan, started: float) -> Iterator[list[range]]:

@@ -288,7 +288,7 @@ class _Making:
         """Of another needle: its entries, one for each mistake."""
         outcome, pool = self.outcome, self.pool
         plan = outcome.plan
-        kept = entries.folded(entries.without_programs(pool, outcome.failures))
+        kept = entries.told_once(pool, outcome.failures, plan.offer.lacking)
         for failed in kept:  # the plain training run of a program is a case of its own
             digest = failed.case.digest
             if digest not in self.scripts:

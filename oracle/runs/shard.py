@@ -31,28 +31,38 @@ def run_shard(
     lacking: frozenset[str] = frozenset(),
     reached: Mapping[str, int] | None = None,
     enough: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Result:
     """All cases of one shard; those that need what the needle under test lacks are left out, and counted.
 
-    ``reached`` counts what the rounds before have covered. The shard ends with its ``enough``-th failing case.
+    ``reached`` counts what the rounds before have covered. The shard ends with its ``enough``-th failing case. Of ``part``
+    (1, 2), the second half is judged; `joined` makes one result of all parts.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     drawn = shard_cases(seed, index, reached, lacking)
+    at, of = part
+    drawn = drawn[len(drawn) * at // of : len(drawn) * (at + 1) // of]
     cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
     drawing, cpu_drawing = time.perf_counter() - started, time.process_time() - cpu_started
     result = judge_apart(cases, enough, listening=index < LISTENING)
     result.left_out = len(drawn) - len(cases)
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
+    return result if of > 1 else joined([result])
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """What all parts of a shard have found, with one digest."""
+    result = Result()
+    for part in parts:
+        result.add(part)
     result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
     return result
 
 
 def run_battery(lacking: frozenset[str]) -> Result:
     """The small cases that are drawn on purpose for another needle."""
-    result = judge_apart(battery(lacking))
-    result.digests = [hashlib.sha256("".join(result.digests).encode()).hexdigest()]
-    return result
+    return joined([judge_apart(battery(lacking))])
 
 
 def judge_all(

@@ -61,7 +61,7 @@ def _shrink_deadly(failed: Failed) -> Failed:
 
     smallest = shrink.shrink(failed.case, fails, ENDLESS_TRIES if failed.endless else DEADLY_TRIES)
     divergence, printed = known[smallest.digest]
-    return Failed(smallest, divergence, failed.count, failed.also, printed)
+    return dataclasses.replace(failed, case=smallest, divergence=divergence, printed=printed)
 
 
 def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
@@ -77,7 +77,7 @@ def _shrink_failure(failed: Failed) -> tuple[Failed, list[str]]:
             return False
         return culprit(case, found) == failed.culprit
 
-    return Failed(shrink.shrink(failed.case, fails), failed.divergence, failed.count, failed.also), []
+    return dataclasses.replace(failed, case=shrink.shrink(failed.case, fails)), []
 
 
 def _once_more(failed: Failed) -> tuple[Divergence, list[str]]:

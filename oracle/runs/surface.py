@@ -24,6 +24,7 @@ from typing import Any
 
 from oracle.cases import case as c
 from oracle.cases import coverage
+from oracle.systems.ours.phase import heard_by
 
 UNREACHED = Path(__file__).with_name("unreached.toml")
 _MISSING = inspect.Parameter.empty
@@ -108,13 +109,14 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._before = sys.gettrace()
-        sys.settrace(self._called)  # unlike setprofile, it is not told of every call into C
+        sys.settrace(self.called)  # unlike setprofile, it is not told of every call into C
         return self
 
     def __exit__(self, *exception: object) -> None:
         sys.settrace(self._before)
 
-    def _called(self, frame: FrameType, event: str, _: Any) -> None:
+    def called(self, frame: FrameType, event: str, _: Any) -> None:
+        """Note a call, if it is one into the surface."""
         door = self.surface.doors.get(frame.f_code) if event == "call" else None
         if door is None:
             return
@@ -148,8 +150,8 @@ class Listener:
         return True
 
     def during(self, case: c.Case) -> AbstractContextManager[Any]:
-        """Listens, or does not."""
-        return self._watch if self.tells_more(case) else nullcontext()
+        """Listens to needle at work, or does not."""
+        return heard_by(self._watch.called) if self.tells_more(case) else nullcontext()
 
     @property
     def reached(self) -> set[str]:
@@ -167,7 +169,7 @@ def reached_by(cases: Sequence[c.Case], ndl: ModuleType, judge: Callable[[c.Case
     listener = Listener(ndl)
     for case in cases:
         if listener.tells_more(case):
-            with listener._watch:
+            with heard_by(listener._watch.called):
                 judge(case, ndl)
     return listener.reached
 

@@ -110,6 +110,7 @@ NOT_DRAWN = (
 NOT_ASKED = {
     fitting.HIGHER: "second and third derivatives (its gradients carry no graph)",
     fitting.PROGRAMS: "programs of several optimizers and settings (the state of an optimizer was not found)",
+    fitting.PATHS: f"models with more than {fitting.MOST_PATHS:,} paths (its backward pass takes every one)",
     fitting.SECOND: "programs with a second optimizer (parameters keep the state of theirs themselves)",
     fitting.UNBIASED: "programs with BatchNorm (its running variance is the unbiased one)",
     fitting.BROADCASTING: "operands of different shapes (implicit broadcasting is not the course's)",

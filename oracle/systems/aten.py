@@ -237,4 +237,11 @@ def apart(func: Any, full: str) -> Callable[..., Any] | None:
     """How a fused operation is taken apart; None for those that are not."""
     if full not in APART:
         return None
-    return OWN.get(full) or torch._decomp.decomposition_table.get(func)
+    return OWN.get(full) or _decompositions().get(func)
+
+
+@cache
+def _decompositions() -> Any:
+    from torch._decomp import decomposition_table  # torch may be here without it, see `oracle.systems.eager`
+
+    return decomposition_table

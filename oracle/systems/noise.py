@@ -77,8 +77,17 @@ def _marked(value: Any, unit: float) -> Any:
 @lru_cache(maxsize=1)
 def _pool() -> Tensor:
     """Uniform numbers in ±2, drawn once: the same seed gives the same noise."""
-    generator = torch.Generator().manual_seed(20240229)
-    return torch.rand(_POOL_SIZE, generator=generator, dtype=torch.float64) * 4 - 2
+    return _uniform((_POOL_SIZE,), 20240229)
+
+
+def _uniform(shape: Any, seed: int) -> Tensor:
+    """Uniform numbers in ±2, float64. They do not come from a generator of their own: for its sake torch imports its compiler."""
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        return torch.rand(shape, dtype=torch.float64) * 4 - 2
+    finally:
+        torch.default_generator.set_state(before)
 
 
 class _Mode(TorchDispatchMode):
@@ -118,9 +127,9 @@ class Rounding(_Mode):
         """Uniform noise in ±2, float64."""
         count = math.prod(shape)
         if count > _POOL_SIZE:
-            generator = torch.Generator().manual_seed(self._cursor)
+            block = _uniform(shape, self._cursor)
             self._cursor = (self._cursor + 7919) % _POOL_SIZE
-            return torch.rand(shape, generator=generator, dtype=torch.float64) * 4 - 2
+            return block
         if self._cursor + count > _POOL_SIZE:  # an odd offset: two laps over the pool must not line up
             self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
         start, self._cursor = self._cursor, self._cursor + count

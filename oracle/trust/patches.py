@@ -120,6 +120,24 @@ def _kept_and_read(op: Any, keep: Any, saved: Any) -> None:
     op.reads_inputs = op.reads_result = True
 
 
+def of_chain(change: Callable[[list[Any]], list[Any]]) -> Patch:
+    """What the operands of a chain of layers get: a list of (tensor, contribution), in the order in which they arrive."""
+
+    def make(old: Any) -> Any:
+        def patched(self: Any, g: Any, adjoints: Any, shared: Any) -> None:
+            got: list[Any] = []
+            gather = replace("chain._accumulate", lambda adjoints, shared, x, c, g: got.append((x, c)))
+            with gather.applied():
+                first: dict[Any, Any] = {}
+                old(self, g, first, set())
+            for x, c in change([*first.items(), *got]):
+                needle.autograd._accumulate(adjoints, shared, x, c, g)
+
+        return patched
+
+    return wrap("chain.Chain.backward", make)
+
+
 def contribution(op: str, change: Callable[[Any], Any], which: int | None = None) -> Patch:
     """An op's gradient rule with ``change`` applied to each contribution, or to one of them."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -106,6 +107,7 @@ def test_1_whatever_way_needle_does_not_come_back(way, monkeypatch, tmp_path, ca
         monkeypatch.setattr(apart, "CASE_SECONDS", 1.0)
         monkeypatch.setattr("oracle.runs.replay.CASE_SECONDS", 1.0)
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN, PLAIN])
+    monkeypatch.setattr(runner, "PARTS", 1)
     code, out, err = command(capfd, "replay", kept(tmp_path, OP))
     assert code == ExitCode.PART, out + err
     assert re.search(r"needle (raises|does not return|crashes)", out)
@@ -133,6 +135,7 @@ def diff(capfd, folder, *more):
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *args: [PLAIN, OP, TRAIN])
+    monkeypatch.setattr(runner, "PARTS", 1)
 
 
 def wrong(self, a):
@@ -255,7 +258,8 @@ def test_5_nothing_could_be_judged(monkeypatch, tmp_path, capfd):
 
 
 def test_without_scikit_learn_the_failures_are_kept(few, monkeypatch, tmp_path, capfd):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else found(name))
     inputs.digits.cache_clear()
     monkeypatch.setattr(needle.ops.Tanh, "compute", wrong)
     code, out, err = command(

@@ -161,7 +161,7 @@ def test_the_number_of_workers_changes_nothing_in_a_run_that_fails(monkeypatch, 
         found.append((run.result.digest, run.shards, [f.case.digest for f in run.failures], run.digits))
     assert found[0] == found[1] == found[2]
     assert found[0][1] == 2, "the run ends with its first wave"
-    assert found[0][3] is None, "and the run on real data has not begun"
+    assert found[0][3] is None, "and nothing is said of real data"
 
 
 def test_time_begins_anew_with_each_piece_of_work():

@@ -88,7 +88,7 @@ def test_the_wheel_of_needle_holds_needle_and_needs_numpy(wheels):
     assert needs == ["Requires-Dist: numpy>=2.0"]
 
 
-FOUND_UNDER = {"sklearn": "scikit-learn", "markupsafe": "jinja2", "dask": "distributed"}  # the latter two bring them
+FOUND_UNDER = {"markupsafe": "jinja2", "dask": "distributed"}  # the latter two bring them
 # What a wheel does not need: what pytest brings when it loads the plugin, and what only a clone runs.
 NOT_NEEDED = {"plugin.py": {"pytest"}, "trust/": {"pytest", "scipy"}, "check/shares.py": {"pytest"}}
 

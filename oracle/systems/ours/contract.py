@@ -235,6 +235,7 @@ class Contract:
 
     strict = True
     unbiased = False  # running variance of BatchNorm
+    array_gradients = False  # whether gradients are arrays
 
     def __init__(self, ndl: Any) -> None:
         self.ndl = ndl

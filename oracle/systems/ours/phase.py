@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,22 @@ class Failed(Exception):
         self.failure = failure
 
 
+_listener: Callable[[FrameType, str, Any], Any] | None = None
+
+
+@contextmanager
+def heard_by(listener: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
+    """Python tells the listener, as ``sys.settrace`` has it, of the calls in phases: of all that the harness calls, it would take
+    twice as long.
+    """
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
 class Phase:
     """Whatever needle raises inside becomes an observed failure of this phase; the time is needle's own."""
 
@@ -30,6 +49,9 @@ class Phase:
 
     def __enter__(self) -> None:
         self._quiet.__enter__()
+        self._traced = sys.gettrace()
+        if _listener is not None:
+            sys.settrace(_listener)
         self._around = around_a_call()
         self.clock.turn("needle")
         tell(f"{self.clock.step} {self.name}")
@@ -37,6 +59,8 @@ class Phase:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.clock.turn("observing")
         changed = self._around.restore()
+        if _listener is not None:
+            sys.settrace(self._traced)
         self._quiet.__exit__(kind, error, tb)
         # sys.exit() is no way out of a comparison: every exception is needle's, but for somebody's Ctrl-C
         if error is not None and not is_interrupt(error):

@@ -109,15 +109,14 @@ def _forward_backward(run: NeedleRun, t: int, m: int, obs: Observation) -> _Pass
         loss, cotangent = run.loss(out, t, m)
     observed.outputs(run, record, "activation", obs, mark)
     observed.handed_in(run, "forward pass", obs)
-    for path, before, made in record:
-        if made is before:
-            obs.aliases.add(path + mark)
-        elif made.requires_grad:
-            run.contract.retain(made)
+    obs.aliases.update(path + mark for path, before, made in record if made is before)
     if loss is not out:
         obs.put("loss", f"loss{mark}", array_of(loss))
     tape = run.watch.tape(loss)
     with run.phase("backward"):
+        for _, before, made in record:
+            if made is not before and made.requires_grad:
+                run.contract.retain(made)
         if m == 0:
             run.optimizer.reset_grad()
             observed.left_over(run, obs)

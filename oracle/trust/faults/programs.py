@@ -15,7 +15,7 @@ from oracle.trust.faults.adam import adam
 from oracle.trust.faults.chapter import Chapter, const, number16
 from oracle.trust.faults.clipping import clip
 from oracle.trust.faults.sgd import held, sgd
-from oracle.trust.patches import Patch, around, replace, wrap
+from oracle.trust.patches import Patch, around, of_chain, replace, wrap
 
 fault = Chapter("program")
 
@@ -852,15 +852,14 @@ fault(
 )
 
 
-def _first_use_only(old: Any, self: Any, g: Any) -> Any:
-    tensors, contributions = old(self, g)
+def _first_use_only(got: list[Any]) -> list[Any]:
     seen: set[int] = set()
     kept = []
-    for tensor, contribution in zip(tensors, contributions, strict=True):
+    for tensor, contribution in got:
         if id(tensor) not in seen or not isinstance(tensor, Parameter):
             kept.append((tensor, contribution))
         seen.add(id(tensor))
-    return [t for t, _ in kept], [c for _, c in kept]
+    return kept
 
 
 def _detached_function(old: Any, self: Any, x: Any) -> Any:
@@ -873,7 +872,7 @@ fault(
     "program-module-twice-once",
     "a module that is used twice gets the gradient of one use",
     "chain",
-    around("chain.Chain.backward", _first_use_only),
+    of_chain(_first_use_only),
 )
 fault(
     "program-residual-function-detached",

@@ -269,7 +269,8 @@ def _before_the_tests(campaign: Campaign, texts: trial.Sources) -> Iterator[tupl
     for _, outcome in tested.try_tests(texts, [(None, every)] if every else [], 1):
         if outcome.status != "survived":
             raise NotAlive(f"needle as it is fails {outcome.test or outcome.how}: no unit test can judge a mutant")
-    for mutant, outcome in tested.try_tests(texts, tasks, campaign.plan.workers):
+    seen = tested.watched(texts, every, campaign.plan.workers) if len(tasks) >= tested.MANY else None
+    for mutant, outcome in tested.try_tests(texts, tasks, campaign.plan.workers, seen):
         assert mutant is not None
         yield mutant, outcome
 

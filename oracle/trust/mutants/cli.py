@@ -68,7 +68,8 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
         if found.interrupted:
             print("not accepted: the run was interrupted", file=sys.stderr)
         else:
-            _accept(root, merged(kept, content) if _partial(plan) else content, found.excused)
+            whole = plan.files if plan.part[1] == 1 and plan.keys is None and not arguments.operators else ()
+            _accept(root, merged(kept, content, whole) if _partial(plan) else content, found.excused)
             return found.exit_code if not _partial(plan) else 0
     wrong = found.resurrected() or found.false_alarms()  # a part is too few mutants for a score
     return decided(
@@ -110,10 +111,11 @@ def _partial(plan: cp.Plan) -> bool:
     return plan.keys is not None or set(plan.files) != set(ALL_FILES) or set(plan.operators) != set(OPERATORS)
 
 
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old results with the new ones in their places."""
-    return {**new, **{k: v for k, v in old.items() if k != "cases"},
-            "cases": max(old.get("cases", 0), new["cases"]), "mutants": {**old["mutants"], **new["mutants"]}}  # fmt: skip
+def merged(old: dict[str, Any], new: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
+    """The old results with the new ones in their places; of ``files`` that were judged as a whole, the new ones alone."""
+    kept = {k: v for k, v in old["mutants"].items() if v.get("file") not in files}
+    head = {k: v for k, v in old.items() if k != "cases"} if kept else {}
+    return {**new, **head, "cases": max(old.get("cases", 0), new["cases"]), "mutants": {**kept, **new["mutants"]}}
 
 
 def _lost(kept: dict[str, Any], content: dict[str, Any]) -> list[str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from oracle.trust.mutants.trial import Outcome
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("tests/unit/needle", "tests/unit/needle_and_torch")
 OPTIONS = ("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider")
+MANY = 20  # mutants, from which on it pays to ask first which lines each test runs
 PATIENCE = 180  # seconds of processor time; all of needle's own tests take some 7
 
 
@@ -49,6 +52,69 @@ def judges_of(mutant: Mutant, excuse: str = "") -> tuple[str, ...]:
     return (*files_of(claims.named_tests(left) or claims.BY_TESTS.get(mutant.file, ())), FOLDERS[0])
 
 
+@dataclass(frozen=True)
+class Test:
+    """What a test runs of needle, and how long it takes."""
+
+    lines: trial.Lines
+    seconds: float
+
+
+Tests = Mapping[str, Test]  # by node id
+
+
+class _Watching:
+    """A pytest plugin that takes down what each test of a file runs; what its import runs, all of them do."""
+
+    def __init__(self, tracer: trial.Tracer) -> None:
+        self.tracer, self.found = tracer, dict[str, Test]()
+        self.on_import: trial.Lines = frozenset()
+
+    def pytest_collection_finish(self) -> None:
+        self.on_import = frozenset(self.tracer.lines)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self.tracer.lines.clear()
+        started = time.process_time()
+        outcome = yield
+        self.found[item.nodeid] = Test(self.on_import | self.tracer.lines, time.process_time() - started)
+        return outcome
+
+
+def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Tests:
+    """What each test of some files or folders runs of needle, as it is."""
+
+    def work(path: Path, write: Callable[[bytes], None]) -> None:
+        _apart(texts)
+        with trial.Tracer() as tracer:
+            plugin = _Watching(tracer)
+            pytest.main([*(o for o in OPTIONS if o != "-x"), f"--rootdir={ROOT}", str(path)], plugins=[plugin])
+        write(pickle.dumps(plugin.found))
+
+    places = [ROOT / path for path in paths]
+    files = sorted({f for p in places for f in (p.glob("test_*.py") if p.is_dir() else [p])})
+    found: dict[str, Test] = {}
+    for path, data, number in forked(files, work, workers):
+        if not data:
+            raise RuntimeError(f"what the tests of {path.name} run could not be seen (signal {number})")
+        found |= pickle.loads(data)
+    return found
+
+
+class Reaching:
+    """A pytest plugin that leaves the tests that run a line, the quickest first; and those of which nothing is known."""
+
+    def __init__(self, tests: Tests, lines: trial.Lines) -> None:
+        self.tests, self.lines = tests, lines
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        known = self.tests
+        if self.lines:
+            items[:] = [i for i in items if i.nodeid not in known or not self.lines.isdisjoint(known[i.nodeid].lines)]
+        items.sort(key=lambda i: known[i.nodeid].seconds if i.nodeid in known else 0.0)
+
+
 class _First:
     """A pytest plugin that remembers the first test that failed, or the first file that could not be collected."""
 
@@ -64,21 +130,26 @@ class _First:
             self.name = report.nodeid
 
 
-def _outcome(texts: trial.Sources, paths: Sequence[str]) -> Outcome:
-    """Runs in a child, which is never used again."""
+def _apart(texts: trial.Sources) -> None:
+    """In a child: what was imported already knows another needle."""
     os.chdir(ROOT)
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(str(ROOT / "tests")):
-            del sys.modules[name]  # a test file that is imported already knows another needle
+            del sys.modules[name]
+    trial.load(texts)
+
+
+def _outcome(texts: trial.Sources, paths: Sequence[str], reaching: Reaching) -> Outcome:
+    """Runs in a child, which is never used again."""
     try:
-        trial.load(texts)
+        _apart(texts)
     except SyntaxError:
         return Outcome("invalid")
     except Exception:
         return Outcome("killed", "import")
     first = _First()
-    code = pytest.main([*OPTIONS, f"--rootdir={ROOT}", *paths], plugins=[first])
-    if code == pytest.ExitCode.OK:
+    code = pytest.main([*OPTIONS, f"--rootdir={ROOT}", *paths], plugins=[first, reaching])
+    if code == pytest.ExitCode.OK or (code == pytest.ExitCode.NO_TESTS_COLLECTED and not first.name):
         return Outcome("survived")
     if not first.name:
         raise RuntimeError(f"pytest ended with {code!r} and no failing test")
@@ -86,9 +157,12 @@ def _outcome(texts: trial.Sources, paths: Sequence[str]) -> Outcome:
 
 
 def try_tests(
-    texts: trial.Sources, tasks: Iterable[tuple[Mutant | None, Sequence[str]]], workers: int
+    texts: trial.Sources, tasks: Iterable[tuple[Mutant | None, Sequence[str]]], workers: int, tests: Tests | None = None
 ) -> Iterator[tuple[Mutant | None, Outcome]]:
-    """Each mutant (None: needle as it is) before the tests of some files, until the first of them fails."""
+    """Each mutant (None: needle as it is) before the tests of some files, until the first of them fails.
+
+    Where it is known what ``tests`` run, before those that can notice it.
+    """
 
     def work(task: tuple[Mutant | None, Sequence[str]], write: Any) -> None:
         trial.limit_memory()
@@ -96,7 +170,10 @@ def try_tests(
         mutant, paths = task
         changed = texts if mutant is None else {**texts, mutant.file: mutant.apply(texts[mutant.file])}
         try:
-            found: dict[str, Any] = asdict(_outcome(changed, paths))
+            lines = frozenset((mutant.file, line) for line in mutant.reach) if mutant is not None else frozenset()
+            found: dict[str, Any] = asdict(
+                _outcome(changed, paths, Reaching(tests or {}, lines if tests else frozenset()))
+            )
         except BaseException as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         write(json.dumps(found).encode())

@@ -28,7 +28,7 @@ from oracle.rules.judge import judge
 from oracle.runs.forked import forked
 from oracle.systems.ours import BESIDE
 from oracle.trust.mutants import damage
-from oracle.trust.mutants.claims import FILES
+from oracle.trust.mutants.claims import ALL_FILES
 from oracle.trust.mutants.mutant import RUNGS, Mutant
 
 FIRST = 20  # cases after which most mutants are dead
@@ -99,14 +99,14 @@ class Judged:
         return rule != "G" or self.shares.get(f"G op {op}" if op else f"G {quantity}", 0.0) <= EVIDENCE
 
 
-class _Tracer:
+class Tracer:
     """Which lines of needle's functions run."""
 
     def __init__(self) -> None:
-        self.names = {_filename(name): name for name in FILES}
+        self.names = {_filename(name): name for name in ALL_FILES}
         self.lines: set[tuple[str, int]] = set()
 
-    def __enter__(self) -> _Tracer:
+    def __enter__(self) -> Tracer:
         sys.settrace(self._call)
         return self
 
@@ -126,13 +126,13 @@ class _Tracer:
 
 def baseline(texts: Sources, cases: Sequence[c.Case]) -> tuple[list[Judged], Lines]:
     """The unmutated needle on cases; and the lines of its functions that run on import."""
-    with _Tracer() as on_import:
+    with Tracer() as on_import:
         ndl = load(texts)
     judged = []
     for case in cases:
         started = time.process_time()
         try:
-            with _Tracer() as tracer:
+            with Tracer() as tracer:
                 verdict = judge(case, ndl, peer_too=False)
         except Exception as error:
             judged.append(Judged(case, frozenset(tracer.lines), {}, 0.0, f"{type(error).__name__}: {error}"))

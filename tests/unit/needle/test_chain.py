@@ -55,6 +55,16 @@ MODELS = {
     "residuals alone": lambda: nn.Sequential(nn.Residual(nn.Identity()), nn.Residual(nn.Residual(nn.Tanh()))),
     "wider": lambda: nn.Sequential(nn.Linear(6, 1), nn.Residual(nn.Linear(1, 6)), nn.BatchNorm1d(6)),
     "narrower": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 1)), nn.LayerNorm1d(6)),
+    "relus of three widths": lambda: nn.Sequential(
+        nn.ReLU(),
+        nn.Linear(6, 3),
+        nn.ReLU(),
+        nn.Linear(3, 6),
+        nn.ReLU(),
+        nn.Residual(nn.ReLU()),
+        nn.Linear(6, 3),
+        nn.ReLU(),
+    ),
     "two dtypes": lambda: nn.Sequential(
         nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6, dtype="float64"), nn.LayerNorm1d(6)
     ),
@@ -441,7 +451,8 @@ def forward(x, born, sources):
     _add(x, bias0.cached_data, x)
     if born > 0 and (weight0.requires_grad or bias0.requires_grad): born = 0
     past0 = x
-    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
+    relu_of_5 = _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0
+    x = _maximum(x, relu_of_5)
     y2 = x
     x, born, x3 = _several(dropout3(x), x, born, 3, sources)
     z, x = x, _asarray(_add_up.compute(x, past0))
@@ -454,18 +465,19 @@ def result(x):
     x = x.dot(weight0.cached_data)
     _add(x, bias0.cached_data, x)
     past0 = x
-    x = _maximum(x, _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0)
+    relu_of_5 = _zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0
+    x = _maximum(x, relu_of_5)
     x, *_ = _several(dropout3(x), x, -1, 3, None)
     z, x = x, _asarray(_add_up.compute(x, past0))
     del z, past0
     return x
 
 
-def backward(g, kept, born, tensors, contributions):
+def backward(g, kept, born, adjoints, give):
     take, waiting = kept.pop, []
     row_of_sums = _row_of_sums_like(g)
     g, past0 = _apart(g, born < 1, *(take() or (g, g)))
-    g = _undo(take(), g, tensors, contributions)
+    g = _undo(take(), g, give)
     if born == 3: return []
     y = take()
     dx = (y > _ZERO).astype(g.dtype)
@@ -477,10 +489,8 @@ def backward(g, kept, born, tensors, contributions):
     del past0
     if waiting: g, waiting = _sum([*waiting, g]), []
     x = take()
-    dweight0 = x.T.dot(g) if weight0.requires_grad else None
-    dbias0 = row_of_sums(g) if bias0.requires_grad else None
-    tensors += operands0
-    contributions += dweight0, dbias0,
+    if weight0.requires_grad: adjoints[weight0] = x.T.dot(g)
+    if bias0.requires_grad: adjoints[bias0] = row_of_sums(g)
     if born == 0: return []
     g = g.dot(weight0.cached_data.T)
     del x
@@ -524,7 +534,9 @@ def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkey
     same(ours, theirs)
     code = model._plan.code
     usual = code.widths == shape[1:] and dtype == "float32"
-    assert usual == (len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes"))
+    assert usual == (
+        len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes", "tied")
+    )
     assert ("forward" in vars(code)) == (usual or code.widths is None)
     assert ("plain" in vars(code)) == (not usual and code.widths is not None)
 
@@ -560,13 +572,13 @@ def test_a_wrong_line_is_noticed(monkeypatch):
     model = made("mlp")
     right = step(model, given(True))
     for op in (ops.Linear, ops.ReLU, ops.Tanh):
-        ahead, back, operands = op.written
-        wrong = [((*ahead[:-1], f"{ahead[-1]}; x *= 2"), back, operands), (ahead, (*back, "g = g * 2"), operands)]
-        wrong += [
-            (ahead, back, (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])) for i in range(len(operands))
-        ]
+        right_lines = op.written
+        ahead, back, operands, once = right_lines
+        wrong = [{"ahead": (*ahead[:-1], f"{ahead[-1]}; x *= 2")}, {"back": (*back, "g = g * 2")}]
+        wrong += [{"operands": (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])} for i in range(len(operands))]
+        wrong += [{"once": f"1 + ({once})"}] * bool(once)
         for lines in wrong:
-            monkeypatch.setattr(op, "written", ops._Written(*lines))
+            monkeypatch.setattr(op, "written", right_lines._replace(**lines))
             found = step(made("mlp"), given(True))
             monkeypatch.undo()
             assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines

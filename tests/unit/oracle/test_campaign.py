@@ -69,6 +69,7 @@ def campaign(pool, tmp_path, *, numbers=(1, 2, 3), cases=2000, judge=None, minut
 def serial(monkeypatch, tmp_path, seed, cases, judge=None):
     """What ``oracle diff --seed S --cases N --keep-going`` comes to."""
     monkeypatch.setattr(runner, "run_shard", judge or shard)
+    monkeypatch.setattr(runner, "PARTS", 1)
     plan = runner.Plan(seed=seed, cases=cases, workers=1, digits=False, keep_going=True, folder=tmp_path)
     return runner.run(plan).result
 
@@ -239,6 +240,7 @@ def test_the_small_cases_of_another_needle_are_part_of_each_seed_and_counted_onc
     found = campaign(Shuffled(2), tmp_path, judge=without_tanh, needle=other, lacking=LACKING, small=small)
     monkeypatch.setattr(runner, "run_battery", small)
     monkeypatch.setattr(runner, "run_shard", without_tanh)
+    monkeypatch.setattr(runner, "PARTS", 1)
     monkeypatch.setattr(runner.entries, "entries", lambda *_: [])
     for number in (1, 2, 3):
         offer = Offer(left_open=LACKING)

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
-PROGRAM = """
+USED = """
 import inspect, sys
 from oracle.runs import runner
 from oracle.cases import strategies
@@ -22,7 +24,8 @@ for case in cases:
 assert sum(result.cases.values()) == len(cases) and not result.failed and not result.harness_errors
 inspect.getmodule(sys._getframe())
 assert "sympy" not in sys.modules
-
+"""
+WANTED = """
 import torch
 import torch._dynamo.config
 
@@ -34,8 +37,27 @@ assert sym_eq(torch.Size([2]), torch.Size([2]))
 assert "sympy" in sys.modules
 runner.warm_up()
 """
+EARLY = f"""
+from oracle.systems import eager
+
+eager.before_torch()
+{USED}
+assert "torch._decomp.decompositions" not in sys.modules and "torch._prims" not in sys.modules
+import torch
+
+# what vmap has registered is what it would be
+seen, labels = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([1, 0])
+losses = torch.vmap(lambda x, y: torch.nn.functional.nll_loss(x[None], y[None]))(seen, labels)
+assert losses.tolist() == [-2.0, -1.0]
+assert "torch._decomp.decompositions" in sys.modules
+{WANTED}
+assert "__file__" in vars(sys.modules["torch._meta_registrations"])
+assert torch._decomp.core_aten_decompositions()
+assert torch.ops.aten.nll_loss_forward.default in torch._decomp.decomposition_table
+"""
 
 
-def test_what_compiles_is_imported_for_those_who_want_it_alone():
-    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("program", [USED + WANTED, EARLY], ids=["torch was there", "before torch"])
+def test_what_compiles_is_imported_for_those_who_want_it_alone(program):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

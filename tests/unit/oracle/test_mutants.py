@@ -2,6 +2,7 @@ import ast
 import hashlib
 import json
 import shutil
+import types
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -175,6 +176,27 @@ def test_unit_tests_judge_what_no_case_trains_with():
     assert found[wrong].test.startswith("tests/unit/needle/test_saving.py::test_")
 
 
+def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first():
+    texts = trial.sources(ROOT)
+    files = ["tests/unit/needle/test_schedules.py"]
+    tests = tested.watched(texts, files, workers=1)
+    assert all(t.lines for t in tests.values())
+    assert len({t.lines for t in tests.values()}) > 1
+    fails = planted(texts, "schedules", "math.cos(", "math.sin(")
+    lines = {("schedules", line) for line in fails.reach}
+    reaching = [name for name, t in tests.items() if t.lines & lines]
+    assert 0 < len(reaching) < len(tests)
+    items = [types.SimpleNamespace(nodeid=name) for name in [*tests, "a new one"]]
+    tested.Reaching(tests, frozenset(lines)).pytest_collection_modifyitems(items)
+    left = [i.nodeid for i in items]
+    assert left[0] == "a new one"  # of which nothing is known
+    assert sorted(left[1:]) == sorted(reaching)
+    assert [tests[n].seconds for n in left[1:]] == sorted(tests[n].seconds for n in left[1:])
+    for known in (tests, None):
+        ((_, outcome),) = tested.try_tests(texts, [(fails, files)], 1, known)
+        assert (outcome.status, outcome.how) == ("killed", "test")
+
+
 def test_what_diff_leaves_alive_meets_the_unit_tests(root):
     """Nobody draws logarithms here; an excuse that says "equivalent" is refuted by needle's own tests."""
     log = next(m.key for m in mutants_of("ops", (root / "needle/ops.py").read_bytes()) if m.function == "Log.vjp")
@@ -301,6 +323,9 @@ def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     whole = cli.merged(old, new)
     assert whole["mutants"] == {"a": {"status": "killed"}, "b": {}}
     assert (whole["cases"], whole["part"], whole["complete"]) == (9, [0, 3], True)
+    old["mutants"]["b"]["file"] = "ops"
+    assert list(cli.merged(old, new, ["nn"])["mutants"]) == ["a", "b"]
+    assert list(cli.merged(old, new, ["ops"])["mutants"]) == ["a"]  # b is a mutant of what is not there any more
     campaign.write(tmp_path / "kept.json", whole)
     assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
 

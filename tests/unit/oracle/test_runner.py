@@ -19,7 +19,7 @@ from oracle.cases import case as c
 from oracle.runs import runner
 from oracle.runs.draws import SHARD_SIZE, draw
 from oracle.runs.result import Result
-from oracle.runs.shard import judge_apart, run_shard
+from oracle.runs.shard import joined, judge_apart, run_shard
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,7 +91,9 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
 
 def test_a_seed_names_its_cases():
     first = run_shard(1, 0)
-    assert first.digests == run_shard(1, 0).digests
+    halves = joined([run_shard(1, 0, part=(part, 2)) for part in (0, 1)])
+    for what in ("digests", "cases", "tally", "coverage", "shares"):
+        assert getattr(halves, what) == getattr(first, what), "in parts it is the same shard"
     assert first.digests != run_shard(2, 0).digests
     assert first.digests != run_shard(1, 1).digests
     assert first.digests != run_shard(1, 0, reached=first.coverage).digests, "what is known steers"
@@ -189,6 +191,7 @@ def test_ctrl_c_leaves_a_correct_partial_summary(tmp_path, monkeypatch):
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(runner, "_outcome", outcome)
+    monkeypatch.setattr(runner, "PARTS", 1)
     run = runner.run(runner.Plan(seed=1, cases=2000, workers=1, digits=False, folder=tmp_path))
     assert run.interrupted
     assert run.exit_code == 130
