@@ -149,6 +149,6 @@ def _cleaned(y: Any, *xs: Any) -> Any:
 fault(
     "products-cleaned",
     "what is no number is taken for 0",
-    "MatMul forward|Linear forward",
-    compute("MatMul", _cleaned) + compute("Linear", _cleaned),
+    "MatMul forward|Linear forward|Conv forward",
+    compute("MatMul", _cleaned) + compute("Linear", _cleaned) + compute("Conv", _cleaned),
 )
