@@ -148,7 +148,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
         if plan.foreign:
-            outcome.failures = entries.told_once(pool, outcome.failures, plan.offer.lacking)
+            outcome.failures, basic = entries.told_once(pool, outcome.failures)
             required = plan.offer.absent
             outcome.entries = entries.entries(
                 pool,
@@ -158,6 +158,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 required,
                 lambda text: progress(outcome, text),
                 plan.offer.lacking,
+                basic,
             )
     except KeyboardInterrupt:
         outcome.interrupted = True
