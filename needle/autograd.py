@@ -1016,15 +1016,13 @@ def _operand(other: Any) -> Any:
 def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
     """Return the nodes below root through which a gradient flows, oldest first, without the leaves."""
     seen = {root}
-    stack = [root] if root._number else []
-    nodes = []
-    while stack:
-        node = stack.pop()
-        nodes.append(node)
-        if node._chain is not None and unfold and node._number < _last_change:
+    nodes = [root] if root._number else []
+    for node in nodes:  # which grows meanwhile
+        chain = node._chain
+        if chain is not None and unfold and node._number < _last_change:
             _refuse_changes([node], tensors=True)  # now, because unfolding computes what the chain has let go of
-        if node._chain is not None and not unfold:
-            inputs: Sequence[Value] = node._chain.sources
+        if chain is not None and not unfold:
+            inputs: Sequence[Value] = chain.sources
         elif node.op is _FREED:
             raise RuntimeError(
                 "backward: the graph was already freed by an earlier backward; "
@@ -1035,7 +1033,7 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
         for x in inputs:
             if x._number and x.requires_grad and x not in seen:
                 seen.add(x)
-                stack.append(x)
+                nodes.append(x)
     nodes.sort(key=_by_number)
     return nodes
 

@@ -1878,21 +1878,20 @@ def _checked_eps(eps: float, op: str) -> float:
 class SoftmaxCrossEntropy(TensorOp):
     """mean(logsumexp(z) - z_label) over the batch, in one node; no gradient flows to the labels."""
 
-    def __init__(self) -> None:
-        self.saved: Any = None
+    saved: Any = None
 
     def compute(self, logits: Array, labels: Array) -> Any:
         places = _label_places(logits.shape, labels)
         usual = logits.dtype is _DEFAULT
         x = logits if usual else _wide(logits)
         z = x - _row_maxima(x)
-        of_labels = z.take(places)
+        of_labels = z.reshape(-1)[places]
         e = np.exp(z, z)
         s = _row_sums(e)
         self.saved = (logits, places, e, s)
         losses = np.log(s).reshape(-1)
         losses -= of_labels
-        mean = _column_sums(losses) / len(losses)
+        mean = _column_sums_like(losses)(losses) / len(losses)
         return mean if usual or logits.dtype is not _HALF else mean.astype(_HALF)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], logits: Any, labels: Any) -> tuple[Any, ...]:
@@ -1922,15 +1921,24 @@ class SoftmaxCrossEntropy(TensorOp):
 
 
 @lru_cache(maxsize=8)
-def _row_numbers(n: int) -> Array:
-    return np.arange(n)
+def _row_numbers(n: int, step: int = 1) -> Array:
+    return np.arange(0, n * step, step)
+
+
+_INDEX = np.dtype(np.intp)
+_FEW_LABELS = 32  # up to here it takes less time to look at them one by one than to have NumPy do it
 
 
 def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
     """Where the logit of each label stands in the flattened logits; refuses what is not a label."""
     try:
-        if labels.dtype.kind in "iu" and labels.shape == shape[:1] and shape[0]:
-            return np.ravel_multi_index((_row_numbers(len(labels)), labels.astype(np.intp, copy=False)), shape)
+        n, classes = shape
+        if n <= _FEW_LABELS and labels.dtype is _INDEX and labels.shape == (n,):
+            few = labels.tolist()
+            if min(few) >= 0 and max(few) < classes:
+                return _row_numbers(n, classes) + labels
+        elif n and labels.dtype.kind in "iu" and labels.shape == (n,):
+            return np.ravel_multi_index((_row_numbers(n), labels.astype(_INDEX, copy=False)), shape)
     except (ValueError, TypeError):
         pass
     if len(shape) != 2 or not shape[0] or not shape[1]:

@@ -18,6 +18,7 @@ from oracle.blame.words import clip_words, optimizer_words, told
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.commands import session
+from oracle.rules.arrival import SHARED
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Finding, Findings
 from oracle.rules.verdict import BACKWARD, FORWARD, HIGHER, Divergence, Evidence, Explanation, Suspect
@@ -234,11 +235,24 @@ def _finding(divergence: Divergence, findings: Findings | None) -> Finding | Non
     return (forward + backward)[0] if forward or backward else None
 
 
+def _explaining_all(finding: Finding, findings: Findings) -> tuple[Explanation, ...]:
+    """What a wrong sum looks like, and all others that are wrong: one of them alone is easily explained by chance. Where arrays are
+    shared, a sum of several may look like anything.
+    """
+    sums = [f for f in findings.bad if (f.direction, f.fault) == ("accumulation", "value")]
+
+    def explains(e: Explanation) -> bool:
+        asked = [f for f in sums if f.uses == 1] if e.key == SHARED else sums
+        return all(any(o.key == e.key for o in f.fits) for f in asked)
+
+    return tuple(e for e in finding.fits if explains(e))
+
+
 def _by_operator(
     case: c.Case, divergence: Divergence, finding: Finding, evidence: Evidence, by_tensor: Suspect
 ) -> Suspect:
     assert evidence.findings is not None
-    words, fit, known = finding.words, tuple(Explanation(w, w) for w in finding.fits), ""
+    words, fit, known = finding.words, _explaining_all(finding, evidence.findings), ""
     words = words or told(fit)
     definition: tuple[str, ...] = ("Tensor", "backward")
     calls = evidence.calls
@@ -403,13 +417,14 @@ def _of_phase(case: c.TrainCase | c.SecondOrderCase, divergence: Divergence, evi
         return Suspect(
             "Optimizer: it has a parameter twice (repeated)", name, definition=("optim.Optimizer", "__init__")
         )
+    written = evidence.reset == "writes into" and quantity in ("clip norm", "clipped")
+    if evidence.reset and (written or quantity == "gradient after step" or name.endswith(UNSEEN)):
+        known = f"reset_grad {evidence.reset} gradients" + " (alias)" * (evidence.reset == "writes into")
+        return Suspect(known, name, definition=("optim.Optimizer", "reset_grad"))
     if quantity == "clip norm":
         return Suspect("clip norm", "clip_grad_norm", "all gradients agree", words, clipper)
     if quantity == "clipped":
         return Suspect("clip scaling", f"clip_grad_norm, {name}", "gradients and their norm agree", words, clipper)
-    if evidence.reset and (quantity == "gradient after step" or name.endswith(UNSEEN)):
-        known = f"reset_grad {evidence.reset} gradients" + " (alias)" * (evidence.reset == "writes into")
-        return Suspect(known, name, definition=("optim.Optimizer", "reset_grad"))
     if quantity == "gradient after step":
         return Suspect(f"{kind}.step writes into gradients", name, "", words, stepped)
     if quantity in ("velocity", "first moment", "second moment"):

@@ -386,7 +386,11 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
             ("every parameter counts twice", float(np.sqrt(2)) * norm),
             *((f"{n} counts twice", float(np.sqrt(norm * norm + s))) for n, s in squares.items() if len(raw) > 1),
             ("the mean square", norm / np.sqrt(max(1, sum(g.size for g in raw.values())))),
-            *((f"{n} is left out", float(np.sqrt(norm * norm - s))) for n, s in squares.items() if len(raw) > 1),
+            *(
+                (f"{n} is left out", _together([s for other, s in squares.items() if other != n]))
+                for n in squares
+                if len(raw) > 1
+            ),
             *((f"the norm of {n} alone", float(np.sqrt(s))) for n, s in squares.items() if len(raw) > 1),
             *(
                 (f"only the first {k} of {len(raw)} gradients count", _together(list(squares.values())[:k]))
@@ -405,6 +409,7 @@ def clip_words(case: c.TrainCase, quantity: str, clipping: Clipping) -> tuple[Ex
                 for n, s in squares.items()
                 if len(raw) > 1
             ),
+            ("no gradient counts", 0.0),
         ]
         off = abs(clipping.norm - norm)
         # a single number comes near to many guesses by chance: what fits is as exact as a sum in float32

@@ -11,6 +11,16 @@ import numpy as np
 from oracle.operations.tape import TINY, U
 from oracle.rules.node import Parts, Shape, Within, in_float64, parts_of
 
+SHARED = "it shares its array with another tensor, to which something is added in place"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A mistake that would give needle's numbers."""
+
+    key: str  # the same in every case
+    words: str
+
 
 @dataclass
 class Arrival:
@@ -37,8 +47,9 @@ class Arrival:
             bool((np.abs(p[0]) > p[1] + TINY).any()) for parts, _, _ in self.parts for p in parts if p is not None
         )
 
-    def addition(self, place: int, kinds: Sequence[str]) -> tuple[str, ...]:
-        """What a wrong sum looks like: all that fits. ``kinds`` has the classes of the nodes that contribute.
+    def addition(self, place: int, kinds: Sequence[str], others: Sequence[Any] = ()) -> tuple[Explanation, ...]:
+        """What a wrong sum looks like: all that fits. ``kinds`` has the classes of the nodes that contribute, ``others`` what has
+        arrived at other tensors, to which several things are added.
 
         Not which contribution came first: that is for the walk to know.
         """
@@ -47,12 +58,33 @@ class Arrival:
         ours = in_float64(parts_of(getattr(grad, "cached_data", grad))[place])
         total, bound = self.total(place, ours.shape)
         allowed = 4 * bound + TINY
-        guesses = [("twice the sum", 2 * total), ("nothing arrives", 0 * total)]
+        guesses = [("twice the sum", "", 2 * total), ("nothing arrives", "", 0 * total)]
         parts = [(part[0], kind) for part, kind in given if part is not None]
-        if len(parts) > 1:
-            guesses += [(f"only one of {len(parts)} contributions counts: that of {kind}", p) for p, kind in parts]
-            guesses += [(f"of {len(parts)} contributions, that of {kind} counts twice", total + p) for p, kind in parts]
-            guesses.append((f"{len(parts)} contributions are averaged", total / len(parts)))
-        if len(parts) > 2:
-            guesses += [(f"of {len(parts)} contributions, that of {kind} is missing", total - p) for p, kind in parts]
-        return tuple(dict.fromkeys(words for words, value in guesses if bool((np.abs(ours - value) <= allowed).all())))
+        values, n = [p for p, _ in parts], len(parts)
+        if n > 1:
+            guesses += [
+                ("only one contribution counts", f"only one of {n} contributions counts: that of {k}", p)
+                for p, k in parts
+            ]
+            guesses += [
+                ("a contribution counts twice", f"of {n} contributions, that of {k} counts twice", total + p)
+                for p, k in parts
+            ]
+            guesses.append(("contributions are averaged", f"{n} contributions are averaged", total / n))
+            guesses.append(("the largest contribution wins", "", np.max(values, axis=0)))
+            guesses.append(("the smallest contribution wins", "", np.min(values, axis=0)))
+            guesses += [
+                ("contributions are subtracted from each other", "", sign * (2 * p - total))
+                for p in values
+                for sign in (1, -1)
+            ]
+            guesses.append(("contributions are multiplied", "", np.prod(values, axis=0)))
+        if n > 2:
+            guesses += [
+                ("a contribution is missing", f"of {n} contributions, that of {k} is missing", total - p)
+                for p, k in parts
+            ]
+        fitting = [(key, words or key) for key, words, v in guesses if bool((np.abs(ours - v) <= allowed).all())]
+        if n == 1 and any(o.size == ours.size and np.array_equal(o.reshape(-1), ours.reshape(-1)) for o in others):
+            fitting.append((SHARED, SHARED))
+        return tuple(Explanation(key, words) for key, words in dict.fromkeys(fitting))

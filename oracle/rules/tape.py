@@ -15,8 +15,9 @@ wrong one is not for this rule to find: rule P and the validation against torch 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from oracle.operations import MEANINGS
 from oracle.rules.again import wrong_again
-from oracle.rules.arrival import Arrival
+from oracle.rules.arrival import Arrival, Explanation
 from oracle.rules.consumer import alone_is_right, reduction_is_wrong
 from oracle.rules.node import Vjp, compare, derived, dtype_of, in_float64, parts_of
 from oracle.systems.recorded import Node
@@ -48,7 +49,8 @@ class Finding:
     allowed: float | None = None
     broadcast: bool = False  # what is wrong is the reduction to the shape of an operand that was broadcast
     words: str = ""  # what the numbers look like
-    fits: tuple[str, ...] = ()  # what a wrong sum looks like, all that fits
+    fits: tuple[Explanation, ...] = ()  # what a wrong sum looks like, all that fits
+    uses: int = 0  # of the tensor to which it is added up
     second: bool = False  # the backward pass ran on Tensors (create_graph)
     label: str = ""  # layer whose output the node is
     tape: int = 0  # number of the backward pass within the step
@@ -136,6 +138,9 @@ class _Judge:
         self.nodes, self.found, self.labels, self.second = nodes, found, labels, second
         self.wide: dict[int, Any] = {}
         self.vjps: dict[int, Vjp | None] = {}
+        self.wrong_sums: list[
+            tuple[int, Arrival, int]
+        ] = []  # number of the finding, what should have arrived, in which part
 
     def run(self, seed: Any, backward: bool) -> None:
         for i, node in enumerate(self.nodes):
@@ -160,6 +165,22 @@ class _Judge:
             self._pass_on(i, node, adjoint, arrivals)
         for arrival in arrivals.values():
             self._arrived(arrival)
+        self._explain_sums()
+
+    def _explain_sums(self) -> None:
+        """What wrong sums look like, once all is known that has arrived elsewhere."""
+        if not self.wrong_sums:
+            return
+        uses = Counter(id(x) for node in self.nodes for x in node.inputs)
+        several = {id(x): x for node in self.nodes for x in node.inputs if uses[id(x)] > 1}
+        kinds = [node.kind for node in self.nodes]
+        for number, arrival, place in self.wrong_sums:
+            grads = [getattr(x, "grad", None) for key, x in several.items() if key != id(arrival.tensor)]
+            others = [
+                in_float64(part) for g in grads if g is not None for part in parts_of(getattr(g, "cached_data", g))
+            ]
+            fits = arrival.addition(place, kinds, others)
+            self.found.bad[number] = replace(self.found.bad[number], fits=fits)
 
     def _values(self, tensor: Any) -> Any:
         """float64 of what a tensor holds."""
@@ -275,10 +296,10 @@ class _Judge:
             text = f"the adjoint that backward starts from {message}"
             self._bad(Finding(self.nodes[i].kind, "seed", i, message=text, label=where, **about))
             return
-        kinds = [node.kind for node in self.nodes]
-        fits = arrival.addition(place, kinds) if wrong["fault"] == "value" else ()
+        if wrong["fault"] == "value":
+            self.wrong_sums.append((len(self.found.bad), arrival, place))
         text = f"the adjoint of a tensor with {len(uses)} use{'s' * (len(uses) != 1)} {message}"
-        finding = Finding(self.nodes[i].kind, "accumulation", i, message=text, operand=operand, fits=fits,
+        finding = Finding(self.nodes[i].kind, "accumulation", i, message=text, operand=operand, uses=len(uses),
                           label=where, **about)  # fmt: skip
         self._bad(finding)
 

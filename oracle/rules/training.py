@@ -286,9 +286,11 @@ def _evidence(h: Hearing, divergence: Divergence, part: Sequence[Step]) -> Evide
         evidence.clipping = _clipped(divergence, step)
         listed = run.optimizer.params if ours_side.is_ours(run.ndl) else ()
         evidence.repeated = len({id(p) for p in listed}) < len(listed)
-        # what was seen of gradients after the last step, somebody may have written into since; what they are added to is seen
-        # first in a pass that nobody watches
-        about = divergence.quantity == "gradient after step" or divergence.name.endswith(UNSEEN)
+        # what was seen of gradients after the last step, or before they were clipped, somebody may have written into since; what
+        # they are added to is seen first in a pass that nobody watches
+        about = divergence.quantity in ("gradient after step", "clip norm", "clipped") or divergence.name.endswith(
+            UNSEEN
+        )
         if about and ours_side.is_ours(run.ndl):  # the course leaves open what is left
             evidence.reset = ours_side.reset_does(run)
         evidence.eval_draws = divergence.name == "random state" and ours_side.eval_draws(run)

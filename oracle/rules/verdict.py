@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from oracle.apart import frames_of, one_line
 from oracle.cases import case as c
+from oracle.rules.arrival import Explanation as Explanation
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
 from oracle.systems.ours import at_work, is_foreign
@@ -24,14 +25,6 @@ Array = npt.NDArray[Any]
 FORWARD = ("activation", "loss", "evaluation")
 HIGHER = ("second gradient", "third gradient")
 BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", *HIGHER, "operator")
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A mistake that would give needle's numbers."""
-
-    key: str  # the same in every case
-    words: str
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,7 @@ fault(
     "the gradient of a row that became a square is summed over the wrong axis",
     "backward",
     around("ops._reduced", lambda old, g, shape: _summed_along_the_row(old, g, shape)),
+    words="see how gradients are reduced",
 )
 fault(
     "broadcast-new-axis-last",

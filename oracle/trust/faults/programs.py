@@ -962,6 +962,7 @@ fault(
     "a parameter whose gradient carries a graph is not updated",
     VELOCITY,
     around("optim.SGD.step", lambda old, self: _skipping(old, self)),
+    words="the velocity stays what it was",
 )
 
 

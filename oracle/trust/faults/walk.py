@@ -135,11 +135,48 @@ fault(
     words="averaged",
 )
 fault(
-    "add-subtracts", "at a fan-out contributions are subtracted", ACCUMULATION, walk(add=lambda before, c: before - c)
+    "add-subtracts",
+    "at a fan-out contributions are subtracted",
+    ACCUMULATION,
+    walk(add=lambda before, c: before - c),
+    words="are subtracted",
 )
-fault("add-largest", "at a fan-out the larger contribution wins", ACCUMULATION, walk(add=np.maximum))
+fault(
+    "add-largest",
+    "at a fan-out the larger contribution wins",
+    ACCUMULATION,
+    walk(add=np.maximum),
+    words="the largest contribution wins",
+)
+fault(
+    "add-smallest",
+    "at a fan-out the smaller contribution wins",
+    ACCUMULATION,
+    walk(add=np.minimum),
+    words="the smallest contribution wins",
+)
+fault(
+    "add-multiplies",
+    "at a fan-out contributions are multiplied",
+    ACCUMULATION,
+    walk(add=lambda before, c: before * c),
+    words="are multiplied",
+)
+fault(
+    "add-subtracts-from-last",
+    "at a fan-out what is there is subtracted from what arrives",
+    ACCUMULATION,
+    walk(add=lambda before, c: c - before),
+    words="are subtracted",
+)
 fault("add-float16", "contributions are added in float16", ACCUMULATION, walk(add=lambda before, c: f16(before + c)))
-fault("add-in-place", "contributions are added into arrays that others hold", ACCUMULATION, walk(add=_in_place))
+fault(
+    "add-in-place",
+    "contributions are added into arrays that others hold",
+    ACCUMULATION,
+    walk(add=_in_place),
+    words="added in place",
+)
 fault(
     "same-operand-once",
     "a tensor that is both operands of one op gets one contribution",

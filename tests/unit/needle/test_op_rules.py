@@ -212,9 +212,24 @@ def test_labels_do_not_ask_for_a_gradient():
     ],
     ids=["high", "negative", "fraction", "nan", "inf", "bool", "short", "column", "long"],
 )
-def test_labels_are_checked(labels, kind, match):
+@pytest.mark.parametrize("more", [0, ops._FEW_LABELS])
+def test_labels_are_checked(labels, kind, match, more):
+    match = match.replace("(2,", f"({2 + more},").replace("(1,", f"({1 + more},").replace("(3,", f"({3 + more},")
+    labels = np.array([*labels[:1] * more, *labels])
     with pytest.raises(kind, match=match):
-        ops.softmax_cross_entropy(a(2, 3), ndl.Tensor(labels))
+        ops.softmax_cross_entropy(a(2 + more, 3), ndl.Tensor(labels))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+@pytest.mark.parametrize("n", [1, ops._FEW_LABELS, ops._FEW_LABELS + 1])
+def test_few_labels_are_found_where_many_are(n, dtype):
+    labels = (np.arange(n) * 7 % 5).astype(dtype)
+    places = ops._label_places((n, 5), labels)
+    assert places.tolist() == [5 * row + label for row, label in enumerate(labels.tolist())]
+    for wrong in [5, -1][: 2 - (dtype == "uint8")]:
+        labels[-1] = wrong
+        with pytest.raises(ValueError, match=rf"labels in 0\.\.4, but got {wrong}"):
+            ops._label_places((n, 5), labels)
 
 
 def test_softmax_needs_a_batch():

@@ -177,6 +177,8 @@ def test_a_lost_gradient_is_found():
         ("add-overwrites", ("only one of 2 contributions counts: that of Tanh",)),
         ("add-keeps-first", ("only one of 2 contributions counts: that of Exp",)),
         ("add-doubles-first", ("of 2 contributions, that of Exp counts twice",)),
+        ("add-subtracts", ("contributions are subtracted from each other",)),
+        ("add-largest", ("the largest contribution wins",)),
         ("add-float16", ()),
     ],
 )
@@ -186,10 +188,21 @@ def test_a_wrong_addition_is_told_from_a_wrong_rule(name, words):
     with FAULTS[name].patch.applied():
         found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
     assert found.direction == "accumulation"
-    assert found.fits == words
+    assert tuple(e.words for e in found.fits) == words
     with vjp("Exp", lambda right, g, y, a: (g,)).applied():
         found = first(lambda x: needle.tanh(x) * needle.exp(x), (3, 2))
     assert (found.kind, found.direction) == ("Exp", "backward")
+
+
+def test_an_array_that_several_tensors_share_is_told():
+    """x gets the array of y, and something is added to it in place: what arrives at y alone is twice as much, by chance."""
+    from oracle.trust.faults import FAULTS
+
+    with FAULTS["add-in-place"].patch.applied():
+        found = first(lambda x, y: (x + needle.exp(y)) + x, (3, 2), (3, 2))
+    assert "it shares its array with another tensor, to which something is added in place" in [
+        e.key for e in found.fits
+    ]
 
 
 def test_a_wrong_reduction_is_told_from_a_wrong_op():
