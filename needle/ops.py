@@ -1493,7 +1493,7 @@ class Conv(_Product, TensorOp):
 class ConvInput(_Product, TensorOp):
     """What Conv passes back to its images, of a shape: each pixel collects from the windows that it was in."""
 
-    def __init__(self, shape: Sequence[int], stride: int = 1, padding: int = 0) -> None:
+    def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
 
     def compute(self, g: Array, kernel: Array) -> Any:
@@ -1530,7 +1530,7 @@ class ConvInput(_Product, TensorOp):
 class ConvKernel(_Product, TensorOp):
     """What Conv passes back to its kernel, of a shape: each place of it collects from all windows."""
 
-    def __init__(self, shape: Sequence[int], stride: int = 1, padding: int = 0) -> None:
+    def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
 
     def compute(self, x: Array, g: Array) -> Any:

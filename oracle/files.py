@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 EARLIER = "earlier"  # what an older run has left
 _CASE = re.compile(r"[0-9a-f]{8}")
@@ -23,6 +26,23 @@ def save(path: Path, data: str | bytes) -> None:
         with contextlib.suppress(OSError):
             half.unlink()
         raise
+
+
+def in_lines(content: Mapping[str, Any], rows: str) -> str:
+    """JSON with one row a line, so that two runs can be compared. ``rows`` names the list, or the mapping, that is written so, last."""
+    head = {key: value for key, value in content.items() if key != rows}
+    of = content[rows]
+    if isinstance(of, Mapping):
+        lines = [f"{_line(key)}: {_line(of[key])}" for key in sorted(of)]
+    else:
+        lines = [_line(row) for row in of]
+    begin, end = "{}" if isinstance(of, Mapping) else "[]"
+    before = f"{_line(head)[:-1]}, " if head else "{"
+    return f"{before}{_line(rows)}: {begin}\n" + ",\n".join(lines) + f"\n{end}}}\n"
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def tried(folder: Path) -> str:

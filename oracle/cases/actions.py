@@ -298,7 +298,9 @@ class Step(Action, frozen=True, tag="Step"):
         if not w.strict:
             return
         kept = [getattr(optimizer, name) for name in STATES[type(optimizer).__name__].values()]
-        states = [state for held in kept for state in held.values()]
+        # what the user has put there for a parameter that the step leaves out is as it was
+        stepped = [p for p in optimizer.params if p.requires_grad and p.grad is not None]
+        states = [held[p] for held in kept for p in stepped if p in held]
         w.promise("after a step no state carries a graph", all(s.is_leaf() for s in states if hasattr(s, "is_leaf")))
         w.promise("after a step parameters are leaves", all(p.is_leaf() for p in optimizer.params))
 
@@ -740,7 +742,9 @@ ReplaceData.examples = tuple(ReplaceData(form) for form in _DATA)
 
 
 class ReplaceState(Action, frozen=True, tag="ReplaceState"):
-    """``optimizer.u[parameter] = …``: another velocity (of Adam, a moment); "array" is no Tensor, "gradient" is ``p.grad``."""
+    """``optimizer.u[parameter] = …``: another velocity (of Adam, a moment); "array" is no Tensor, "gradient" is ``p.grad``,
+    and leaves what there is where that cannot be.
+    """
 
     form: Literal["plain", "kept", "array", "float64", "strided", "read-only", "in place", "gradient"] = "plain"
     parameter: Place = 0
@@ -779,7 +783,7 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
             yield f"{state}[{p}] = {p}.grad"
         elif self.form == "array":
             yield f"{state}[{p}] = {write(values)}"
-        else:
+        elif self.form != "gradient":
             yield f"{state}[{p}] = tensor({self.form!r}, {write(values)})"
             if self.form in ("kept", "strided", "read-only", "float64"):
                 yield f"kept.append({state}[{p}])"
@@ -800,7 +804,7 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
             held[p] = p.grad
         elif self.form == "array":
             held[p] = np.array(values)
-        else:
+        elif self.form != "gradient":
             held[p] = _tensor(w, self.form, values)
             if self.form in ("kept", "strided", "read-only", "float64"):
                 w.hold("velocity handed in", held[p])
@@ -817,6 +821,8 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
             values = values.astype(old.dtype)
         elif self._gradient(quantity, grad is not None and grad.dtype == np.float32):
             values = grad  # type: ignore[assignment]
+        elif self.form == "gradient":
+            return
         k.values[f"optimizer {i}: {quantity} {name}"] = np.array(values)
 
     def _state(self, kind: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Hypothesis strategies for training runs in other dtypes: the model, the data, or both.
 
-They are the usual runs, made tame where float16 would overflow, or lose the squares that Adam keeps.
+They are the usual runs, made tame where float16 would overflow. A model in float16 has no Adam: what is lost of the squares that it
+keeps is within no bound of rule L.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -357,24 +357,46 @@ def _tame(*arrays: Array, limit: float = truth.DOMAIN) -> bool:
     return all(truth.all_below(limit, array) for array in arrays)
 
 
+class _Expected(NamedTuple):
+    """What a step starts from, and what it must make of it."""
+
+    optimizer: int
+    view: c.TrainCase
+    names: list[str]
+    joined: Joined
+    p: Array
+    g: Array
+    old: Mapping[str, Array]
+    counts: Array
+    values: Mapping[str, tuple[Array, Array]]  # quantity -> what it must become, and the bound
+
+
+def _expected(h: Hearing, turn: Turn, action: a.Step) -> _Expected | None:
+    """None where no parameter has a gradient, or numbers are too large to be judged."""
+    i = turn.before.optimizer(action.optimizer)
+    if not turn.before.graded(i):
+        return None
+    joined, p, g, old, counts = _start(turn, i)
+    if not _tame(p, g, *old.values()):
+        return None
+    view = _view(h.case, optimizer=_spec(turn, i))
+    lr = np.array([[turn.before.settings(i)["lr"]]])
+    values = expected_update(view, lr, p, g, old, counts, 0.0).values
+    if not _tame(*(value for value, _ in values.values()), limit=HUGE):
+        return None
+    return _Expected(i, view, [name for _, name in joined.keys], joined, p, g, old, counts, values)
+
+
 def _updated(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
     """Rule L on a step: from the gradients that are there, the state and the hyperparameters in force. Proven by
     ``program-lr-cached`` and ``program-velocity-replaced-ignored``.
     """
-    i = turn.before.optimizer(action.optimizer)
-    if not turn.before.graded(i):
+    expected = _expected(h, turn, action)
+    if expected is None:
         return
-    joined, p, g, old, counts = _start(turn, i)
-    if not _tame(p, g, *old.values()):
-        return
-    view = _view(h.case, optimizer=_spec(turn, i))
-    lr = np.array([[turn.before.settings(i)["lr"]]])
-    names = [name for _, name in joined.keys]
-    update = expected_update(view, lr, p, g, old, counts, 0.0)
-    if not _tame(*(value for value, _ in update.values.values()), limit=HUGE):
-        return
-    seen = Observation(turn.ours.step, {q: _made(turn, i, q, names) for q in update.values})
-    for quantity, (value, bound) in update.values.items():
+    names, joined = expected.names, expected.joined
+    seen = Observation(turn.ours.step, {q: _made(turn, expected.optimizer, q, names) for q in expected.values})
+    for quantity, (value, bound) in expected.values.items():
         if quantity != "parameter" and not seen.values[quantity] and not is_ours(h.lockstep.ndl):
             continue  # without momentum, a needle of the course need keep no velocity
         of = Joined([(quantity, n) for n in names], joined.shapes)
@@ -388,34 +410,26 @@ def _made(turn: Turn, i: int, quantity: str, names: Sequence[str]) -> dict[str, 
 
 def _updated_by_torch(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
     """Rule T on a step: torch's own optimizer, from the same state. Proven by ``program-lr-cached``, too."""
-    i = turn.before.optimizer(action.optimizer)
-    if not turn.before.graded(i):
+    expected = _expected(h, turn, action)
+    if expected is None:
         return
-    joined, p, g, old, counts = _start(turn, i)
-    if not _tame(p, g, *old.values()):
-        return
-    h_case = _view(h.case, optimizer=_spec(turn, i))
-    names = [name for _, name in joined.keys]
+    i, view, names, joined, p, g, old, counts, values = expected
 
     def part(values: Array, n: int) -> torch.Tensor:
         return torch.from_numpy(np.array(joined.part(values[0], n), np.float32))
 
     parameters = [part(p, n).requires_grad_() for n in range(len(names))]
-    optimizer = peer.torch_optimizer(h_case, parameters)
+    optimizer = peer.torch_optimizer(view, parameters)
     for n, parameter in enumerate(parameters):
         parameter.grad = part(g, n)
         state = {key: part(old[q], n) for q, key in peer.TORCH_STATE.items() if q in old}
-        if isinstance(h_case.optimizer, c.Adam):
+        if isinstance(view.optimizer, c.Adam):
             state["step"] = torch.tensor(float(joined.part(counts[0], n).flat[0] - 1 if parameter.numel() else 0))
             optimizer.state[parameter] = state
-        elif h_case.optimizer.momentum:
+        elif view.optimizer.momentum:
             optimizer.state[parameter] = state
     optimizer.step()
-    lr = np.array([[turn.before.settings(i)["lr"]]])
-    update = expected_update(h_case, lr, p, g, old, counts, 0.0)
-    if not _tame(*(value for value, _ in update.values.values()), limit=HUGE):
-        return
-    for quantity, (right, bound) in update.values.items():
+    for quantity, (right, bound) in values.items():
         made = _made(turn, i, quantity, names)
         for n, name in enumerate(names):
             stepped = (

@@ -136,19 +136,19 @@ def _amid_zeros(self: Any, g: Any, kernel: Any) -> Any:
 
 fault(
     "conv-left-out-by-zero",
-    "pixels that a stride leaves out are multiplied by 0, and inf among them makes the gradient of the kernel nan",
+    "pixels that a stride leaves out, and places of the kernel that met no pixel, are multiplied by 0, and inf among them makes gradients nan",
     "Conv backward|ConvKernel forward|ConvInput forward",
-    replace("ops.ConvKernel.compute", _with_zeros),
+    replace("ops.ConvKernel.compute", _with_zeros) + replace("ops.ConvInput.compute", _amid_zeros),
 )
+
+
+def _cleaned(y: Any, *xs: Any) -> Any:
+    return np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 fault(
-    "conv-around-by-zero",
-    "places of the kernel are multiplied by 0 where they met no pixel, and inf in the kernel makes the gradient nan",
-    "Conv backward|ConvKernel forward|ConvInput forward",
-    replace("ops.ConvInput.compute", _amid_zeros),
-)
-fault(
-    "matmul-cleaned",
+    "products-cleaned",
     "what is no number is taken for 0",
-    "MatMul forward",
-    compute("MatMul", lambda y, a, b: np.nan_to_num(y, nan=0.0, posinf=np.inf, neginf=-np.inf)),
+    "MatMul forward|Linear forward|Conv forward",
+    compute("MatMul", _cleaned) + compute("Linear", _cleaned) + compute("Conv", _cleaned),
 )

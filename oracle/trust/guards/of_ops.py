@@ -49,9 +49,10 @@ def applies(op: str) -> Callable[[Called], bool]:
             return any(isinstance(part, Tensor) for part in parts) == (op == "picked")
         if (
             op in ("power_scalar", "whole_power_scalar") and not f.inside
-        ):  # the same call, on numbers of any sign only if it is whole; one of them may be a special value
+        ):  # the same call, on numbers of any sign only if it is whole; in float32 one of them may be a special value
             fraction = bool(float(other) % 1)  # type: ignore[arg-type]
-            return fraction if op == "power_scalar" else not fraction and (f.tensors[0] < 0).sum() > 1
+            negative = (f.tensors[0] < 0).sum()
+            return fraction if op == "power_scalar" else not fraction and negative > (f.tensors[0].dtype == np.float32)
         return True
 
     return asked

@@ -219,12 +219,6 @@ def to_json(rows: Sequence[Row], count: int) -> dict[str, Any]:
     return {"seed": SEED, "cases": count, "guards": lines}
 
 
-def text(table: Mapping[str, Any]) -> str:
-    """The table, a guard a line, so that two runs can be compared."""
-    head = json.dumps({k: v for k, v in table.items() if k != "guards"})
-    return head[:-1] + ', "guards": [\n' + ",\n".join(map(json.dumps, table["guards"])) + "\n]}\n"
-
-
 def known(data: Path = BASELINE) -> dict[str, Mapping[str, Any]]:
     """The guards of the committed table, by label."""
     if not data.exists():
@@ -275,7 +269,7 @@ def guards(
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     files.save(page, markdown(rows, count))
-    files.save(data, text(to_json(rows, count)))
+    files.save(data, files.in_lines(to_json(rows, count), "guards"))
     console.print(
         f"{sum(r.guarded for r in rows)} of {len(rows)} guards noticed by cases with their label alone, {len(reasons())} labels with a reason; "
         f"{time.perf_counter() - started:.0f} s; {page}",

@@ -325,10 +325,7 @@ def resumed(plan: Plan, kept: dict[str, Any]) -> dict[str, Outcome]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """One mutant a line, so that a diff of two runs can be read."""
-    head = {k: v for k, v in content.items() if k != "mutants"}
-    lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(content["mutants"].items())]
-    text = json.dumps(head, ensure_ascii=False)[:-1] + ', "mutants": {\n' + ",\n".join(lines) + "\n}}\n"
-    files.save(path, text)
+    files.save(path, files.in_lines(content, "mutants"))
 
 
 def read(path: Path) -> dict[str, Any]:
