@@ -28,7 +28,11 @@ def head(console: Console, run: Any) -> None:
     """The verdict, which comes first."""
     bad = run.exit_code == ExitCode.PART
     style = "bold red" if bad else "bold green" if run.exit_code == ExitCode.AGREE else "bold yellow"
-    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written or not run.failures else ""
+    page = (
+        f"; the page: {commands.shown(run.plan.folder / 'needle.html')}"
+        if run.written or (bad and not run.failures)
+        else ""
+    )
     for line in textwrap.wrap(
         verdict(run) + page, max(console.width, 40), break_long_words=False, break_on_hyphens=False
     ):

@@ -588,7 +588,7 @@ MISTAKES = (
         "one maximum for all rows", "slots", "ops.py",
         "        top = a.max(axis=self.axes, keepdims=True)\n        return (np.log(",
         "        top = a.max()\n        return (np.log(",
-        r"logsumexp|SoftmaxLoss",
+        r"logsumexp|LogSumExp|SoftmaxLoss",
     ),
     Mistake(
         "a product goes back without transposing", "slots", "ops.py",
