@@ -37,6 +37,13 @@ MEMORY = (
 FORKS = hasattr(os, "fork")
 
 
+def threads(number: int) -> dict[str, str]:
+    """The environment in which NumPy and torch have so many threads. One where there is a process per core, and where sums are to have
+    one order.
+    """
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(number))
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP, told apart from a KeyboardInterrupt that needle raises."""
 

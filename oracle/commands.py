@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,19 @@ LATEST = Path("reports/latest")
 ROOT = Path(__file__).resolve().parents[1]
 # A wheel of oracle has our needle in here: whoever installs it may have another package of that name, and keeps it.
 CARRIED = Path(__file__).resolve().parent / "_carried"
+_started = time.perf_counter()
 _started_in = Path.cwd()  # where commands are pasted; a needle may well change the working directory
 
 
 def started_here() -> None:
     """A command starts: paths that it was given, and those that it shows, are meant from here."""
-    global _started_in
-    _started_in = Path.cwd()
+    global _started, _started_in
+    _started, _started_in = time.perf_counter(), Path.cwd()
+
+
+def running() -> float:
+    """Seconds since the command has started; Python itself was 0.1 s earlier."""
+    return time.perf_counter() - _started
 
 
 def meant(path: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from oracle.apart import threads
 from oracle.exits import ExitCode
 
 NAME = "needle against PyTorch"
@@ -70,8 +71,7 @@ class NeedleItem(pytest.Item):
         done = subprocess.run(
             [sys.executable, "-m", "oracle", "diff", *map(str, words), "--json", "-", "--no-github"],
             cwd=self.config.invocation_params.dir,
-            # one thread: a process per core, and sums then have one order
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=os.environ | threads(1),
             capture_output=True,
             encoding="utf-8",
             errors="replace",

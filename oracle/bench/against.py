@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from oracle import apart
 from oracle.bench import measure
 from oracle.bench import options as given
 from oracle.bench.measure import Disagreement, Spread, Timing
@@ -72,7 +73,7 @@ class Process:
 
     def __init__(self, folder: Path, threads: int) -> None:
         environment = blas.environment() | {
-            **given.threads_environment(threads),
+            **apart.threads(threads),
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         command = [sys.executable, "-m", "oracle.bench.contestant", str(folder)]

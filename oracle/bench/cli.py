@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oracle.bench.options import EXTRAS, WORKLOADS, threads_environment
+from oracle.apart import threads
+from oracle.bench.options import EXTRAS, WORKLOADS
 
 ONE_THREAD_XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from oracle.bench import against
 
         return against.run(options)
-    wanted = threads_environment(options.threads)
+    wanted = threads(options.threads)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         if "numpy" not in sys.modules and "torch" not in sys.modules:
             os.environ.update(wanted)

@@ -20,7 +20,3 @@ ROUNDS, QUICK_ROUNDS = 15, 5
 def bursts(options: argparse.Namespace) -> tuple[int, float]:
     """How many rounds, and how many seconds a burst."""
     return options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), QUICK_BURST if options.quick else BURST
-
-
-def threads_environment(threads: int) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))

@@ -5,6 +5,7 @@ An `Entry` is made in a child, because it runs the program and looks into the pa
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import io
@@ -88,9 +89,12 @@ def entry(case: c.Case, divergence: Divergence, ndl: Any) -> Entry:
     summed = suspect.what.startswith("accumulation")
     try:
         made.program = _SUMMED if summed else written.program(case, divergence)
+        if divergence.quantity == "parameters":
+            made.program = _how_many(made.program)
+            made.exact = str(len(ast.literal_eval(divergence.message.rpartition(", not ")[2])))
         printed, raised = run(made.program)
         made.theirs = raised or printed
-    except (written.TooLong, ValueError, KeyError, IndexError):
+    except (written.TooLong, ValueError, KeyError, IndexError, SyntaxError):
         pass
     if failure is not None:
         made.theirs = made.theirs if "Error" in made.theirs else f"{failure.kind}: {failure.message}"
@@ -120,6 +124,13 @@ y = x * 1.0
 (y * 2.0 + y * 3.0 + y * 7.0).sum().backward()
 print(x.grad.numpy())
 """
+
+
+def _how_many(program: str) -> str:
+    """The model of a program, and how many parameters are found in it."""
+    head, _, rest = program.partition("\nmodel = ")
+    head = re.sub(r"\ndef put\(.*?\n\n\n", "\n", head, flags=re.DOTALL)
+    return f"{head}\nmodel = {rest.partition(chr(10))[0]}\nprint(len(model.parameters()))\n"
 
 
 def functions_run(case: c.Case, ndl: Any) -> frozenset[str]:
@@ -272,6 +283,7 @@ def _part(what: str, case: c.Case) -> str:
 
 def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
     what, words = _part(suspect.what, case), suspect.words
+    quantity = divergence.quantity
     if isinstance(case, c.ProgramCase) and divergence.name.startswith("eval()"):
         where = "" if case.held == "sequential" else f", where a module has its layers in a {case.held}"
         return f"{what}() does not reach every layer{where}"
@@ -299,6 +311,8 @@ def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
             if not what.endswith(("gradients", "parameters"))
             else f"{what}: {suspect.place or divergence.message}"
         )
+    if quantity == "parameters":
+        return divergence.message
     if divergence.rule in ("shape", "missing", "exact", "unexpected"):
         text = f"{what}: {divergence.message}"
     return f"{text}: {words}" if words else text

@@ -220,7 +220,10 @@ def _canonical(value: Any) -> Any:
     """Plain data that is the same for equal values: 1.0 as 1, and without fields at their defaults, so that a new
     field leaves the digests of old cases alone.
     """
-    if isinstance(value, str | int | bool | None):
+    kind = type(value)
+    if kind is float:
+        return int(value) if value.is_integer() else value
+    if kind in _PLAIN:
         return value
     if isinstance(value, Struct):
         told: dict[str, Any] = {"kind": value.__struct_config__.tag}
@@ -231,9 +234,10 @@ def _canonical(value: Any) -> Any:
         return told
     if isinstance(value, dict):
         return {k: _canonical(v) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return [_canonical(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return [_canonical(v) for v in value] if isinstance(value, tuple) else value
+
+
+_PLAIN = (str, int, bool, type(None))
 
 
 @functools.cache
@@ -380,6 +384,13 @@ def training_of(case: ProgramCase) -> TrainCase:
     )
 
 
+def cycled(values: Array, size: int) -> Array:
+    """The values over and over, a copy: what np.resize makes of a tuple of as many arrays as there are repetitions."""
+    repeated = np.empty((-(-size // len(values)), len(values)), values.dtype)
+    repeated[...] = values
+    return repeated.reshape(-1)[:size]
+
+
 class Operand(Part, frozen=True, tag="Operand"):
     """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
 
@@ -403,7 +414,7 @@ class Operand(Part, frozen=True, tag="Operand"):
     def array(self) -> Array:
         """The operand as a float32 array with the memory layout asked for."""
         flat = np.array([float(v) for v in self.values], dtype=np.float32)
-        flat = (np.resize(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
+        flat = (cycled(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
         if self.layout == "F" and self.shape:
             return np.asfortranarray(flat)
         if self.layout == "strided" and self.shape:
@@ -516,7 +527,7 @@ class OpCase(_Case, frozen=True, tag="op"):
     def cotangent_array(self) -> Array:
         """The cotangent, float32, in the shape of the result."""
         shape = self.result_shape
-        return np.resize(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
+        return cycled(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
 
     def direction(self, order: int, name: str, shape: Shape) -> Array:
         """What the gradient of that order by ``name`` is multiplied with before it is differentiated again, float32."""

@@ -32,6 +32,7 @@ from oracle.apart import (
     one_line,
     place,
     plain,
+    threads,
 )
 from oracle.memory.probe import Job, Measured
 from oracle.systems.candidate import candidate, choose, chosen, home, is_inside
@@ -154,7 +155,7 @@ class Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         """The nursery, started when there is none."""
         if self.process is None or self.process.poll() is not None:
-            settings = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            settings = {"PYTHONHASHSEED": "0"} | threads(1)
             folder = chosen()
             command = [
                 sys.executable,

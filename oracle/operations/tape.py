@@ -39,6 +39,7 @@ class Rounding:
 
 SINGLE = Rounding(U, TINY)
 
+LARGE = 1 << 13  # numbers, from which on a copy costs more than three operations in place of one
 _POOL_SIZE = 1 << 20
 _POOL = np.random.RandomState(20240229).uniform(-2 * U, 2 * U, _POOL_SIZE)
 
@@ -58,23 +59,38 @@ class Noise:
 
     def draw(self, shape: Shape) -> Array:
         """Noise for the perturbed replicas, of the shape (steps, *shape): float64 ``(replicas - 1, steps, *shape)``."""
-        noise = np.empty((self.replicas - 1, *shape))
-        self.fill(noise)
-        return noise
+        return self._alike(self._next((self.replicas - 1, *shape)).copy())
 
-    def fill(self, noise: Array) -> None:
-        """The same, into an array."""
-        count, start = noise.size, self._cursor
+    def scale(self, x: Array) -> None:
+        """x of that shape times noise, in place."""
+        noise = self._next(x.shape)
+        if not self.coherent or x.ndim <= 1 + LEAD:
+            x *= noise
+        elif x.size < LARGE:
+            x *= self._alike(noise.copy())
+        else:  # without a copy of the noise: memory is what takes the time
+            alone, last = self.replicas - 1 - self.coherent, x[-1]
+            x[:alone] *= noise[:alone]
+            x[alone:-1] *= noise[alone:-1, :, :1]
+            last *= noise[-1][(slice(None), *[slice(1)] * (last.ndim - 1))]
+
+    def _next(self, shape: Shape) -> Array:
+        """Independent noise: a view of the pool."""
+        count, start = math.prod(shape), self._cursor
         end = start + count
         if end <= _POOL_SIZE:
             flat, self._cursor = _POOL[start:end], end
         else:
             flat = self._beyond(count)
-        noise[...] = flat.reshape(noise.shape)
+        return flat.reshape(shape)
+
+    def _alike(self, noise: Array) -> Array:
+        """The same noise for all rows in the replicas where they round alike, and for all elements in the last one."""
         if self.coherent and noise.ndim > 1 + LEAD:
             rows, last = noise[-self.coherent :], noise[-1]
             rows[:, :, 1:] = rows[:, :, :1]
             last[...] = last[(slice(None), *[slice(1)] * (last.ndim - 1))]
+        return noise
 
     def _beyond(self, count: int) -> Array:
         """Noise where the pool ends: a new lap, or a block of its own."""
@@ -121,25 +137,23 @@ class Tape:
         if self.noise is None:
             return x
         out = np.empty((self.noise.replicas, *x.shape[1:]))
-        exact, perturbed = x[0], out[1:]  # few temporary arrays: most of the time goes into memory
-        self.noise.fill(perturbed)
-        underflow = UNDERFLOW
-        if self.rounding is not SINGLE:
-            perturbed *= self.rounding.unit / U
-            underflow = self.rounding.tiny / self.rounding.unit
+        exact, perturbed = x[0], out[1:]  # no temporary arrays of that size: most of the time goes into memory
+        underflow = UNDERFLOW if self.rounding is SINGLE else self.rounding.tiny / self.rounding.unit
         out[0] = exact
         size = np.abs(exact)
         np.maximum(size, underflow, out=size, where=size > 0)
         if x.shape[0] == 1:
-            perturbed *= size
-            perturbed += exact
+            replicas, perturbed[...] = exact, size
         else:
             # the amplitude is that of the larger of the replica and the exact value, so that a replica which has
             # fallen into another regime (a variance near 0) does not underestimate
-            amplitude = np.abs(x[1:])
-            np.maximum(amplitude, size, out=amplitude)
-            perturbed *= amplitude
-            perturbed += x[1:]
+            replicas = x[1:]
+            np.abs(replicas, out=perturbed)
+            np.maximum(perturbed, size, out=perturbed)
+        if self.rounding is not SINGLE:
+            perturbed *= self.rounding.unit / U
+        self.noise.scale(perturbed)
+        perturbed += replicas
         return np.where(np.isfinite(x), out, x) if self.special else out
 
     def coarse(self, x: Array, of: Var) -> Array:

@@ -77,6 +77,7 @@ def judge_run(lockstep: Lockstep, *, peer_too: bool, validate: bool = False) -> 
                 found.extend(raised(step.ours))
                 found.extend(raised(step.ours_eval) if step.ours_eval is not None else ())
                 verdict.beside.extend(promoted(step.ours))
+                verdict.beside.extend(promoted(step.ours_eval) if step.ours_eval is not None else ())
     verdict.out_of_domain = int(not in_domain)
     if found:
         verdict.divergence = min(found, key=lambda f: f.order)

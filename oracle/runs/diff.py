@@ -303,8 +303,7 @@ def facts(run: Any, total: int, verbose: bool, more: str = " (--verbose)") -> It
         if shares:
             key = max(shares, key=lambda k: shares[k])
             yield "nearest", f"{percent(shares[key])} of a tolerance, rule {key.partition(' ')[0]}"
-    speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
-    yield "time", f"{run.wall:.0f} s, {speed}{total / max(result.cpu_seconds, 1e-9):.0f} per second of a core"
+    yield "time", _speed(run, total)
     yield "digest", f"{result.digest} of the verdicts, the same for every number of workers"
 
 
@@ -331,14 +330,19 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share < 100 else f"{share:.1e} times" if math.isfinite(share) else "not finite"
 
 
+def _speed(run: Any, total: int) -> str:
+    speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
+    core = f"{total / max(run.result.cpu_seconds, 1e-9):.0f} per second of a core"
+    return f"{run.wall:.0f} s, {speed}{core}" + f", {run.start:.1f} s before the first" * bool(run.start)
+
+
 def _time(run: Any, total: int) -> str:
     """How fast a run was, which share of the time needle and torch took, and how the rest divides."""
     seconds: dict[str, float] = run.result.seconds
     busy = sum(seconds.values())
     shares = {name: f"{name} {value / busy:.0%}" for name, value in sorted(seconds.items(), key=lambda item: -item[1])}
     inside = [shares.pop(name) for name in ("needle", "torch") if name in shares]
-    speed = f"{total / run.wall:.0f} cases/s, {total / max(run.result.cpu_seconds, 1e-9):.0f} per second of a core"
-    return f"time: {run.wall:.0f} s, {speed}; inside {', '.join(inside)}; around them {', '.join(shares.values())}"
+    return f"time: {_speed(run, total)}; inside {', '.join(inside)}; around them {', '.join(shares.values())}"
 
 
 MANY = 20  # labels of a group that are shown one by one; of larger groups the least reached, and the most
@@ -442,6 +446,7 @@ def to_json(run: Any) -> dict[str, Any]:
         "largest_difference": result.largest_difference,
         "rounded_alike": result.common,
         "seconds": dict(result.seconds),
+        "start_seconds": run.start,
         "wall_seconds": run.wall,
         "cpu_seconds": result.cpu_seconds,
         "digest": result.digest,

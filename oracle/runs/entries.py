@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, RAISES, Entry, entry
 from oracle.cases import case as c
-from oracle.cases import fitting
 from oracle.commands import Asked
-from oracle.runs import hazards, mended
+from oracle.rules.verdict import FORWARD
+from oracle.runs import basics, hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Does
 from oracle.systems.candidate import candidate
@@ -24,15 +24,20 @@ CAUSES = 12  # that are tried; there are hardly ever as many
 TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
 
 
-def told_once(pool: Does, found: Sequence[Failed], lacking: frozenset[str]) -> list[Failed]:
-    """Without what follows from another finding; ``lacking`` as for `cases.battery`."""
+def told_once(pool: Does, found: Sequence[Failed]) -> tuple[list[Failed], list[Entry]]:
+    """Without what follows from another finding, and what is wrong with the package as a whole (`basics`)."""
+    basic: list[Entry] = pool.submit(basics.found).result()
     kept = folded(without_programs(pool, found))
-    if fitting.PATHS in lacking:  # a walk that takes every path adds up otherwise
-        _, answers = pool.submit(mended.gone, hazards.EXPONENTIAL, kept).result()
-        for failed, answer in zip(kept, answers, strict=True):
-            failed.tried[hazards.EXPONENTIAL] = answer
-    of_the_walk = [failed for failed in kept if failed.tried.get(hazards.EXPONENTIAL)]
-    return [*without_consequences(pool, [failed for failed in kept if failed not in of_the_walk]), *of_the_walk]
+    right: list[str] = []
+    for one in basic:
+        own, answers = pool.submit(mended.gone, one.key, kept, right).result()
+        right += [one.key] if own else []
+        for failed, gone in zip(kept[:], answers, strict=True):
+            if gone:
+                one.also[failed.culprit] = failed.count
+                kept.remove(failed)
+        one.count = sum(one.also.values()) or 1
+    return without_consequences(pool, kept, right), basic
 
 
 def folded(found: Sequence[Failed]) -> list[Failed]:
@@ -75,23 +80,38 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
-def without_consequences(pool: Does, found: Sequence[Failed]) -> list[Failed]:
-    """Without what is gone once another one is mended, in all cases that are known of it."""
-    kept = list(found)
+def without_consequences(pool: Does, found: Sequence[Failed], right: Sequence[str] = ()) -> list[Failed]:
+    """Without what is gone once another one is mended, in all cases that are known of it; ``right`` is mended already."""
+    kept, mends = list(found), list(right)
     causes = [failed for failed in kept if mended.can_be_mended(failed.culprit)]
-    # an op is never wrong because of a layer; of two that are both gone with one another, the one that shows more often is told
-    causes.sort(key=lambda failed: (not isinstance(failed.case, c.OpCase), -failed.count))
+    causes.sort(key=_before)
     for cause in causes[:CAUSES]:
-        others = [failed for failed in kept if failed is not cause]
+        others = [failed for failed in kept if failed is not cause and failed.culprit not in mends]
         if cause not in kept:
             continue
-        cause.tried[cause.culprit], answers = pool.submit(mended.gone, cause, others).result()
+        cause.tried[cause.culprit], answers = pool.submit(mended.gone, cause, others, mends).result()
+        if not cause.tried[cause.culprit]:
+            continue
+        # what is mended already is gone of course: would it be gone if it were not?
+        for known in [failed for failed in kept if failed.culprit in mends]:
+            rest = [key for key in mends if key != known.culprit]
+            _, one = pool.submit(mended.gone, cause, [known], rest).result()
+            others, answers = [*others, known], [*answers, *one]
+        mends.append(cause.culprit)
         for failed, answer in zip(others, answers, strict=True):
             failed.tried[cause.culprit] = answer
             if answer:
                 _into(cause, failed)
                 kept.remove(failed)
     return kept
+
+
+def _before(failed: Failed) -> tuple[bool, bool, bool, int]:
+    """Which of two that are both gone with one another is told: an op is never wrong because of a layer, what a module finds in itself
+    shows in what it has, gradients build on values, and else it is the one that shows more often.
+    """
+    of_an_op, found = isinstance(failed.case, c.OpCase), failed.culprit == "Module.parameters"
+    return not of_an_op, not found, failed.divergence.quantity not in FORWARD, -failed.count
 
 
 def _into(cause: Failed, failed: Failed) -> None:
@@ -142,9 +162,11 @@ def entries(
     required: Sequence[str],
     progress: Callable[[str], None],
     lacking: frozenset[str] = frozenset(),
+    basic: Sequence[Entry] = (),
 ) -> list[Entry]:
-    """All entries, the worst first; ``lacking`` as for `cases.battery`."""
-    wrong = [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
+    """All entries, the worst first; ``lacking`` as for `cases.battery`, ``basic`` as in `told_once`."""
+    wrong = [one.key for one in basic if one.also]
+    wrong += [f.culprit for f in failures if f.tried.get(f.culprit) and f.divergence.failure is None]
     known = {f.culprit for f in failures}
     hidden = pool.submit(mended.behind, wrong, known, lacking) if wrong else None
     progress("looking for hazards")
@@ -153,6 +175,9 @@ def entries(
     found: list[Entry] = [
         Entry(f"required {name}", HAZARD, f"{name} is required, and is not offered", again=again) for name in required
     ]
+    for of_all in basic:
+        of_all.again = again
+    found += basic
     of: dict[int, Failed] = {}  # of which failing case an entry is
     for failed, made in zip(failures, told, strict=False):
         progress("telling what is wrong")
@@ -169,12 +194,6 @@ def entries(
             found.append(one)
     except (Broken, Died):
         pass
-
-    walk = next((one for one in found if one.key == hazards.EXPONENTIAL), None)
-    if walk is not None:
-        for one in [one for one in found if id(one) in of and of[id(one)].tried.get(walk.key)]:
-            walk.also[one.key] = one.count
-            found.remove(one)
 
     def tried(one: Entry, cause: Entry) -> bool | None:
         return of[id(one)].tried.get(cause.key) if id(one) in of else None
@@ -207,6 +226,10 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
             evidence = None if touches else tried(one, cause)
             if evidence is False:
                 continue
+            if touches and one.key.endswith("forward in training mode"):  # it is wrong in both modes: that is told
+                one.details.append(cause.sentence)
+                kept = [e for e in kept if e is not cause]
+                break
             of_tensor = cause.key.startswith("Tensor.") or "writes into" in cause.sentence
             if (
                 evidence is None

@@ -15,11 +15,10 @@ import sys
 import threading
 from pathlib import Path
 
+from oracle.apart import threads
 from oracle.runs.pipes import received, send
 
 ROOT = Path(__file__).resolve().parents[2]  # what Python has to find oracle in
-# One thread per process: there is a helper per thread of the worker.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class HelperEnded(Exception):
@@ -77,6 +76,6 @@ def _started(folder: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
+        env=os.environ | threads(1) | {"PYTHONPATH": path},  # a helper per thread of the worker
         start_new_session=True,  # Ctrl-C is for whoever started the campaign
     )

@@ -26,6 +26,7 @@ def entry(summary: Mapping[str, Any], when: str, commit: str) -> dict[str, Any]:
         "tensors": summary["tensors"],
         "divergences": len(summary["failures"]),
         "exit_code": int(summary["exit_code"]),
+        "start_seconds": round(summary["start_seconds"], 2),
         "wall_seconds": round(summary["wall_seconds"], 2),
         "cpu_seconds": round(summary["cpu_seconds"], 2),
         "digest": summary["digest"],

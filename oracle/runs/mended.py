@@ -24,7 +24,7 @@ from oracle.cases.battery import battery
 from oracle.operations import OPERATIONS
 from oracle.rules.alone import Known, known_ops
 from oracle.rules.node import derived
-from oracle.runs import hazards, instead
+from oracle.runs import basics, hazards, instead
 from oracle.runs.judgement import verdict_on
 from oracle.runs.result import Failed
 from oracle.runs.shard import judge_all
@@ -48,7 +48,7 @@ def can_be_mended(key: str) -> bool:
 
 _WALKS = {f"Module.{method}": method for method in instead.WALKS}
 _LOSS = "SoftmaxLoss"
-_WITH_GRAPH = (*_WALKS, "sum_node_list", hazards.EXPONENTIAL)
+_WITH_GRAPH = (*_WALKS, "sum_node_list", *basics.LOOKS)
 _CLASSES = {kind.called or name: name for name, kind in c.LAYERS.items()}
 
 
@@ -63,8 +63,10 @@ def mend(ndl: Any, key: str) -> bool:
     owner, _, method = key.partition(".")
     if key == "sum_node_list":
         return _mend_sum(ndl)
-    if key == hazards.EXPONENTIAL:
+    if key in (hazards.EXPONENTIAL, basics.ADDED):
         return instead.put_backward(ndl)
+    if key in basics.LOOKS:
+        return basics.put_init(ndl, key)
     if key in _WALKS:
         return instead.put_walk(ndl, _WALKS[key])
     if owner in ("Tensor", "Value") and method in _OPERATORS:
@@ -130,32 +132,51 @@ def _passed_back(ndl: Any, known: Known, wrong: Callable[..., Any]) -> Callable[
 Gone = tuple[bool | None, list["bool | None"]]  # of what was mended itself, and of other findings; None: cannot be told
 
 
-def gone(cause: Failed | str, others: Sequence[Failed]) -> Gone:
-    """What is gone once the culprit of a finding, or what a hazard is about, is right."""
-    try:
-        return apart(_gone, cause, others, heard=bytearray())
-    except (Broken, Died):
-        return None, [None] * len(others)
-
-
-def _gone(cause: Failed | str, others: Sequence[Failed]) -> Gone:
-    ndl, key = candidate(), cause if isinstance(cause, str) else cause.culprit
-    # the right numbers of an op have no graph of their own
-    made_of_ops = key in _WITH_GRAPH or key.partition(".")[2] in _OPERATORS or _part(key) in (*instead.LAYERS, _LOSS)
+def gone(cause: Failed | str, others: Sequence[Failed], already: Sequence[str] = ()) -> Gone:
+    """What is gone once the culprit of a finding, or what `basics` have found, is right, beside what is right ``already``: two
+    mistakes may show in the same way.
+    """
+    key = cause if isinstance(cause, str) else cause.culprit
+    # the right numbers of an op have no graph of their own: what is differentiated twice is tried without them
+    kept = [known for known in already if _keeps_graphs(known)]
+    answers: dict[int, bool | None] = {}
     own: bool | None = None
-    if isinstance(cause, str):
-        own = not hazards.exponential(ndl) if mend(ndl, key) else None
-    elif _can_be_judged(cause, made_of_ops) and mend(ndl, key):
-        own = _all_gone(cause)
-    if not own:  # what is still there is not its fault, or it was not mended
-        return own, [None] * len(others)
-    return own, [_all_gone(failed) if _can_be_judged(failed, made_of_ops) else None for failed in others]
+    for higher, right in ((False, already), (True, kept)):
+        part = [failed for failed in others if _higher(failed) == higher]
+        own_too = _higher(cause) == higher
+        if (part or own_too) and (_keeps_graphs(key) or not higher):
+            try:
+                itself, found = apart(_gone, cause if own_too else key, part, right, own_too, heard=bytearray())
+            except (Broken, Died):
+                continue
+            own = itself if own_too else own
+            answers |= {id(failed): answer for failed, answer in zip(part, found, strict=True)}
+    return own, [answers.get(id(failed)) if own else None for failed in others]
 
 
-def _can_be_judged(failed: Failed, made_of_ops: bool) -> bool:
-    """Whether it can with what was mended: what is differentiated twice needs a graph."""
-    higher = isinstance(failed.case, c.SecondOrderCase) or failed.divergence.quantity in HIGHER.values()
-    return made_of_ops or not higher
+def _gone(cause: Failed | str, others: Sequence[Failed], right: Sequence[str], own_too: bool) -> Gone:
+    ndl, key = candidate(), cause if isinstance(cause, str) else cause.culprit
+    for known in right:
+        mend(ndl, known)
+    if not mend(ndl, key):
+        return None, [None] * len(others)
+    own = True
+    if own_too:
+        own = not basics.LOOKS[key](ndl) if isinstance(cause, str) else _all_gone(cause)
+    # what is still there itself is not its fault
+    return own, [_all_gone(failed) for failed in others] if own else [None] * len(others)
+
+
+def _keeps_graphs(key: str) -> bool:
+    method = key.partition(".")[2]
+    return key in _WITH_GRAPH or method in _OPERATORS or _part(key) in (*instead.LAYERS, _LOSS)
+
+
+def _higher(failed: Failed | str) -> bool:
+    """Whether it is about what is differentiated twice."""
+    if isinstance(failed, str):
+        return False
+    return isinstance(failed.case, c.SecondOrderCase) or failed.divergence.quantity in HIGHER.values()
 
 
 def _all_gone(failed: Failed) -> bool:

@@ -91,6 +91,7 @@ class Run:
     notes: list[str] = field(default_factory=list)  # what was left out, or not written, and why
     interrupted: bool = False
     wall: float = 0.0
+    start: float = 0.0  # seconds until cases were handed out: imports, a look at needle, torch's first step
     shards: int = 0
     written: list[str] = field(default_factory=list)  # digests of the failures that have a file
 
@@ -134,6 +135,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
     started = time.perf_counter()
     outcome = Run(plan)
     warm_up()
+    outcome.start = commands.running()
     pool = Pool(plan.workers)
     try:
         real = _generated(plan, pool, outcome, progress, started)
@@ -148,7 +150,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 outcome.result.harness_errors.append(f"on real data: {error}")
         _shrink_all(pool, outcome, progress)
         if plan.foreign:
-            outcome.failures = entries.told_once(pool, outcome.failures, plan.offer.lacking)
+            outcome.failures, basic = entries.told_once(pool, outcome.failures)
             required = plan.offer.absent
             outcome.entries = entries.entries(
                 pool,
@@ -158,6 +160,7 @@ def run(plan: Plan, progress: Callable[[Run, str], None] = lambda run, text: Non
                 required,
                 lambda text: progress(outcome, text),
                 plan.offer.lacking,
+                basic,
             )
     except KeyboardInterrupt:
         outcome.interrupted = True

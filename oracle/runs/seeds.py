@@ -288,7 +288,7 @@ class _Making:
         """Of another needle: its entries, one for each mistake."""
         outcome, pool = self.outcome, self.pool
         plan = outcome.plan
-        kept = entries.told_once(pool, outcome.failures, plan.offer.lacking)
+        kept, basic = entries.told_once(pool, outcome.failures)
         for failed in kept:  # the plain training run of a program is a case of its own
             digest = failed.case.digest
             if digest not in self.scripts:
@@ -297,7 +297,7 @@ class _Making:
         outcome.failures = sorted(kept, key=worst_first)
         again = plan.asked.diff(plan.seed, cases=SHARD_SIZE, digits=False, keep_going=True)
         outcome.entries = entries.entries(
-            pool, outcome.failures, plan.asked, again, plan.offer.absent, lambda text: None, plan.offer.lacking
+            pool, outcome.failures, plan.asked, again, plan.offer.absent, lambda text: None, plan.offer.lacking, basic
         )
 
     def end(self) -> None:

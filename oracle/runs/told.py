@@ -20,6 +20,7 @@ from oracle.pages.made import commit, now
 from oracle.pages.templates import render
 
 AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
+WAYS = 3  # in which a mistake shows elsewhere that are named, those of the most cases
 TEMPLATE = Path(__file__).with_name("told.html")
 
 
@@ -27,7 +28,7 @@ def head(console: Console, run: Any) -> None:
     """The verdict, which comes first."""
     bad = run.exit_code == ExitCode.PART
     style = "bold red" if bad else "bold green" if run.exit_code == ExitCode.AGREE else "bold yellow"
-    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written else ""
+    page = f"; the page: {commands.shown(run.plan.folder / 'needle.html')}" if run.written or not run.failures else ""
     for line in textwrap.wrap(
         verdict(run) + page, max(console.width, 40), break_long_words=False, break_on_hyphens=False
     ):
@@ -78,8 +79,13 @@ def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
                 text.replace("every node of the tape is right by itself (rule OP)", "each op in it is right by itself"),
             )
     often = f"in {entry.count} case{'s' * (entry.count != 1)}"
-    also = ", ".join(f"{n} of them as {what}" for what, n in entry.also.items())
-    if entry.severity < HINT and "replay" in entry.again:  # of a case, and not of a look at what no case shows
+    ways = sorted(entry.also.items(), key=lambda way: -way[1])
+    named = ways if len(ways) <= WAYS + 1 else ways[:WAYS]
+    rest = sum(count for _, count in ways[len(named) :])
+    parts = [f"{count} of them as {what}" for what, count in named] + [f"{rest} in other ways"] * bool(rest)
+    also = ", ".join(parts)
+    # of a case, and not of a look at what no case shows
+    if entry.severity < HINT and ("replay" in entry.again or entry.also):
         yield "seen", often + (f": {also}" if also else "")
     if entry.again and entry.severity < HINT:
         yield "again", entry.again

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from oracle.apart import threads
 from oracle.memory import blas
 from oracle.pages import terminal
 
@@ -34,7 +35,6 @@ CLIPPED = 160  # characters of such a line
 SHOWN = 15  # lines of a check that fails
 LIMIT = 3600.0  # seconds for one check
 GRACE = 10.0  # seconds that a child has after Ctrl-C
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 # The tests that compare numbers; what looks at processes, pages and the catalogue of faults is left to `nox -s tests`.
 NUMBERS = (
@@ -64,7 +64,7 @@ class Setting:
     @property
     def environment(self) -> dict[str, str]:
         """For a child."""
-        return blas.environment(self.kernel, self.chosen) | ONE_THREAD | {"CI": "true", "NO_COLOR": "1"}
+        return blas.environment(self.kernel, self.chosen) | threads(1) | {"CI": "true", "NO_COLOR": "1"}
 
     @property
     def prefix(self) -> str:

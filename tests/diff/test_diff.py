@@ -64,9 +64,11 @@ def test_the_summary_says_where_the_time_went(ci_run):
     done, summary = ci_run
     assert {"needle", "torch", "truth", "rules", "OP", "drawing"} <= set(summary["seconds"])
     assert summary["cpu_seconds"] > 0
+    assert 0 < summary["start_seconds"] < summary["start_seconds"] + summary["wall_seconds"]
     line = " ".join(done.stdout.split())
     assert "inside needle" in line
     assert "around them" in line
+    assert f"per second of a core, {summary['start_seconds']:.1f} s before the first" in line
 
 
 def test_it_learns_the_digits(ci_run):

@@ -15,6 +15,8 @@ SOME = (
     "modules of a dict", "all optimizers have one state",  # what only programs show
     # and pairs, of which one hid the other where "it runs that function" was taken for evidence
     "shapes compared from the left + batch statistics in evaluation", "the mask is float64 + eps beside the root",
+    # and what is found of every Tensor, beside what it causes
+    "a result asks for no gradient + eps beside the root",
 )  # fmt: skip
 
 

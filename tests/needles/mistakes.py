@@ -467,6 +467,133 @@ MISTAKES = (
         "a gradient that is an array of the wrong sign", "slots", "ops.py",
         "unbroadcast(-g * a / (b * b), b.shape)", "unbroadcast(g * a / (b * b), b.shape)", r"Div|divide",
     ),
+    # -- what nobody had thought of when the rules were written
+    Mistake(
+        "a result asks for no gradient", "plain", "autograd.py",
+        "requires_grad = any(x.requires_grad for x in inputs)", "requires_grad = all(x.requires_grad for x in inputs)",
+        r"nothing arrives at x",
+    ),
+    Mistake(
+        "gradients are added up", "named", "core.py",
+        "            node.grad = arrived\n", "            node.grad = arrived if node.grad is None else node.grad + arrived\n",
+        r"second backward pass adds",
+    ),
+    Mistake(
+        "a tensor is the array that it is made of", "lazy", "autograd.py",
+        "            self.cached_data = numpy.array(array, dtype=dtype)\n",
+        "            self.cached_data = numpy.asarray(array, dtype=dtype)\n",
+        r"keeps the array itself",
+    ),
+    Mistake(
+        "a residual forgets its input", "plain", "nn.py", "return self.fn(x) + x\n", "return self.fn(x)\n", r"Residual",
+    ),
+    Mistake(
+        "a mask for ever", "plain", "nn.py",
+        "        mask = init.randb(*x.shape, p=1 - self.p, dtype=\"float32\")\n",
+        "        if getattr(self, \"mask\", None) is None or self.mask.shape != x.shape:\n"
+        "            self.mask = init.randb(*x.shape, p=1 - self.p, dtype=\"float32\")\n        mask = self.mask\n",
+        r"Dropout",
+    ),
+    Mistake(
+        "a mask for all rows", "lazy", "nn.py",
+        "mask = init.randb(*x.shape, p=keep, dtype=\"float32\")",
+        "mask = init.randb(1, *x.shape[1:], p=keep, dtype=\"float32\").broadcast_to(x.shape)",
+        r"Dropout",
+    ),
+    Mistake(
+        "dropout the other way round", "named", "nn.py",
+        "        if not self.training:\n            return x\n        kept",
+        "        if self.training:\n            return x\n        kept",
+        r"Dropout gives wrong values in training",
+    ),
+    Mistake(
+        "the axis of the other norm", "plain", "nn.py",
+        "        mean = (x.sum(axes=(1,)) / self.dim).reshape((rows, 1)).broadcast_to(x.shape)\n"
+        "        centred = x - mean\n"
+        "        var = ((centred * centred).sum(axes=(1,)) / self.dim).reshape((rows, 1)).broadcast_to(x.shape)\n",
+        "        mean = (x.sum(axes=(0,)) / rows).reshape((1, self.dim)).broadcast_to(x.shape)\n"
+        "        centred = x - mean\n"
+        "        var = ((centred * centred).sum(axes=(0,)) / rows).reshape((1, self.dim)).broadcast_to(x.shape)\n",
+        r"LayerNorm",
+    ),
+    Mistake(
+        "a mean is not differentiated", "functions", "nn.py", "off = x - mean(x)\n", "off = x - mean(x).detach()\n", r"LayerNorm",
+    ),
+    Mistake(
+        "the loss detaches", "plain", "nn.py",
+        "picked = (logits * init.one_hot(classes, y))", "picked = (logits.detach() * init.one_hot(classes, y))", r"SoftmaxLoss",
+    ),
+    Mistake(
+        "float64 in evaluation", "slots", "nn.py",
+        "np.sqrt(self.running_var + np.float32(self.eps))", "np.sqrt(self.running_var + np.float64(self.eps))",
+        r"BatchNorm.*float64",
+    ),
+    Mistake(
+        "statistics move in evaluation", "slots", "nn.py",
+        "        off = x - Tensor(self.running_mean, requires_grad=False)\n",
+        "        self.running_mean = (1 - self.momentum) * self.running_mean + self.momentum * x.numpy().mean(0)\n"
+        "        off = x - Tensor(self.running_mean, requires_grad=False)\n",
+        r"BatchNorm.*evaluation",
+    ),
+    Mistake(
+        "a bias of zeros", "functions", "nn.py",
+        "self.bias = Parameter(init.kaiming_uniform(out_features, 1, dtype=dtype).numpy().reshape(-1))",
+        "self.bias = Parameter(init.zeros(out_features, dtype=dtype))",
+        r"Linear.*(bias|initial)", at="Linear",
+    ),
+    Mistake(
+        "a variance in the place of a deviation", "named", "init.py",
+        "std=math.sqrt(2) / math.sqrt(fan_in)", "std=math.sqrt(2) / fan_in", r"kaiming_normal",
+    ),
+    Mistake(
+        "only direct parameters", "lazy", "nn.py",
+        "        return list(_found(self, Parameter))\n",
+        "        return [p for p in vars(self).values() if isinstance(p, Parameter)]\n",
+        r"parameters",
+    ),
+    Mistake(
+        "adam counts parameters", "slots", "optim.py",
+        "            s[\"step\"] += 1\n", "            self.t = getattr(self, \"t\", 0) + 1\n            s[\"step\"] = self.t\n",
+        r"Adam", at="Adam",
+    ),
+    Mistake(
+        "betas exchanged", "named", "optim.py",
+        "mean, square = self.m[p] / (1 - self.beta1**self.t), self.v[p] / (1 - self.beta2**self.t)",
+        "mean, square = self.m[p] / (1 - self.beta2**self.t), self.v[p] / (1 - self.beta1**self.t)",
+        r"Adam",
+    ),
+    Mistake(
+        "a step that rebinds its own name", "named", "optim.py",
+        "        p.data = Tensor(p.numpy()", "        p = Tensor(p.numpy()", r"stays what it was", at="Optimizer SGD Adam",
+    ),
+    Mistake(
+        "decay of the wrong sign", "arrays", "optim.py",
+        "            grad = p.grad.numpy() + self.weight_decay * p.numpy()\n            self.u[i] =",
+        "            grad = p.grad.numpy() - self.weight_decay * p.numpy()\n            self.u[i] =",
+        r"SGD.*decay",
+    ),
+    Mistake(
+        "the sum of the norms", "arrays", "optim.py",
+        "norm = float(np.sqrt(sum(float((p.grad.numpy().astype(\"float64\") ** 2).sum()) for p in grads)))",
+        "norm = float(sum(np.linalg.norm(p.grad.numpy().astype(\"float64\")) for p in grads))",
+        r"clip.*sum of the norms",
+    ),
+    Mistake(
+        "relu in the place of its input", "functions", "engine.py",
+        "    return emit(a.value * on, (a,), lambda g: (multiply(g, wrap(on)),))",
+        "    a.value *= on\n    return emit(a.value, (a,), lambda g: (multiply(g, wrap(on)),))",
+        r"writes into its operand",
+    ),
+    Mistake(
+        "one maximum for all rows", "slots", "ops.py",
+        "        top = a.max(axis=self.axes, keepdims=True)\n        return (np.log(",
+        "        top = a.max()\n        return (np.log(",
+        r"logsumexp|SoftmaxLoss",
+    ),
+    Mistake(
+        "a product goes back without transposing", "slots", "ops.py",
+        "unbroadcast(g @ b.swapaxes(-1, -2), a.shape)", "unbroadcast(g @ b, a.shape)", r"x @ y",
+    ),
 )  # fmt: skip
 
 
@@ -494,4 +621,9 @@ PAIRS = (
     ("exp differentiated as if it were x", "decay outside the momentum"),
     ("the loss is a sum", "p is the share that stays"),
     ("logsumexp without a shift", "no bias, no forward"),
+    ("eps beside the root", "a residual forgets its input"),
+    ("a result asks for no gradient", "eps beside the root"),
+    ("a tensor is the array that it is made of", "a mask for all rows"),
+    ("gradients are added up", "betas exchanged"),
+    ("parameters of a list are not found", "adam counts from 0"),
 )

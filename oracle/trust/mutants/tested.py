@@ -6,6 +6,7 @@ They judge what no case of diff can: files that are not trained, functions that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -28,7 +29,8 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("tests/unit/needle", "tests/unit/needle_and_torch")
 OPTIONS = ("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider")
 MANY = 20  # mutants, from which on it pays to ask first which lines each test runs
-PATIENCE = 180  # seconds of processor time; all of needle's own tests take some 7
+PATIENCE = 180  # seconds of processor time; all of needle's own tests take some 7; where it is known which are run …
+GRACE, SLOWER = 10, 5  # … this much, beside this many times what they take while they are watched
 
 
 def files_of(names: Iterable[str]) -> tuple[str, ...]:
@@ -113,6 +115,9 @@ class Reaching:
         if self.lines:
             items[:] = [i for i in items if i.nodeid not in known or not self.lines.isdisjoint(known[i.nodeid].lines)]
         items.sort(key=lambda i: known[i.nodeid].seconds if i.nodeid in known else 0.0)
+        if known:
+            seconds = sum(known[i.nodeid].seconds for i in items if i.nodeid in known)
+            _allow(min(PATIENCE, math.ceil(time.process_time() + GRACE + SLOWER * seconds)))
 
 
 class _First:
@@ -128,6 +133,11 @@ class _First:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.name:
             self.name = report.nodeid
+
+
+def _allow(seconds: int) -> None:
+    """Processor time of this process, from its start."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, PATIENCE))
 
 
 def _apart(texts: trial.Sources) -> None:
@@ -166,7 +176,7 @@ def try_tests(
 
     def work(task: tuple[Mutant | None, Sequence[str]], write: Any) -> None:
         trial.limit_memory()
-        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+        _allow(PATIENCE)
         mutant, paths = task
         changed = texts if mutant is None else {**texts, mutant.file: mutant.apply(texts[mutant.file])}
         try:

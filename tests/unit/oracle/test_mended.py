@@ -12,7 +12,7 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import fitting
 from oracle.cases.battery import battery
-from oracle.runs import entries, hazards, instead, mended
+from oracle.runs import basics, entries, hazards, instead, mended
 from oracle.runs.shard import judge_all
 from oracle.systems import candidate
 from oracle.systems.ours.contract import contract_of
@@ -151,3 +151,41 @@ def test_what_rounds_otherwise_on_every_path_is_of_the_walk(tmp_path):
     assert count, "nothing to fold"
     assert own
     assert all(answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a result asks for no gradient", basics.ASKS),
+        ("a tensor is the array that it is made of", basics.SHARED),
+        ("gradients are added up", basics.ADDED),
+        ("every path is walked", hazards.EXPONENTIAL),
+    ],
+)
+def test_what_is_wrong_with_every_tensor_is_found_first_and_can_be_mended(tmp_path, name, key):
+    def looked():
+        ndl = candidate.candidate()
+        before = basics.LOOKS[key](ndl)
+        assert mended.mend(ndl, key)
+        return before, basics.LOOKS[key](ndl)
+
+    before, after = of(KNOWN[name].planted(tmp_path), looked)
+    assert [entry.key for entry in before] == [key]
+    assert before[0].place.startswith("needle/")
+    assert before[0].theirs != before[0].exact
+    assert after == []
+
+
+def test_two_mistakes_that_show_in_the_same_way_are_two(tmp_path):
+    """Where neither is mended alone, the other one still shows: they are mended one after the other."""
+    one, other = KNOWN["a result asks for no gradient"], KNOWN["eps beside the root"]
+    folder = one.planted(tmp_path, other)
+
+    def judged():
+        cases = [NORM, *(run(c.Linear(1), c.LayerNorm(), features=n, seed=n) for n in (1, 2, 3)), run(c.Linear(1))]
+        kept, basic = entries.told_once(Here(), judge_all(cases).failed)
+        return [failed.culprit for failed in kept], [entry.key for entry in basic]
+
+    kept, basic = of(folder, judged)
+    assert kept == ["LayerNorm forward in training mode"]
+    assert basic == [basics.ASKS]

@@ -176,7 +176,8 @@ def test_unit_tests_judge_what_no_case_trains_with():
     assert found[wrong].test.startswith("tests/unit/needle/test_saving.py::test_")
 
 
-def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first():
+def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first(monkeypatch):
+    monkeypatch.setattr(tested, "GRACE", 1)
     texts = trial.sources(ROOT)
     files = ["tests/unit/needle/test_schedules.py"]
     tests = tested.watched(texts, files, workers=1)
@@ -192,6 +193,11 @@ def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first():
     assert left[0] == "a new one"  # of which nothing is known
     assert sorted(left[1:]) == sorted(reaching)
     assert [tests[n].seconds for n in left[1:]] == sorted(tests[n].seconds for n in left[1:])
+    slow = planted(texts, "schedules", "math.cos(", "sum(iter(int, 1)) * (")
+    ((_, outcome),) = tested.try_tests(
+        texts, [(slow, files)], 1, dict.fromkeys(reaching, tested.Test(frozenset(lines), 0.1))
+    )
+    assert (outcome.status, outcome.test) == ("killed", "(out of time)")
     for known in (tests, None):
         ((_, outcome),) = tested.try_tests(texts, [(fails, files)], 1, known)
         assert (outcome.status, outcome.how) == ("killed", "test")
