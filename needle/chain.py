@@ -115,7 +115,8 @@ class Plan:
         # sees that a function is needle's; ``lines`` has the step of each line of each.
         self._names: dict[str, Any] = {"__builtins__": globals(), "__name__": __name__, "lines": {}}
         self.sources: list[Tensor] = []  # operands that are not leaves, as far as they are known now
-        self.operands: set[Tensor] = set()  # of what is written down, each once
+        self.ties = False  # whether one operand is used twice by what is written down
+        self._seen: set[Any] = set()  # operands, and what is computed once for all rows of one width, so far
         # By number: an op that is written down (None: what is called), its operands (() at the beginning of a Residual, None
         # at its end), and where in what is kept its input, or the records of what was called, and its result are.
         self._layout: list[tuple[Op | None, tuple[Tensor, ...] | None, int | None, int | None]] = []
@@ -125,9 +126,9 @@ class Plan:
         self._back: list[tuple[str, list[str]]] = []
         self._written: dict[type[Op], None] = {}
         self._first = self._width = 0  # the width of the rows that the first Linear takes, and of those now
-        self._once: set[str] = set()  # what is computed once for all rows of one width
         self._fits = not plain
         self._write(steps, count(), 0)
+        del self._seen
         self.count = len(self._layout)
         self.kinds, self.rules = [*self._written], [_WRITTEN[kind] for kind in self._written]
         self.widths = (self._first,) if self._fits and self._first else None
@@ -163,8 +164,8 @@ class Plan:
         self._names |= zip(theirs, operands, strict=True)
         self._written[type(op)] = None
         once = f"{type(op).__name__.lower()}_of_{self._width or 'x'}"
-        if op.written.once and once not in self._once:
-            self._once.add(once)
+        if op.written.once and once not in self._seen:
+            self._seen.add(once)
             self._ahead.append((step, None, f"{once} = {op.written.once}"))
         lines = [line.format(*theirs, once=once) for line in op.written.ahead[: max(1, len(operands))]]
         self._ahead += [(step, True, f"x{i} = x")] * reads_x + [(step, None, line) for line in lines]
@@ -179,8 +180,8 @@ class Plan:
             back.append(f"if born == {i}: return []")
             (rows, columns), *bias = [p.shape if p.ndim == 2 and p.dtype is ops._DEFAULT else (0, 0) for p in operands]
             self._fits = rows > 0 and self._width in (0, rows) and bias in ([], [(1, columns)])
-            self._fits = self._fits and self.operands.isdisjoint(operands)
-            self.operands.update(operands)
+            self.ties = self.ties or not self._seen.isdisjoint(operands)
+            self._seen.update(operands)
             self._first, self._width = self._first or rows, columns
         back += [*(line.format(*theirs) for line in op.written.back), *["del x"] * reads_x, *["del y"] * reads_y]
         self._back.append(("waiting", back))
@@ -324,6 +325,18 @@ def _is_own(parts: list[Array]) -> bool:
     return parts[-1].base is None and all(parts[-1] is not part for part in parts[:-1])
 
 
+class _Added:
+    """In the place of adjoints to which something may have been added before."""
+
+    __slots__ = ("_give",)
+
+    def __init__(self, give: Give) -> None:
+        self._give = give
+
+    def __setitem__(self, x: Value, c: Array) -> None:
+        self._give(x, c)
+
+
 class Chain:
     """How a result was computed: the plan, the tensor that it was computed from, what was kept, and the nodes below it."""
 
@@ -345,12 +358,8 @@ class Chain:
             _accumulate(adjoints, shared, x, c, g)
 
         # Each operand's first, and in its dtype: the usual case, where nothing needs to be added to anything.
-        first = g.dtype is ops._DEFAULT and adjoints.keys().isdisjoint(self.plan.operands)
-        got = adjoints if first else {}
-        at_base = self.plan.backward(g, self.kept, self.born, got, give)
-        if not first:
-            for x, c in got.items():
-                give(x, c)
+        first = not adjoints and not self.plan.ties and g.dtype is ops._DEFAULT
+        at_base = self.plan.backward(g, self.kept, self.born, adjoints if first else _Added(give), give)
         if at_base and self.base.requires_grad:
             *skipping, last = at_base
             for c in skipping:  # as views, so that what came past a Residual is not taken to be nobody else's

@@ -534,9 +534,7 @@ def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkey
     same(ours, theirs)
     code = model._plan.code
     usual = code.widths == shape[1:] and dtype == "float32"
-    assert usual == (
-        len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes", "tied")
-    )
+    assert usual == (len(shape) == 2 and dtype == "float32" and name not in ("one-dimensional bias", "two dtypes"))
     assert ("forward" in vars(code)) == (usual or code.widths is None)
     assert ("plain" in vars(code)) == (not usual and code.widths is not None)
 
