@@ -183,6 +183,18 @@ def test_tuple_elements_passed_on_are_not_shared():
     np.testing.assert_array_equal(seed.numpy(), [1, 1])
 
 
+def test_tuples_are_added_part_by_part():
+    a, b = ndl.Tensor([1.0, 2.0]), ndl.Tensor([3.0])
+    total = ops.make_tuple(a, b) + ops.make_tuple(a * 2, b * 3)
+    assert isinstance(total, ndl.TensorTuple)
+    assert [part.numpy().tolist() for part in total] == [[3.0, 6.0], [12.0]]
+    (total[0].sum() + total[1].sum()).backward()
+    assert (a.grad.numpy().tolist(), b.grad.numpy().tolist()) == ([3.0, 3.0], [4.0])
+    for other in (ops.make_tuple(a), a, (a, b)):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            ops.make_tuple(a, b) + other
+
+
 def test_a_tuple_passes_its_gradient_on_without_giving_it_away():
     a, b, seed = leaf(1, 2), leaf(3, 4), leaf(5, 6)
     first = ops.TupleGetItem(0)(ops.make_tuple(a, b))
