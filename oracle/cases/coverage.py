@@ -60,6 +60,7 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         if any(n > 32 for n in shape):
             yield "shape above 32"
         if case.op == "softmax_loss":
+            yield f"size {'to' if shape[0] <= 32 else 'above'} 32 labels"
             yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
         if any(n > 64 for n in shape) and 0 not in shape:
             yield from [f"long {case.op}"] * (case.op not in SELDOM_LONG)

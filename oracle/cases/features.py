@@ -45,6 +45,7 @@ SWITCHES = {
     1024: ("size axis 65 to 1,024", "size axis above 1,024"),
     128: ("size axis above 1,024, of whole blocks", "size axis above 1,024, a rest beside its blocks"),
     64: ("size to 64 classes", "size above 64 classes"),
+    32: ("size to 32 labels", "size above 32 labels"),
     32_768: ("size relu to 32,768", "size relu above 32,768"),
     **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
 }
@@ -256,6 +257,7 @@ TABLE: dict[str, Group] = {
                 *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
                 *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
                 *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
+                *("to 32 labels", "above 32 labels"),
             )
         ),
     ),

@@ -107,7 +107,7 @@ def independent(first: Divergence, found: Sequence[Divergence]) -> list[Divergen
         if part in told or f.failure is not None or f.step in shapeless:
             continue
         # from a gradient that is no number nothing can be said of what is made of it
-        known = f.allowed is not None and math.isfinite(f.allowed)
+        known = f.allowed is None or math.isfinite(f.allowed)
         numbers = f.rule in ("L", "T") and known if part in ("update", "clip") else f.rule == "G"
         again = part == "evaluation" and f.name.partition("#")[0] in wrong
         after = part == "buffer" and (first.quantity in FORWARD or bool(wrong))

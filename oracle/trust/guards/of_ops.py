@@ -148,6 +148,8 @@ guard(
 )
 guard("size relu to 32,768", "op", _both(applies("relu"), lambda a: _long(a) and a.size <= 32_768))
 guard("size relu above 32,768", "op", _both(applies("relu"), lambda a: _long(a) and a.size > 32_768))
+guard("size to 32 labels", "op", _both(applies("softmax_loss"), lambda a: a.shape[0] <= 32))
+guard("size above 32 labels", "op", _both(applies("softmax_loss"), lambda a: a.shape[0] > 32))
 guard("size to 64 classes", "op", _both(applies("softmax_loss"), lambda a: a.shape[1] <= 64))
 guard("size above 64 classes", "op", _both(applies("softmax_loss"), lambda a: a.shape[1] > 64))
 

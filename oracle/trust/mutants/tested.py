@@ -115,8 +115,10 @@ class Reaching:
         if self.lines:
             items[:] = [i for i in items if i.nodeid not in known or not self.lines.isdisjoint(known[i.nodeid].lines)]
         items.sort(key=lambda i: known[i.nodeid].seconds if i.nodeid in known else 0.0)
-        if known:
-            seconds = sum(known[i.nodeid].seconds for i in items if i.nodeid in known)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self.tests:
+            seconds = sum(self.tests[i.nodeid].seconds for i in session.items if i.nodeid in self.tests)
             _allow(min(PATIENCE, math.ceil(time.process_time() + GRACE + SLOWER * seconds)))
 
 
