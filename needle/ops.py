@@ -1502,20 +1502,11 @@ class ConvInput(_Product, TensorOp):
         if g.dtype is _HALF and kernel.dtype is _HALF:
             return self.compute(_wide(g), _wide(kernel)).astype(_HALF)
         shape, inside = _padded(self.shape, self.padding)
-        kh, kw = kernel.shape[:2]
-        n, rows, columns, o = g.shape
-        s = self.stride
-        if np.isfinite(kernel).all():
-            # In one product: the kernel runs backwards over g, spread out as if the stride had been 1, amid zeros.
-            wide = np.zeros((n, shape[1] + kh - 1, shape[2] + kw - 1, o), g.dtype)
-            wide[:, kh - 1 : shape[1], kw - 1 : shape[2]][:, ::s, ::s] = g
-            dx = Conv().compute(wide, kernel[::-1, ::-1].swapaxes(2, 3))
-        else:
-            # These zeros times inf were nan in pixels that no window has under this place of the kernel.
-            dx = np.zeros(shape, np.result_type(g, kernel))
-            for i in range(kh):
-                for j in range(kw):
-                    dx[:, i : i + s * rows : s, j : j + s * columns : s] += g.dot(kernel[i, j].T)
+        s, (_, rows, columns, _) = self.stride, g.shape
+        dx = np.zeros(shape, g.dtype)
+        for i in range(kernel.shape[0]):
+            for j in range(kernel.shape[1]):
+                dx[:, i : i + s * rows : s, j : j + s * columns : s] += np.tensordot(g, kernel[i, j], (3, 1))
         return dx[inside] if self.padding else dx
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, kernel: Any) -> tuple[Any, ...]:
@@ -1538,15 +1529,7 @@ class ConvKernel(_Product, TensorOp):
             x, g = _alike(x, g)
         if x.dtype is _HALF and g.dtype is _HALF:
             return self.compute(_wide(x), _wide(g)).astype(_HALF)
-        s = self.stride
-        windows = _windows(x, self.shape[:2], self.padding)
-        if s > 1 and not np.isfinite(x).all():
-            windows = windows[:, ::s, ::s]
-        elif s > 1:
-            # As if the stride had been 1, with zeros in g; times inf in a pixel that the stride leaves out these were nan.
-            spread = np.zeros((*windows.shape[:3], g.shape[3]), g.dtype)
-            spread[:, ::s, ::s] = g
-            g = spread
+        windows = _windows(x, self.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, a: Any) -> tuple[Any, ...]:
