@@ -1,4 +1,4 @@
-"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments.
+"""The command line: ``python -m oracle COMMAND``, see `parser`. Heavy imports come after the arguments.
 
 Exit codes are those of `oracle.exits.ExitCode`, for every command.
 """
