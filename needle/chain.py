@@ -96,8 +96,10 @@ def number_of(error: Exception) -> int:
 
 def planned(steps: Sequence[Step] | None) -> Plan | None:
     """The steps written down; None for None."""
-    plan = None if steps is None else Plan(steps)
-    return plan if steps is None or plan is None or plan.widths is not None else Plan(steps, plain=True)
+    if steps is None:
+        return None
+    plan = Plan(steps)
+    return plan if plan.widths is not None else Plan(steps, plain=True)
 
 
 class Plan:

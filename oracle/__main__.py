@@ -1,4 +1,4 @@
-"""The command line: ``python -m oracle diff | replay | mutants``. Heavy imports come after the arguments.
+"""The command line: ``python -m oracle COMMAND``, see `parser`. Heavy imports come after the arguments.
 
 Exit codes are those of `oracle.exits.ExitCode`, for every command.
 """
@@ -145,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
         help="how many changes of needle's source are noticed",
         description="Change needle's source in memory, one place at a time, and see whether the engine of diff notices. "
         "Needle's unit tests judge what diff does not claim, and the excuses. "
-        "Exit code: 0 enough mutants are killed, 1 not, or an excuse is shown to be wrong, or a probe raises a false alarm, "
-        "2 usage, 4 the harness itself failed, 130 interrupted.",
+        "Exit code: 0 enough mutants are killed, 1 not, an excuse is shown to be wrong, a probe raises a false alarm, or "
+        "one that the accepted run killed is alive, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     mutants.add_argument(
         "--file", nargs="+", choices=MUTATED, metavar="FILE", help=f"only these of {', '.join(MUTATED)}"

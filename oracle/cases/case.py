@@ -598,7 +598,6 @@ def _check_model(case: TrainCase | SecondOrderCase) -> None:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_ALL = {"train": TrainCase, "second": SecondOrderCase, "program": ProgramCase, "op": OpCase}
 _C = TypeVar("_C", TrainCase, SecondOrderCase, ProgramCase, OpCase)
 
 

@@ -11,6 +11,7 @@ blas.py      the kernels that OpenBLAS computes with, a part of the key of what 
 baseline.py  what was seen before
 outcome.py   what a run was asked for, and found
 report.py    Markdown, JSON and one HTML page
+course.py    what is said of another needle, of which only growth is a failure
 
 `oracle.runs.memory` is the command.
 """

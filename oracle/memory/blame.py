@@ -28,7 +28,6 @@ from oracle.systems.ours import is_ours
 from oracle.systems.source import line_in
 
 SIZED = (dict, list, set, deque)
-STEPS_SEEN = 100
 LIMIT = 2_000_000  # references followed
 HOLDERS = 3  # of survivors, that are named
 LAST = 5  # steps: what was born before them and is still there has come to stay

@@ -13,7 +13,7 @@ POWERS = (2.0, 3.0, 1.0, 0.5, -1.0, -2.0, 1.5, 0.0, -0.5)
 
 
 class Draw(Protocol):
-    """Who draws; see `oracle.drawing`."""
+    """Who draws; see `oracle.cases.drawing`."""
 
     def shape(self, min_rank: int = 0, max_rank: int = 4) -> Shape:
         """A small shape, with size-1, zero-size and, rarely, long dimensions."""

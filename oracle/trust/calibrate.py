@@ -11,6 +11,7 @@ import importlib
 import math
 import os
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -65,6 +66,17 @@ def _sums(add_up: Callable[[Any], Any]) -> Callable[..., Any]:
     return total
 
 
+class _NumPy(types.ModuleType):
+    """NumPy with another tensordot, which convolutions are made of."""
+
+    def __init__(self, tensordot: Callable[..., Any]) -> None:
+        super().__init__("numpy")
+        self.tensordot = tensordot
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
 def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | None = None) -> Patch:
     """Every sum and every product of needle by way of ``add_up`` (over the last axis), or ``product``."""
     total = _sums(add_up)
@@ -74,7 +86,10 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
             return np.matmul(a, b)
         return np.asarray(add_up(a[..., :, None, :] * np.swapaxes(b, -1, -2)[..., None, :, :]))
 
-    multiplied = product or plain
+    def multiplied(a: Any, b: Any) -> Any:
+        if (dtype := np.result_type(a, b)) == np.float16:  # which adds up in float32
+            return multiplied(a.astype(np.float32), b.astype(np.float32)).astype(dtype)
+        return (product or plain)(a, b)
 
     def matmul(old: Any, self: Any, a: Any, b: Any) -> Any:
         return multiplied(a, b) if a.ndim >= 2 and b.ndim >= 2 and a.shape[-1] == b.shape[-2] else old(self, a, b)
@@ -93,6 +108,15 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         dw = None if dw is None else multiplied(x.reshape(-1, x.shape[-1]).T, rows)
         return dx, dw, *(None if c is None else np.asarray(total(rows, 0)).reshape(c.shape) for c in db)
 
+    def tensordot(a: Any, b: Any, axes: Any) -> Any:
+        of_a, of_b = (list(np.atleast_1d(i)) for i in axes)
+        rest_a, rest_b = ([i for i in range(x.ndim) if i not in of] for x, of in ((a, of_a), (b, of_b)))
+        outer_a, outer_b = [a.shape[i] for i in rest_a], [b.shape[i] for i in rest_b]
+        inner = math.prod(a.shape[i] for i in of_a)
+        left = a.transpose(rest_a + of_a).reshape(math.prod(outer_a), inner)
+        right = b.transpose(of_b + rest_b).reshape(inner, math.prod(outer_b))
+        return multiplied(left, right).reshape(outer_a + outer_b)
+
     def columns(old: Any, x: Any) -> Any:
         return old(x) if isinstance(x, Tensor) else lambda a: np.asarray(total(a, 0))
 
@@ -101,6 +125,7 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
 
     return (
         replace("ops._sum", total)
+        + replace("ops.np", _NumPy(tensordot))
         + around("ops.MatMul.compute", matmul)
         + around("ops.Linear.compute", linear)
         + around("ops.Linear.vjp", linear_vjp)

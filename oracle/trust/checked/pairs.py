@@ -52,8 +52,6 @@ def decomposed(name: str, written_out: Function, torch_fn: Function, *inputs: An
     pair(name, "torch, written out", check.backward(written_out, leaf), torch_fn, *inputs, **more)
 
 
-NO_TIES = ("normal", "offset", "big", "tiny")  # where several are largest, any of them is right
-
 # -- elementwise, in NumPy and SciPy -----------------------------------------------------------------------------------
 
 _positive: Function = lambda f: lambda x: f(abs(x) + 1e-3)  # noqa: E731

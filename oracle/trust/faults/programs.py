@@ -287,11 +287,6 @@ def _once_each(old: Any, self: Any) -> Any:
     return [params[i] for i in keep], [gradients[i] for i in keep]
 
 
-def _decayed(p: Any, g: Any) -> Any:
-    """Read from the parameter, after it has been written into."""
-    return p.cached_data if np.may_share_memory(p.grad.cached_data, p.cached_data) else g
-
-
 fault("program-gradient-read-only", "a gradient that cannot be written raises", "step|clip", _gradients(_read_only))
 fault(
     "program-gradient-strided-flat",
@@ -658,15 +653,6 @@ def _state(change: Callable[[str, Any], Any]) -> Patch:
             n: v for name, value in old(self).items() for n, v in [change(name, value)] if v is not None
         },
     )
-
-
-def _optimizer_shares(old: Any, self: Any) -> dict[str, Any]:
-    state = old(self)
-    for of in self._states:
-        for i, p in enumerate(self.params):
-            if p in getattr(self, of):
-                state[f"{of}.{i}"] = np.asarray(getattr(getattr(self, of)[p], "cached_data", getattr(self, of)[p]))
-    return dict(state)
 
 
 fault(

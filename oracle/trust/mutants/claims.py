@@ -33,7 +33,7 @@ _STATE = "saving and loading; test_nn.py"
 _TESTED = "a name of the course for something that is claimed; test_autograd.py, test_ops.py"
 _COPIES = "pickle and copy; test_copies.py"
 _HANDED_IN = "what is handed in; test_handed_in.py"
-_DTYPES = "dtypes other than float32, which diff does not draw; test_dtypes.py"
+_DTYPES = "what becomes of other dtypes than float32; test_dtypes.py"
 _CHANGES = "data that changes between forward and backward; test_changes.py"
 _REFUSES = "refuses what is not allowed; test_optim.py, test_ops.py"
 

@@ -55,21 +55,21 @@ def judges_of(mutant: Mutant, excuse: str = "") -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Test:
+class Watched:
     """What a test runs of needle, and how long it takes."""
 
     lines: trial.Lines
     seconds: float
 
 
-Tests = Mapping[str, Test]  # by node id
+Runs = Mapping[str, Watched]  # by node id
 
 
 class _Watching:
     """A pytest plugin that takes down what each test of a file runs; what its import runs, all of them do."""
 
     def __init__(self, tracer: trial.Tracer) -> None:
-        self.tracer, self.found = tracer, dict[str, Test]()
+        self.tracer, self.found = tracer, dict[str, Watched]()
         self.on_import: trial.Lines = frozenset()
 
     def pytest_collection_finish(self) -> None:
@@ -80,11 +80,11 @@ class _Watching:
         self.tracer.lines.clear()
         started = time.process_time()
         outcome = yield
-        self.found[item.nodeid] = Test(self.on_import | self.tracer.lines, time.process_time() - started)
+        self.found[item.nodeid] = Watched(self.on_import | self.tracer.lines, time.process_time() - started)
         return outcome
 
 
-def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Tests:
+def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Runs:
     """What each test of some files or folders runs of needle, as it is."""
 
     def work(path: Path, write: Callable[[bytes], None]) -> None:
@@ -96,7 +96,7 @@ def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Tests:
 
     places = [ROOT / path for path in paths]
     files = sorted({f for p in places for f in (p.glob("test_*.py") if p.is_dir() else [p])})
-    found: dict[str, Test] = {}
+    found: dict[str, Watched] = {}
     for path, data, number in forked(files, work, workers):
         if not data:
             raise RuntimeError(f"what the tests of {path.name} run could not be seen (signal {number})")
@@ -107,7 +107,7 @@ def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Tests:
 class Reaching:
     """A pytest plugin that leaves the tests that run a line, the quickest first; and those of which nothing is known."""
 
-    def __init__(self, tests: Tests, lines: trial.Lines) -> None:
+    def __init__(self, tests: Runs, lines: trial.Lines) -> None:
         self.tests, self.lines = tests, lines
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -169,7 +169,7 @@ def _outcome(texts: trial.Sources, paths: Sequence[str], reaching: Reaching) -> 
 
 
 def try_tests(
-    texts: trial.Sources, tasks: Iterable[tuple[Mutant | None, Sequence[str]]], workers: int, tests: Tests | None = None
+    texts: trial.Sources, tasks: Iterable[tuple[Mutant | None, Sequence[str]]], workers: int, tests: Runs | None = None
 ) -> Iterator[tuple[Mutant | None, Outcome]]:
     """Each mutant (None: needle as it is) before the tests of some files, until the first of them fails.
 

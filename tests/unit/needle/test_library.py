@@ -520,6 +520,24 @@ def test_drawn_digits_look_like_digits():
     np.testing.assert_array_equal(ndl.data.drawn_digits(4)[0], ndl.data.drawn_digits(4, seed=0)[0])
 
 
+def test_drawn_digits_have_the_noise_of_their_generator():
+    clean, labels = ndl.data.drawn_digits(20, noise=0, seed=5)
+    noisy, _ = ndl.data.drawn_digits(20, noise=0.5, seed=5)
+    rng = np.random.RandomState(5)
+    np.testing.assert_array_equal(rng.randint(0, 10, 20), labels)
+    rng.randint(0, 3, 20), rng.randint(0, 3, 20), rng.uniform(0.7, 1.3, (20, 1, 1))  # down, right, brightness
+    np.testing.assert_allclose(noisy - clean, 0.5 * rng.standard_normal(clean.shape), atol=1e-6)
+
+
+def test_drawn_digits_may_be_none_but_not_fewer():
+    images, labels = ndl.data.drawn_digits(0)
+    assert (images.shape, labels.shape) == ((0, 9, 7), (0,))
+    with pytest.raises(ValueError, match="drawn_digits: n"):
+        ndl.data.drawn_digits(-1)
+    with pytest.raises(TypeError, match="drawn_digits: n"):
+        ndl.data.drawn_digits(1.5)
+
+
 def test_drawn_digits_without_noise_are_ten_glyphs_in_nine_places():
     images, labels = ndl.data.drawn_digits(3000, noise=0)
     kinds = {(int(label), (image > 0).tobytes()) for image, label in zip(images, labels, strict=True)}

@@ -195,7 +195,7 @@ def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first(monkeypat
     assert [tests[n].seconds for n in left[1:]] == sorted(tests[n].seconds for n in left[1:])
     slow = planted(texts, "schedules", "math.cos(", "sum(iter(int, 1)) * (")
     ((_, outcome),) = tested.try_tests(
-        texts, [(slow, files)], 1, dict.fromkeys(reaching, tested.Test(frozenset(lines), 0.1))
+        texts, [(slow, files)], 1, dict.fromkeys(reaching, tested.Watched(frozenset(lines), 0.1))
     )
     assert (outcome.status, outcome.test) == ("killed", "(out of time)")
     for known in (tests, None):
