@@ -235,6 +235,11 @@ class BoundTape(Tape):
         """Elements at other places take their errors along."""
         return x.moved(to) if isinstance(x, Bounded) else to(x)
 
+    def term(self, x: Any, others: int) -> Any:
+        """It may be the first of them, and every other rounds what it is in."""
+        x = self.noisy(x)
+        return Bounded(x.v, _plus(x.e, others / 2 * U * np.abs(x.v)), x.low)
+
     def scattered(self, x: Any, shape: tuple[int, ...], where: Any) -> Any:
         """Sums, with all summands at their worst."""
         x = self.noisy(x)

@@ -71,7 +71,10 @@ def linear(t: Tape, x: Var, w: Var, b: Var | None = None) -> Var:
         m = w.shape[1]
         require(b.shape in ((m,), (1, m)), f"linear: a bias of shape {b.shape} beside a weight of shape {w.shape}")
     y = matmul(t, x, w)
-    return y if b is None else add(t, y, b)
+    if b is None:
+        return y
+    # the bias may be one of the terms of the sum, as where a column of ones stands beside x
+    return add(t, y, t.emit(t.term(b.value, x.shape[-1]), (b,), lambda g: (g,)))
 
 
 def convolved(d: Draw) -> Drawn:

@@ -180,6 +180,10 @@ class Tape:
         """The elements of x at other places."""
         return to(x)
 
+    def term(self, x: Any, others: int) -> Any:
+        """x as a term of a sum beside this many others."""
+        return x
+
     def scattered(self, x: Array, shape: Shape, where: Any) -> Array:
         """The elements of x added up at places of zeros of this shape: sums, which round as those of `summed` where several meet."""
 

@@ -95,9 +95,11 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         return multiplied(a, b) if a.ndim >= 2 and b.ndim >= 2 and a.shape[-1] == b.shape[-2] else old(self, a, b)
 
     def linear(old: Any, self: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-        old(self, x, weight, *(() if bias is None else (bias,)))  # for its errors
+        dtype = old(self, x, weight, *(() if bias is None else (bias,))).dtype  # and for its errors
+        if dtype == np.float16:  # which adds up in float32
+            x, weight, bias = (v if v is None else v.astype(np.float32) for v in (x, weight, bias))
         y = multiplied(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[1])
-        return y if bias is None else y + bias.reshape(-1)
+        return (y if bias is None else y + bias.reshape(-1)).astype(dtype)
 
     def linear_vjp(old: Any, self: Any, g: Any, y: Any, needs: Any, x: Any, weight: Any, *bias: Any) -> Any:
         dx, dw, *db = old(self, g, y, needs, x, weight, *bias)

@@ -17,13 +17,14 @@ from oracle.trust.patches import Patch, around, compute, reading, replace
 
 
 def in_single(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Tensors that computes on float16 in float32, and rounds what it gives once."""
+    """A function of Tensors that computes on float16 in float32, and rounds what it gives once, to float16 if all are that."""
 
     def widened(x: Any, *more: Any) -> Any:
         if x.dtype != np.float16:
             return function(x, *more)
         wide = [ops.cast(v, "float32") if isinstance(v, Tensor) and v.dtype == np.float16 else v for v in more]
-        return ops.cast(function(ops.cast(x, "float32"), *wide), "float16")
+        dtype = np.result_type(*(v.dtype for v in (x, *more) if isinstance(v, Tensor) and v.dtype.kind == "f"))
+        return ops.cast(function(ops.cast(x, "float32"), *wide), dtype.name)
 
     return widened
 
@@ -158,7 +159,7 @@ def _transposed(y: Any, a: Any, b: Any) -> Any:
 
 
 def _bias_in_the_matrix(y: Any, x: Any, weight: Any, *bias: Any) -> Any:
-    if not bias:
+    if not bias or bias[0] is None:
         return y
     wide = np.dtype(np.float32) if y.dtype == np.float16 else y.dtype
     rows = x.reshape(-1, x.shape[-1]).astype(wide)

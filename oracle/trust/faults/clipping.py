@@ -22,7 +22,7 @@ def clip(
     norm: Callable[[list[Any]], float] = _norm,
     factor: Callable[[float, float], float] = lambda norm, most: min(1.0, most / (norm + 1e-6)),
     apply: Callable[[Any, float], Any] = lambda g, factor: (
-        g * factor if g.dtype != np.float16 or factor == 1 else (g.astype(np.float32) * factor).astype(g.dtype)
+        g if factor == 1 else g * factor if g.dtype != np.float16 else (g.astype(np.float32) * factor).astype(g.dtype)
     ),
     answer: Callable[[float, float], float] = lambda norm, factor: norm,
     which: Callable[[list[Any]], list[Any]] = lambda ps: ps,
