@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from oracle.operations import OPERATIONS
 from oracle.operations.bounds import LIMIT, Bounded, BoundTape
 from oracle.operations.tape import TINY, U, Var
 
@@ -117,3 +118,27 @@ def test_the_tape_adds_no_noise_and_counts_what_falls_on_the_same_place():
     t.backward([(out, np.ones((1, 1, 2)))])
     assert isinstance(v.adjoint, Bounded)
     assert (t.constant(0.1, (1, 2)).error > 0).all()
+
+
+def test_the_bias_of_a_linear_may_be_the_first_term_of_its_sum():
+    """Beside small products each of them is rounded as part of the bias."""
+    largest = {"in the sum": 0.0, "added last": 0.0}
+    for seed in range(20):
+        rng = np.random.RandomState(seed)
+        x, w, b = (
+            rng.standard_normal(shape).astype(np.float32) * np.float32(scale)
+            for shape, scale in (((9, 64), 0.01), ((64, 3), 0.1), ((3,), 0.3))
+        )
+        t = BoundTape()
+        right = OPERATIONS["linear"].definition(t, *(Var(v[None, None].astype(np.float64)) for v in (x, w, b))).value
+        summed = np.broadcast_to(b, (9, 3))
+        for i in range(64):
+            summed = summed + x[:, i : i + 1] * w[i]
+        for how, found in (("in the sum", summed), ("added last", x @ w + b)):
+            assert found.dtype == np.float32
+            share = np.abs(found - right.v[0, 0]) / (LIMIT * right.error[0, 0])
+            largest[how] = max(largest[how], float(share.max()))
+    assert max(largest.values()) < 1
+    assert largest["in the sum"] > 0.02
+    assert (right.error > x.shape[1] * U * np.abs(b) / 2).all()
+    assert (right.error < 2 * x.shape[1] * U * (np.abs(b) + np.abs(x) @ np.abs(w))).all()
