@@ -108,7 +108,8 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         rows = g.reshape(-1, g.shape[-1])
         dx = None if dx is None else multiplied(rows, weight.T).reshape(x.shape)
         dw = None if dw is None else multiplied(x.reshape(-1, x.shape[-1]).T, rows)
-        return dx, dw, *(None if c is None else np.asarray(total(rows, 0)).reshape(c.shape) for c in db)
+        rows = rows.astype(np.float32) if rows.dtype == np.float16 else rows
+        return dx, dw, *(None if c is None else np.asarray(total(rows, 0)).reshape(c.shape).astype(c.dtype) for c in db)
 
     def tensordot(a: Any, b: Any, axes: Any) -> Any:
         of_a, of_b = (list(np.atleast_1d(i)) for i in axes)
