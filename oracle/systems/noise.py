@@ -399,7 +399,9 @@ class Largest(_Mode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             for value in tensors_of(*args, out):
-                if value.dtype is torch.float64 and value.numel():
+                # torch's zeros for what nothing flows to, in convolutions differentiated twice, have no memory to look at
+                empty = not value.numel() or value.is_meta or value._is_zerotensor()
+                if value.dtype is torch.float64 and not empty:
                     self.size = max(self.size, _size(value))
         return out
 

@@ -15,6 +15,7 @@ from oracle.operations.tape import REPLICAS
 from oracle.rules.again import wrong_again
 from oracle.runs.draws import OP_NAMES, draw, independent
 from oracle.systems import higher, recorded
+from oracle.systems.noise import Largest
 from oracle.trust.faults import FAULTS
 
 CASES = [case for i in range(4) for case in draw("op", len(OP_NAMES), 11, i) if case.order > 1]
@@ -171,3 +172,11 @@ def test_the_root_of_a_number_that_float32_rounds_to_nothing_is_not_judged():
     verdict = judged(c.OpCase("power_scalar", (c.Operand((3,), values),), {"c": 0.5}, cotangent=(1.0,)), needle)
     assert verdict.divergence is None
     assert not verdict.oracle_errors
+
+
+def test_zeros_without_memory_are_looked_past():
+    """torch makes them where a convolution that is differentiated twice passes nothing on: exit code 4 of `diff --seed 7`."""
+    nothing = torch._efficientzerotensor((2, 3), dtype=torch.float64)
+    with Largest() as met:
+        torch.add(torch.full((2, 3), 7.0, dtype=torch.float64), nothing)
+    assert met.size == 7
