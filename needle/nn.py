@@ -721,7 +721,7 @@ class BatchNorm1d(Module):
 
     def _follow(self, mean: Array, var: Array) -> None:
         changed = [autograd._a_change()]
-        keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
+        keep, take = ops._scalars(self.running_mean.cached_data.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
