@@ -170,7 +170,9 @@ def test_what_would_lose_the_gradient_says_what_to_write(name):
         function(ndl.Tensor(A))
 
 
-@pytest.mark.parametrize("name", ["std", "median", "norm", "sin", "reduce", "inside a list", "by name", "arctan2 in place", "two of them"])
+@pytest.mark.parametrize(
+    "name", ["std", "median", "norm", "sin", "reduce", "inside a list", "by name", "arctan2 in place", "two of them"]
+)
 def test_constants_have_no_gradient_to_lose(name):
     function, _ = REFUSED[name]
     np.testing.assert_array_equal(function(ndl.Tensor(A, requires_grad=False)), function(A))
