@@ -6,7 +6,6 @@ there now. A path that no longer exists is an error, so that a catalogue of patc
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,31 +39,24 @@ class Patch:
         try:
             for path, make in self.changes:
                 owner, name = find(path)
-                done.append((owner, name, vars(owner).get(name, _INHERITED)))
-                setattr(owner, name, make(inspect.getattr_static(owner, name)))
+                old = vars(owner)[name]
+                done.append((owner, name, old))
+                setattr(owner, name, make(old))
             yield
         finally:
             for owner, name, old in reversed(done):
-                delattr(owner, name) if old is _INHERITED else setattr(owner, name, old)
-
-
-_INHERITED = object()
+                setattr(owner, name, old)
 
 
 def find(path: str) -> tuple[Any, str]:
-    """The owner and the name of an attribute.
-
-    PatchError unless the owner itself defines it, or a private class that it shares it with: what every op and every module
-    inherits is no way of its own.
-    """
+    """The owner and the name of an attribute; PatchError unless the owner itself defines it."""
     *way, name = path.split(".")
     owner: Any = needle
     for i, step in enumerate(way):
         if not hasattr(owner, step):
             raise PatchError(f"needle has no {'.'.join(way[: i + 1])}: the patch of {path} must follow")
         owner = getattr(owner, step)
-    bases = [base for base in getattr(owner, "__mro__", ()) if base.__name__.startswith("_")]
-    if not any(name in vars(base) for base in (owner, *bases)):
+    if name not in vars(owner):
         raise PatchError(f"needle.{'.'.join(way)} defines no {name}: the patch of {path} must follow")
     return owner, name
 
