@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -54,6 +54,15 @@ def tensors_of(*values: Any) -> Iterator[Tensor]:
             yield value
         elif type(value) in (list, tuple):
             yield from tensors_of(*value)
+
+
+def has_numbers(value: Any) -> TypeGuard[Tensor]:
+    """Whether something is a tensor with numbers that a mode may look at and move. Tensors on the device "meta" have none, nor have
+    the zeros without memory that torch makes where nothing flows, in gradients of higher orders: to read them ends the process.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in _NOISY or not value.numel():
+        return False
+    return not value.is_meta and not value._is_zerotensor()
 
 
 def widened(value: Any) -> Any:
@@ -153,9 +162,7 @@ class Rounding(_Mode):
 
     def perturbed(self, value: Any, weight: float = 1.0) -> Any:
         """A tensor with noise; what is no number of the program as it is."""
-        if not isinstance(value, Tensor) or value.dtype not in _NOISY or not value.numel() or value._is_zerotensor():
-            return value
-        if self.counts(value):
+        if not has_numbers(value) or self.counts(value):
             return value
         if value.is_complex():
             size = value.abs() * (self.unit * weight)
@@ -195,7 +202,7 @@ class Rounding(_Mode):
 
     def in_norm(self, value: Any) -> Any:
         """Factorisations are backward stable in norm, not element by element; × √n/2."""
-        if not isinstance(value, Tensor) or value.dtype not in _NOISY or value.dim() < 2 or not value.numel():
+        if not has_numbers(value) or value.dim() < 2:
             return value
         size = value.abs().amax((-2, -1), True) * max(1.0, math.sqrt(max(value.shape[-2:])) / 2)
         return value + self.draw(value.shape) * size * self.unit
@@ -280,7 +287,8 @@ class Rounding(_Mode):
         args = tuple(wide[n] if n in wide else mapped(widened, a) for n, a in zip(op.arguments, args, strict=False))
         kwargs = {n: wide[n] if n in wide else mapped(widened, v) for n, v in kwargs.items()}
         self._out = unit / self.unit
-        if self.seed is None or op.rounds_nothing(args):
+        bare = any(t.is_meta for t in tensors_of(*args, *kwargs.values()))
+        if self.seed is None or op.rounds_nothing(args) or bare:
             out = func(*args, **kwargs)
         else:
             out = self._noisy(func, op, args, kwargs)
@@ -363,7 +371,7 @@ class Operands(_Mode):
         self.largest = 0.0  # of what has been an operand so far; inf also for what is no number
 
     def _perturbed(self, value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()):
+        if not has_numbers(value):
             return value
         self.largest = max(self.largest, _size(value))
         return value.addcmul(value, self.noise.draw(value.shape), value=U)
@@ -399,9 +407,7 @@ class Largest(_Mode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             for value in tensors_of(*args, out):
-                # torch's zeros for what nothing flows to, in convolutions differentiated twice, have no memory to look at
-                empty = not value.numel() or value.is_meta or value._is_zerotensor()
-                if value.dtype is torch.float64 and not empty:
+                if has_numbers(value):
                     self.size = max(self.size, _size(value))
         return out
 
