@@ -311,6 +311,20 @@ class _Product:
         return (needs[1], needs[0], False)[: len(needs)], False
 
 
+class _Contraction(_Product):
+    """A product that is summed over: ``contract`` has two operands of one dtype, and what is half is summed in single."""
+
+    def compute(self, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
+        if a.dtype is _HALF and b.dtype is _HALF:
+            return np.asarray(self.contract(_wide(a), _wide(b))).astype(_HALF)
+        return self.contract(a, b)
+
+    def contract(self, a: Array, b: Array) -> Any:
+        raise NotImplementedError
+
+
 # ------------------------------------------------------------------------------------------------ elementwise
 
 
@@ -1308,16 +1322,12 @@ def softmax(a: Tensor, axis: int = -1) -> Tensor:
 # --------------------------------------------------------------------------------------------------- products
 
 
-class MatMul(_Product, TensorOp):
+class MatMul(_Contraction, TensorOp):
     """Matrix product of the last two axes; the leading ones broadcast."""
 
     reads_result = False
 
-    def compute(self, a: Array, b: Array) -> Any:
-        if a.dtype is not b.dtype:
-            a, b = _alike(a, b)
-        if a.dtype is _HALF and b.dtype is _HALF:
-            return np.asarray(self.compute(_wide(a), _wide(b))).astype(_HALF)
+    def contract(self, a: Array, b: Array) -> Any:
         try:
             if a.ndim == b.ndim == 2:
                 return a.dot(b)
@@ -1456,7 +1466,7 @@ def _windows(x: Array, size: Sequence[int], padding: int) -> Array:
     return np.lib.stride_tricks.sliding_window_view(padded, tuple(size), axis=(1, 2))
 
 
-class Conv(_Product, TensorOp):
+class Conv(_Contraction, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
     """
@@ -1470,11 +1480,10 @@ class Conv(_Product, TensorOp):
             raise ValueError(
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
-        if x.dtype is not kernel.dtype:
-            _look_at_dtypes(x, kernel)
-            x, kernel = _alike(x, kernel)
-        if x.dtype is _HALF and kernel.dtype is _HALF:
-            return self.compute(_wide(x), _wide(kernel)).astype(_HALF)
+        _look_at_dtypes(x, kernel)
+        return super().compute(x, kernel)
+
+    def contract(self, x: Array, kernel: Array) -> Any:
         shape, _ = _padded(x.shape, self.padding)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
@@ -1490,17 +1499,17 @@ class Conv(_Product, TensorOp):
         )
 
 
-class ConvInput(_Product, TensorOp):
-    """What Conv passes back to its images, of a shape: each pixel collects from the windows that it was in."""
+class _ConvBack(_Contraction):
+    """What Conv passes back, of the shape of what it had."""
 
     def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
 
-    def compute(self, g: Array, kernel: Array) -> Any:
-        if g.dtype is not kernel.dtype:
-            g, kernel = _alike(g, kernel)
-        if g.dtype is _HALF and kernel.dtype is _HALF:
-            return self.compute(_wide(g), _wide(kernel)).astype(_HALF)
+
+class ConvInput(_ConvBack, TensorOp):
+    """What Conv passes back to its images: each pixel collects from the windows that it was in."""
+
+    def contract(self, g: Array, kernel: Array) -> Any:
         shape, inside = _padded(self.shape, self.padding)
         s, (_, rows, columns, _) = self.stride, g.shape
         dx = np.zeros(shape, g.dtype)
@@ -1518,17 +1527,10 @@ class ConvInput(_Product, TensorOp):
         )
 
 
-class ConvKernel(_Product, TensorOp):
-    """What Conv passes back to its kernel, of a shape: each place of it collects from all windows."""
+class ConvKernel(_ConvBack, TensorOp):
+    """What Conv passes back to its kernel: each place of it collects from all windows."""
 
-    def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
-        self.shape, self.stride, self.padding = tuple(shape), stride, padding
-
-    def compute(self, x: Array, g: Array) -> Any:
-        if x.dtype is not g.dtype:
-            x, g = _alike(x, g)
-        if x.dtype is _HALF and g.dtype is _HALF:
-            return self.compute(_wide(x), _wide(g)).astype(_HALF)
+    def contract(self, x: Array, g: Array) -> Any:
         windows = _windows(x, self.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
 
