@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oracle.operations.dtypes import DTYPES
 from oracle.operations.tape import ANY_ORDER, TINY, U
 from oracle.systems import aten
 
 # Unit roundoff and largest number of each dtype. A float64 tensor is a float32 one that was widened, unless marked.
-UNITS = {torch.float32: U, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.complex64: U}
+UNITS = {torch.float32: U, torch.float16: DTYPES["float16"].rounding.unit, torch.bfloat16: 2.0**-8, torch.complex64: U}
 WIDE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -29,7 +30,7 @@ WIDE = {
     torch.complex64: torch.complex128,
     torch.complex32: torch.complex128,
 }
-LEAST_HALF = 2.0**-24  # between two small numbers of float16, which keeps them
+LEAST_HALF = DTYPES["float16"].least  # between two small numbers of float16, which keeps them
 _NOISY = (torch.float64, torch.complex128)
 _POOL_SIZE = 1 << 20
 
