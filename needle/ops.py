@@ -34,7 +34,7 @@ Adding an op is one block here, and a row in the table of whoever checks it.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -311,18 +311,18 @@ class _Product:
         return (needs[1], needs[0], False)[: len(needs)], False
 
 
-class _Contraction(_Product):
-    """A product that is summed over: ``contract`` has two operands of one dtype, and what is half is summed in single."""
+def _in_one_dtype(sums: Callable[[Any, Array, Array], Any]) -> Callable[[Any, Array, Array], Any]:
+    """A method that sums products: of two factors of one dtype, and in half precision in single, rounded once."""
 
-    def compute(self, a: Array, b: Array) -> Any:
+    @wraps(sums)
+    def method(self: Any, a: Array, b: Array) -> Any:
         if a.dtype is not b.dtype:
             a, b = _alike(a, b)
         if a.dtype is _HALF and b.dtype is _HALF:
-            return np.asarray(self.contract(_wide(a), _wide(b))).astype(_HALF)
-        return self.contract(a, b)
+            return np.asarray(sums(self, _wide(a), _wide(b))).astype(_HALF)
+        return sums(self, a, b)
 
-    def contract(self, a: Array, b: Array) -> Any:
-        raise NotImplementedError
+    return method
 
 
 # ------------------------------------------------------------------------------------------------ elementwise
@@ -1322,12 +1322,13 @@ def softmax(a: Tensor, axis: int = -1) -> Tensor:
 # --------------------------------------------------------------------------------------------------- products
 
 
-class MatMul(_Contraction, TensorOp):
+class MatMul(_Product, TensorOp):
     """Matrix product of the last two axes; the leading ones broadcast."""
 
     reads_result = False
 
-    def contract(self, a: Array, b: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, a: Array, b: Array) -> Any:
         try:
             if a.ndim == b.ndim == 2:
                 return a.dot(b)
@@ -1466,7 +1467,7 @@ def _windows(x: Array, size: Sequence[int], padding: int) -> Array:
     return np.lib.stride_tricks.sliding_window_view(padded, tuple(size), axis=(1, 2))
 
 
-class Conv(_Contraction, TensorOp):
+class Conv(_Product, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
     """
@@ -1480,13 +1481,14 @@ class Conv(_Contraction, TensorOp):
             raise ValueError(
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
-        _look_at_dtypes(x, kernel)
-        return super().compute(x, kernel)
-
-    def contract(self, x: Array, kernel: Array) -> Any:
         shape, _ = _padded(x.shape, self.padding)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
+        _look_at_dtypes(x, kernel)
+        return self._sums(x, kernel)
+
+    @_in_one_dtype
+    def _sums(self, x: Array, kernel: Array) -> Any:
         windows = _windows(x, kernel.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
 
@@ -1499,8 +1501,8 @@ class Conv(_Contraction, TensorOp):
         )
 
 
-class _ConvBack(_Contraction):
-    """What Conv passes back, of the shape of what it had."""
+class _ConvBack(_Product):
+    """What Conv passes back, in the shape of what it was given."""
 
     def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
@@ -1509,7 +1511,8 @@ class _ConvBack(_Contraction):
 class ConvInput(_ConvBack, TensorOp):
     """What Conv passes back to its images: each pixel collects from the windows that it was in."""
 
-    def contract(self, g: Array, kernel: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, g: Array, kernel: Array) -> Any:
         shape, inside = _padded(self.shape, self.padding)
         s, (_, rows, columns, _) = self.stride, g.shape
         dx = np.zeros(shape, g.dtype)
@@ -1530,7 +1533,8 @@ class ConvInput(_ConvBack, TensorOp):
 class ConvKernel(_ConvBack, TensorOp):
     """What Conv passes back to its kernel: each place of it collects from all windows."""
 
-    def contract(self, x: Array, g: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, x: Array, g: Array) -> Any:
         windows = _windows(x, self.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
 
