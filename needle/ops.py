@@ -34,7 +34,7 @@ Adding an op is one block here, and a row in the table of whoever checks it.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -324,6 +324,20 @@ class _Product:
 
     def looks_at(self, needs: Sequence[bool], tensors: bool) -> tuple[Sequence[bool], bool]:
         return (needs[1], needs[0], False)[: len(needs)], False
+
+
+def _in_one_dtype(sums: Callable[[Any, Array, Array], Any]) -> Callable[[Any, Array, Array], Any]:
+    """A method that sums products: of two factors of one dtype, and in half precision in single, rounded once."""
+
+    @wraps(sums)
+    def method(self: Any, a: Array, b: Array) -> Any:
+        if a.dtype is not b.dtype:
+            a, b = _alike(a, b)
+        if a.dtype is _HALF and b.dtype is _HALF:
+            return np.asarray(sums(self, _wide(a), _wide(b))).astype(_HALF)
+        return sums(self, a, b)
+
+    return method
 
 
 # ------------------------------------------------------------------------------------------------ elementwise
@@ -1328,11 +1342,8 @@ class MatMul(_Product, TensorOp):
 
     reads_result = False
 
+    @_in_one_dtype
     def compute(self, a: Array, b: Array) -> Any:
-        if a.dtype is not b.dtype:
-            a, b = _alike(a, b)
-        if a.dtype is _HALF and b.dtype is _HALF:
-            return np.asarray(self.compute(_wide(a), _wide(b))).astype(_HALF)
         try:
             if a.ndim == b.ndim == 2:
                 return a.dot(b)
@@ -1485,14 +1496,14 @@ class Conv(_Product, TensorOp):
             raise ValueError(
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
-        if x.dtype is not kernel.dtype:
-            _look_at_dtypes(x, kernel)
-            x, kernel = _alike(x, kernel)
-        if x.dtype is _HALF and kernel.dtype is _HALF:
-            return self.compute(_wide(x), _wide(kernel)).astype(_HALF)
         shape, _ = _padded(x.shape, self.padding)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
+        _look_at_dtypes(x, kernel)
+        return self._sums(x, kernel)
+
+    @_in_one_dtype
+    def _sums(self, x: Array, kernel: Array) -> Any:
         windows = _windows(x, kernel.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
 
@@ -1505,17 +1516,18 @@ class Conv(_Product, TensorOp):
         )
 
 
-class ConvInput(_Product, TensorOp):
-    """What Conv passes back to its images, of a shape: each pixel collects from the windows that it was in."""
+class _ConvBack(_Product):
+    """What Conv passes back, in the shape of what it was given."""
 
     def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
 
+
+class ConvInput(_ConvBack, TensorOp):
+    """What Conv passes back to its images: each pixel collects from the windows that it was in."""
+
+    @_in_one_dtype
     def compute(self, g: Array, kernel: Array) -> Any:
-        if g.dtype is not kernel.dtype:
-            g, kernel = _alike(g, kernel)
-        if g.dtype is _HALF and kernel.dtype is _HALF:
-            return self.compute(_wide(g), _wide(kernel)).astype(_HALF)
         shape, inside = _padded(self.shape, self.padding)
         s, (_, rows, columns, _) = self.stride, g.shape
         dx = np.zeros(shape, g.dtype)
@@ -1533,17 +1545,11 @@ class ConvInput(_Product, TensorOp):
         )
 
 
-class ConvKernel(_Product, TensorOp):
-    """What Conv passes back to its kernel, of a shape: each place of it collects from all windows."""
+class ConvKernel(_ConvBack, TensorOp):
+    """What Conv passes back to its kernel: each place of it collects from all windows."""
 
-    def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
-        self.shape, self.stride, self.padding = tuple(shape), stride, padding
-
+    @_in_one_dtype
     def compute(self, x: Array, g: Array) -> Any:
-        if x.dtype is not g.dtype:
-            x, g = _alike(x, g)
-        if x.dtype is _HALF and g.dtype is _HALF:
-            return self.compute(_wide(x), _wide(g)).astype(_HALF)
         windows = _windows(x, self.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
 

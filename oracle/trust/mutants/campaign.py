@@ -13,6 +13,7 @@ from typing import Any
 
 from oracle import files
 from oracle.cases import case as c
+from oracle.commands import ROOT
 from oracle.exits import ExitCode, decided
 from oracle.runs import runner
 from oracle.runs.draws import SHARD_SIZE, shard_cases
@@ -30,7 +31,6 @@ LATEST = Path("reports/latest/mutants.json")
 PARTS = 5  # a run judges the mutants whose key is its seed modulo this: edits elsewhere do not change the sample
 REACHING = 120  # models, of those that reach a mutant, after which it counts as alive; single operations are all tried
 LADDER_CASES = 30  # per rung
-ROOT = Path(__file__).parents[3]
 REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oracle import files
-from oracle.commands import command
+from oracle.commands import ROOT, command
 from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
@@ -18,7 +18,7 @@ from oracle.trust.mutants.claims import ALL_FILES
 from oracle.trust.mutants.operators import OPERATORS
 
 
-def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
+def main(arguments: argparse.Namespace, root: Path = ROOT) -> int:
     """Run, show, write; the exit code."""
     if arguments.from_latest:
         return accept_latest(root)
