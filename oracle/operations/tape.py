@@ -25,7 +25,11 @@ UNDERFLOW = TINY / U  # what falls below TINY may be lost (torch flushes it), an
 # A sum of k terms errs by at most k · u · Σ|terms|, whatever its order and blocking (Higham, Accuracy and Stability of
 # Numerical Algorithms, section 4.2), and the CPU chooses both: 16 (the limit of rule G) × k/32 × ξ, ξ uniform in ±2.
 ANY_ORDER = 1 / 32
-REPLICAS = 8  # the limit of rule G (16) was calibrated with 8; change both or neither
+REPLICAS = 8  # `BEYOND_NOISE` was calibrated with 8; change both or neither
+# Rule G's limit, in units of the noise that seven replicas show. Calibrated: the largest share of it that correct needles
+# use is in reports/calibration.md, and the noise of a sum is scaled to it (ANY_ORDER).
+BEYOND_NOISE = 16.0
+COHERENT = 3  # noisy replicas of a training run or a program in which all rows round alike
 LEAD = 2  # the number of leading axes: (replicas, steps)
 
 

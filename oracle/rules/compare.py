@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle.operations.tape import TINY, U
+from oracle.operations.tape import BEYOND_NOISE, TINY, U
 from oracle.rules.verdict import Divergence
 
 Array = npt.NDArray[Any]
 Key = tuple[str, str]  # quantity and name of a tensor
 
-# Rule G's limit, in units of the noise that seven replicas show. Calibrated: the largest share of it that correct needles
-# use is in reports/calibration.md, and the noise of a sum is scaled to it (ANY_ORDER).
-G_LIMIT = 16.0
+G_LIMIT = BEYOND_NOISE
 VALIDATED = 1e-4  # limit, in units of rule G's, for the truth's exact replica against torch float64
 EXACT = 5e-324  # a tolerance that nothing but the very same number is within
 

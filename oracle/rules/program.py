@@ -22,7 +22,7 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import SETTINGS, STATES, Known
-from oracle.operations.tape import Noise
+from oracle.operations.tape import COHERENT, Noise
 from oracle.rules import compare as cmp
 from oracle.rules.against_truth import against_truth
 from oracle.rules.calls import Calls
@@ -39,7 +39,6 @@ from oracle.systems.ours import is_ours, misbuilt
 from oracle.systems.program import Looking, ProgramRun, Turn, alike
 from oracle.systems.trace import Observation
 
-COHERENT = 3  # noisy replicas in which all rows round alike
 _Values = dict[str, dict[str, Array]]
 
 

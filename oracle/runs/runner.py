@@ -39,7 +39,7 @@ from oracle.systems.trace import ENDED
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
 WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
 PARTS = 2  # of the first shard, each a task: a short run is that shard, and nobody waits for the first failure
-ENOUGH = 12  # failing cases, after which a shard ends
+ENOUGH = 12  # failing cases, after which a shard ends; of the first one, each part by itself, as if it were a shard
 SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oracle.operations.dtypes import DTYPES
 from oracle.operations.tape import ANY_ORDER, TINY, U
 from oracle.systems import aten
 
 # Unit roundoff and largest number of each dtype. A float64 tensor is a float32 one that was widened, unless marked.
-UNITS = {torch.float32: U, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.complex64: U}
+UNITS = {torch.float32: U, torch.float16: DTYPES["float16"].rounding.unit, torch.bfloat16: 2.0**-8, torch.complex64: U}
 WIDE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -31,7 +32,7 @@ WIDE = {
     torch.complex64: torch.complex128,
     torch.complex32: torch.complex128,
 }
-LEAST_HALF = 2.0**-24  # between two small numbers of float16, which keeps them
+LEAST_HALF = DTYPES["float16"].least  # between two small numbers of float16, which keeps them
 _NOISY = (torch.float64, torch.complex128)
 _ONE = torch.ones((), dtype=torch.float64)  # to which torch adds in half the time that it takes with a number
 _POOL_SIZE = 1 << 20
@@ -57,6 +58,15 @@ def tensors_of(*values: Any) -> Iterator[Tensor]:
             yield value
         elif type(value) in (list, tuple):
             yield from tensors_of(*value)
+
+
+def has_numbers(value: Any) -> TypeGuard[Tensor]:
+    """Whether something is a tensor with numbers that a mode may look at and move. Tensors on the device "meta" have none, nor have
+    the zeros without memory that torch makes where nothing flows, in gradients of higher orders: to read them ends the process.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in _NOISY or not value.numel():
+        return False
+    return not value.is_meta and not value._is_zerotensor()
 
 
 def widened(value: Any) -> Any:
@@ -158,9 +168,7 @@ class Rounding(_Mode):
 
     def perturbed(self, value: Any, weight: float = 1.0) -> Any:
         """A tensor with noise; what is no number of the program as it is."""
-        if not isinstance(value, Tensor) or value.dtype not in _NOISY or not value.numel() or value._is_zerotensor():
-            return value
-        if self.counts(value):
+        if not has_numbers(value) or self.counts(value):
             return value
         if value.is_complex():
             size = value.abs() * (self.unit * weight)
@@ -201,7 +209,7 @@ class Rounding(_Mode):
 
     def in_norm(self, value: Any) -> Any:
         """Factorisations are backward stable in norm, not element by element; × √n/2."""
-        if not isinstance(value, Tensor) or value.dtype not in _NOISY or value.dim() < 2 or not value.numel():
+        if not has_numbers(value) or value.dim() < 2:
             return value
         size = value.abs().amax((-2, -1), True) * max(1.0, math.sqrt(max(value.shape[-2:])) / 2)
         return value + self.draw(value.shape) * size * self.unit
@@ -288,7 +296,8 @@ class Rounding(_Mode):
         args = tuple(wide[n] if n in wide else mapped(widened, a) for n, a in zip(op.arguments, args, strict=False))
         kwargs = {n: wide[n] if n in wide else mapped(widened, v) for n, v in kwargs.items()}
         self._out = unit / self.unit
-        if self.seed is None or op.rounds_nothing(args):
+        bare = any(t.is_meta for t in tensors_of(*args, *kwargs.values()))
+        if self.seed is None or op.rounds_nothing(args) or bare:
             out = func(*args, **kwargs)
         else:
             out = self._noisy(func, op, args, kwargs)
@@ -371,7 +380,7 @@ class Operands(_Mode):
         self.largest = 0.0  # of what has been an operand so far; inf also for what is no number
 
     def _perturbed(self, value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.dtype is torch.float64 and value.numel()):
+        if not has_numbers(value):
             return value
         self.largest = max(self.largest, _size(value))
         return value.addcmul(value, self.noise.draw(value.shape), value=U)
@@ -407,9 +416,7 @@ class Largest(_Mode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             for value in tensors_of(*args, out):
-                # torch's zeros for what nothing flows to, in convolutions differentiated twice, have no memory to look at
-                empty = not value.numel() or value.is_meta or value._is_zerotensor()
-                if value.dtype is torch.float64 and not empty:
+                if has_numbers(value):
                     self.size = max(self.size, _size(value))
         return out
 
