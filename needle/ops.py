@@ -187,6 +187,13 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     return zeros
 
 
+@lru_cache(maxsize=8)
+def _rows(n: int, m: int) -> tuple[Array, Array, frozenset[int]]:
+    """Of (n, m): where the rows start in the flattened array, (n,) and (n, 1), and the numbers of the columns."""
+    starts = np.arange(0, n * m, m)
+    return starts, starts.reshape(n, 1), frozenset(range(m))
+
+
 @lru_cache(maxsize=32)
 def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
     ones = np.ones(shape, dtype)
@@ -198,6 +205,7 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 # mean of 10^6 float32 numbers is off by 2e-4.
 _LONG, _BLOCK = 1024, 128
 _FEW_CLASSES = 64  # in a row: its maximum is then faster along the columns of a copy
+_FEW_ROWS = 32  # so few of so few classes are looked at one by one, by `_rows`
 _ZEROS = 32_768  # elements: up to here `relu` has zeros at hand to compare with
 
 
@@ -253,9 +261,16 @@ def _row_sums(x: Any) -> Any:
     return x.dot(ones) if x.ndim == 2 else Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(ones))
 
 
-def _row_maxima(x: Array) -> Array:
-    """(n, m) -> (n, 1). Along the columns of a transposed copy where rows are short: in a third of the time."""
-    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= _FEW_CLASSES else _max(x, 1, keepdims=True)
+def _row_maxima(x: Any) -> Any:
+    """(n, m) -> (n, 1). Where rows are short by their places, or along the columns of a transposed copy if there are many
+    of them: in a third of the time.
+    """
+    n, m = x.shape
+    if m > _FEW_CLASSES:
+        return _max(x, 1, keepdims=True)
+    if n > _FEW_ROWS:
+        return _max(x.T.copy(), 0)[:, None]
+    return x.reshape(-1)[_rows(n, m)[1] + x.argmax(1, keepdims=True)]
 
 
 def _as_matrix(x: Any) -> Any:
@@ -1898,34 +1913,33 @@ class SoftmaxCrossEntropy(TensorOp):
             s = _row_sums(e)
         (n,) = _scalars(e.dtype, logits.shape[0])
         share = g / n
-        dz = e * (share / s)
-        if isinstance(dz, Tensor):
-            onehot = np.zeros(dz.shape, dz.dtype)
+        if isinstance(share, Tensor):
+            onehot = np.zeros(e.shape, e.dtype)
             onehot.reshape(-1)[places] = 1
-            dz = dz - Tensor.make_const(onehot) * share
-        else:
-            dz = dz if dz.flags.c_contiguous else dz.copy()
-            dz.reshape(-1)[places] -= share
+            return e * (share / s) - Tensor.make_const(onehot) * share, None
+        share = np.asarray(share)  # an array without dimensions, because a NumPy scalar is the dearer operand
+        dz = e * (share / s)
+        dz = dz if dz.flags.c_contiguous else dz.copy()
+        dz.reshape(-1)[places] -= share
         return dz, None
 
 
 @lru_cache(maxsize=8)
-def _row_numbers(n: int, step: int = 1) -> Array:
-    return np.arange(0, n * step, step)
+def _row_numbers(n: int) -> Array:
+    return np.arange(n)
 
 
 _INDEX = np.dtype(np.intp)
-_FEW_LABELS = 32  # up to here it takes less time to look at them one by one than to have NumPy do it
 
 
 def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
     """Where the logit of each label stands in the flattened logits; refuses what is not a label."""
     try:
         n, classes = shape
-        if n <= _FEW_LABELS and labels.dtype is _INDEX and labels.shape == (n,):
-            few = labels.tolist()
-            if min(few) >= 0 and max(few) < classes:
-                return _row_numbers(n, classes) + labels
+        if n <= _FEW_ROWS and classes <= _FEW_CLASSES and labels.dtype is _INDEX and labels.shape == (n,):
+            starts, _, numbers = _rows(n, classes)
+            if n and numbers.issuperset(labels.tolist()):
+                return starts + labels
         elif n and labels.dtype.kind in "iu" and labels.shape == (n,):
             return np.ravel_multi_index((_row_numbers(n), labels.astype(_INDEX, copy=False)), shape)
     except (ValueError, TypeError):

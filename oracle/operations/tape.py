@@ -45,6 +45,7 @@ SINGLE = Rounding(U, TINY)
 
 LARGE = 1 << 13  # numbers, from which on a copy costs more than three operations in place of one
 _POOL_SIZE = 1 << 20
+_PIECE = _POOL_SIZE // 8  # of a lap, where an array needs more noise than there is in the pool
 _POOL = np.random.RandomState(20240229).uniform(-2 * U, 2 * U, _POOL_SIZE)
 
 
@@ -97,11 +98,11 @@ class Noise:
         return noise
 
     def _beyond(self, count: int) -> Array:
-        """Noise where the pool ends: a new lap, or a block of its own."""
+        """Noise where the pool ends: a new lap, or as many pieces of laps as it takes. (To draw so much anew takes longer than all that
+        is made of it.)
+        """
         if count > _POOL_SIZE:
-            block = np.random.RandomState(self._cursor).uniform(-2 * U, 2 * U, count)
-            self._cursor = (self._cursor + 7919) % _POOL_SIZE
-            return block
+            return np.concatenate([self._next((min(_PIECE, count - at),)) for at in range(0, count, _PIECE)])
         # a fresh, odd offset: two laps over the pool must not line up
         self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
         block = _POOL[self._cursor : self._cursor + count]
