@@ -189,3 +189,15 @@ def test_two_mistakes_that_show_in_the_same_way_are_two(tmp_path):
     kept, basic = of(folder, judged)
     assert kept == ["LayerNorm forward in training mode"]
     assert basic == [basics.ASKS]
+
+
+def test_the_bits_that_float64_leaves_where_nobody_looks_are_its_own(tmp_path):
+    """Between layers that are looked at stand float32; where nobody looks, what a layer makes in float64 goes on as it is."""
+    folder = KNOWN["float64 in evaluation"].planted(tmp_path)
+    before, after = told(folder, *(run(c.Eval((c.BatchNorm(),)), rows=3, seed=seed) for seed in range(8)))
+    assert set(before) == {
+        "float64 of BatchNorm",
+        "a chain of layers gives something else than the layers one by one (chain)",
+    }
+    assert set(after) == {"float64 of BatchNorm"}
+    assert after.total() == before.total()

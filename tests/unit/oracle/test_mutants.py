@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from oracle.__main__ import parser
 from oracle.cases import case as c
 from oracle.trust.mutants import campaign, claims, cli, report, tested, trial
 from oracle.trust.mutants.mutant import Mutant, mutants_of
@@ -379,6 +380,36 @@ def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     assert list(cli.merged(old, new, ["ops"])["mutants"]) == ["a"]  # b is a mutant of what is not there any more
     campaign.write(tmp_path / "kept.json", whole)
     assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
+
+
+def test_after_an_edit_only_what_is_new_is_judged_and_what_is_gone_leaves_the_table(root, monkeypatch):
+    keys = campaign.keys_of(root, "course", "init")
+    row = {"file": "course", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
+    row |= {"status": "killed", "how": "test"}
+    new = min(campaign.keys_of(root, "course"))
+    table = {"seed": 0, "cases": 0, "part": [0, 1], "tests": True, "note": "", "complete": False}
+    table["mutants"] = {**dict.fromkeys(keys - {new}, row), "0" * 12: row}
+    excused = max(keys - {new})
+    _excuse(root, excused, reason="nobody can tell")
+    (root / "reports/latest").mkdir()
+    campaign.write(root / campaign.BASELINE, table)
+    asked = []
+
+    def run(plan, progress):
+        asked.append(plan.keys)
+        mutants = [m for m in mutants_of("course", trial.sources(root)["course"]) if m.key in plan.keys]
+        found = campaign.Campaign(plan, mutants, excused=campaign.excuses(root / campaign.EXCUSED))
+        found.outcomes = {m.key: campaign.Outcome("survived") for m in mutants}
+        return found
+
+    monkeypatch.setattr(campaign, "run", run)
+    given = ["mutants", "--unjudged", "--accept", "--file", "course", "init"]
+    assert cli.main(parser().parse_args(given), root) == 0
+    assert asked == [{new}]
+    rows = campaign.read(root / campaign.BASELINE)["mutants"]
+    assert rows.keys() == keys
+    assert rows[new]["status"] == "survived"
+    assert {k for k, v in rows.items() if "excused" in v} == {excused}
 
 
 def test_what_is_left_to_the_unit_tests_exists():
