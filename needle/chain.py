@@ -371,8 +371,8 @@ class Chain:
         if at_base and self.base.requires_grad:
             *skipping, last = at_base
             for c in skipping:  # as views, so that what came past a Residual is not taken to be nobody else's
-                give(self.base, c[...])
-            give(self.base, last[...] if any(c is last for c in skipping) else last)
+                _accumulate(adjoints, shared, self.base, c[...], g)
+            _accumulate(adjoints, shared, self.base, last[...] if any(c is last for c in skipping) else last, g)
 
     def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
         """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""
