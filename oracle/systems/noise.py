@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -32,6 +34,7 @@ WIDE = {
 }
 LEAST_HALF = DTYPES["float16"].least  # between two small numbers of float16, which keeps them
 _NOISY = (torch.float64, torch.complex128)
+_ONE = torch.ones((), dtype=torch.float64)  # to which torch adds in half the time that it takes with a number
 _POOL_SIZE = 1 << 20
 
 
@@ -85,9 +88,9 @@ def _marked(value: Any, unit: float) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _pool() -> Tensor:
-    """Uniform numbers in ±2, drawn once: the same seed gives the same noise."""
-    return _uniform((_POOL_SIZE,), 20240229)
+def _pool() -> npt.NDArray[np.float64]:
+    """Uniform numbers in ±2, drawn once: the same seed gives the same noise. (NumPy cuts a piece out in a quarter of torch's time.)"""
+    return _uniform((_POOL_SIZE,), 20240229).numpy()
 
 
 def _uniform(shape: Any, seed: int) -> Tensor:
@@ -143,15 +146,17 @@ class Rounding(_Mode):
         if self._cursor + count > _POOL_SIZE:  # an odd offset: two laps over the pool must not line up
             self._cursor = (self._cursor * 31 + 17) % (_POOL_SIZE - count + 1)
         start, self._cursor = self._cursor, self._cursor + count
-        return _pool()[start : self._cursor].view(shape)
+        return torch.from_numpy(_pool()[start : self._cursor].reshape(shape))
 
     def rounded(self, value: Tensor, weight: float) -> Tensor:
         """``value`` with noise of ``weight`` · ±2u relative: t·(1 + e), not t + t·e, so that −∞ stays −∞."""
-        return value * torch.add(1, self.draw(value.shape), alpha=self.unit * weight)
+        return value * torch.add(_ONE, self.draw(value.shape), alpha=self.unit * weight)
 
     def underflown(self, exact: Tensor, value: Tensor) -> Tensor:
         """What is below the smallest normal number is kept or lost."""
         size = exact.abs()
+        if size.min().item() >= TINY:  # nearly always
+            return value
         small = size < TINY
         if bool(small.any()):
             value = torch.where(small & (self.draw(value.shape) < 0), 0.0, value)
@@ -199,7 +204,8 @@ class Rounding(_Mode):
     def roughened(self, value: Tensor, size: Tensor, weight: float) -> Tensor:
         """``value`` with noise of ``weight`` · ±2u · ``size``."""
         noise = size * self.draw(value.shape) * (self.unit * weight)
-        return value + torch.where(torch.isfinite(noise), noise, 0.0)
+        finite = not noise.numel() or _size(noise) < math.inf  # nearly always
+        return value + (noise if finite else torch.where(torch.isfinite(noise), noise, 0.0))
 
     def in_norm(self, value: Any) -> Any:
         """Factorisations are backward stable in norm, not element by element; × √n/2."""
@@ -282,8 +288,10 @@ class Rounding(_Mode):
         if op.name == "_to_copy" and unit > self.unit and self.seed is not None:
             self._out = unit / self.unit
             return self._result(func(*mapped(widened, args), **kwargs))
-        given = dict(zip(op.arguments, args, strict=False)) | kwargs
-        targets = {n: given[n] for n, w in zip(op.arguments, op.written, strict=True) if w and n in given}
+        targets: dict[str, Any] = {}
+        if op.writes:
+            given = dict(zip(op.arguments, args, strict=False)) | kwargs
+            targets = {n: given[n] for n, w in zip(op.arguments, op.written, strict=True) if w and n in given}
         wide = {n: mapped(widened, v) for n, v in targets.items()}
         args = tuple(wide[n] if n in wide else mapped(widened, a) for n, a in zip(op.arguments, args, strict=False))
         kwargs = {n: wide[n] if n in wide else mapped(widened, v) for n, v in kwargs.items()}
@@ -391,7 +399,7 @@ class Operands(_Mode):
 
 
 def _size(value: Tensor) -> float:
-    """The largest of the numbers; inf where something is no number."""
+    """The largest of the numbers, without its sign; inf where something is no number."""
     low, high = value.aminmax()
     size = max(-low.item(), high.item())
     return size if size == size else math.inf
