@@ -47,7 +47,7 @@ def folded(found: Sequence[Failed]) -> list[Failed]:
     by_key = {failed.culprit: failed for failed in kept}
     ops = {failed.case.op: failed for failed in kept if isinstance(failed.case, c.OpCase)}
     for failed in found:
-        cause = _cause(failed, by_key, ops)
+        cause = _cause(failed, by_key, ops) or _of_both(failed, found)
         if cause is not None and cause is not failed and cause in kept:
             cause.count += failed.count
             cause.also[failed.culprit] += failed.count
@@ -79,6 +79,29 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
         steps = [s.op for _, layer in c.walk(failed.case.model) if isinstance(layer, c.Ops) for s in layer.steps]
         return next((ops[op] for op in steps if op in ops), None)
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
+
+
+def _of_both(failed: Failed, found: Sequence[Failed]) -> Failed | None:
+    """The same of another optimizer, more often: in the step that both inherit, with an explanation that fits both. What it is given,
+    gradients and state, agrees there.
+    """
+    kind, _, phase = failed.culprit.partition(" ")
+    if phase != "parameter update":
+        return None
+    line, words = _explained(failed)
+    for other in found:
+        same = other.culprit.endswith(f" {phase}") and not other.culprit.startswith(f"{kind} ")
+        if same and (other.count, other.culprit) > (failed.count, failed.culprit):
+            its_line, its_words = _explained(other)
+            if line and line == its_line and words & its_words:
+                return other
+    return None
+
+
+def _explained(failed: Failed) -> tuple[str, set[str]]:
+    """The line of a finding, and what explains its numbers."""
+    suspect = failed.divergence.suspect
+    return (suspect.line, {e.words for e in suspect.explanations}) if suspect else ("", set())
 
 
 def without_consequences(pool: Does, found: Sequence[Failed], right: Sequence[str] = ()) -> list[Failed]:
@@ -256,7 +279,7 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
 
 
 def _once(found: Sequence[Entry]) -> list[Entry]:
-    """Entries of the same key, or of the same function and the same words, are one."""
+    """Entries of the same key are one."""
     kept: dict[str, Entry] = {}
     for one in found:
         known = kept.setdefault(one.key, one)
