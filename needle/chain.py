@@ -48,15 +48,12 @@ if TYPE_CHECKING:
 def run(plan: Plan, x: Tensor) -> Tensor:
     """Compute the steps of the plan on x: one node of the graph, or a constant where no gradient is to flow."""
     data = x.cached_data
-    if plan.widths is not None:
-        fits = data.dtype is ops._DEFAULT and data.shape[1:] == plan.widths
-        for kind, compute, vjp, reads_x, reads_y in plan.rules:
-            if kind.compute is not compute or kind.vjp is not vjp:
-                fits = False
-            if kind.reads_inputs is not reads_x or kind.reads_result is not reads_y:
-                fits = False
-        if not fits:
+    if plan.widths is not None and (data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths):
+        plan = plan.plain
+    for op, compute, vjp, of_x, of_y in plan.rules:
+        if op.compute is not compute or op.vjp is not vjp or op.reads_inputs is not of_x or op.reads_result is not of_y:
             plan = plan.plain
+            break
     if not autograd._is_recording():
         y = plan.result(data)
         return x if y is data else Tensor.make_const(y)
@@ -325,19 +322,11 @@ def _sum(parts: list[Array]) -> Array:
         total = np.asarray(reduce(operator.add, skipping))
         total += last
         return total
-    if not _is_own(parts):
-        return np.asarray(skipping[0] + last)
-    last += skipping[0]
+    (past,) = skipping
+    if last is past or last.base is not None:  # passed on unchanged, or as a view: no array of its own
+        return np.asarray(past + last)
+    last += past
     return last
-
-
-def _is_own(parts: list[Array]) -> bool:
-    """Whether the last part is an array of its own, and not what came past a Residual, passed on unchanged or as a view."""
-    *skipping, last = parts
-    for part in skipping:
-        if part is last:
-            return False
-    return last.base is None
 
 
 class _Added:
@@ -371,9 +360,7 @@ class Chain:
 
         def give(x: Value, c: Array) -> None:
             own = type(c) is _ndarray and c.base is None and c is not g
-            if (
-                own and c.dtype is x.cached_data.dtype and x not in adjoints
-            ):  # the usual case, as in a walk through nodes
+            if own and c.dtype is x.cached_data.dtype and x not in adjoints:  # as in a walk through nodes
                 adjoints[x] = c
             else:
                 _accumulate(adjoints, shared, x, c, g)
@@ -385,7 +372,7 @@ class Chain:
             *skipping, last = at_base
             for c in skipping:  # as views, so that what came past a Residual is not taken to be nobody else's
                 give(self.base, c[...])
-            give(self.base, last if not skipping or _is_own(at_base) else last[...])
+            give(self.base, last[...] if any(c is last for c in skipping) else last)
 
     def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
         """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""

@@ -262,9 +262,7 @@ def _row_sums(x: Any) -> Any:
 
 
 def _row_maxima(x: Any) -> Any:
-    """(n, m) -> (n, 1). Where rows are short by their places, or along the columns of a transposed copy if there are many
-    of them: in a third of the time.
-    """
+    """(n, m) -> (n, 1). Of short rows, few by their places and many along the columns of a copy: in a third of the time."""
     n, m = x.shape
     if m > _FEW_CLASSES:
         return _max(x, 1, keepdims=True)
@@ -1911,22 +1909,16 @@ class SoftmaxCrossEntropy(TensorOp):
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
             s = _row_sums(e)
-        (n,) = _scalars(e.dtype, logits.shape[0])
-        share = g / n
+        usual = e.dtype is _DEFAULT and not isinstance(g, Tensor) and g.item() == 1  # the gradient of the loss itself
+        share: Any = _scalars(e.dtype, 1 / len(s))[0] if usual else g / _scalars(e.dtype, len(s))[0]
         if isinstance(share, Tensor):
             onehot = np.zeros(e.shape, e.dtype)
             onehot.reshape(-1)[places] = 1
             return e * (share / s) - Tensor.make_const(onehot) * share, None
-        share = np.asarray(share)  # an array without dimensions, because a NumPy scalar is the dearer operand
         dz = e * (share / s)
         dz = dz if dz.flags.c_contiguous else dz.copy()
         dz.reshape(-1)[places] -= share
         return dz, None
-
-
-@lru_cache(maxsize=8)
-def _row_numbers(n: int) -> Array:
-    return np.arange(n)
 
 
 _INDEX = np.dtype(np.intp)
@@ -1941,7 +1933,7 @@ def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
             if n and numbers.issuperset(labels.tolist()):
                 return starts + labels
         elif n and labels.dtype.kind in "iu" and labels.shape == (n,):
-            return np.ravel_multi_index((_row_numbers(n), labels.astype(_INDEX, copy=False)), shape)
+            return np.ravel_multi_index((np.arange(n), labels.astype(_INDEX, copy=False)), shape)
     except (ValueError, TypeError):
         pass
     if len(shape) != 2 or not shape[0] or not shape[1]:

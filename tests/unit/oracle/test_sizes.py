@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from needle import ops, optim
 from oracle.cases import case as c
 from oracle.cases import coverage, features
 from oracle.runs.draws import draw
@@ -70,11 +69,11 @@ def of_op(op, shape, **attributes):
 @pytest.mark.parametrize(
     ("switch", "case"),
     [
-        (ops._LONG, lambda n: of_op("exp", (n,))),
-        (ops._FEW_CLASSES, lambda n: of_op("softmax_loss", (2, n), labels=(1, 1))),
-        (ops._FEW_LABELS, lambda n: of_op("softmax_loss", (n, 3), labels=(0,) * n)),
-        (ops._ZEROS, lambda n: of_op("relu", (n,))),
-        *[(n, lambda n: train(n)) for n in (optim._SMALL, *optim._BLOCKS)],
+        (features.LONG_AXIS, lambda n: of_op("exp", (n,))),
+        (features.FEW_CLASSES, lambda n: of_op("softmax_loss", (2, n), labels=(1, 1))),
+        (features.FEW_LABELS, lambda n: of_op("softmax_loss", (n, 3), labels=(0,) * n)),
+        (features.ZEROS_AT_HAND, lambda n: of_op("relu", (n,))),
+        *[(n, lambda n: train(n)) for n in features.PARAMETERS],
     ],
 )
 def test_what_is_as_large_as_a_switch_is_on_its_first_side_and_one_more_on_the_other(switch, case):
@@ -91,10 +90,10 @@ def train(parameter):
 
 
 def test_an_axis_of_whole_blocks_has_no_rest():
-    whole, rest = features.SWITCHES[ops._BLOCK]
-    assert whole in coverage.covered(of_op("exp", (ops._LONG + ops._BLOCK,)))
-    assert rest in coverage.covered(of_op("exp", (ops._LONG + ops._BLOCK + 1,)))
-    assert not {whole, rest} & coverage.covered(of_op("exp", (ops._LONG,)))
+    whole, rest = features.SWITCHES[features.BLOCK]
+    assert whole in coverage.covered(of_op("exp", (features.LONG_AXIS + features.BLOCK,)))
+    assert rest in coverage.covered(of_op("exp", (features.LONG_AXIS + features.BLOCK + 1,)))
+    assert not {whole, rest} & coverage.covered(of_op("exp", (features.LONG_AXIS,)))
 
 
 def test_long_cases_are_files_like_any_other():
