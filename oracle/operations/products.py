@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.operations.drawn import Draw, Drawn, one_in
+from oracle.operations.drawn import Draw, Drawn
 from oracle.operations.elementwise import add
 from oracle.operations.operation import meaning, operation, unusual
 from oracle.operations.tape import LEAD, Array, Shape, Tape, Var, expand, product, reduced, require, swapped
@@ -81,7 +81,7 @@ def convolved(d: Draw) -> Drawn:
     """Images and a kernel that fits, square or oblong; now and then a stride or a padding that is larger than it."""
     far = d.maybe() and d.maybe()
     stride, padding = (d.whole(3, 6), d.whole(3, 5)) if far else (d.whole(1, 3), d.whole(0, 2))
-    k = d.whole(1, max(1, stride - 1) if one_in(d, 3) else 4)  # some strides leave pixels out
+    k = d.whole(1, 4)
     k2 = d.whole(1, 5) if d.maybe() else k
     n, channels, out = d.whole(1, 3), d.whole(1, 3), d.whole(1, 4)
     h, w = (max(d.whole(1, 8), side - 2 * padding, 1) for side in (k, k2))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.operations.drawn import Draw, Drawn, Shape, one_in, some_axes, two
+from oracle.operations.drawn import Draw, Drawn, Shape, some_axes, two
 from oracle.operations.operation import axes_of_op, operation
 from oracle.operations.tape import LEAD, Array, Tape, Var, axes_of, expand, moved, reduced
 
@@ -130,8 +130,8 @@ def broadcast_to(t: Tape, x: Var, *, shape: Shape) -> Var:
 
 
 def flipped(d: Draw) -> Drawn:
-    """A shape, and axes of it; mostly there are others, which stay as they are."""
-    shape = d.shape(min_rank=1 if one_in(d, 4) else 2)
+    """A shape, and axes of it."""
+    shape = d.shape(min_rank=1)
     axes = some_axes(d, len(shape), allow_none=False)
     return [shape], {"axes": axes if isinstance(axes, tuple) else (axes,)}
 
