@@ -1910,7 +1910,7 @@ class SoftmaxCrossEntropy(TensorOp):
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
             s = _row_sums(e)
         usual = e.dtype is _DEFAULT and not isinstance(g, Tensor) and g.item() == 1  # the gradient of the loss itself
-        share: Any = _scalars(e.dtype, 1 / len(s))[0] if usual else g / _scalars(e.dtype, len(s))[0]
+        share: Any = _scalars(e.dtype, 1 / s.shape[0])[0] if usual else g / _scalars(e.dtype, s.shape[0])[0]
         if isinstance(share, Tensor):
             onehot = np.zeros(e.shape, e.dtype)
             onehot.reshape(-1)[places] = 1
