@@ -27,6 +27,13 @@ def test_cases_reach_nothing_but_what_the_table_has():
     assert len(set(coverage.LABELS)) == len(coverage.LABELS)
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_rows_of_what_is_no_number_lie_nowhere(value):
+    """And say nothing on the terminal: warnings are errors here."""
+    case = c.OpCase("logsumexp", (c.Operand((3, 2), (value, 1.0, value, 2.0, value, 3.0)),), {})
+    assert "argument all axes of logsumexp, a row far above the first" not in coverage.covered(case)
+
+
 def test_all_labels_without_an_edit_are_drawn_anyway():
     reached = Counter(label for cases in (*PLAIN.values(), LARGE) for case in cases for label in coverage.covered(case))
     edited = {label for label, _ in EDITS}
