@@ -105,8 +105,8 @@ class Campaign:
         return [m for m in self.chosen() if m.key not in self.excused]
 
     def survivors(self) -> list[Mutant]:
-        """What should have been killed and was not."""
-        return [m for m in self.counted() if self.outcomes[m.key].status != "killed"]
+        """What should have been killed and was not, by diff nor by a unit test."""
+        return [m for m in self.counted() if not _noticed(self.outcomes[m.key])]
 
     def resurrected(self) -> list[Mutant]:
         """Excused mutants whose reason is wrong: diff kills it; "equivalent", and a unit test fails; "unclaimed", and none does."""
@@ -137,13 +137,17 @@ def wrongly(kind: str, status: str, test: str, tested: bool) -> bool:
     return tested and bool(test) != (kind == "unclaimed")
 
 
+def _noticed(outcome: Outcome) -> bool:
+    return outcome.status == "killed" or bool(outcome.test)
+
+
 def score(outcomes: Iterable[Outcome]) -> tuple[float, float]:
     """The share killed, and the share killed of those that do not crash."""
     outcomes = list(outcomes)
-    killed = sum(o.status == "killed" for o in outcomes)
+    killed = sum(map(_noticed, outcomes))
     calm = [o for o in outcomes if not o.crashed]
     share = killed / len(outcomes) if outcomes else 1.0  # all are excused: nothing is missed
-    return share, sum(o.status == "killed" for o in calm) / len(calm) if calm else 1.0
+    return share, sum(map(_noticed, calm)) / len(calm) if calm else 1.0
 
 
 def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign, text: None) -> Campaign:

@@ -27,10 +27,20 @@ def counts(rows: Iterable[Row]) -> dict[str, int]:
         if "excused" in r:
             found["excused"] += 1
         elif r["status"] != "killed":
-            found["survived"] += 1
+            found["tested" if r.get("test") else "survived"] += 1
         else:
             found[{"numeric": "numeric", "test": "tested"}.get(r["how"], "crashed")] += 1
     return found
+
+
+def by_diff_alone(rows: Iterable[Row]) -> float | None:
+    """Of the mutants that diff judges, the share that it kills; None without such mutants."""
+    its = [r["status"] == "killed" for r in rows if "excused" not in r and not _of_tests(r)]
+    return sum(its) / len(its) if its else None
+
+
+def _of_tests(r: Row) -> bool:
+    return r["file"] in BY_TESTS or bool(unclaimed(r["file"], r["function"]))
 
 
 def shares(n: Mapping[str, int]) -> tuple[float, float]:
@@ -50,6 +60,7 @@ _HEAD = (
     "survive",
     "score",
     "without crashes",
+    "diff alone",
 )
 
 
@@ -57,7 +68,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
     n = counts(rows)
     overall, numeric = shares(n)
     return [*(str(n[k]) for k in ("mutants", "excused", "numeric", "crashed", "tested", "survived")),
-            f"{overall:.1%}", f"{numeric:.1%}"]  # fmt: skip
+            f"{overall:.1%}", f"{numeric:.1%}", "–" if (alone := by_diff_alone(rows)) is None else f"{alone:.1%}"]  # fmt: skip
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
@@ -89,7 +100,8 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
     probes = [r for r in content["mutants"].values() if r["kind"] == "probe"]
     ladder = [r for r in content["mutants"].values() if r["kind"] == "ladder"]
     every = list(rows.values())
-    alive = [(k, r) for k, r in rows.items() if r["status"] != "killed" and "excused" not in r]
+    left = [(k, r) for k, r in rows.items() if r["status"] != "killed" and "excused" not in r]  # by diff
+    alive, noticed = [(k, r) for k, r in left if not r.get("test")], [r for _, r in left if r.get("test")]
     part = content["part"]
     share = "" if part[1] == 1 else f" Judged are the mutants whose key is {part[0]} modulo {part[1]}."
     generic = [r for r in every if r["operator"] in GENERIC]
@@ -123,11 +135,16 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "",
         f"## Survivors: {len(alive)}",
         "",
-        *(_table(("key", "where", "operator", "before", "after", "cases", "unit test"), (
-            (k, _where(r), r["operator"], _code(r["before"]), _code(r["after"]), str(r.get("cases", 0)),
-             r.get("test", "").rpartition("/")[2] or "none") for k, r in alive
+        *(_table(("key", "where", "operator", "before", "after", "cases"), (
+            (k, _where(r), r["operator"], _code(r["before"]), _code(r["after"]), str(r.get("cases", 0))) for k, r in alive
         ), 5) if alive else ["None."]),
         "",
+        *([
+            f"## Left alive by diff, and killed by a unit test: {len(noticed)}",
+            "",
+            *_table(("function", "mutants", "one of the tests"), _noticed(noticed)),
+            "",
+        ] if noticed else []),
         "## Excused",
         "",
         *_excuses(rows, excused),
@@ -161,7 +178,7 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
 
 def _judged(rows: Sequence[Row], content: Mapping[str, Any]) -> list[str]:
     """Who has judged what, and on how many cases; a table may have mutants of some files alone."""
-    by_tests = [r for r in rows if r["file"] in BY_TESTS or unclaimed(r["file"], r["function"])]
+    by_tests = [r for r in rows if _of_tests(r)]
     by_diff = len(rows) - len(by_tests)
     lines = ["One place of needle's source is changed in memory, and somebody has to notice."]
     if by_diff:
@@ -170,8 +187,7 @@ def _judged(rows: Sequence[Row], content: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{by_diff:,} mutants are judged by the engine of `{session('diff')}` alone, on cases of a diff run of {content['cases']:,}",
             f"(seed {content['seed']}): the first {FIRST} that run the changed line, then, while it lives, all single operations and",
-            f"{REACHING} models that do.{half} The last column of the survivors says whether a unit test of needle",
-            "would have noticed.",
+            f"{REACHING} models that do.{half} Needle's unit tests then judge what diff leaves alive.",
         ]
     if by_tests:
         lines += [
@@ -181,6 +197,14 @@ def _judged(rows: Sequence[Row], content: Mapping[str, Any]) -> list[str]:
     if absent := [file for file in ALL_FILES if not any(r["file"] == file for r in rows)]:
         lines.append(f"No mutant is here of {', '.join(f'{file}.py' for file in absent)}.")
     return lines
+
+
+def _noticed(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for each function: how many mutants, and a test that kills one."""
+    found: dict[str, list[str]] = {}
+    for r in rows:
+        found.setdefault(f"{r['file']}.py {r['function']}", []).append(r["test"].rpartition("/")[2])
+    return [[name, str(len(tests)), tests[0]] for name, tests in found.items()]
 
 
 def _rules(rows: Sequence[Row]) -> list[list[str]]:
@@ -211,7 +235,7 @@ def _excuses(rows: Mapping[str, Row], excused: Mapping[str, Excuse]) -> list[str
 def summary(content: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end."""
     made = terminal.table(
-        ("file", "mutants", "excused", "numbers", "crash", "test", "survive", "score", "no crash"), ("file",)
+        ("file", "mutants", "excused", "numbers", "crash", "test", "survive", "score", "no crash", "diff"), ("file",)
     )
     for cells in by([r for r in content["mutants"].values() if r["kind"] == "mutant"], "file", ALL_FILES):
         made.add_row(*cells)
