@@ -124,6 +124,7 @@ NORMAL = np.random.default_rng(0).standard_normal
         (lambda p: (p * 2 + 1 - p / 4).sum(), [[1.75] * 2] * 2),
         (lambda p: (-p).T.reshape((4,)).broadcast_to((2, 4)).sum(), [[-2] * 2] * 2),
         (lambda p: p[0].sum() + ops.flip(p).sum(), [[2, 2], [1, 1]]),
+        (lambda p: (p + 1).sum(), [[1, 1], [1, 1]]),
         (lambda p: (p + np.ones((2, 2))).mean(), [[0.25] * 2] * 2),
         (lambda p: (p * ndl.Tensor(np.eye(2), requires_grad=False)).sum(), [[1, 0], [0, 1]]),
         (lambda p: (ndl.Tensor(np.eye(2), requires_grad=False) @ p).sum(), [[1, 1], [1, 1]]),
@@ -134,7 +135,7 @@ NORMAL = np.random.default_rng(0).standard_normal
         (lambda p: p.astype("float32").sum(), [[1, 1], [1, 1]]),
         (lambda p: ops.exp(p.detach()).sum() + p.sum(), [[1, 1], [1, 1]]),
     ],
-    ids=range(11),
+    ids=range(12),
 )  # fmt: skip
 @pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
 def test_what_no_rule_reads_may_change(forward, expected, how):
@@ -144,6 +145,45 @@ def test_what_no_rule_reads_may_change(forward, expected, how):
     loss.backward(**how)
     np.testing.assert_array_equal(p.grad.numpy(), expected)
     p.grad = None
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_a_bias_may_change_before_backward(how):
+    one = ndl.Tensor(np.eye(2), requires_grad=False)
+    bias = leaf([1.0, 2.0])
+    loss = ops.linear(one, one, bias).sum()
+    replace(bias)
+    loss.backward(**how)
+    assert bias.grad.tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        *(lambda p: p + p, lambda p: p + 1, lambda p: p * p, lambda p: p * 2, lambda p: p / 2, lambda p: -p),
+        *(lambda p: p @ p, lambda p: ops.linear(p, p), lambda p: p.reshape((4,)), lambda p: p[0], abs, ops.softplus),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_a_result_that_no_rule_reads_may_change(forward, how):
+    p = leaf([1.0, 2.0], [3.0, 4.0])
+    forward(p).sum().backward()
+    expected = p.grad.numpy()
+    y = forward(p)
+    loss = y.sum()
+    y.data = ndl.Tensor(y.numpy() + 1)
+    loss.backward(**how)
+    np.testing.assert_array_equal(p.grad.numpy(), expected)
+    p.grad = None
+
+
+def test_a_divisor_must_not_change():
+    p, q = leaf(1.0), leaf(2.0)
+    loss = p / q
+    replace(q)
+    with pytest.raises(RuntimeError, match=r"a Parameter of shape \(1,\) has changed since EWiseDiv"):
+        loss.backward()
 
 
 def test_running_statistics_may_move_on_before_backward():

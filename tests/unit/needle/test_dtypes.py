@@ -140,6 +140,32 @@ def test_integers_among_themselves_stay_integers():
         assert y.numpy().tolist() == expected
     assert x.sum().item() == 253
     assert x.max().dtype == BYTE
+    assert ops.relu(t([True, False], bool)).dtype == bool
+
+
+def test_integers_of_two_sizes_take_the_larger():
+    small, large = t([1, 2], BYTE), t([300, 70_000], np.int64)
+    for y in (large + small, small + large):
+        check(y, [301, 70_002], np.int64)
+    check(large * small, [300, 140_000], np.int64)
+    check(ops.maximum(large, small), [300, 70_000], np.int64)
+
+
+def test_limits_of_integers():
+    x = t([250, 3], BYTE)
+    check(x.clip(high=100), [100, 3], BYTE)
+    check(x.clip(high=2.5), [2.5, 2.5], SINGLE)
+    check(x.clip(np.int64(5), np.array([100])), [100, 5], BYTE)
+    check(t([0.0, 9.0], SINGLE).clip(np.float32(0.5), np.array([2.5])), [0.5, 2.5], SINGLE)
+    untouched = x.clip(-5, 300)
+    assert not np.shares_memory(untouched.numpy(), x.numpy())
+
+
+def test_numbers_alone_are_chosen_as_constants():
+    y = ops.where(np.array([True, False]), 0.5, 1)
+    check(y, [0.5, 1], SINGLE)
+    assert not y.requires_grad
+    assert not ops.maximum(1, np.array([0, 2])).requires_grad
 
 
 def test_integers_that_are_compared_and_chosen_stay_integers():
@@ -188,6 +214,12 @@ def test_gradients_of_integers_that_are_chosen():
     check(ndl.Tensor(both((x.clip(1, 2) * 0.5).sum(), x)), [0, 0.5, 0, 0], SINGLE)
     check(ndl.Tensor(both((ops.maximum(x, 1) * 0.5).sum(), x)), [0.5, 0.25, 0.5, 0], SINGLE)
     check(ndl.Tensor(both((ops.where(x > 1, x, 7) * 0.5).sum(), x)), [0.5, 0, 0.5, 0], SINGLE)
+    # a gradient of integers becomes one of fractions where it is shared or chosen
+    check(ndl.Tensor(both(abs(x - 1).sum(), x)), [1, 0, 1, -1], SINGLE)
+    check(ndl.Tensor(both(ops.maximum(x, 1).sum(), x)), [1, 0.5, 1, 0], SINGLE)
+    check(ndl.Tensor(both(ops.where(x > 1, x, 7).sum(), x)), [1, 0, 1, 0], SINGLE)
+    check(ndl.Tensor(both((ops.relu(x - 1) * 0.5).sum(), x)), [0.5, 0, 0.5, 0], SINGLE)
+    check(ndl.Tensor(both((x.clip(1, 2) * 100.0).sum(), x)), [0, 100, 0, 0], SINGLE)
     check(ndl.Tensor(both((ops.concatenate([x, x]) * 0.5).sum(), x)), [1] * 4, SINGLE)
     check(ndl.Tensor(both(x.var(), x)), [0.625, -0.375, 0.625, -0.875], SINGLE)
     check(ndl.Tensor(both(ops.sqrt(x + 1).sum(), x)), [0.25, 8**-0.5, 0.25, 0.5], SINGLE)
@@ -226,12 +258,37 @@ def test_a_cast_passes_fractions_back_to_integers():
     check(ndl.Tensor(both((x.astype("float32") * 0.5).sum(), x)), [0.5, 0.5], SINGLE)
 
 
+def test_a_cast_passes_gradients_back():
+    x = t([1.5, 2.5], np.float64)
+    check(ndl.Tensor(both((x.astype("int64") * 0.5).sum(), x)), [0.5, 0.5], np.float64)
+    x = t([[1.5, 2.5]], np.float64)
+    check(ndl.Tensor(both(x.astype("float32").sum(), x)), [[1, 1]], np.float64)
+
+
+def test_gradients_of_powers_of_two_precisions():
+    """As in the wider one: in float16 the exponent 0.1 - 1 would be off by 1e-4, and log 3 too."""
+    for dtype, beside in ((SINGLE, HALF), (np.float64, HALF), (np.float64, SINGLE)):
+        rtol = 2e-6 if dtype is SINGLE else 1e-12
+        x, n = t([3.0], dtype), t([0.1], beside)
+        power = n.item()
+        y = x**n
+        check(ndl.Tensor(both(y, x)), [power * 3 ** (power - 1)], dtype, rtol)
+        check(ndl.Tensor(both(y, n)), [3**power * math.log(3)], beside, 5e-4)
+        x, n = t([3.0], beside), t([0.1], dtype)
+        power = n.item()
+        y = x**n
+        check(ndl.Tensor(both(y, n)), [3**power * math.log(3)], dtype, rtol)
+        check(ndl.Tensor(both(y, x)), [power * 3 ** (power - 1)], beside, 5e-4)
+
+
 def test_gradients_beside_and_of_integers():
     x = t([20], BYTE)
     check(ndl.Tensor(both(x**3 * 1.0, x)), [1200], SINGLE)
     x, n = t([1.0, 2.0], SINGLE), t([2, 0], np.int64)
     check(ndl.Tensor(both((x**n).sum(), n)), [0, math.log(2)], SINGLE)
     check(ndl.Tensor(both((n**n).sum(), n)), [4 + 4 * math.log(2), 0], SINGLE)
+    wide, n = t([1.0], np.float64), t([2**24 + 1], np.int64)
+    check(ndl.Tensor(both(wide / n, wide)), [1 / (2**24 + 1)], np.float64, 1e-12)
     n = t([2, 3], BYTE)
     check(ndl.Tensor(both((x / n).sum(), n)), [-1 / 4, -2 / 9], SINGLE)
     n = t([[200, 201]], BYTE)
@@ -259,6 +316,7 @@ def test_a_tensor_of_strings_is_made_by_no_cast():
 def test_sums_and_means_in_half_precision():
     ones = ndl.Tensor(np.ones((20_000, 3), HALF))
     check(ones.sum(0), [20_000] * 3, HALF)  # counted in float16, it stops at 2,048
+    check(ndl.Tensor(np.full((2_000, 3), 0.1, HALF)).sum(0), [2_000 * float(HALF(0.1))] * 3, HALF, 1e-3)
     check(ndl.Tensor(np.ones((2_000, 100), HALF)).mean(), 1, HALF)  # the sum is out of range
     check(ops.logsumexp(ndl.Tensor(np.zeros(70_000, HALF))), math.log(70_000), HALF, 1e-3)
     check(ops.logsoftmax(ndl.Tensor(np.zeros((1, 70_000), HALF)))[0, 0], -math.log(70_000), HALF, 1e-3)

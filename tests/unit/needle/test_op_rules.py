@@ -131,9 +131,11 @@ MESSAGES = {
     "clip nothing": (lambda: a(2).clip(), TypeError, "needs a limit: low, high or both"),
     "clip nan": (lambda: a(2).clip(math.nan), ValueError, "clip: low must not be nan"),
     "clip tensor": (lambda: a(2).clip(0, a(2)), TypeError, r"high must be a number, got Tensor: .*needle.minimum\("),
+    "clip array": (lambda: a(2).clip(0, np.ones(2)), TypeError, "clip: high must be a number, got ndarray"),
     "maximum": (lambda: ops.maximum(a(3), a(2)), ValueError, r"maximum: shapes \(3,\) and \(2,\) do not"),
     "minimum": (lambda: ops.minimum(a(3), a(2)), ValueError, r"minimum: shapes \(3,\) and \(2,\) do not"),
     "minimum list": (lambda: ops.minimum(a(2), [1, 2]), TypeError, "minimum takes Tensors, arrays .*got list"),
+    "maximum texts": (lambda: ops.maximum("a", 1), TypeError, "maximum takes Tensors, arrays .*got str"),
     "maximum text": (lambda: ops.maximum("a", a(2)), TypeError, "maximum takes Tensors, arrays .*got str"),
     "where": (lambda: ops.where([True] * 4, a(3), a(3)), ValueError, r"where: a condition of shape \(4,\) and shapes"),
     "where number": (lambda: ops.where(a(3), a(3), a(3)), TypeError, "must be bools, but got dtype float64: compare"),
@@ -152,7 +154,10 @@ MESSAGES = {
     "logsumexp empty": (lambda: ops.logsumexp(a(2, 0), 1), ValueError, "at least one element"),
     "mean empty": (lambda: a(0).mean(), ValueError, "at least one element"),
     "logsoftmax": (lambda: ops.logsoftmax(a(3)), ValueError, r"\(batch, classes\).* got \(3,\)"),
+    "softmax axis": (lambda: ops.softmax(a(2), -(2**31)), ValueError, "softmax: axis -2147483648 does not exist"),
+    "softmax far": (lambda: ops.softmax(a(2), -(2**31) - 1), ValueError, "softmax: axis must be at least -2147483648"),
     "transpose": (lambda: ops.transpose(a(2, 3), (0, 2)), ValueError, "transpose: axis 2"),
+    "transpose first": (lambda: ops.transpose(a(2, 3), (2, 0)), ValueError, "transpose: axis 2 does not exist"),
     "transpose triple": (lambda: ops.transpose(a(2, 3), (0, 1, 2)), ValueError, r"a pair of axes, .*\(0, 1, 2\)"),
     "transpose flat": (lambda: ops.transpose(a(3)), ValueError, "at least 2 dimensions"),
     "T": (lambda: a(2, 3, 4).T, ValueError, r"use transpose\(\(i, j\)\)"),
@@ -252,3 +257,83 @@ def test_norms_of_integers_keep_their_eps(norm):
     x = np.array([[3, 3], [3, 3], [3, 3]])
     y = norm(ndl.Tensor(x), ndl.ones(2), ndl.zeros(2))
     np.testing.assert_array_equal(y.numpy(), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("op", [ops.add_scalar, ops.mul_scalar, ops.divide_scalar, ops.power_scalar])
+def test_functions_of_a_scalar_take_those_of_numpy_as_numbers(op):
+    x = ndl.Tensor([4.0, 8.0], dtype="float32")
+    for two in (np.float64(2), np.array([2.0])):
+        assert op(x, two).dtype == np.float32
+        np.testing.assert_array_equal(op(x, two).numpy(), op(x, 2).numpy())
+    with pytest.raises(TypeError, match="a scalar operand must be a real number, but got '2'"):
+        op(x, "2")
+
+
+def test_softmax_along_the_first_of_three_axes():
+    x = normal(2, 3, 4)
+    np.testing.assert_allclose(ops.softmax(ndl.Tensor(x), -3).numpy(), np.exp(x) / np.exp(x).sum(0), rtol=1e-14)
+
+
+def test_a_number_is_a_shape():
+    assert ops.broadcast_to(ndl.Tensor([2.0]), 3).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_gradient_of_what_where_repeats(create_graph):
+    x, y = a(2, 3), a(3)
+    ops.where(np.array([[True, False, False], [True, True, False]]), x, y).backward(create_graph=create_graph)
+    assert x.grad.tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert y.grad.tolist() == [0, 1, 2]
+    x.grad = y.grad = None
+
+
+def test_the_largest_of_each_row_of_a_cube():
+    x = normal(3, 3, 2)
+    np.testing.assert_array_equal(ndl.Tensor(x).max(2).numpy(), x.max(2))
+
+
+def test_an_index_of_every_kind():
+    x = ndl.Tensor([1.0, 2.0, 3.0])
+    assert x[[]].tolist() == []
+    assert x[np.array(1)].item() == 2
+    assert x[np.array([], int)].shape == (0,)
+    places = ndl.Tensor([0, 0, 2])
+    y = x[places].sum() + x[[]].sum()
+    places.numpy()[:] = 1  # the index is a copy
+    y.backward()
+    assert x.grad.tolist() == [2, 0, 1]
+
+
+def test_what_is_put_at_one_place_adds_up():
+    x = ndl.Tensor([1.0, 2.0])
+    assert ops.put_item(x, (2, 2), ([0, 0], [1, 1])).tolist() == [[0, 3], [0, 0]]
+    assert ops.put_item(ndl.Tensor([0.1]), (2,), [0]).tolist() == [0.1, 0]  # in the dtype that it has
+    assert ops.put_item(ndl.Tensor([2**24 + 1]), (2,), [0]).tolist() == [2**24 + 1, 0]
+    assert ops.put_item(ndl.Tensor(x, dtype="float16"), (2,), [0, 0]).dtype == np.float16
+
+
+def test_ones_and_zeros_that_all_share_are_not_written_to():
+    for shared in (ops._zeros((2,), np.dtype("float32")), ops._ones((2,), np.dtype("float32"))):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = 5
+
+
+def test_a_gradient_that_depends_on_nothing_is_a_constant():
+    """Else a second backward would go through masks and ones, and give them gradients of their own."""
+    for op in (ops.relu, abs, ops.amax, lambda x: x.clip(0), lambda x: ops.maximum(x, 0.5), lambda x: x**0):
+        x = ndl.Tensor([1.0, -2.0])
+        op(x).sum().backward(create_graph=True)
+        assert not x.grad.requires_grad
+    one, bias = ndl.Tensor(np.eye(2), requires_grad=False), ndl.Tensor([[1.0, 2.0]])
+    ops.linear(one, ndl.Tensor(np.eye(2)), bias).sum().backward(create_graph=True)
+    assert bias.grad.tolist() == [[2, 2]]
+    assert not bias.grad.requires_grad
+
+
+def test_the_graph_of_a_gradient_holds_arrays():
+    x = ndl.Tensor(-3.0)  # of which NumPy's comparisons make scalars
+    (abs(x) ** 2).backward(create_graph=True)
+    nodes = ndl.autograd.find_topo_sort([x.grad])
+    assert len(nodes) > 4
+    assert {type(node.numpy()) for node in nodes} == {np.ndarray}
+    x.grad = None

@@ -59,6 +59,37 @@ def test_sums_across_many_rows():
     assert ndl.Tensor(np.ones((2000, 3), np.uint8)).sum(0).numpy().tolist() == [2000] * 3
 
 
+def test_sums_of_one_number_many_times():
+    """Whose rounding errors do not cancel: added up one after the other it is off by 1e-2."""
+    found = ndl.Tensor(np.full((MANY, 2), 0.1, F4)).sum(0).numpy()
+    np.testing.assert_allclose(found, MANY * float(F4(0.1)), rtol=1e-5)
+
+
+def test_the_loss_over_many_classes():
+    logits = np.full((2, MANY), math.log(0.1), F4)
+    logits[:, 0] = 0
+    x = ndl.Tensor(logits)
+    nn.SoftmaxLoss()(x, ndl.Tensor([0, 1])).backward()
+    e = math.exp(logits[0, 1].item())
+    close(x.grad.numpy()[:, 2:], e / (1 + (MANY - 1) * e) / 2)
+
+
+def test_long_rows_of_a_cube_and_of_many():
+    x = np.random.default_rng(0).random((2, 20, ops._LONG + 76))
+    weight, bias = np.ones(x.shape[-1]), np.zeros(x.shape[-1])
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    for shape in (x.shape, (40, -1)):
+        y = ops.layer_norm(*map(ndl.Tensor, (x.reshape(shape), weight, bias)))
+        np.testing.assert_allclose(y.numpy(), expected.reshape(y.shape), rtol=1e-10)
+
+
+def test_the_gradients_of_many_biases_over_many_rows():
+    rows, layer = np.ones((ops._LONG + 76, 1), F4), nn.Linear(1, 40)
+    for model in (layer, nn.Sequential(layer)):
+        model(ndl.Tensor(rows)).sum().backward()
+        np.testing.assert_array_equal(layer.bias.grad.numpy(), np.full((1, 40), len(rows)))
+
+
 def test_statistics_of_many_rows():
     x = columns()
     norm = nn.BatchNorm1d(2, momentum=1.0)
@@ -85,7 +116,7 @@ def test_gradients_over_many_rows(how):
         weight.grad = bias.grad = None
 
 
-@pytest.mark.parametrize("rows", [1000, 1500])
+@pytest.mark.parametrize("rows", [1000, ops._LONG, 1500])
 def test_both_walks_give_the_same_bits_on_either_side_of_long(rows):
     rng = np.random.default_rng(1)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LayerNorm1d(4), nn.Linear(4, 3))
@@ -102,11 +133,25 @@ def test_both_walks_give_the_same_bits_on_either_side_of_long(rows):
 # ---------------------------------------------------------------------------------- tiny numbers, zeros and ties
 
 
-def test_the_second_derivative_of_a_power_beside_the_exponent_0():
-    a, b = ndl.Tensor([2.0]), ndl.Tensor([0.0])
+@pytest.mark.parametrize("base", [2.0, 0.5, 4e-39])
+def test_the_second_derivative_of_a_power_beside_the_exponent_0(base):
+    a, b = ndl.Tensor([base], dtype="float32"), ndl.Tensor([0.0], dtype="float32")
     (a**b).backward(create_graph=True)
-    a.grad.backward()
-    assert b.grad.item() == 0.5  # d/db of b a^(b-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # of the smallest base, that with respect to the base itself
+        a.grad.backward()
+    assert b.grad.item() == pytest.approx(1 / a.item(), rel=1e-6)  # d/db of b a^(b-1)
+    a.grad = b.grad = None
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_powers_of_zero_and_of_what_is_almost_zero(how):
+    smallest = [0.0, 1e-39, 2.0**-128]  # of the last, too, 1 / a is out of range
+    a, b = ndl.Tensor([*smallest, 0.0, 0.0], dtype="float32"), ndl.Tensor([0.0, 0, 0, 1, 2], dtype="float32")
+    before = a.numpy().copy()
+    (a**b).backward(**how)
+    assert a.grad.tolist() == [0, 0, 0, 1, 0]
+    assert b.grad.tolist()[3:] == [0, 0]
+    np.testing.assert_array_equal(a.numpy(), before)
     a.grad = b.grad = None
 
 
@@ -119,6 +164,7 @@ def test_ties_share_and_zeros_keep_their_sign():
                      (0 - zero, [False, False]), (zero - ndl.Tensor(np.zeros(2, F4)), [True, False])]:  # fmt: skip
         assert np.signbit(y.numpy()).tolist() == signs
     zero = ndl.Tensor(np.array([-0.0, 0.0], F4))
+    assert np.signbit(ops.put_item(zero, (3,), slice(2)).numpy()).tolist() == [True, False, False]
     ops.relu(zero).sum().backward()
     assert zero.grad.numpy().tolist() == [0, 0]
 
