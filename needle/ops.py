@@ -1408,8 +1408,9 @@ class Linear(_Product, TensorOp):
             _look_at_dtypes(x, weight)
             x, weight = _alike(x, weight)
         elif dtype is _HALF:
-            y = np.asarray(self.compute(_wide(x), _wide(weight), bias))
-            return y.astype(_HALF if bias is None else np.result_type(_HALF, bias.dtype), copy=False)
+            y = self.compute(_wide(x), _wide(weight), bias)
+            narrow = bias is None or bias.dtype.kind != "f"
+            return y.astype(_HALF if narrow else np.result_type(_HALF, bias), copy=False)
         try:
             _, out = weight.shape
             y = x.dot(weight)
@@ -1422,8 +1423,11 @@ class Linear(_Product, TensorOp):
                 raise ValueError(
                     f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
                 )
-            if y.dtype is not bias.dtype and np.result_type(y, bias) != y.dtype:
-                return self.compute(x.astype(bias.dtype), weight, bias)  # in the dtype of the result from the start
+            if y.dtype is not bias.dtype:
+                y, bias = _alike(y, bias)
+                dtype = np.result_type(y, bias)
+                if dtype != y.dtype:  # a wider bias: in the dtype of the result from the start
+                    return self.compute(x.astype(dtype), weight.astype(dtype), bias)
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
         return y
 

@@ -486,3 +486,22 @@ def test_the_gradient_of_a_norm_of_more_than_half_precision_can_count(op, shape)
         x, weight, bias = t(values, dtype), ndl.ones(shape[1], dtype=dtype), ndl.zeros(shape[1], dtype=dtype)
         found.append(both(op()(x, weight, bias), x, t(g, dtype)).astype(SINGLE))
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("x_dtype", [HALF, SINGLE, "float64", "int32"])
+@pytest.mark.parametrize("weight_dtype", [HALF, SINGLE, "float64", "int64"])
+def test_a_linear_has_the_dtype_of_product_and_sum_whatever_its_bias(monkeypatch, x_dtype, weight_dtype):
+    """An integer bias takes the dtype of the product. A wider bias is no reason to warn of float64 data."""
+    double = x_dtype == "float64" and weight_dtype == SINGLE
+    monkeypatch.setattr(ops, "_warned", double)
+    for bias_dtype in ("bool", "int16", "int32", "int64", HALF, SINGLE, "float64"):
+        x, weight, bias = t([[1, 2]], x_dtype), t([[3, 0, 1], [4, 1, 2]], weight_dtype), t([[0, 1, 1]], bias_dtype)
+        y, apart = ops.linear(x, weight, bias), (x @ weight) + bias
+        assert y.dtype == apart.dtype, bias_dtype
+        assert y.tolist() == apart.tolist() == [[11, 3, 6]]
+        if y.requires_grad:
+            y.sum().backward()
+            for operand in (x, weight, bias):
+                if operand.dtype.kind == "f":
+                    assert operand.grad.dtype == operand.dtype
+    assert ops._warned is double
