@@ -156,7 +156,10 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
     mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
-    mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
+    mutants.add_argument("--only-survivors", action="store_true", help="only what nobody killed in the accepted run")
+    mutants.add_argument(
+        "--by-tests", action="store_true", help="the unit tests alone judge; of diff, what the accepted run found stays"
+    )
     mutants.add_argument(
         "--unjudged", action="store_true", help="only what the accepted run does not have, as after an edit of needle"
     )

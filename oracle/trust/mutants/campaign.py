@@ -365,6 +365,24 @@ def excusing(content: dict[str, Any], excused: Mapping[str, Excuse]) -> dict[str
 
 
 def survivors_of(path: Path) -> frozenset[str]:
-    """Keys of the mutants that a run left alive, excused ones not counted."""
+    """Keys of the mutants that nobody killed in a run, excused ones not counted."""
     found = read(path)["mutants"].items()
-    return frozenset(k for k, v in found if v["kind"] == "mutant" and v["status"] != "killed" and "excused" not in v)
+    left = (
+        k
+        for k, v in found
+        if v["kind"] == "mutant" and v["status"] != "killed" and "excused" not in v and not v.get("test")
+    )
+    return frozenset(left)
+
+
+def with_tests(kept: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """What the unit tests alone have found, beside what diff had found before of the mutants that it judges."""
+    return {
+        k: {
+            **{name: x for name, x in kept[k].items() if name != "test"},
+            **({"test": row["test"]} if row.get("test") else {}),
+        }
+        if k in kept and kept[k]["status"] != "killed" and row["status"] != "killed"
+        else row
+        for k, row in rows.items()
+    }

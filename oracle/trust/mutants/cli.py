@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace, root: Path = ROOT) -> int:
         part=(0, 1) if arguments.all or keys is not None else (arguments.seed % cp.PARTS, cp.PARTS),
         keys=keys,
         ladder=not arguments.operators and keys is None,
-        diff=not arguments.excuses,
+        diff=not arguments.excuses and not arguments.by_tests,
         resume=arguments.resume,
         root=root,
         **({"workers": arguments.workers} if arguments.workers else {}),
@@ -62,6 +62,8 @@ def main(arguments: argparse.Namespace, root: Path = ROOT) -> int:
         print(f"mutants: {error}", file=sys.stderr)
         return ExitCode.PART
     content = cp.to_json(found)
+    if arguments.by_tests:
+        content["mutants"] = cp.with_tests(kept["mutants"], content["mutants"])
     lost = _lost(kept, content)
     with saved(str(cp.LATEST)):
         cp.write(root / cp.LATEST, content)

@@ -453,6 +453,26 @@ def test_after_an_edit_only_what_is_new_is_judged_and_what_is_gone_leaves_the_ta
     assert {k for k, v in rows.items() if "excused" in v} == {excused}
 
 
+def test_what_new_tests_kill_is_put_beside_what_diff_had_found(tmp_path):
+    kept = {
+        "a": {"kind": "mutant", "status": "survived", "cases": 9},
+        "b": {"kind": "mutant", "status": "survived", "cases": 9, "test": "gone"},
+        "c": {"kind": "mutant", "status": "survived"},
+    }
+    new = {
+        "a": {"status": "survived", "test": "it"},
+        "b": {"status": "survived"},
+        "c": {"status": "killed", "how": "test", "test": "it"},
+        "d": {"status": "survived"},
+    }
+    found = campaign.with_tests(kept, new)
+    assert found["a"] == {**kept["a"], "test": "it"}
+    assert found["b"] == {"kind": "mutant", "status": "survived", "cases": 9}
+    assert (found["c"], found["d"]) == (new["c"], new["d"])
+    campaign.write(tmp_path / "kept.json", {"mutants": kept})
+    assert campaign.survivors_of(tmp_path / "kept.json") == {"a", "c"}
+
+
 def test_what_is_left_to_the_unit_tests_exists():
     def functions(node, prefix=""):
         for child in ast.iter_child_nodes(node):
