@@ -284,6 +284,7 @@ def test_gradients_of_powers_of_two_precisions():
 def test_gradients_beside_and_of_integers():
     x = t([20], BYTE)
     check(ndl.Tensor(both(x**3 * 1.0, x)), [1200], SINGLE)
+    check(ndl.Tensor(both(x**0 * 2.5, x)), [0], SINGLE)
     x, n = t([1.0, 2.0], SINGLE), t([2, 0], np.int64)
     check(ndl.Tensor(both((x**n).sum(), n)), [0, math.log(2)], SINGLE)
     check(ndl.Tensor(both((n**n).sum(), n)), [4 + 4 * math.log(2), 0], SINGLE)
