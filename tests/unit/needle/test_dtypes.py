@@ -107,6 +107,13 @@ def test_norms_of_integers(dtype, weight):
     check(ops.layer_norm(x, ones, ones * 0), NORMALISED, SINGLE, 1e-6)
 
 
+def test_running_statistics_that_begin_as_integers_move_by_fractions():
+    norm = nn.BatchNorm1d(1, dtype=np.int64)
+    norm(t([[100.0], [120.0]], SINGLE))
+    np.testing.assert_allclose(norm.running_mean.numpy(), [11], rtol=1e-6)
+    np.testing.assert_allclose(norm.running_var.numpy(), [10.9], rtol=1e-6)
+
+
 def test_the_loss_of_integer_logits():
     loss = nn.SoftmaxLoss()(t([[200, 100], [1, 2]], BYTE), ndl.Tensor([0, 1]))
     check(loss, math.log1p(math.exp(-1)) / 2, SINGLE)
