@@ -80,7 +80,7 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
         for name in seen.get(quantity, {}).keys() - values.keys():
             message = f"needle has a {quantity} of {name}, which asks for none"
             yield Divergence(0, quantity, name, "unexpected", message)
-    for name, same in seen["kept"].items():
+    for name, same in seen.get("kept", {}).items():  # nothing was looked at behind a wrong shape
         if not same:
             yield Divergence(0, "kept", name, "exact", f"{case.op} changed its {name} in place")
 

@@ -117,8 +117,13 @@ class Campaign:
         return wrongly(kind, outcome.status, outcome.test, self.plan.tests)
 
     def false_alarms(self) -> list[Mutant]:
-        """Probes, which only round differently, that were killed."""
-        return [m for m in self.chosen("probe") if self.outcomes[m.key].status == "killed"]
+        """Probes, which only round differently, that were killed: by a rule about rounding, and not because one of two ways that
+        needle promises the same bits of was changed.
+        """
+        outcomes = self.outcomes
+        return [
+            m for m in self.chosen("probe") if outcomes[m.key].status == "killed" and outcomes[m.key].rule != "exact"
+        ]
 
     @property
     def exit_code(self) -> ExitCode:

@@ -44,7 +44,9 @@ def rounded(x: Any, dtype: str) -> Any:
 
 
 def wide(f: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-    """f computed in float64 and rounded once: only the rounding differs."""
+    """f computed in float64 and rounded once: only the rounding differs. Of Tensors as it is, because a rounded one has no graph."""
+    if any(hasattr(a, "cached_data") for a in (getattr(f, "__self__", None), *args)):
+        return f(*args, **keywords)
     arrays = [a for a in args if isinstance(a, np.ndarray) and a.dtype == np.float32]
     if not arrays:
         return f(*args, **keywords)

@@ -887,3 +887,68 @@ def test_a_model_that_has_run_dies_without_the_collector():
         assert [part() for part in parts] == [None, None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_a_method_of_any_class_counts_when_it_is_replaced(monkeypatch, cls, name):
+    x = given(False)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Tanh())
+    assert model(x)._chain is not None
+    monkeypatch.setattr(cls, name, lambda self, t: t * 0 - 3)
+    assert model(x)._chain is None
+    after = {nn.Linear: np.tanh(0.0), nn.ReLU: np.tanh(np.float32(-3)), nn.Tanh: -3.0}[cls]
+    np.testing.assert_allclose(model(x).numpy(), np.full((8, 6), after), rtol=1e-6)
+
+
+def test_what_is_written_past_setattr_counts():
+    x = given(False)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Sequential(nn.ReLU())))
+    before = model(x).numpy()
+    linear, residual = model.modules
+    vars(linear)["bias"] = None
+    np.testing.assert_array_equal(
+        model(x).numpy(),
+        2 * np.maximum(x.numpy() @ linear.weight.numpy(), 0) + np.minimum(x.numpy() @ linear.weight.numpy(), 0),
+    )
+    assert not np.array_equal(model(x).numpy(), before)
+    vars(residual.fn)["modules"] = (nn.Tanh(),)
+    z = x.numpy() @ linear.weight.numpy()
+    np.testing.assert_allclose(model(x).numpy(), z + np.tanh(z), rtol=1e-6)
+
+
+class Looked(nn.Linear):
+    """Its weight is another one at each look."""
+
+    scale = 1.0
+
+    def __getattribute__(self, name):
+        value = super().__getattribute__(name)
+        return value * Looked.scale if name == "weight" else value
+
+
+def test_attributes_that_are_computed_at_each_look_are_not_planned_with(monkeypatch):
+    x = given(False)
+    model = nn.Sequential(Looked(6, 6, bias=False), nn.ReLU())
+    before = model(x).numpy()
+    monkeypatch.setattr(Looked, "scale", 2.0)
+    np.testing.assert_array_equal(model(x).numpy(), 2 * before)
+
+
+class Backwards(nn.Module):
+    """Holds modules like a Sequential, and does something else with them."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.modules = modules
+
+    def forward(self, x):
+        for module in reversed(self.modules):
+            x = module(x)
+        return x
+
+
+def test_only_a_sequential_is_taken_for_one():
+    x = given(False)
+    model = nn.Sequential(Backwards(nn.ReLU(), nn.Tanh()), nn.Identity())
+    np.testing.assert_array_equal(model(x).numpy(), np.maximum(np.tanh(x.numpy()), 0))

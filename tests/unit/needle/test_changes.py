@@ -220,3 +220,63 @@ def test_a_layer_that_is_used_twice_around_a_change():
     with pytest.raises(RuntimeError, match=CHANGED):
         layer(once).sum().backward()
     layer(layer(x)).sum().backward()
+
+
+BOTH = pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+NORMS = pytest.mark.parametrize("norm", [ops.BatchNorm, ops.LayerNorm])
+
+
+@BOTH
+@NORMS
+def test_a_norm_reads_neither_its_bias_nor_its_result(norm, how):
+    x, weight, bias = leaf([1.0, 2.0], [3.0, 5.0]), leaf(1.0, 1.0), leaf(0.0, 0.0)
+    y = norm()(x, weight, bias)
+    loss = y.sum()
+    replace(bias)
+    y.data = y.data
+    loss.backward(**how)
+    assert bias.grad.tolist() == [2, 2]
+    x.grad = weight.grad = bias.grad = None
+
+
+@NORMS
+def test_a_norm_keeps_what_it_reads_of_its_input_unless_it_serves_two_nodes_or_makes_a_graph(norm):
+    x, rest = leaf([1.0, 2.0], [3.0, 5.0]), (leaf(1.0, 2.0), leaf(0.0, 0.0))
+    g = ndl.Tensor(np.array([[1.0, 2.0], [3.0, 7.0]]))
+    norm()(x, *rest).backward(g)
+    before = x.grad.tolist()
+    y = norm()(x, *rest)
+    replace(x)
+    y.backward(g)
+    assert x.grad.tolist() == before
+    y = norm()(x, *rest)
+    replace(x)
+    with pytest.raises(RuntimeError, match=CHANGED):
+        y.backward(g, create_graph=True)
+    twice = norm()
+    y = twice(x, *rest)
+    twice(x + 1, *rest)
+    replace(x)
+    with pytest.raises(RuntimeError, match=CHANGED):
+        y.backward(g)
+
+
+@NORMS
+def test_a_norm_reads_its_weight_for_the_gradient_of_its_input_alone(norm):
+    data, weight, bias = np.array([[1.0, 2.0], [3.0, 5.0]]), leaf(1.0, 2.0), leaf(0.0, 0.0)
+    loss = norm()(ndl.Tensor(data, requires_grad=False), weight, bias).sum()
+    replace(weight)
+    loss.backward()
+    assert bias.grad.tolist() == [2, 2]
+    loss = norm()(ndl.Tensor(data), weight, bias).sum()
+    replace(weight)
+    with pytest.raises(RuntimeError, match=r"a Parameter of shape \(2,\) has changed since"):
+        loss.backward()
+
+
+def test_other_labels_after_the_loss():
+    labels = ndl.Tensor([0, 1], requires_grad=False)
+    loss = nn.SoftmaxLoss()(leaf([1.0, 2.0], [3.0, 5.0]), labels)
+    labels.data = ndl.Tensor([1, 0])
+    with pytest.raises(RuntimeError, match=r"a Tensor of shape \(2,\) has changed since SoftmaxCrossEntropy"):
+        loss.backward(create_graph=True)

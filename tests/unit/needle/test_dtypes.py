@@ -119,6 +119,13 @@ def test_the_loss_of_integer_logits():
     check(loss, math.log1p(math.exp(-1)) / 2, SINGLE)
 
 
+def test_the_loss_of_labels_that_are_whole_floats():
+    for labels in (SINGLE, np.float64, HALF):
+        for logits in (BYTE, SINGLE):
+            loss = nn.SoftmaxLoss()(t([[200, 100], [1, 2]], logits), t([0, 1], labels))
+            check(loss, math.log1p(math.exp(-1)) / 2, SINGLE)
+
+
 def test_dropout_of_integers():
     check(nn.Dropout(0.0)(t([5, 6], np.int64)), [5, 6], SINGLE)
 
@@ -186,6 +193,7 @@ def test_integers_that_are_compared_and_chosen_stay_integers():
         (ops.maximum(x, 5), [[250, 5], [7, 5]]),
         (ops.minimum(5, x), [[5, 3], [5, 0]]),
         (ops.where(x > 4, x, 1), [[250, 1], [7, 1]]),
+        (ops.stack([x[0], x[1]]), [[250, 3], [7, 0]]),
         (ops.concatenate([x, x], 1), [[250, 3, 250, 3], [7, 0, 7, 0]]),
         (x.flatten(), [250, 3, 7, 0]),
         (x.clone(), [[250, 3], [7, 0]]),
@@ -313,6 +321,58 @@ def test_ties_of_integers_share_the_gradient():
     check(ndl.Tensor(both(x.max(), x)), [0.5, 0, 0.5], SINGLE)
 
 
+def test_the_gradient_of_a_logsumexp_of_large_integers():
+    x, p = t([10_000, 10_001], np.int64), 1 / (1 + math.exp(-1))
+    check(ndl.Tensor(both(ops.logsumexp(x), x)), [1 - p, p], SINGLE, 1e-3)
+
+
+@pytest.mark.parametrize("product", [ops.matmul, ops.linear])
+def test_gradients_of_products_of_integers(product):
+    many = 2**24 + 1  # one more than float32 can count
+    x, w = t([[many]], np.int64), t([[1]], np.float64)
+    check(ndl.Tensor(both(product(x, w).sum(), w)), [[many]], np.float64, 0)
+    for weights in (np.int64, HALF):
+        x, w = t([[1, -1]], np.int64), t([[300], [301]], weights)
+        y = product(x, w) * t([[400]], HALF)  # the gradient of x is out of its range
+        check(y, [[-400]], HALF)
+        check(ndl.Tensor(both(y, x)), [[120_000, 120_400]], SINGLE, 0)
+
+
+def test_a_wider_bias_makes_a_wider_sum(monkeypatch):
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+    little = 2.0**-12
+    for bias, dtype in ((SINGLE, SINGLE), (np.float64, np.float64), (HALF, HALF)):
+        y = ops.linear(t([[1]], HALF), t([[1]], HALF), t([little], bias))
+        check(y, [[1 + little * (dtype is not HALF)]], dtype, 0)
+    x, w = t([[1, 1]], SINGLE), t([[1, 0, 100], [2.0**-30, 0, 0]], SINGLE)
+    check(ops.linear(x, w, t([[2.0**-40, 0, 0]], np.float64)), [[1 + 2.0**-30 + 2.0**-40, 0, 100]], np.float64, 0)
+    x, w = t([[1, 1]], np.int64), t([[1, 0, 100], [3, 0, 0]], np.int64)
+    check(ops.linear(x, w, t([0.5, 0, 0], SINGLE)), [[4.5, 0, 100]], SINGLE, 0)
+
+
+@pytest.mark.parametrize("op", [ops.BatchNorm, ops.LayerNorm])
+@pytest.mark.parametrize(
+    "dtypes",
+    ["f4 f4 f8", "f4 f8 f4", "f8 f4 f4", "f4 i8 f4", "i8 i8 f4", "i8 f4 f8", "f2 f2 f4", "f2 f4 f2", "f4 f2 f2"],
+)
+def test_norms_of_operands_of_several_dtypes(op, dtypes):
+    of_x, of_w, of_b = map(np.dtype, dtypes.split())
+    far = 10_000 if "f8" in dtypes else 100  # from zero, or float32 would do as well as float64
+    x = ndl.Tensor((np.array([[0, 1.1], [3.3, 2.2], [7.7, 5.5]]) + far).astype(of_x))
+    w, b = ndl.Tensor(np.array([2, 3], of_w)), ndl.Tensor(np.array([0.1, 0.7]).astype(of_b))
+    g = np.array([[1, 0.5], [-2, 3], [0.25, 1]])
+    y = op()(x, w, b)
+    wide = [ndl.Tensor(p.numpy().astype(np.float64)) for p in (x, w, b)]
+    exact = op()(*wide)
+    dtype = np.result_type(*(d for d in (of_x, of_w, of_b) if d.kind == "f"))
+    check(y, exact.numpy(), dtype, {np.float64: 1e-10, SINGLE: 2e-4, HALF: 1e-3}[dtype.type])
+    if dtype == np.float64:
+        exact.backward(ndl.Tensor(g))
+        for p, q in zip((x, w, b), wide, strict=True):
+            tolerance = 1e-6 if p.dtype == SINGLE else 1e-10
+            np.testing.assert_allclose(both(y, p, ndl.Tensor(g)), q.grad.numpy(), rtol=tolerance, atol=1e-9)
+
+
 def test_a_tensor_of_strings_is_made_by_no_cast():
     with pytest.raises(TypeError, match="cast: a Tensor holds real numbers or bools, but got dtype <U3"):
         t([1], np.int64).astype("U3")
@@ -409,3 +469,28 @@ def test_clipping_float16_scales_by_a_factor_with_all_its_digits():
     assert (abs(p.grad.numpy() - right) <= 2.0**-11 * abs(right) + 2.0**-25).all(), (
         "in float16 the factor is 1.5e-6, of a few digits"
     )
+
+
+def test_the_gradient_of_a_softmax_in_half_precision():
+    x = ndl.Tensor(np.zeros((1, 2), HALF))
+    g = ndl.Tensor(np.array([[2000, 2001]], HALF))  # their mean is no float16
+    check(ndl.Tensor(both(ops.softmax(x), x, g)), [[-0.25, 0.25]], HALF)
+
+
+def test_the_gradient_of_a_logsoftmax_in_half_precision():
+    x = ndl.Tensor(np.zeros((1, 4_000), HALF))
+    g = np.where(np.arange(4_000) % 2, 200, 0)[None]  # the sum is out of range
+    check(ndl.Tensor(both(ops.logsoftmax(x), x, ndl.Tensor(g.astype(HALF)))), g - 100, HALF, 1e-3)
+    x = ndl.Tensor(np.array([[0, 5, 5, 5, 5]], HALF))
+    p = 1 / (1 + 4 * math.exp(5))  # of whose logarithm float16 has three digits
+    check(ndl.Tensor(both(ops.logsoftmax(x)[0, 1], x))[0, 0], -p, HALF, 6e-4)
+
+
+@pytest.mark.parametrize(("op", "shape"), [(ops.BatchNorm, (2049, 1)), (ops.LayerNorm, (1, 2049))])
+def test_the_gradient_of_a_norm_of_more_than_half_precision_can_count(op, shape):
+    values, g = (np.arange(2049) % 7).reshape(shape), (1000 + np.arange(2049) % 2).reshape(shape)
+    found = []
+    for dtype in (HALF, SINGLE):
+        x, weight, bias = t(values, dtype), ndl.ones(shape[1], dtype=dtype), ndl.zeros(shape[1], dtype=dtype)
+        found.append(both(op()(x, weight, bias), x, t(g, dtype)).astype(SINGLE))
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)

@@ -1,9 +1,12 @@
 """What a library has that one likes: places in containers, losses, layers, loaders, and messages with the way out."""
 
+import _thread
 import copy
+import importlib.util
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -460,6 +463,37 @@ def test_float64_data_in_a_float32_model_is_said_once(monkeypatch):
     assert "float64 data of shape (2, 3) goes into a layer with float32 weights" in str(warning.message)
     assert "x.astype('float32')" in str(warning.message)
     assert warning.filename == __file__  # the user's line, however deep in needle it was noticed
+
+
+def test_float64_data_beside_a_float32_weight_without_a_bias(monkeypatch):
+    monkeypatch.setattr(ops, "_warned", False)
+    with pytest.warns(ndl.PrecisionWarning, match=r"shape \(1, 3\) goes into"):
+        y = nn.Linear(3, 2, bias=False)(ndl.Tensor(np.ones((1, 3))))
+    assert y.dtype == np.float64
+
+
+def test_nothing_has_been_said_before_the_first_float64_data():
+    spec = importlib.util.find_spec("needle.ops")
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)  # as in a new process
+    with pytest.warns(fresh.PrecisionWarning, match="float64 data"):
+        fresh.linear(ndl.Tensor(np.ones((1, 3))), ndl.ones(3, 2))
+
+
+def test_the_warning_where_needle_is_all_that_a_thread_runs(monkeypatch):
+    raised = []
+    monkeypatch.setattr(ops, "_warned", False)
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    before = _thread._count()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        _thread.start_new_thread(ops.linear, (ndl.Tensor(np.ones((1, 3))), ndl.ones(3, 2)))
+        for _ in range(1_000):
+            time.sleep(0.01)
+            if seen or raised or (ops._warned and _thread._count() == before):
+                break
+    assert not raised
+    assert [w.category for w in seen] == [ndl.PrecisionWarning]
 
 
 def test_the_warning_is_once_for_a_process_also_where_every_warning_is_shown():

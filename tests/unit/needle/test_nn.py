@@ -305,3 +305,59 @@ def test_a_small_error_is_not_taken_for_rounding(test, plant, monkeypatch):
     monkeypatch.setattr(*plant)
     with pytest.raises(AssertionError):
         test()
+
+
+def test_buffers_are_what_is_neither_learned_nor_frozen():
+    module = nn.Module()
+    module.frozen = nn.Parameter([1.0])
+    module.frozen.requires_grad = False
+    module.tracked = ndl.Tensor([1.0])
+    module.kept = ndl.Tensor([1.0], requires_grad=False)
+    assert [name for name, _ in module.named_buffers()] == ["kept"]
+    assert [name for name, _ in module.named_parameters()] == ["frozen"]
+
+
+def test_what_is_loaded_has_the_dtype_of_the_model():
+    layer = nn.Linear(1, 1)
+    layer.load_state_dict({"weight": np.array([[0.1]]), "bias": [[2]]})
+    assert (layer.weight.dtype, layer.bias.dtype) == ("float32", "float32")
+    np.testing.assert_array_equal(layer.weight.numpy(), np.float32([[0.1]]))
+
+
+@pytest.mark.parametrize(
+    "held", [nn.Sequential, lambda *modules: nn.ModuleList(modules)], ids=["Sequential", "ModuleList"]
+)
+@pytest.mark.parametrize("place", [0, 1, 2, -1, -3])
+def test_one_module_is_replaced_and_the_others_stay(held, place):
+    layers = [nn.ReLU(), nn.Tanh(), nn.Identity()]
+    model, new = held(*layers), nn.Flatten()
+    model[place] = new
+    layers[place] = new
+    assert list(model) == layers
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "match"),
+    [
+        (lambda: nn.ModuleList().append(3), TypeError, "ModuleList"),
+        (lambda: nn.Conv(0, 1, 1), ValueError, "Conv: in_channels must be at least 1, got in_channels=0"),
+        (lambda: nn.Conv(1, 0, 1), ValueError, "Conv: out_channels must be at least 1, got out_channels=0"),
+        (lambda: nn.Conv(1, 1, (3, 3, 3)), TypeError, "Conv: kernel_size must be an integer"),
+        (lambda: nn.MSELoss()(3.0, ndl.Tensor([1.0])), ValueError, r"of one shape, but got None and \(1,\)"),
+        (lambda: nn.MSELoss()(ndl.Tensor([1.0]), 3.0), ValueError, r"of one shape, but got \(1,\) and None"),
+    ],
+    ids=["append", "in", "out", "three sizes", "number", "target"],
+)
+def test_what_makes_no_layer_is_refused_by_name(what, kind, match):
+    with pytest.raises(kind, match=match):
+        what()
+
+
+def test_an_error_without_a_text_stays_as_it_is():
+    class Odd(nn.Module):
+        def forward(self, x):
+            raise ValueError(5)
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - it has no text
+        nn.Sequential(Odd())(ndl.Tensor([1.0]))
+    assert caught.value.args == (5,)

@@ -128,6 +128,7 @@ MESSAGES = {
     "var of one": (lambda: a(2, 1).var(1, correction=1), ValueError, r"more than correction=1 elements, .*\(2, 1\)"),
     "var of none": (lambda: a(0).var(), ValueError, "more than correction=0 elements"),
     "var correction": (lambda: a(3).var(correction=-1), ValueError, "finite and not negative, got correction=-1"),
+    "var correction text": (lambda: a(3).var(correction="1"), TypeError, "must be a real number, but got '1'"),
     "var unbiased": (lambda: a(3).var(unbiased=True), TypeError, "axes .* and keepdims, but got unbiased=True"),
     "clip nothing": (lambda: a(2).clip(), TypeError, "needs a limit: low, high or both"),
     "clip nan": (lambda: a(2).clip(math.nan), ValueError, "clip: low must not be nan"),
@@ -167,6 +168,7 @@ MESSAGES = {
     "index": (lambda: a(3)[5], IndexError, "5 is out of bounds"),
     "stack": (lambda: ops.stack([a(2), a(3)]), ValueError, r"equal shape, but got shapes \[\(2,\), \(3,\)\]"),
     "stack nothing": (lambda: ops.stack([]), ValueError, "one or more"),
+    "stack axis": (lambda: ops.stack([a(2)], 2), ValueError, r"stack: axis 2 does not exist in 2 .*; use -2\.\.1"),
     "split": (lambda: ops.split(a(2), 1), ValueError, "split: axis 1"),
     "tuple index": (lambda: ops.split(a(2))[2], IndexError, "index 2 is out of range for a tuple of 2"),
     "flip": (lambda: ops.flip(a(2), (1,)), ValueError, "flip: axis 1"),
@@ -176,6 +178,7 @@ MESSAGES = {
     "conv": (lambda: ops.conv(a(1, 3, 3, 2), a(2, 2, 3, 1)), ValueError, "conv needs images"),
     "conv size": (lambda: ops.conv(a(1, 3, 3, 1), a(4, 4, 1, 1)), ValueError, "does not fit"),
     "conv stride": (lambda: ops.Conv(0), ValueError, "stride=0"),
+    "conv padding": (lambda: ops.conv(a(1, 3, 3, 1), a(2, 2, 1, 1), 1, -1), ValueError, "at least 0, got padding=-1"),
     "batch_norm": (lambda: ops.batch_norm(a(2, 3), a(2), a(3)), ValueError, r"batch_norm needs .*\(2, 3\), \(2,\)"),
     "layer_norm": (lambda: ops.layer_norm(a(2, 3), a(3), a(2)), ValueError, "layer_norm needs"),
     "eps": (lambda: ops.LayerNorm(0), ValueError, "eps must be a positive finite number, got eps=0"),
@@ -348,3 +351,98 @@ def test_memory_check_relu_keeps_no_zeros_of_a_large_shape():
         assert tracemalloc.get_traced_memory()[0] < x.numpy().nbytes / 2
     finally:
         tracemalloc.stop()
+
+
+def test_an_op_has_the_defaults_of_its_function():
+    functions = {n.replace("_", ""): f for n, f in vars(ops).items() if inspect.isfunction(f) and n[0] != "_"}
+    seen = set()
+    for name, kind in vars(ops).items():
+        if inspect.isclass(kind) and issubclass(kind, ndl.autograd.Op) and name.lower() in functions:
+            of_function = inspect.signature(functions[name.lower()]).parameters
+            for p in inspect.signature(kind).parameters.values():
+                if p.default is not p.empty and p.name in of_function:
+                    assert p.default == of_function[p.name].default, (name, p.name)
+                    seen.add((name, p.name))
+    assert len(seen) >= 14, seen
+
+
+SQUARE = np.array([[1.0, 2.0], [3.0, 5.0]])
+BLOCK = np.array([[[1.0, 2.0, 6.0], [0.0, 3.0, 3.0]], [[70.0, 71.0, 72.0], [5.0, 5.0, 5.0]]])
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (lambda: ops.var(ndl.Tensor(BLOCK), 2), BLOCK.var(2)),
+        (lambda: ops.concatenate([ndl.Tensor(SQUARE[:1]), ndl.Tensor(SQUARE[1:])]), SQUARE),
+        (lambda: ops.fused_add_scalars(ndl.Tensor(SQUARE), -1, 2.5)[0], SQUARE - 1),
+        (lambda: ops.fused_add_scalars(ndl.Tensor(SQUARE), -1, 2.5)[1], SQUARE + 2.5),
+        (lambda: ops.stack([ndl.Tensor(SQUARE)]), SQUARE[None]),
+    ],
+    ids=["var", "concatenate", "fused 0", "fused 1", "stack"],
+)
+def test_square_results_with_zeros_in_them(result, expected):
+    np.testing.assert_allclose(result().numpy(), expected, rtol=1e-14)
+
+
+def test_a_place_is_an_array_of_numbers_also_without_dimensions():
+    for place in (a(3).argmax(), a(3).argmin(0), a(2, 3).argmax(1, keepdims=True)):
+        assert type(place.numpy()) is np.ndarray
+        assert place.dtype == np.int64
+
+
+def test_what_was_put_into_a_tuple_is_what_is_taken_out():
+    x, y = a(2), a(3) * 2
+    both = ops.make_tuple(x, y)
+    assert both[0] is x
+    assert both[1] is y
+    parts = ops.split(a(2, 3))
+    assert ops.stack(parts).inputs[0] is parts  # and is not taken apart to be put together again
+
+
+class HowMany(ndl.TensorOp):
+    """The number of tensors in a tuple, which does not depend on what is in them."""
+
+    def compute(self, args):
+        return np.float64(len(args))
+
+    def vjp(self, g, y, needs, args):
+        return (tuple(x * 0 for x in args),)
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_the_gradient_of_what_is_split_into_nothing(how):
+    x = a(0, 3)
+    HowMany()(ops.split(x)).backward(**how)
+    assert x.grad.shape == (0, 3)
+    assert x.grad.dtype == np.float64
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+@pytest.mark.parametrize("shape", [(2, 3), (2,), (3,), (1, 1, 2, 2), ()])
+def test_linear_passes_back_what_came_in_rows_of_any_number(shape, how):
+    x = ndl.Tensor(np.ones((*shape, 2), "float32"))
+    weight = ndl.Tensor(np.array([[1], [2049]], "float32"))
+    g = np.arange(1, 1 + math.prod(shape), dtype="float32").reshape(*shape, 1)
+    ops.linear(x, weight).backward(ndl.Tensor(g), **how)
+    np.testing.assert_array_equal(x.grad.numpy(), g * np.array([1, 2049], "float32"), strict=True)
+    np.testing.assert_array_equal(weight.grad.numpy(), np.full((2, 1), g.sum()), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 33), (33,)])
+def test_the_gradient_of_a_wide_bias_beside_many_rows(shape):
+    n = ops._LONG + 1
+    bias = ndl.zeros(*shape, requires_grad=True)
+    ops.linear(ndl.ones(n, 2), ndl.ones(2, 33), bias).sum().backward()
+    np.testing.assert_array_equal(bias.grad.numpy(), np.full(shape, n, "float32"), strict=True)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(ops.batch_norm, (2, 1)), (ops.layer_norm, (1, 2))])
+def test_the_second_derivative_of_a_norm(norm, shape):
+    """Of two numbers d above and below their mean, where y = d / (d^2 + eps)^0.5, with d = eps = 1."""
+    x = ndl.Tensor(np.reshape([3.0, 1.0], shape))
+    norm(x, a(shape[1]), a(shape[1]), eps=1.0).reshape((2,))[0].backward(create_graph=True)
+    first, x.grad = x.grad, None
+    np.testing.assert_allclose(first.numpy().reshape(-1), [0.5 * 2**-1.5, -0.5 * 2**-1.5], rtol=1e-12)
+    first.reshape((2,))[0].backward()
+    np.testing.assert_allclose(x.grad.numpy().reshape(-1), [-0.75 * 2**-2.5, 0.75 * 2**-2.5], rtol=1e-12)

@@ -175,3 +175,21 @@ def test_subnormal_numbers_go_through():
         assert (y.numpy() != 0).all()
     np.testing.assert_array_equal(ops.tanh(x).numpy(), x.numpy())
     assert ops.exp(ndl.Tensor(np.array([-100], F4))).item() == pytest.approx(math.exp(-100), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([-np.inf, -np.inf], -np.inf),
+        ([np.inf, 1], np.inf),
+        ([np.inf, -np.inf], np.inf),
+        ([-np.inf, 3], 3),
+        ([1e5, 1e5], 1e5 + np.log(2)),
+        ([-1e5, -1e5], -1e5 + np.log(2)),
+        ([3e38, 0], 3e38),
+        ([[-np.inf, 0], [-np.inf, 0]], [-np.inf, np.log(2)]),
+    ],
+    ids=range(8),
+)
+def test_logsumexp_of_what_is_infinite_or_nearly_so(values, expected):
+    close(ops.logsumexp(ndl.Tensor(np.array(values, F4)), 0).numpy(), expected)

@@ -6,11 +6,13 @@ import types
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import needle
 from oracle.__main__ import parser
 from oracle.cases import case as c
-from oracle.trust.mutants import campaign, claims, cli, report, tested, trial
+from oracle.trust.mutants import campaign, claims, cli, damage, report, tested, trial
 from oracle.trust.mutants.mutant import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[3]
@@ -330,6 +332,45 @@ def fate(file, function="f", **more):
 
 
 NUMERIC = {"how": "numeric", "rule": "G", "quantity": "loss", "number": 7}
+
+
+def test_what_diff_leaves_alive_and_a_unit_test_kills_is_told_apart():
+    """It is no survivor; what diff kills by itself has a share of its own."""
+    alive, seen = {"status": "survived", "how": "", "cases": 9}, "tests/unit/needle/test_nn.py::test_it"
+    rows = {"a": fate("ops", **NUMERIC), "b": fate("ops", "g", **alive, test=seen), "c": fate("ops", "h", **alive)}
+    n = report.counts(rows.values())
+    assert (n["numeric"], n["tested"], n["survived"]) == (1, 1, 1)
+    assert report.by_diff_alone(rows.values()) == 1 / 3
+    assert report.by_diff_alone([fate("init")]) is None
+    page = report.markdown({"mutants": rows, "cases": 9, "seed": 0, "part": [0, 1]}, {})
+    assert "## Survivors: 1\n" in page
+    assert "## Left alive by diff, and killed by a unit test: 1" in page
+    assert "| ops.py g | 1 | test_nn.py::test_it |" in page
+    outcomes = [
+        campaign.Outcome("killed", "numeric"),
+        campaign.Outcome("survived", test=seen),
+        campaign.Outcome("survived"),
+    ]
+    assert campaign.score(outcomes) == (2 / 3, 2 / 3)
+
+
+def test_only_a_rule_about_rounding_raises_a_false_alarm(root):
+    """A probe that changes one of two ways which must give the same bits is found by comparing the two, and rightly."""
+    probes = [m for m in mutants_of("ops", trial.sources(root)["ops"]) if m.kind == "probe"][:2]
+    found = campaign.Campaign(_plan(root), probes)
+    found.outcomes = {
+        m.key: campaign.Outcome("killed", "numeric", rule) for m, rule in zip(probes, ("exact", "G"), strict=True)
+    }
+    assert found.false_alarms() == probes[1:]
+
+
+def test_a_probe_leaves_the_graph_of_tensors_alone():
+    x = needle.Tensor([[1.0, 2.0]], dtype="float32")
+    ones = np.ones((2, 1), "float32")
+    y = damage.wide(x.dot, ones)
+    assert y.requires_grad
+    third = np.float32(1) / np.float32(3)
+    assert damage.wide(np.sum, np.full(3, third)) == np.float32(3 * np.float64(third))
 
 
 def test_the_report_says_who_has_judged_what():

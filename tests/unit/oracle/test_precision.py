@@ -9,6 +9,7 @@ from oracle.cases import case as c
 from oracle.cases.shrink import candidates
 from oracle.runs.draws import IN_DTYPES, draw
 from oracle.trust.faults import FAULTS
+from oracle.trust.patches import compute
 
 CASES = draw("dtype", 2 * len(IN_DTYPES), 21)
 
@@ -51,6 +52,15 @@ def test_a_wrong_dtype_is_found_and_so_is_what_was_computed_in_one(fault, case, 
     assert found.suspect.what == what
     smaller = list(candidates(case))
     assert any(x.dtypes == () for x in smaller)
+
+
+def test_a_wrong_shape_is_found_in_every_dtype():
+    """Nothing behind it can be looked at, which is no failure of the harness."""
+    case = operation("multiply", (3,), (3,), dtypes=("bool", "float16"))
+    with compute("EWiseMul", lambda y, a, b: y[None]).applied():
+        found = judged(case, needle).divergence
+    assert (found.quantity, found.rule) == ("activation", "shape")
+    assert found.suspect.what == "EWiseMul forward, shape"
 
 
 def test_what_a_case_cannot_say():
