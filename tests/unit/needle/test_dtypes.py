@@ -107,6 +107,13 @@ def test_norms_of_integers(dtype, weight):
     check(ops.layer_norm(x, ones, ones * 0), NORMALISED, SINGLE, 1e-6)
 
 
+def test_running_statistics_that_begin_as_integers_move_by_fractions():
+    norm = nn.BatchNorm1d(1, dtype=np.int64)
+    norm(t([[100.0], [120.0]], SINGLE))
+    np.testing.assert_allclose(norm.running_mean.numpy(), [11], rtol=1e-6)
+    np.testing.assert_allclose(norm.running_var.numpy(), [10.9], rtol=1e-6)
+
+
 def test_the_loss_of_integer_logits():
     loss = nn.SoftmaxLoss()(t([[200, 100], [1, 2]], BYTE), ndl.Tensor([0, 1]))
     check(loss, math.log1p(math.exp(-1)) / 2, SINGLE)
@@ -292,6 +299,7 @@ def test_gradients_of_powers_of_two_precisions():
 def test_gradients_beside_and_of_integers():
     x = t([20], BYTE)
     check(ndl.Tensor(both(x**3 * 1.0, x)), [1200], SINGLE)
+    check(ndl.Tensor(both(x**0 * 2.5, x)), [0], SINGLE)
     x, n = t([1.0, 2.0], SINGLE), t([2, 0], np.int64)
     check(ndl.Tensor(both((x**n).sum(), n)), [0, math.log(2)], SINGLE)
     check(ndl.Tensor(both((n**n).sum(), n)), [4 + 4 * math.log(2), 0], SINGLE)

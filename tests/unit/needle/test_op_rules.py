@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -340,6 +341,16 @@ def test_the_graph_of_a_gradient_holds_arrays():
     assert len(nodes) > 4
     assert {type(node.numpy()) for node in nodes} == {np.ndarray}
     x.grad = None
+
+
+def test_memory_check_relu_keeps_no_zeros_of_a_large_shape():
+    x = ndl.Tensor(np.ones(10 * ops._ZEROS, "float32"), requires_grad=False)
+    tracemalloc.start()
+    try:
+        ops.relu(x)
+        assert tracemalloc.get_traced_memory()[0] < x.numpy().nbytes / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_op_has_the_defaults_of_its_function():
