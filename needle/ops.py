@@ -147,7 +147,7 @@ def _sum_kept(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over the axes and keep them with size 1."""
     if isinstance(x, Tensor):
         return reshape(summation(x, axes), _kept(x.shape, axes))
-    return np.asarray(_sum(x, axes, keepdims=True))
+    return np.asarray(_add_up(x, axes)).reshape(_kept(x.shape, axes))
 
 
 def _reduced(g: Any, shape: tuple[int, ...]) -> Any:
@@ -165,10 +165,6 @@ def _swapped(x: Any) -> Any:
     if isinstance(x, Tensor):
         return transpose(x)
     return x.T if x.ndim == 2 else x.swapaxes(-1, -2)
-
-
-def _swap(x: Any, axes: tuple[int, int]) -> Any:
-    return Transpose(axes).on(x)
 
 
 _ZERO = np.zeros((), np.float32)  # as an operand it is half the price of a Python number
@@ -625,7 +621,7 @@ class ReLU(TensorOp):
 
     def compute(self, a: Array) -> Any:
         # Against zeros of its own shape the maximum takes a third of the time that it takes against a number.
-        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= _ZEROS else 0)
+        return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= _ZEROS else a.dtype.type(0))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g where y > 0, else 0."""
@@ -1279,7 +1275,7 @@ class LogSoftmax(TensorOp):
         dtype = _float(a).dtype
         a = _wide(a)
         shifted = a - _max(a, 1, keepdims=True)
-        return (shifted - np.log(_sum(np.exp(shifted), 1, keepdims=True))).astype(dtype, copy=False)
+        return (shifted - np.log(_sum_kept(np.exp(shifted), (1,)))).astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """Rule: da = g - softmax(a) * (sum of g over axis 1)."""
@@ -1311,7 +1307,7 @@ class Softmax(TensorOp):
         dtype = _float(a).dtype
         a = _wide(a)
         e = np.exp(a - _max(a, axis, keepdims=True))
-        e /= _sum(e, axis, keepdims=True)
+        e /= _sum_kept(e, (axis,))
         return e.astype(dtype, copy=False)
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:

@@ -37,7 +37,7 @@ def keepdims_dropped(s: Site) -> Iterator[Change]:
         yield n, text_with(n, keywords=[k for k in n.keywords if k.arg != "keepdims"])
 
 
-_FIRST = {"_swapped": "transpose", "_swap": "transpose", "transpose": "transpose", "_as_matrix": "reshape",
+_FIRST = {"_swapped": "transpose", "transpose": "transpose", "_as_matrix": "reshape",
           "_reduced": "reshape", "reshape": "reshape", "np.asarray": "copy", "_in_dtype_of": "cast", "_whole": "whole",
           "_value": "value", "np.moveaxis": "transpose", "np.log": "function", "np.exp": "function", "np.abs": "function",
           "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "_row_sums": "sum",

@@ -97,7 +97,6 @@ _WITH_AXIS = (
     "np.moveaxis",
     ".swapaxes",
     "np.stack",
-    "_swap",
     "_kept",
     "np.flip",
 )

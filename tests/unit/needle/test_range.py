@@ -65,13 +65,37 @@ def test_sums_of_one_number_many_times():
     np.testing.assert_allclose(found, MANY * float(F4(0.1)), rtol=1e-5)
 
 
-def test_the_loss_over_many_classes():
+@pytest.mark.parametrize("lie", [np.ascontiguousarray, np.asfortranarray], ids=["rows", "columns"])
+def test_many_numbers_add_up_however_they_lie(lie):
+    """Of numbers that do not lie side by side NumPy adds one after the other, and float32 loses what is small."""
+    logits = np.full((2, MANY), math.log(0.1), F4)
+    logits[:, 0] = 0
+    e = np.exp(logits.astype(float))
+    right = e / e.sum(1, keepdims=True)
+    found = ndl.Tensor(lie(logits))
+    found.cached_data = lie(logits)
+    np.testing.assert_allclose(ops.softmax(found).numpy(), right, rtol=3e-6)
+    np.testing.assert_allclose(np.exp(ops.logsoftmax(found).numpy().astype(float)), right, rtol=3e-6)
+    np.testing.assert_allclose(ops.softmax(ndl.Tensor(logits.T), 0).numpy(), right.T, rtol=3e-6)
+    x = np.random.default_rng(0).standard_normal((2, MANY)).astype(F4) + F4(3)
+    rows = ndl.Tensor(x)
+    rows.cached_data = lie(x)
+    wide = x.astype(float)
+    centred = wide - wide.mean(1, keepdims=True)
+    expected = centred / np.sqrt((centred * centred).mean(1, keepdims=True) + 1e-5)
+    y = ops.layer_norm(rows, ndl.ones(MANY), ndl.zeros(MANY))
+    np.testing.assert_allclose(y.numpy(), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("lie", [np.ascontiguousarray, np.asfortranarray], ids=["rows", "columns"])
+def test_the_loss_over_many_classes(lie):
     logits = np.full((2, MANY), math.log(0.1), F4)
     logits[:, 0] = 0
     x = ndl.Tensor(logits)
+    x.cached_data = lie(logits)
     nn.SoftmaxLoss()(x, ndl.Tensor([0, 1])).backward()
     e = math.exp(logits[0, 1].item())
-    close(x.grad.numpy()[:, 2:], e / (1 + (MANY - 1) * e) / 2)
+    np.testing.assert_allclose(x.grad.numpy()[:, 2:], e / (1 + (MANY - 1) * e) / 2, rtol=4e-6)  # in 250 additions each
 
 
 def test_long_rows_of_a_cube_and_of_many():
