@@ -1,7 +1,9 @@
 """SGD, Adam and clipping: the rule, the state, and what must stay untouched."""
 
 import copy
+import math
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -209,10 +211,11 @@ def test_hyperparameters_are_checked_at_construction_and_at_the_step(name):
         ({"beta1": 1.0}, r"Adam: beta1 must be in \[0, 1\), got beta1=1.0"),
         ({"beta2": -1.0}, r"Adam: beta2 must be in"),
         ({"eps": 0.0}, "Adam: eps must be a positive finite number"),
+        ({"eps": math.inf}, "Adam: eps must be a positive finite number, got eps=inf"),
         ({"lr": -1.0}, "Adam: lr must be finite and not negative, got lr=-1.0"),
         ({"weight_decay": -1.0}, "Adam: weight_decay must be"),
     ],
-    ids=["beta1", "beta2", "eps", "lr", "decay"],
+    ids=["beta1", "beta2", "eps", "eps inf", "lr", "decay"],
 )
 def test_adam_checks_its_settings(settings, match):
     with pytest.raises(ValueError, match=match):
@@ -463,8 +466,6 @@ def test_a_steady_pool_stays_where_it_is_and_moves_when_its_members_do():
 
 
 def test_a_steady_step_allocates_nothing_that_is_large():
-    import tracemalloc
-
     params = [parameter(100, 3, seed=i) for i in range(50)]
     opt = SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1)
     for p in params:
@@ -566,3 +567,233 @@ def test_a_velocity_of_another_dtype_goes_through_a_state_dict_as_the_next_step_
         optimizer.step()
     assert sgd.u[one].dtype == other.u[two].dtype == np.float32
     assert np.array_equal(sgd.u[one].numpy(), other.u[two].numpy())
+
+
+# -- several runs: none of them may be forgotten
+
+MIXED = ["float32", "float32", "float64", "float64", "float32"]  # two, two, and one by itself
+
+
+def mixed(make, **settings):
+    params = [parameter(2, seed=i, dtype=dtype) for i, dtype in enumerate(MIXED)]
+    opt = make(params, **settings)
+    for p in params:
+        p.grad = ndl.ones(2, dtype=p.dtype)
+    opt.step()
+    return params, opt
+
+
+@pytest.mark.parametrize("which", range(len(MIXED)))
+@pytest.mark.parametrize("what", ["parameter", "velocity", "array of the velocity"])
+def test_what_is_replaced_while_somebody_holds_the_old_one_is_noticed(what, which):
+    """As many hold the old one as before: only a look at each array and each state tells."""
+    params, opt = mixed(SGD, lr=0.5, momentum=0.5)
+    p = params[which]
+    opt.u[p].cached_data[...] = 2.0
+    theta, velocity, new = p.numpy().copy(), 2.0, ndl.Tensor([8.0, 8.0], dtype=p.dtype, requires_grad=False)
+    if what == "parameter":
+        held: object = p.numpy()
+        p.data = new
+        theta = np.full_like(theta, 8)
+    elif what == "velocity":
+        held, velocity = opt.u[p], 8.0
+        opt.u[p] = new
+    else:
+        held, velocity = opt.u[p].numpy(), 8.0
+        opt.u[p].data = new
+    del new
+    before = np.array(held)
+    opt.step()
+    np.testing.assert_array_equal(np.asarray(held), before)
+    np.testing.assert_array_equal(opt.u[p].numpy(), 0.5 * velocity + 0.5)
+    np.testing.assert_array_equal(p.numpy(), theta - opt.u[p].numpy() * p.dtype.type(0.5))
+
+
+@pytest.mark.parametrize("which", range(len(MIXED)))
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_who_holds_an_array_of_any_run_keeps_the_old_numbers(make, which):
+    params, opt = mixed(make, lr=0.5)
+    p = params[which]
+    held = [p.numpy(), (opt.u if make is SGD else opt.v)[p].numpy()[1:]]
+    before = [array.copy() for array in held]
+    theta = p.numpy().copy()
+    opt.step()
+    for array, old in zip(held, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+    assert (p.numpy() != theta).all()
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_steady_runs_stay_where_they_are(make):
+    params, opt = mixed(make, lr=0.5)
+
+    def places():
+        states = [getattr(opt, name) for name in opt._states]
+        return [t.numpy().ctypes.data for p in params for t in (p, *(state[p] for state in states))]
+
+    seen = []
+    for _ in range(3):
+        opt.step()
+        seen.append(places())
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_what_is_kept_may_be_handed_over_to_another_parameter(make):
+    p, q = parameter(2), parameter(2, seed=1)
+    opt = make([p, q], lr=0.5)
+    give(p)
+    opt.step()
+    for name in (*opt._counts, *opt._states):
+        getattr(opt, name)[q] = getattr(opt, name).pop(p)
+    p.grad, theta, other = None, p.numpy().copy(), q.numpy().copy()
+    give(q, seed=1)
+    opt.step()
+    np.testing.assert_array_equal(p.numpy(), theta)
+    assert (q.numpy() != other).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "because"),
+    [
+        ([100_000] * 4, "large ones work in blocks, where they are"),
+        ([100_000, 3] * 4, "a small one does not make a large one move"),
+        ([3, 100_000] * 4, "a small one does not make a large one move"),
+        ([15_000] * 20, "a run ends before it is large"),
+        ([8_000] * 40, "a run ends before it is large"),
+    ],
+    ids=str,
+)
+def test_a_step_keeps_little_beside_its_states(sizes, because):
+    """An eighth of what the parameters take, or two of the runs of small ones."""
+    tracemalloc.start()
+    try:
+        params = [nn.Parameter(np.ones(size)) for size in sizes]
+        opt = SGD(params)
+        for p in params:
+            p.grad = ndl.Tensor.make_const(np.broadcast_to(1.0, p.shape))
+        before = tracemalloc.get_traced_memory()[0]
+        opt.step()
+        opt.step()
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    numbers = 8 * sum(sizes)
+    assert numbers < kept < 1.2 * numbers, because
+
+
+def test_a_pickle_holds_every_number_once():
+    params = [parameter(100, 20, seed=i) for i in range(5)]
+    opt = SGD(params)
+    for p in params:
+        give(p)
+    opt.step()
+    opt.reset_grad()
+    numbers = 2 * sum(p.numpy().nbytes for p in params)
+    assert numbers < len(pickle.dumps(opt)) < 1.2 * numbers
+
+
+# -- numbers at the edges
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_without_weight_decay_a_parameter_may_be_infinite(make):
+    p = nn.Parameter([-math.inf, 1.0])
+    opt = make([p], lr=0.5)
+    p.grad = ndl.ones(2)
+    opt.step()
+    assert p.numpy()[0] == -math.inf
+    assert 0 <= p.numpy()[1] < 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_adam_rounds_each_number_once_to_the_dtype_of_the_parameter(dtype):
+    number = np.dtype(dtype).type
+    p = parameter(50, dtype=dtype)
+    opt = Adam([p], lr=0.1, eps=1e-3)
+    theta, m, v = p.numpy().copy(), np.zeros(50, dtype), np.zeros(50, dtype)
+    for t in (1, 2, 3):
+        g = give(p, seed=t).copy()
+        opt.step()
+        m = m * number(0.9) + g * number(1 - 0.9)
+        v = v * number(0.999) + g * number(1 - 0.999) * g
+        d = np.sqrt(v) / number(math.sqrt(1 - 0.999**t)) + number(1e-3)
+        theta = theta - m / d * number(0.1 / (1 - 0.9**t))
+        np.testing.assert_array_equal(p.numpy(), theta)
+
+
+@pytest.mark.parametrize("g", [3.5e-18, 5e20])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_second_moment_that_is_in_range_gets_there(g, weight_decay):
+    """g² is not, (1 - β2) g² just is: at both ends of float32."""
+    p = nn.Parameter([0.0])
+    opt = Adam([p], weight_decay=weight_decay)
+    p.grad = ndl.Tensor([g], dtype="float32")
+    opt.step()
+    np.testing.assert_allclose(opt.v[p].numpy().astype(float), (1 - 0.999) * float(np.float32(g)) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("given", ["float64", "int64"])
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_a_gradient_of_another_dtype_is_as_one_in_the_dtype_of_its_parameter(make, given, dtype):
+    p, q = parameter(50, dtype=dtype), parameter(50, dtype=dtype)
+    opt, other = make([p], lr=0.1), make([q], lr=0.1)
+    if make is Adam:
+        opt.eps = other.eps = 1e-3  # the default is 0 in float16, and some of the whole numbers are too
+    for t in range(3):
+        g = give(p, seed=t, scale=30, dtype="float64").astype(given)
+        p.grad = ndl.Tensor(g, dtype=given, requires_grad=False)
+        q.grad = ndl.Tensor(g.astype(dtype), requires_grad=False)
+        assert opt.clip_grad_norm(1e9) == other.clip_grad_norm(1e9)
+        assert p.grad.dtype == given  # not scaled, and so not replaced
+        opt.step(), other.step()
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    assert opt.clip_grad_norm(0.5) == other.clip_grad_norm(0.5)
+    assert p.grad.dtype == q.grad.dtype == dtype
+    np.testing.assert_array_equal(p.grad.numpy(), q.grad.numpy())
+
+
+def test_a_gradient_is_replaced_only_if_the_factor_is_below_1():
+    p = parameter(2)
+    p.grad = g = ndl.Tensor([0.0, 0.0], dtype="float32")
+    opt = SGD([p])
+    assert opt.clip_grad_norm(1e-6) == 0  # 1e-6 / (0 + 1e-6) is 1
+    assert p.grad is g
+    assert opt.clip_grad_norm(9e-7) == 0
+    assert p.grad is not g
+
+
+# -- states that the user has put there, or taken
+
+
+def test_a_state_may_be_put_there_as_a_list_or_come_out_of_an_op():
+    p = parameter(2, dtype="float64")
+    opt = SGD([p], momentum=0.5)
+    give(p, scale=0.0)
+    opt.u[p] = [8.0, 4.0]
+    opt.step()
+    np.testing.assert_array_equal(opt.u[p].numpy(), [4.0, 2.0])
+    expected = p.numpy() * 2
+    opt.u[p] = p * 4.0
+    opt.step()
+    np.testing.assert_array_equal(opt.u[p].numpy(), expected)
+    assert opt.u[p].op is None
+    assert not opt.u[p].inputs
+    assert not opt.u[p].requires_grad
+
+
+def test_a_state_dict_may_be_written_into():
+    p = parameter(2)
+    opt = SGD([p])
+    give(p)
+    opt.step()
+    before = opt.u[p].numpy().copy()
+    opt.state_dict()["u.0"][...] = 7
+    np.testing.assert_array_equal(opt.u[p].numpy(), before)
+
+
+def test_a_state_dict_with_an_unknown_name_is_refused():
+    opt = SGD([parameter(2)])
+    with pytest.raises(KeyError, match=r"SGD.load_state_dict: missing \[\], unknown \['u.1', 'nesterov'\]"):
+        opt.load_state_dict({**opt.state_dict(), "u.1": np.ones(2), "nesterov": 1})
