@@ -1034,7 +1034,10 @@ def _graph(root: Value, *, unfold: bool = True) -> list[Value]:
             if x._number and x.requires_grad and x not in seen:
                 seen.add(x)
                 nodes.append(x)
-    nodes.sort(key=_by_number)
+    if len(nodes) > 2:
+        nodes.sort(key=_by_number)
+    else:  # often a model and its loss
+        nodes.reverse()
     return nodes
 
 

@@ -48,10 +48,12 @@ if TYPE_CHECKING:
 def run(plan: Plan, x: Tensor) -> Tensor:
     """Compute the steps of the plan on x: one node of the graph, or a constant where no gradient is to flow."""
     data = x.cached_data
-    if plan.widths is not None and (
-        data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths or [*map(_rules, plan.kinds)] != plan.rules
-    ):
+    if plan.widths is not None and (data.dtype is not ops._DEFAULT or data.shape[1:] != plan.widths):
         plan = plan.plain
+    for op, compute, vjp, of_x, of_y in plan.rules:
+        if op.compute is not compute or op.vjp is not vjp or op.reads_inputs is not of_x or op.reads_result is not of_y:
+            plan = plan.plain
+            break
     if not autograd._is_recording():
         y = plan.result(data)
         return x if y is data else Tensor.make_const(y)
@@ -132,7 +134,7 @@ class Plan:
         self._write(steps, count(), 0)
         del self._seen
         self.count = len(self._layout)
-        self.kinds, self.rules = [*self._written], [_WRITTEN[kind] for kind in self._written]
+        self.rules = [(kind, *_WRITTEN[kind]) for kind in self._written]
         self.widths = (self._first,) if self._fits and self._first else None
 
     def _write(self, steps: Sequence[Step], numbers: Iterator[int], depth: int) -> None:
@@ -280,20 +282,25 @@ def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | No
         if sources is not None:
             read = op.reads_inputs or (operands and (y.shape != x.shape or y.dtype is not x.dtype))
             records.append((op, operands, flows, x if read else None, y if op.reads_result else None))
-            sources += [t for t in operands if t._number]
-            flows = flows or True in map(_needs, operands)
+            for t in operands:
+                if t._number:
+                    sources.append(t)
+                flows = flows or t.requires_grad
         x = y
     return x, min(born, i) if flows else born, records
 
 
 def _undo(records: list[Any], g: Array, give: Give) -> Array:
     """What arrives at the input of such ops, or at that of the first behind which nothing needs a gradient."""
-    for i in reversed(range(len(records))):
-        (op, operands, flows, x, y), records[i] = records[i], None
+    while records:
+        op, operands, flows, x, y = records.pop()
         # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
         x, y = g if x is None else x, g if y is None else y
-        dx, *others = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
-        for t, c in zip(operands, others, strict=True):
+        contributions = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))
+        if not isinstance(contributions, autograd._tuples) or len(contributions) != 1 + len(operands):
+            raise autograd._not_one_each(op, (x, *operands), contributions)
+        dx, *others = contributions
+        for t, c in zip(operands, others):  # noqa: B905 - strict takes as long as an operation on a small array
             if c is not None and t.requires_grad:
                 give(t, c)
         if not flows:
@@ -311,20 +318,15 @@ def _apart(g: Array, skips: bool, z: Array, x: Array) -> tuple[Array, Array | No
 def _sum(parts: list[Array]) -> Array:
     """Add up as a walk through nodes does, to the same memory layout, on which the rounding of later sums depends."""
     *skipping, last = parts
-    total = np.asarray(reduce(operator.add, skipping))
     if len(skipping) > 1:
+        total = np.asarray(reduce(operator.add, skipping))
         total += last
-    elif _is_own(parts):
-        last += total
-        total = last
-    else:
-        total = np.asarray(total + last)
-    return total
-
-
-def _is_own(parts: list[Array]) -> bool:
-    """Whether the last part is an array of its own, and not what came past a Residual, passed on unchanged or as a view."""
-    return parts[-1].base is None and all(parts[-1] is not part for part in parts[:-1])
+        return total
+    (past,) = skipping
+    if last is past or last.base is not None:  # passed on unchanged, or as a view: no array of its own
+        return np.asarray(past + last)
+    last += past
+    return last
 
 
 class _Added:
@@ -357,7 +359,11 @@ class Chain:
         """
 
         def give(x: Value, c: Array) -> None:
-            _accumulate(adjoints, shared, x, c, g)
+            own = type(c) is _ndarray and c.base is None and c is not g
+            if own and c.dtype is x.cached_data.dtype and x not in adjoints:  # as in a walk through nodes
+                adjoints[x] = c
+            else:
+                _accumulate(adjoints, shared, x, c, g)
 
         # Each operand's first, and in its dtype: the usual case, where nothing needs to be added to anything.
         first = not adjoints and not self.plan.ties and g.dtype is ops._DEFAULT
@@ -365,8 +371,8 @@ class Chain:
         if at_base and self.base.requires_grad:
             *skipping, last = at_base
             for c in skipping:  # as views, so that what came past a Residual is not taken to be nobody else's
-                give(self.base, c[...])
-            give(self.base, last if not skipping or _is_own(at_base) else last[...])
+                _accumulate(adjoints, shared, self.base, c[...], g)
+            _accumulate(adjoints, shared, self.base, last[...] if any(c is last for c in skipping) else last, g)
 
     def looks_at(self, unfolded: bool) -> list[tuple[Op, Tensor]]:
         """The operands of which the rules read the numbers, each with the op; all of them, and the base, to unfold."""

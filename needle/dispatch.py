@@ -135,7 +135,7 @@ def ufunc(function: np.ufunc, method: str, inputs: Sequence[Any], kwargs: dict[s
     """Tensor.__array_ufunc__, which NumPy calls for operators with an array on the left, too."""
     mine = _UFUNCS.get(function) if method == "__call__" else None
     (into,) = kwargs.get("out", (None,)) if len(kwargs.get("out", (None,))) == 1 else (None,)
-    if into is not None and into is inputs[0] and mine is not None and _loses(inputs):
+    if into is inputs[0] and mine is not None and _loses(inputs):
         return mine(*inputs)  # `array += tensor` is `array = array + tensor`, and a Tensor from then on
     if mine is not None and not kwargs:
         return mine(*inputs)

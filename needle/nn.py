@@ -721,7 +721,7 @@ class BatchNorm1d(Module):
 
     def _follow(self, mean: Array, var: Array) -> None:
         changed = [autograd._a_change()]
-        keep, take = ops._scalars(self.running_mean.dtype, 1 - self.momentum, self.momentum)
+        keep, take = ops._scalars(self.running_mean.cached_data.dtype, 1 - self.momentum, self.momentum)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             moved = running.cached_data * keep
             moved += new * take
@@ -868,15 +868,16 @@ class _Plan:
         self.modules = owner.modules
         self.code = chain.planned(self._steps(owner))
         self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
-        self.functions = [*self.classes.values()]
+        self.functions = [(cls, *functions) for cls, functions in self.classes.items()]
         self.change = _change
 
     def holds(self, owner: Sequential) -> bool:
         """Say whether everything is as it was."""
-        if self.change is not _change or [*map(_functions, self.classes)] != self.functions:
+        if self.change is not _change or owner.modules is not self.modules:
             return False
-        if owner.modules is not self.modules:
-            return False
+        for cls, forward, call in self.functions:
+            if cls.forward is not forward or cls.__call__ is not call:
+                return False
         try:
             for own, weight, bias in self.linears:
                 if own["weight"] is not weight or own["bias"] is not bias:

@@ -34,7 +34,7 @@ Adding an op is one block here, and a row in the table of whoever checks it.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -187,6 +187,13 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     return zeros
 
 
+@lru_cache(maxsize=8)
+def _rows(n: int, m: int) -> tuple[Array, Array, frozenset[int]]:
+    """Of (n, m): where the rows start in the flattened array, (n,) and (n, 1), and the numbers of the columns."""
+    starts = np.arange(0, n * m, m)
+    return starts, starts.reshape(n, 1), frozenset(range(m))
+
+
 @lru_cache(maxsize=32)
 def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
     ones = np.ones(shape, dtype)
@@ -198,6 +205,7 @@ def _ones(shape: tuple[int, ...], dtype: Any) -> Array:
 # mean of 10^6 float32 numbers is off by 2e-4.
 _LONG, _BLOCK = 1024, 128
 _FEW_CLASSES = 64  # in a row: its maximum is then faster along the columns of a copy
+_FEW_ROWS = 32  # so few of so few classes are looked at one by one, by `_rows`
 _ZEROS = 32_768  # elements: up to here `relu` has zeros at hand to compare with
 
 
@@ -253,9 +261,14 @@ def _row_sums(x: Any) -> Any:
     return x.dot(ones) if x.ndim == 2 else Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(ones))
 
 
-def _row_maxima(x: Array) -> Array:
-    """(n, m) -> (n, 1). Along the columns of a transposed copy where rows are short: in a third of the time."""
-    return _max(x.T.copy(), 0)[:, None] if x.shape[1] <= _FEW_CLASSES else _max(x, 1, keepdims=True)
+def _row_maxima(x: Any) -> Any:
+    """(n, m) -> (n, 1). Of short rows, few by their places and many along the columns of a copy: in a third of the time."""
+    n, m = x.shape
+    if m > _FEW_CLASSES:
+        return _max(x, 1, keepdims=True)
+    if n > _FEW_ROWS:
+        return _max(x.T.copy(), 0)[:, None]
+    return x.reshape(-1)[_rows(n, m)[1] + x.argmax(1, keepdims=True)]
 
 
 def _as_matrix(x: Any) -> Any:
@@ -311,18 +324,18 @@ class _Product:
         return (needs[1], needs[0], False)[: len(needs)], False
 
 
-class _Contraction(_Product):
-    """A product that is summed over: ``contract`` has two operands of one dtype, and what is half is summed in single."""
+def _in_one_dtype(sums: Callable[[Any, Array, Array], Any]) -> Callable[[Any, Array, Array], Any]:
+    """A method that sums products: of two factors of one dtype, and in half precision in single, rounded once."""
 
-    def compute(self, a: Array, b: Array) -> Any:
+    @wraps(sums)
+    def method(self: Any, a: Array, b: Array) -> Any:
         if a.dtype is not b.dtype:
             a, b = _alike(a, b)
         if a.dtype is _HALF and b.dtype is _HALF:
-            return np.asarray(self.contract(_wide(a), _wide(b))).astype(_HALF)
-        return self.contract(a, b)
+            return np.asarray(sums(self, _wide(a), _wide(b))).astype(_HALF)
+        return sums(self, a, b)
 
-    def contract(self, a: Array, b: Array) -> Any:
-        raise NotImplementedError
+    return method
 
 
 # ------------------------------------------------------------------------------------------------ elementwise
@@ -1322,12 +1335,13 @@ def softmax(a: Tensor, axis: int = -1) -> Tensor:
 # --------------------------------------------------------------------------------------------------- products
 
 
-class MatMul(_Contraction, TensorOp):
+class MatMul(_Product, TensorOp):
     """Matrix product of the last two axes; the leading ones broadcast."""
 
     reads_result = False
 
-    def contract(self, a: Array, b: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, a: Array, b: Array) -> Any:
         try:
             if a.ndim == b.ndim == 2:
                 return a.dot(b)
@@ -1466,7 +1480,7 @@ def _windows(x: Array, size: Sequence[int], padding: int) -> Array:
     return np.lib.stride_tricks.sliding_window_view(padded, tuple(size), axis=(1, 2))
 
 
-class Conv(_Contraction, TensorOp):
+class Conv(_Product, TensorOp):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning) with stride and zero
     padding.
     """
@@ -1480,13 +1494,14 @@ class Conv(_Contraction, TensorOp):
             raise ValueError(
                 f"conv needs images (n, h, w, c) and a kernel (kh, kw, c, o), but got {x.shape}, {kernel.shape}"
             )
-        _look_at_dtypes(x, kernel)
-        return super().compute(x, kernel)
-
-    def contract(self, x: Array, kernel: Array) -> Any:
         shape, _ = _padded(x.shape, self.padding)
         if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2] or not kernel.shape[0] * kernel.shape[1]:
             raise ValueError(f"conv: the kernel {kernel.shape[:2]} does not fit into the padded image {shape[1:3]}")
+        _look_at_dtypes(x, kernel)
+        return self._sums(x, kernel)
+
+    @_in_one_dtype
+    def _sums(self, x: Array, kernel: Array) -> Any:
         windows = _windows(x, kernel.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
 
@@ -1499,8 +1514,8 @@ class Conv(_Contraction, TensorOp):
         )
 
 
-class _ConvBack(_Contraction):
-    """What Conv passes back, of the shape of what it had."""
+class _ConvBack(_Product):
+    """What Conv passes back, in the shape of what it was given."""
 
     def __init__(self, shape: Sequence[int], stride: int, padding: int) -> None:
         self.shape, self.stride, self.padding = tuple(shape), stride, padding
@@ -1509,7 +1524,8 @@ class _ConvBack(_Contraction):
 class ConvInput(_ConvBack, TensorOp):
     """What Conv passes back to its images: each pixel collects from the windows that it was in."""
 
-    def contract(self, g: Array, kernel: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, g: Array, kernel: Array) -> Any:
         shape, inside = _padded(self.shape, self.padding)
         s, (_, rows, columns, _) = self.stride, g.shape
         dx = np.zeros(shape, g.dtype)
@@ -1530,7 +1546,8 @@ class ConvInput(_ConvBack, TensorOp):
 class ConvKernel(_ConvBack, TensorOp):
     """What Conv passes back to its kernel: each place of it collects from all windows."""
 
-    def contract(self, x: Array, g: Array) -> Any:
+    @_in_one_dtype
+    def compute(self, x: Array, g: Array) -> Any:
         windows = _windows(x, self.shape[:2], self.padding)[:, :: self.stride, :: self.stride]
         return np.tensordot(windows, g, axes=((1, 2, 0), (1, 2, 0))).transpose(1, 2, 0, 3)
 
@@ -1892,38 +1909,31 @@ class SoftmaxCrossEntropy(TensorOp):
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
             s = _row_sums(e)
-        (n,) = _scalars(e.dtype, logits.shape[0])
-        share = g / n
-        dz = e * (share / s)
-        if isinstance(dz, Tensor):
-            onehot = np.zeros(dz.shape, dz.dtype)
+        usual = e.dtype is _DEFAULT and not isinstance(g, Tensor) and g.item() == 1  # the gradient of the loss itself
+        share: Any = _scalars(e.dtype, 1 / s.shape[0])[0] if usual else g / _scalars(e.dtype, s.shape[0])[0]
+        if isinstance(share, Tensor):
+            onehot = np.zeros(e.shape, e.dtype)
             onehot.reshape(-1)[places] = 1
-            dz = dz - Tensor.make_const(onehot) * share
-        else:
-            dz = dz if dz.flags.c_contiguous else dz.copy()
-            dz.reshape(-1)[places] -= share
+            return e * (share / s) - Tensor.make_const(onehot) * share, None
+        dz = e * (share / s)
+        dz = dz if dz.flags.c_contiguous else dz.copy()
+        dz.reshape(-1)[places] -= share
         return dz, None
 
 
-@lru_cache(maxsize=8)
-def _row_numbers(n: int, step: int = 1) -> Array:
-    return np.arange(0, n * step, step)
-
-
 _INDEX = np.dtype(np.intp)
-_FEW_LABELS = 32  # up to here it takes less time to look at them one by one than to have NumPy do it
 
 
 def _label_places(shape: tuple[int, ...], labels: Array) -> Any:
     """Where the logit of each label stands in the flattened logits; refuses what is not a label."""
     try:
         n, classes = shape
-        if n <= _FEW_LABELS and labels.dtype is _INDEX and labels.shape == (n,):
-            few = labels.tolist()
-            if min(few) >= 0 and max(few) < classes:
-                return _row_numbers(n, classes) + labels
+        if n <= _FEW_ROWS and classes <= _FEW_CLASSES and labels.dtype is _INDEX and labels.shape == (n,):
+            starts, _, numbers = _rows(n, classes)
+            if n and numbers.issuperset(labels.tolist()):
+                return starts + labels
         elif n and labels.dtype.kind in "iu" and labels.shape == (n,):
-            return np.ravel_multi_index((_row_numbers(n), labels.astype(_INDEX, copy=False)), shape)
+            return np.ravel_multi_index((np.arange(n), labels.astype(_INDEX, copy=False)), shape)
     except (ValueError, TypeError):
         pass
     if len(shape) != 2 or not shape[0] or not shape[1]:

@@ -11,7 +11,6 @@ few operations on long arrays instead of many on short ones, a fifth of the time
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +20,7 @@ import numpy as np
 from needle.autograd import Parameter, Tensor, _a_change, _integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,8 +30,6 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 
 _add, _multiply, _subtract = np.add, np.multiply, np.subtract
 _references = sys.getrefcount
-_data = operator.attrgetter("cached_data")
-_is = operator.is_  # and not ==, which compares the elements of Tensors
 # Elements of a block: four of the larger ones fit into a usual second-level cache. In between, an array for
 # intermediate results, one block, is held to an eighth of what the parameters take.
 _BLOCKS = 40_960, 131_072
@@ -268,12 +265,21 @@ class Optimizer:
         """Say whether the runs are for these parameters, every array is where the last step has left it, and nobody else
         has come to hold one, a part of one, or a state.
         """
-        if len(params) != len(self._params) or not all(map(_is, params, self._params)):
+        # First, because the names below hold some of them too.
+        if self._count_holders() != self._holders or len(params) != len(self._params):
             return False
-        for name, tensors in self._kept:
-            if not all(map(_is, map(getattr(self, name).get, params), tensors)):
+        for tensor, view in zip(self._tensors, self._views):  # noqa: B905 - strict takes as long as the loop
+            if tensor.cached_data is not view:
                 return False
-        return all(map(_is, map(_data, self._tensors), self._views)) and self._count_holders() == self._holders
+        for p, before in zip(params, self._params):  # noqa: B905
+            if p is not before:
+                return False
+        for name, tensors in self._kept:
+            state_of = getattr(self, name).get
+            for p, before in zip(params, tensors):  # noqa: B905
+                if state_of(p) is not before:
+                    return False
+        return True
 
     def _count_holders(self) -> list[int]:
         return [*map(_references, self._held)]
@@ -409,25 +415,22 @@ class _Run:
             if tensor.cached_data is not view:
                 view[...] = tensor.cached_data
                 tensor.cached_data = view
-        self._gathered = None if alone else scratch[:size]
-        if self._gathered is not None:
-            self._places = _views(self._gathered, params)
-            scratch, block = scratch[_padded(size) :], max(size, 1)
-        self._blocks = []
-        for start in range(0, size, block):
-            part = slice(start, min(start + block, size))
-            self._blocks.append(([flat[part] for flat in flats], part, scratch[: part.stop - start]))
-
-    def blocks(self, gradients: list[Array]) -> Iterator[tuple[Array, ...]]:
-        """Parts of θ, of each state, of these gradients, and of an array for what comes in between."""
-        if self._gathered is None:
-            g = gradients[0].reshape(-1)
+        self._alone = alone
+        if alone:
+            parts = [slice(start, min(start + block, size)) for start in range(0, size, block)]
+            self._parts = [([flat[part] for flat in flats], part, scratch[: part.stop - part.start]) for part in parts]
         else:
-            g = self._gathered
-            for view, gradient in zip(self._places, gradients, strict=True):
-                view[...] = gradient
-        for kept, part, d in self._blocks:
-            yield *kept, g[part], d
+            self._places = _views(scratch, params)
+            self._whole = [(*flats, scratch[:size], scratch[_padded(size) :][:size])]
+
+    def blocks(self, gradients: list[Array]) -> list[tuple[Array, ...]]:
+        """Parts of θ, of each state, of these gradients, and of an array for what comes in between."""
+        if self._alone:
+            g = gradients[0].reshape(-1)
+            return [(*kept, g[part], d) for kept, part, d in self._parts]
+        for view, gradient in zip(self._places, gradients):  # noqa: B905 - strict takes as long as a gradient
+            view[...] = gradient
+        return self._whole
 
 
 def _views(flat: Array, params: list[Tensor]) -> list[Array]:

@@ -157,6 +157,9 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
     mutants.add_argument("--all", action="store_true", help="every mutant, not the fifth that the seed chooses")
     mutants.add_argument("--only-survivors", action="store_true", help="only what the accepted run left alive")
+    mutants.add_argument(
+        "--unjudged", action="store_true", help="only what the accepted run does not have, as after an edit of needle"
+    )
     mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
     mutants.add_argument(
         "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"

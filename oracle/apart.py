@@ -171,11 +171,17 @@ def tell(doing: str = "") -> None:
     _write(doing.encode("ascii", "replace") + b"\n")
 
 
+def flushed() -> None:
+    """What was printed goes out now: before a fork, or a child would print it again, and before an end without exit handlers."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+
 def begin() -> None:
     """In a process of `apart`: the next piece of work begins, with all its time before it."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    flushed()
     _write(b"!\n")
 
 
@@ -215,9 +221,7 @@ def _child(pipes: tuple[int, int, int], quiet: bool, parent: int, function: Call
         where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         about = (plain(type(error).__name__), one_line(error), where, "".join(traceback.format_exception(error)))
         data = pickle.dumps((False, about))
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    flushed()
     _write(b"=%d\n" % len(data) + data)
     os._exit(0)  # neither exit handlers nor threads of needle keep it
 
@@ -258,10 +262,7 @@ def apart(function: Callable[..., T], *args: Any, patience: float | None = None,
     patience = CASE_SECONDS if patience is None else patience
     if not FORKS:
         return function(*args)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(Exception):
-                stream.flush()
+    flushed()
     pipes = [os.pipe() for _ in range(3)]  # answers, faults, output
     parent = os.getpid()
     child = os.fork()

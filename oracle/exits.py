@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any
 
-from oracle.apart import Broken, Interrupted, die_with_parent, ended, one_line
+from oracle.apart import Broken, Interrupted, die_with_parent, ended, flushed, one_line
 
 
 class ExitCode(IntEnum):
@@ -177,9 +177,7 @@ def supervised(work: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         code = guarded(work)
         _tell(b"=" + bytes([code]))
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flushed()
         os._exit(code)  # neither exit handlers nor threads of needle keep it
     os.close(writing)
     before = {number: signal.getsignal(number) for number in caught}

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,23 @@ def in_lines(content: Mapping[str, Any], rows: str) -> str:
     begin, end = "{}" if isinstance(of, Mapping) else "[]"
     before = f"{_line(head)[:-1]}, " if head else "{"
     return f"{before}{_line(rows)}: {begin}\n" + ",\n".join(lines) + f"\n{end}}}\n"
+
+
+def lines_of(path: Path, most: int, needed: Collection[str]) -> list[dict[str, Any]]:
+    """The last lines of a file, a mapping of JSON each, oldest first; a line that is none with these keys is passed over."""
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines()[-most:]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() >= set(needed):
+            found.append(row)
+    return found
 
 
 def _line(value: Any) -> str:

@@ -24,12 +24,12 @@ from oracle import apart
 from oracle.bench import measure
 from oracle.bench import options as given
 from oracle.bench.measure import Disagreement, Spread, Timing
+from oracle.commands import ROOT
 from oracle.exits import ExitCode, decided
 from oracle.memory import blas
 from oracle.pages import terminal
 from oracle.systems.workloads import WORKLOADS
 
-ROOT = Path(__file__).parents[2]
 PAIRS, QUICK_PAIRS = 5, 3
 SLOWER = 1.02  # what is slower than this in every pair is worse
 

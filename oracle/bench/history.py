@@ -29,19 +29,7 @@ def entry(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The runs, oldest first; a line that is none is passed over."""
-    try:
-        text = (folder / NAME).read_text("utf-8", errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines()[-MOST:]:
-        try:
-            run = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(run, dict) and run.keys() >= {"when", "commit", "on", "over_limit"}:
-            found.append(run)
-    return found
+    return files.lines_of(folder / NAME, MOST, {"when", "commit", "on", "over_limit"})
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:

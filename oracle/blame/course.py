@@ -20,7 +20,6 @@ from oracle.systems.source import COMPUTE, GRADIENT, line_in, line_of, method_in
 from oracle.systems.trace import CHANGED, ENDED
 
 _REFLECTED = {"rsub": "__rsub__", "rdiv": "__rtruediv__", "rpow": "__rpow__", "subtract": "__sub__"}
-_LAYERS = {"BatchNorm": "BatchNorm1d", "LayerNorm": "LayerNorm1d"}
 _TENSOR = ("Tensor.", "Value.", "Op.", "TensorOp.", "TensorTupleOp.", "TensorTuple.", "Module.", "Function.")
 
 

@@ -18,7 +18,20 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.edits import Edit
-from oracle.cases.features import EDITS, LABELS, PARAMETERS, SELDOM_LONG, TABLE
+from oracle.cases.features import (
+    BLOCK,
+    EDITS,
+    FEW_CLASSES,
+    FEW_LABELS,
+    LABELS,
+    LONG_AXIS,
+    PARAMETERS,
+    SELDOM_LONG,
+    SWITCHES,
+    TABLE,
+    ZEROS_AT_HAND,
+    side,
+)
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -60,8 +73,8 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         if any(n > 32 for n in shape):
             yield "shape above 32"
         if case.op == "softmax_loss":
-            yield f"size {'to' if shape[0] <= 32 else 'above'} 32 labels"
-            yield f"size {'to' if shape[1] <= 64 else 'above'} 64 classes"
+            yield side(FEW_LABELS, shape[0])
+            yield side(FEW_CLASSES, shape[1])
         if any(n > 64 for n in shape) and 0 not in shape:
             yield from [f"long {case.op}"] * (case.op not in SELDOM_LONG)
             yield from _of_sizes(case.op, shape)
@@ -98,13 +111,13 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
 def _of_sizes(op: str, shape: tuple[int, ...]) -> Iterator[str]:
     """Where needle may do something else than with small shapes."""
     longest, size = max(shape), math.prod(shape)
-    yield f"size axis {'65 to 1,024' if longest <= 1024 else 'above 1,024'}"
-    if longest > 1024:
-        yield f"size axis above 1,024, {'a rest beside its blocks' if longest % 128 else 'of whole blocks'}"
+    yield side(LONG_AXIS, longest)
+    if longest > LONG_AXIS:
+        yield SWITCHES[BLOCK][longest % BLOCK > 0]
     if size >= 5000:
-        yield f"size {'5,000 to 32,768' if size <= 32_768 else 'above 32,768'} elements"
+        yield f"size {'5,000 to' if size <= ZEROS_AT_HAND else 'above'} {ZEROS_AT_HAND:,} elements"
     if op == "relu":
-        yield f"size relu {'to' if size <= 32_768 else 'above'} 32,768"
+        yield side(ZEROS_AT_HAND, size)
 
 
 _WITH_AXES = ("summation", "maximum", "minimum", "var", "logsumexp", "transpose")
@@ -206,8 +219,7 @@ def _of_training(case: c.TrainCase) -> Iterator[str]:
     if case.classes > 64 and isinstance(case.loss, c.SoftmaxLoss):
         yield "batch labels above 63"
     sizes = [math.prod(slot.shape) for slot in inputs.slots(case)[0]]
-    for limit, name in PARAMETERS:
-        yield f"parameter {'above' if max(sizes) > limit else 'to'} {name}"
+    yield from (side(limit, max(sizes)) for limit in PARAMETERS)
 
 
 def _of_optimizer(case: c.TrainCase) -> Iterator[str]:

@@ -39,16 +39,31 @@ LABEL_DTYPES: tuple[c.LabelDtype, ...] = (
     *("int32", "uint8", "int8", "int16", "uint16", "uint32", "uint64", "float32", "list"),
 )
 # elements of a parameter at which the optimizers do something else
-PARAMETERS = ((20_480, "20,480"), (40_960, "40,960"), (131_072, "131,072"))
-# The numbers at which needle does something else, and the labels of the two sides.
+PARAMETERS = (20_480, 40_960, 131_072)
+# The numbers at which needle does something else, and the labels of the two sides. What is just as large is on the first.
+LONG_AXIS, BLOCK, FEW_CLASSES, FEW_LABELS, ZEROS_AT_HAND = 1024, 128, 64, 32, 32_768
 SWITCHES = {
-    1024: ("size axis 65 to 1,024", "size axis above 1,024"),
-    128: ("size axis above 1,024, of whole blocks", "size axis above 1,024, a rest beside its blocks"),
-    64: ("size to 64 classes", "size above 64 classes"),
-    32: ("size to 32 labels", "size above 32 labels"),
-    32_768: ("size relu to 32,768", "size relu above 32,768"),
-    **{limit: (f"parameter to {name}", f"parameter above {name}") for limit, name in PARAMETERS},
+    LONG_AXIS: (f"size axis 65 to {LONG_AXIS:,}", f"size axis above {LONG_AXIS:,}"),
+    BLOCK: (
+        f"size axis above {LONG_AXIS:,}, of whole blocks",
+        f"size axis above {LONG_AXIS:,}, a rest beside its blocks",
+    ),
+    FEW_CLASSES: (f"size to {FEW_CLASSES} classes", f"size above {FEW_CLASSES} classes"),
+    FEW_LABELS: (f"size to {FEW_LABELS} labels", f"size above {FEW_LABELS} labels"),
+    ZEROS_AT_HAND: (f"size relu to {ZEROS_AT_HAND:,}", f"size relu above {ZEROS_AT_HAND:,}"),
+    **{limit: (f"parameter to {limit:,}", f"parameter above {limit:,}") for limit in PARAMETERS},
 }
+
+
+def side(switch: int, size: int) -> str:
+    """The label of the side of a switch on which a size lies."""
+    return SWITCHES[switch][size > switch]
+
+
+def _of_switches(group: str, *switches: int) -> dict[str, Edit | None]:
+    return dict.fromkeys(label.removeprefix(f"{group} ") for switch in switches for label in SWITCHES[switch])
+
+
 SELDOM_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 # a cast is about dtypes itself; of `where`, the dtype of the condition does not count; the gradients of powers of 0 are limits, which are exact, and noise says nothing of them
 NOT_IN_DTYPES = {"cast", "where", "whole_power"}
@@ -225,7 +240,7 @@ TABLE: dict[str, Group] = {
             "labels above 63": None,
         },
     ),
-    "parameter": Group(c.TrainCase, {f"{side} {name}": None for _, name in PARAMETERS for side in ("to", "above")}),
+    "parameter": Group(c.TrainCase, _of_switches("parameter", *PARAMETERS)),
     "data": Group(
         c.TrainCase,
         {
@@ -252,14 +267,12 @@ TABLE: dict[str, Group] = {
     ),
     "size": Group(
         c.OpCase,
-        dict.fromkeys(
-            (
-                *("axis 65 to 1,024", "axis above 1,024", "5,000 to 32,768 elements", "above 32,768 elements"),
-                *("axis above 1,024, of whole blocks", "axis above 1,024, a rest beside its blocks"),
-                *("relu to 32,768", "relu above 32,768", "to 64 classes", "above 64 classes"),
-                *("to 32 labels", "above 32 labels"),
-            )
-        ),
+        {
+            **_of_switches("size", LONG_AXIS),
+            f"5,000 to {ZEROS_AT_HAND:,} elements": None,
+            f"above {ZEROS_AT_HAND:,} elements": None,
+            **_of_switches("size", BLOCK, ZEROS_AT_HAND, FEW_CLASSES, FEW_LABELS),
+        },
     ),
     "dtype": Group(
         c.OpCase,

@@ -10,11 +10,13 @@ import torch
 import torch.utils.dlpack
 
 from oracle.operations.tape import U
+from oracle.systems.noise import UNITS
 
 Array = npt.NDArray[Any]
 
 # Unit roundoff by the name of a dtype; NumPy has no bfloat16 of its own, JAX brings one along.
-_UNITS = {"float64": 2.0**-53, "complex128": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_UNITS = {"float64": 2.0**-53, "complex128": 2.0**-53}
+_UNITS |= {str(dtype).removeprefix("torch."): unit for dtype, unit in UNITS.items()}
 
 
 def unit_of(dtype: object) -> float:

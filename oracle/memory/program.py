@@ -10,7 +10,7 @@ from oracle.cases import case as c
 from oracle.cases.inputs import Batches, evaluated_after, step_seed
 from oracle.systems.ours import build
 from oracle.systems.ours.contract import contract_of
-from oracle.systems.ours.model import array_of, grad_of
+from oracle.systems.ours.model import array_of, grad_of, loss_with
 from oracle.systems.trace import STATE
 
 
@@ -99,13 +99,8 @@ class Program:
             return self.loss_of(out, ndl.Tensor(self.batches.labels[t, m], requires_grad=False)), ()
         assert self.batches.drawn is not None
         drawn = ndl.Tensor(self.batches.drawn[t, m], requires_grad=False)
-        if isinstance(loss, c.Cotangent):
-            return out, (drawn,)
-        if isinstance(loss, c.WeightedSum):
-            return (out * drawn).sum(), ()
-        if isinstance(loss, c.MSELoss):
-            return ndl.nn.MSELoss()(out, drawn), ()
-        return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
+        found, start = loss_with(ndl, self.case, out, drawn)
+        return found, () if start is None else (start,)
 
     def _parameters(self) -> list[Any]:
         return list(self.contract.listed_once(self.model.parameters()))

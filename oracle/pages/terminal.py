@@ -14,6 +14,7 @@ from rich.table import Table
 
 Show = Callable[[str, float, float | None], None]
 Tick = Callable[[], None]
+QUIET = 60.0  # seconds for which long work says nothing at most
 
 
 def console(width: int = 120, aside: bool = False) -> Console:
@@ -34,22 +35,22 @@ def watched(console: Console) -> bool:
 def progress(console: Console, every: int = 0) -> Iterator[Show]:
     """What shows how far the work is, by ``show(what, done, total)``: a bar that is gone when the work is done.
 
-    Where nobody watches: a line for ``every`` so many, or nothing.
+    Where nobody watches: a line for ``every`` so many, and each minute; or nothing.
     """
     started, last = time.perf_counter(), 0.0
+    said = started
     silent = not watched(console)
     columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(what: str, done: float, total: float | None) -> None:
-            nonlocal last
+            nonlocal last, said
             bar.update(task, description=what, completed=done, total=total)
-            if silent and every and done // every > last:
-                last = done // every
-                console.print(
-                    f"{done} of {total}, {time.perf_counter() - started:.0f} s: {what}", style="dim", markup=False
-                )
+            now = time.perf_counter()
+            if silent and every and (done // every > last or now - said > QUIET):
+                last, said = done // every, now
+                console.print(f"{done} of {total}, {now - started:.0f} s: {what}", style="dim", markup=False)
 
         yield show
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from oracle.operations import MEANINGS
+from oracle.operations.dtypes import LARGEST_OF_AN_OPERATION
 from oracle.operations.tape import U
 from oracle.rules.node import Array, compare, derived, in_float64, parts_of
 from oracle.rules.tape import Finding
-from oracle.rules.units import ADDING_KINDS, LARGEST, LEAST, UNITS
+from oracle.rules.units import ADDING_KINDS, LEAST, UNITS
 
 UNSURE = (AttributeError, TypeError, ValueError, IndexError, KeyError)
 WIDE = 8.0  # times the bound, in float64: the definition is no more exact there than what it judges
@@ -167,5 +168,5 @@ def _compared(op: Any, ours: Array, value: Array, bound: Array) -> dict[str, Any
         scale = UNITS[inner] / U * (WIDE if dtype == "float64" else 1)
         bound = bound * scale + 1.01 * UNITS[dtype] * np.abs(value) + 4 * LEAST[dtype]
         if dtype == "float16":
-            bound = np.where(np.abs(value) < LARGEST, bound, np.inf)
+            bound = np.where(np.abs(value) < LARGEST_OF_AN_OPERATION, bound, np.inf)
     return compare(ours, value, bound, lambda share, size: None)

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oracle.operations.tape import TINY, U
+from oracle.operations.tape import BEYOND_NOISE, TINY, U
 from oracle.rules.verdict import Divergence
 
 Array = npt.NDArray[Any]
 Key = tuple[str, str]  # quantity and name of a tensor
 
-# Rule G's limit, in units of the noise that seven replicas show. Calibrated: the largest share of it that correct needles
-# use is in reports/calibration.md, and the noise of a sum is scaled to it (ANY_ORDER).
-G_LIMIT = 16.0
+G_LIMIT = BEYOND_NOISE
 VALIDATED = 1e-4  # limit, in units of rule G's, for the truth's exact replica against torch float64
 EXACT = 5e-324  # a tolerance that nothing but the very same number is within
 
@@ -40,7 +38,11 @@ class Joined:
         return np.concatenate([a for row in rows for a in row], axis=None).reshape(len(rows), self.size)
 
     def replicas(self, values: Sequence[Array], steps: int) -> Array:
-        """Values of the truth, each (replicas or 1, steps or 1, *shape): (replicas, steps, elements)."""
+        """Values of the truth, each (replicas or 1, steps or 1, *shape): (replicas, steps, elements). To be read alone: that of a single
+        one is no copy.
+        """
+        if len(values) == 1 and values[0].shape[1] == steps:
+            return values[0].reshape((*values[0].shape[:2], self.size))
         joined = np.empty((max(v.shape[0] for v in values), steps, self.size))
         for value, start, size in zip(values, self.starts, self.sizes, strict=True):
             joined[:, :, start : start + size] = value.reshape((*value.shape[:2], size))
@@ -81,12 +83,13 @@ def tolerance(
     # the largest |replica − exact|, without an array of all of them; the exact one is its own replica
     noise = np.maximum(truth.max(axis=0) - exact, exact - truth.min(axis=0))
     if joined is not None:
-        common = joined.spread(joined.largest(noise) + units * joined.largest(size))
+        common = joined.spread(0.01 * (joined.largest(noise) + units * joined.largest(size)))
         units, least = (v if isinstance(v, float) else joined.spread(v) for v in (units, least))
     else:
         axes = tuple(range(1, exact.ndim))
-        common = noise.max(axis=axes, keepdims=True, initial=0) + units * size.max(axis=axes, keepdims=True, initial=0)
-    return np.asarray(noise + 0.01 * common + units * size + least)
+        largest = size.max(axis=axes, keepdims=True, initial=0)
+        common = 0.01 * (noise.max(axis=axes, keepdims=True, initial=0) + units * largest)
+    return np.asarray(noise + common + units * size + least)
 
 
 def share_of(ours: Array, truth: Array, allowed: Array) -> Array:

@@ -56,8 +56,11 @@ def _undetermined(truth: Mapping[str, Mapping[str, Array]], logits: str | None) 
         for name, value in truth.get(quantity, {}).items():
             if value.shape[0] == 1:
                 continue
+            high, low = value.max(axis=0), value.min(axis=0)
+            if (high - low).max(initial=0) < COIN:  # nearly always
+                continue
             exact, axes = value[0], tuple(range(1, value.ndim - 1))
-            noise = np.maximum(value.max(axis=0) - exact, exact - value.min(axis=0)).max(axis=axes, initial=0)
+            noise = np.maximum(high - exact, exact - low).max(axis=axes, initial=0)
             noise = np.where(np.isnan(noise), np.inf, noise)  # a step that is no number says nothing about the others
             if noise.max(initial=0) >= COIN:
                 size = 0 if name == logits else np.abs(exact).max(axis=axes, initial=0)

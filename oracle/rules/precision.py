@@ -19,12 +19,13 @@ import numpy as np
 
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
+from oracle.operations.dtypes import LARGEST_OF_AN_OPERATION
 from oracle.operations.tape import Noise, Tape, U, Var
 from oracle.rules import compare as cmp
 from oracle.rules.calls import Calls
 from oracle.rules.compare import Array
 from oracle.rules.hearing import raised
-from oracle.rules.units import ADDING, LARGEST, LEAST, UNITS
+from oracle.rules.units import ADDING, LEAST, UNITS
 from oracle.rules.verdict import Divergence, Evidence, Verdict
 from oracle.systems import ours as ours_side
 from oracle.systems.trace import Clock
@@ -62,7 +63,7 @@ def _parts(verdict: Verdict, seen: dict[str, dict[str, Array]]) -> Iterator[Dive
     g = np.abs(case.cotangent_array)
     least = min(1.0, float(g[g > 0].min(initial=1.0)))
     sizes = [float(np.abs(v).max(initial=0)) for v in (value, *(v / least for v in grads.values()))]
-    if not np.max(sizes) < LARGEST:  # nan is not, and Python's max may pass it over
+    if not np.max(sizes) < LARGEST_OF_AN_OPERATION:  # nan is not, and Python's max may pass it over
         verdict.out_of_domain = 1
         return
     graph = {"gradient with graph": grads} if "gradient with graph" in seen else {}

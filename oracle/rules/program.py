@@ -22,7 +22,7 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import inputs, programs
 from oracle.cases.known import SETTINGS, STATES, Known
-from oracle.operations.tape import Noise
+from oracle.operations.tape import COHERENT, Noise
 from oracle.rules import compare as cmp
 from oracle.rules.against_truth import against_truth
 from oracle.rules.calls import Calls
@@ -39,7 +39,6 @@ from oracle.systems.ours import is_ours, misbuilt
 from oracle.systems.program import Looking, ProgramRun, Turn, alike
 from oracle.systems.trace import Observation
 
-COHERENT = 3  # noisy replicas in which all rows round alike
 _Values = dict[str, dict[str, Array]]
 
 
@@ -71,7 +70,9 @@ def _judge(case: c.ProgramCase, ndl: Any, peer_too: bool, validate: bool) -> Ver
     for turn in sound:
         found += _exact(hearing, turn)
         if isinstance(turn.action, a.Step):
-            found += [*_updated(hearing, turn, turn.action), *_updated_by_torch(hearing, turn, turn.action)]
+            expected = _expected(hearing, turn, turn.action)
+            if expected is not None:
+                found += [*_updated(hearing, turn, expected), *_updated_by_torch(hearing, turn, expected)]
         elif isinstance(turn.action, a.ClipNorm):
             found += _clipped(hearing, turn, turn.action)
     for turn in turns:
@@ -387,13 +388,10 @@ def _expected(h: Hearing, turn: Turn, action: a.Step) -> _Expected | None:
     return _Expected(i, view, [name for _, name in joined.keys], joined, p, g, old, counts, values)
 
 
-def _updated(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
+def _updated(h: Hearing, turn: Turn, expected: _Expected) -> Iterator[Divergence]:
     """Rule L on a step: from the gradients that are there, the state and the hyperparameters in force. Proven by
     ``program-lr-cached`` and ``program-velocity-replaced-ignored``.
     """
-    expected = _expected(h, turn, action)
-    if expected is None:
-        return
     names, joined = expected.names, expected.joined
     seen = Observation(turn.ours.step, {q: _made(turn, expected.optimizer, q, names) for q in expected.values})
     for quantity, (value, bound) in expected.values.items():
@@ -408,11 +406,8 @@ def _made(turn: Turn, i: int, quantity: str, names: Sequence[str]) -> dict[str, 
     return {n: turn.after[start + n] for n in names if start + n in turn.after}
 
 
-def _updated_by_torch(h: Hearing, turn: Turn, action: a.Step) -> Iterator[Divergence]:
+def _updated_by_torch(h: Hearing, turn: Turn, expected: _Expected) -> Iterator[Divergence]:
     """Rule T on a step: torch's own optimizer, from the same state. Proven by ``program-lr-cached``, too."""
-    expected = _expected(h, turn, action)
-    if expected is None:
-        return
     i, view, names, joined, p, g, old, counts, values = expected
 
     def part(values: Array, n: int) -> torch.Tensor:

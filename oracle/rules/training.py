@@ -18,7 +18,7 @@ import numpy as np
 
 from oracle.cases import case as c
 from oracle.cases import inputs
-from oracle.operations.tape import Noise
+from oracle.operations.tape import COHERENT, Noise
 from oracle.rules import same_bits
 from oracle.rules.against_truth import against_truth, torch_against_truth
 from oracle.rules.alone import findings_for
@@ -39,7 +39,6 @@ from oracle.systems.surroundings import without_advice
 from oracle.systems.trace import HANDED_IN, UNSEEN
 
 CHUNK = 1 << 15  # rows x width x steps of the truth held at once; beyond it, steps are judged in several passes
-COHERENT = 3  # noisy replicas of a training run in which all rows round alike
 
 
 def judge(case: c.TrainCase, ndl: Any, *, peer_too: bool, validate: bool = False) -> Verdict:

@@ -8,7 +8,6 @@ from oracle.operations.dtypes import DTYPES
 UNITS = {name: dtype.rounding.unit for name, dtype in DTYPES.items()}
 LEAST = {name: dtype.least for name, dtype in DTYPES.items()}  # what is smaller may be lost
 HUGE = 1e30  # beyond it a correct float32 program may overflow on the way
-LARGEST = 3e4  # beyond half of the largest float16, a formula in it may overflow on its way
 # what adds up: in float16 it does so in float32
 ADDING = (
     "summation",

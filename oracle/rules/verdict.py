@@ -17,13 +17,14 @@ from oracle.cases import case as c
 from oracle.rules.arrival import Explanation as Explanation
 from oracle.rules.calls import Calls
 from oracle.rules.tape import Findings
+from oracle.systems import trace
 from oracle.systems.ours import at_work, is_foreign
 from oracle.systems.trace import QUANTITIES, Failure
 
 Array = npt.NDArray[Any]
 
 FORWARD = ("activation", "loss", "evaluation")
-HIGHER = ("second gradient", "third gradient")
+HIGHER = tuple(trace.HIGHER.values())
 BACKWARD = ("adjoint", "gradient", "gradient with graph", "second", *HIGHER, "operator")
 
 

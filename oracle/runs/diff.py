@@ -22,6 +22,7 @@ from oracle.blame.headline import headline
 from oracle.exits import ExitCode, saved, shown
 from oracle.pages import terminal
 from oracle.runs import page
+from oracle.runs.formats import RULES, percent
 from oracle.runs.formats import Asked as Formats
 
 
@@ -325,11 +326,6 @@ def _surface(result: Any, verbose: bool) -> str:
     )
 
 
-def percent(share: float) -> str:
-    """A share of a limit that can be read: "18.8%", and "3.9e+19 times" where a number has gone astray."""
-    return f"{share:.1%}" if share < 100 else f"{share:.1e} times" if math.isfinite(share) else "not finite"
-
-
 def _speed(run: Any, total: int) -> str:
     speed = f"{total / run.wall:.0f} cases/s, " if run.wall else ""
     core = f"{total / max(run.result.cpu_seconds, 1e-9):.0f} per second of a core"
@@ -380,16 +376,6 @@ def _folded(parts: Sequence[str], width: int) -> str:
         else:
             lines.append(part)
     return "\n".join(lines)
-
-
-RULES = {
-    "G": "needle against the truth, within 16 x measured noise",
-    "L": "the update, from needle's own gradients",
-    "T": "torch's optimizer on needle's gradients",
-    "OP": "every node of needle's tape by itself, on the first step",
-    "P": "torch against the truth (the oracle checking itself)",
-    "validation": "the truth against torch float64, limit 1e-4",
-}
 
 
 def _tolerances(console: Console, result: Any) -> None:

@@ -19,6 +19,7 @@ from oracle.runs import basics, hazards, mended
 from oracle.runs.result import Failed
 from oracle.runs.workers import Does
 from oracle.systems.candidate import candidate
+from oracle.systems.trace import UNSEEN
 
 CAUSES = 12  # that are tried; there are hardly ever as many
 TOLD = 30  # findings that get a sentence and a program; there are hardly ever as many
@@ -46,7 +47,7 @@ def folded(found: Sequence[Failed]) -> list[Failed]:
     by_key = {failed.culprit: failed for failed in kept}
     ops = {failed.case.op: failed for failed in kept if isinstance(failed.case, c.OpCase)}
     for failed in found:
-        cause = _cause(failed, by_key, ops)
+        cause = _cause(failed, by_key, ops) or _of_both(failed, found)
         if cause is not None and cause is not failed and cause in kept:
             cause.count += failed.count
             cause.also[failed.culprit] += failed.count
@@ -80,10 +81,34 @@ def _cause(failed: Failed, by_key: dict[str, Failed], ops: dict[str, Failed]) ->
     return ops.get(c.ACTIVATIONS[kind].op) if kind in c.ACTIVATIONS else None
 
 
+def _of_both(failed: Failed, found: Sequence[Failed]) -> Failed | None:
+    """The same of another optimizer, more often: in the step that both inherit, with an explanation that fits both. What it is given,
+    gradients and state, agrees there.
+    """
+    kind, _, phase = failed.culprit.partition(" ")
+    if phase != "parameter update":
+        return None
+    line, words = _explained(failed)
+    for other in found:
+        same = other.culprit.endswith(f" {phase}") and not other.culprit.startswith(f"{kind} ")
+        if same and (other.count, other.culprit) > (failed.count, failed.culprit):
+            its_line, its_words = _explained(other)
+            if line and line == its_line and words & its_words:
+                return other
+    return None
+
+
+def _explained(failed: Failed) -> tuple[str, set[str]]:
+    """The line of a finding, and what explains its numbers."""
+    suspect = failed.divergence.suspect
+    return (suspect.line, {e.words for e in suspect.explanations}) if suspect else ("", set())
+
+
 def without_consequences(pool: Does, found: Sequence[Failed], right: Sequence[str] = ()) -> list[Failed]:
     """Without what is gone once another one is mended, in all cases that are known of it; ``right`` is mended already."""
     kept, mends = list(found), list(right)
-    causes = [failed for failed in kept if mended.can_be_mended(failed.culprit)]
+    promotes = [failed for failed in kept if failed.culprit.startswith(mended.PROMOTES)]
+    causes = [failed for failed in kept if failed not in promotes and mended.can_be_mended(failed.culprit)]
     causes.sort(key=_before)
     for cause in causes[:CAUSES]:
         others = [failed for failed in kept if failed is not cause and failed.culprit not in mends]
@@ -101,6 +126,15 @@ def without_consequences(pool: Does, found: Sequence[Failed], right: Sequence[st
         for failed, answer in zip(others, answers, strict=True):
             failed.tried[cause.culprit] = answer
             if answer:
+                _into(cause, failed)
+                kept.remove(failed)
+    # Who looks at the layers has float32 between them: a layer that makes float64 shows other bits where nobody does. What else
+    # is wrong with it is another mistake, although it is gone too where the whole layer is right.
+    for cause in promotes:
+        bits = [failed for failed in kept if failed.divergence.name.endswith(UNSEEN)]
+        if cause in kept and bits and mended.can_be_mended(cause.culprit):
+            own, answers = pool.submit(mended.gone, cause, bits, mends).result()
+            for failed in [failed for failed, answer in zip(bits, answers, strict=True) if own and answer]:
                 _into(cause, failed)
                 kept.remove(failed)
     return kept
@@ -208,7 +242,7 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
     own, and may be the cause of that too); and what raises makes no wrong numbers.
     """
     kept = sorted(found, key=lambda e: len(e.ran))
-    promotion = next((e for e in kept if e.key.startswith("float64 of")), None)
+    promotion = next((e for e in kept if e.key.startswith(mended.PROMOTES)), None)
     for one in kept[::-1]:
         if promotion is not None and one.severity == RAISES and "float64" in one.sentence:
             promotion.count += one.count
@@ -245,7 +279,7 @@ def _causes(found: Sequence[Entry], tried: Callable[[Entry, Entry], bool | None]
 
 
 def _once(found: Sequence[Entry]) -> list[Entry]:
-    """Entries of the same key, or of the same function and the same words, are one."""
+    """Entries of the same key are one."""
     kept: dict[str, Entry] = {}
     for one in found:
         known = kept.setdefault(one.key, one)

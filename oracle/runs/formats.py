@@ -5,6 +5,7 @@ A format says no more and no less than the exit code: what is not a success ther
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ RULES = {
     "exact": "what must keep its bits",
     "behaviour": "needle returns, raises nothing, and leaves the process as it was",
     "P": "torch against the truth: the oracle checking itself",
-    "validation": "the truth against torch float64: the oracle checking itself",
+    "validation": "the truth against torch float64, limit 1e-4: the oracle checking itself",
 }
 _FORM = ("shape", "dtype", "missing", "unexpected", "nonfinite")
 NAME = "needle against torch"
@@ -43,6 +44,11 @@ def rule_of(failure: Mapping[str, Any]) -> str:
         return "behaviour"
     rule = str(failure["rule"])
     return "form" if rule in _FORM else rule
+
+
+def percent(share: float) -> str:
+    """A share of a limit that can be read: "18.8%", and "3.9e+19 times" where a number has gone astray."""
+    return f"{share:.1%}" if share < 100 else f"{share:.1e} times" if math.isfinite(share) else "not finite"
 
 
 def verdict(summary: Summary) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from oracle.apart import Broken, Died, apart
 from oracle.blame.entry import HAZARD, HINT, WRONG, Entry, run
+from oracle.runs import loading
 from oracle.systems.candidate import candidate
 from oracle.systems.ours.model import array_of
 from oracle.systems.source import line_in, line_of
@@ -474,6 +475,7 @@ def _looks() -> Iterator[tuple[Look, tuple[str, ...]]]:
     yield _exhausted, ()
     yield _generator, ()
     yield _initialisers, ()
+    yield loading.look, ()
     yield _cycles, ()
 
 

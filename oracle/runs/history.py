@@ -36,19 +36,7 @@ def entry(summary: Mapping[str, Any], when: str, commit: str) -> dict[str, Any]:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The runs, oldest first; a line that is none is passed over."""
-    try:
-        text = (folder / NAME).read_text("utf-8", errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines()[-MOST:]:
-        try:
-            run = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(run, dict) and run.keys() >= NEEDED and isinstance(run["largest_share"], dict):
-            found.append(run)
-    return found
+    return [run for run in files.lines_of(folder / NAME, MOST, NEEDED) if isinstance(run["largest_share"], dict)]
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ def can_be_mended(key: str) -> bool:
     return function or key in _WALKS or _part(key) in (*instead.LAYERS, _LOSS)
 
 
+PROMOTES = "float64 of "  # begins the key of what makes float64 of float32
 _WALKS = {f"Module.{method}": method for method in instead.WALKS}
 _LOSS = "SoftmaxLoss"
 _WITH_GRAPH = (*_WALKS, "sum_node_list", *basics.LOOKS)
@@ -54,7 +55,7 @@ _CLASSES = {kind.called or name: name for name, kind in c.LAYERS.items()}
 
 def _part(key: str) -> str:
     """The layer or the loss that a key is about ("LayerNorm backward", "LayerNorm1d.forward"), but for its constructor."""
-    name = re.split(r"[ .]", key)[0]
+    name = re.split(r"[ .]", key.removeprefix(PROMOTES))[0]
     return "" if key.endswith(("constructor", "__init__")) else _CLASSES.get(name, name)
 
 

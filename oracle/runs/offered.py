@@ -6,6 +6,7 @@ that is for the run to find.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ from oracle.cases import fitting, strategies
 from oracle.cases.known import SETTINGS
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
-from oracle.runs import hazards
+from oracle.runs import hazards, loading
 from oracle.runs.draws import draw_from
 from oracle.systems.candidate import candidate
-from oracle.systems.foreign import Offer
+from oracle.systems.foreign import LOADER, Offer
 from oracle.systems.ours.contract import Course, contract_of
 
 TRY_SECONDS = 10.0  # for one operation, or a model of one layer
@@ -35,6 +36,9 @@ def offered() -> Offer:
     if by_design is None:
         return Offer()
     offer = Offer(missing(), by_design, fitting.LEFT_OPEN)
+    with contextlib.suppress(Died, Broken):
+        if why := apart(loading.absent, patience=TRY_SECONDS, heard=bytearray()):
+            offer.missing[LOADER] = why
     try:
         offer.left_open |= apart(_not_set, patience=TRY_SECONDS, heard=bytearray())
     except (Died, Broken):

@@ -241,7 +241,7 @@ def _nearest(summary: Summary, runs: Sequence[Mapping[str, Any]]) -> list[dict[s
         rows.append(
             {
                 "key": key,
-                "share": _percent(share),
+                "share": formats.percent(share),
                 "width": round(100 * min(share, 1.0), 1),
                 "over": share > 1,
                 "at": plain(summary["largest_share_at"].get(key, ""), 120),
@@ -250,13 +250,8 @@ def _nearest(summary: Summary, runs: Sequence[Mapping[str, Any]]) -> list[dict[s
             }
         )
     for row in rows:
-        row["most"] = _percent(row["most"])
+        row["most"] = formats.percent(row["most"])
     return rows
-
-
-def _percent(share: float) -> str:
-    """A share of a limit, also one that has gone astray."""
-    return f"{share:.1%}" if share < 100 else f"{share:.1e} times" if math.isfinite(share) else "not finite"
 
 
 def _heat(summary: Summary) -> list[dict[str, Any]]:

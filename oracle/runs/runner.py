@@ -31,7 +31,7 @@ from oracle.runs.result import Failed, Result
 from oracle.runs.shard import joined, run_battery, run_shard
 from oracle.runs.shrinking import shrink_failure
 from oracle.runs.workers import Pool, Task
-from oracle.systems import peer
+from oracle.systems import higher, peer
 from oracle.systems.foreign import Offer
 from oracle.systems.ours import is_foreign
 from oracle.systems.trace import ENDED
@@ -39,12 +39,14 @@ from oracle.systems.trace import ENDED
 ROUND = 8  # shards that are steered alike, by what the rounds before have reached
 WAVES = (2, 2, 4)  # shards of the first round between two looks at the failures: what is obvious shows at once
 PARTS = 2  # of the first shard, each a task: a short run is that shard, and nobody waits for the first failure
-ENOUGH = 12  # failing cases, after which a shard ends
+ENOUGH = 12  # failing cases, after which a shard ends; of the first one, each part by itself, as if it were a shard
 SHOWN = 10  # failures that are shrunk; the rest is written out as it was found
 
 
 def warm_up() -> None:
-    """Pay torch's first optimizer and first kernels once, before the workers are forked. Needle is not run here."""
+    """Pay torch's first optimizer and first kernels, vmap and the noise for torch once, before the workers are forked: each of their
+    children would pay for itself. Needle is not run here.
+    """
     data = c.Data(rows=2, features=2)
     optimizers: tuple[c.Optimizer, ...] = (c.SGD(momentum=0.9), c.Adam())
     for optimizer in optimizers:
@@ -52,6 +54,7 @@ def warm_up() -> None:
         case = c.TrainCase(model=model, data=data, loss=c.SoftmaxLoss(), optimizer=optimizer, seed=0)
         about = (inputs.slots(case), inputs.batches(case), inputs.masks(case, 1))
         peer.TorchRun(case, *about).step(0, {})
+    higher.truth(c.OpCase("tanh", (c.Operand((1,), (0.5,)),), order=3))
 
 
 @dataclass

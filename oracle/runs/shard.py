@@ -35,8 +35,9 @@ def run_shard(
 ) -> Result:
     """All cases of one shard; those that need what the needle under test lacks are left out, and counted.
 
-    ``reached`` counts what the rounds before have covered. The shard ends with its ``enough``-th failing case. Of ``part``
-    (1, 2), the second half is judged; `joined` makes one result of all parts.
+    ``reached`` counts what the rounds before have covered. Of ``part`` (1, 2), the second half is judged;
+    `joined` makes one result of all parts. What is judged ends with its ``enough``-th failing case, or its first endless loop: a part
+    knows nothing of the others, so that it does not matter which is done first.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     drawn = shard_cases(seed, index, reached, lacking)

@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,11 @@ class Listener:
 
     def during(self, case: c.Case) -> AbstractContextManager[Any]:
         """Listens to needle at work, or does not."""
-        return heard_by(self._watch.called) if self.tells_more(case) else nullcontext()
+        return self.listening() if self.tells_more(case) else nullcontext()
+
+    def listening(self) -> AbstractContextManager[Any]:
+        """Listens to needle at work."""
+        return heard_by(self._watch.called)
 
     @property
     def reached(self) -> set[str]:
@@ -162,16 +166,6 @@ class Listener:
     def found(self) -> dict[str, bool]:
         """Of every item, whether it has been called."""
         return {item: item in self.reached for item in self._watch.surface.items}
-
-
-def reached_by(cases: Sequence[c.Case], ndl: ModuleType, judge: Callable[[c.Case, Any], Any]) -> set[str]:
-    """What of needle's surface those of the cases call that are listened to; the others are not judged."""
-    listener = Listener(ndl)
-    for case in cases:
-        if listener.tells_more(case):
-            with heard_by(listener._watch.called):
-                judge(case, ndl)
-    return listener.reached
 
 
 # -- what no case reaches ---------------------------------------------------------------------------------------------

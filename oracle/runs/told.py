@@ -18,6 +18,7 @@ from oracle.exits import ExitCode
 from oracle.pages import markdown
 from oracle.pages.made import commit, now
 from oracle.pages.templates import render
+from oracle.systems.foreign import LOADER
 
 AT_LENGTH = 10  # entries that a terminal shows at length; the page has all
 WAYS = 3  # in which a mistake shows elsewhere that are named, those of the most cases
@@ -144,7 +145,7 @@ _LAYERS = (
 )
 COURSE = {
     *(f"op {name}" for name in _OPS.split()), *(f"layer {name}" for name in _LAYERS), "loss SoftmaxLoss",
-    "optimizer SGD", "optimizer Adam", "backward second order",
+    "optimizer SGD", "optimizer Adam", "backward second order", LOADER,
 }  # fmt: skip
 
 

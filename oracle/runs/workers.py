@@ -11,7 +11,6 @@ import os
 import pickle
 import select
 import signal
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from oracle.apart import FORKS, Broken, Died, die_with_parent, ended, leave_signals_to_parent, one_line, plain
+from oracle.apart import FORKS, Broken, Died, die_with_parent, ended, flushed, leave_signals_to_parent, one_line, plain
 from oracle.runs.pipes import received, send
 from oracle.systems.candidate import choose, chosen
 
@@ -161,10 +160,7 @@ class Pool:
                 send(free.to, pickle.dumps((task.function, task.args)))
 
     def _start(self) -> _Worker:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                with contextlib.suppress(Exception):
-                    stream.flush()
+        flushed()
         theirs, to = os.pipe()
         come, answers = os.pipe()
         parent = os.getpid()

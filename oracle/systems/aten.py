@@ -78,10 +78,7 @@ class Operation:
     written: tuple[bool, ...]
     moves: bool  # a view, or one that only moves elements
     draws: bool
-
-    @property
-    def writes(self) -> bool:
-        return any(self.written)
+    writes: bool
 
     def rounds_nothing(self, args: Sequence[Any]) -> bool:
         """Whether this call only moves elements: some do so by what they are asked for."""
@@ -98,17 +95,19 @@ def operation(func: Any) -> Operation:
     schema = func._schema
     full = schema.name.split("::")[1]
     name = full.rstrip("_").removeprefix("_foreach_")
+    written = tuple(
+        (a.alias_info is not None and a.alias_info.is_write) or a.name in _SILENTLY.get(name, ())
+        for a in schema.arguments
+    )
     return Operation(
         full,
         name,
         tuple(a.name for a in schema.arguments),
         tuple(a.name for a in schema.arguments if not a.kwarg_only),
-        tuple(
-            (a.alias_info is not None and a.alias_info.is_write) or a.name in _SILENTLY.get(name, ())
-            for a in schema.arguments
-        ),
+        written,
         moves(func, name),
         name in DRAWS,
+        any(written),
     )
 
 

@@ -14,6 +14,8 @@ from oracle.cases import coverage
 
 ESSENTIAL = ("layer Linear", "loss SoftmaxLoss", "optimizer SGD")
 
+LOADER = "data DataLoader"  # which no case needs: the data are the oracle's
+
 
 @dataclass
 class Offer:
@@ -39,7 +41,7 @@ class Offer:
     def absent(self) -> list[str]:
         """What was required and is not there: ``tanh`` is ``op tanh`` or ``layer Tanh``."""
         missing = _by_any_name(self.missing)
-        there = _by_any_name(coverage.LABELS) - missing
+        there = _by_any_name((*coverage.LABELS, LOADER)) - missing
         return [name for name in self.required if name.lower() in missing or name.lower() not in there]
 
 

@@ -27,7 +27,13 @@ torch.set_num_threads(1)
 eager.without_compiler()
 
 
-class ReLU(nn.Module):
+class _Dictated(nn.Module):
+    """What is told in each pass what to do. It has nothing that torch would have to know of, and looks for in all that is assigned."""
+
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+
+
+class ReLU(_Dictated):
     """relu whose branch can be dictated: where ours took the other side of a kink, both are right."""
 
     kink: Tensor | None = None
@@ -39,7 +45,7 @@ class ReLU(nn.Module):
         return torch.relu(x)
 
 
-class Dropout(nn.Module):
+class Dropout(_Dictated):
     """Dropout with a given mask; identity in evaluation mode."""
 
     def __init__(self, p: float) -> None:

@@ -150,6 +150,11 @@ class Clock:
         self._what, self._since = what, now
 
 
+SMALL = 1 << 12  # numbers, up to which bytes are compared in a sixth of the time that elements take
+
+
 def same_bits(a: Array, b: Array) -> bool:
     """Equal element by element; two nan are equal."""
+    if a.size <= SMALL and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes():
+        return True
     return (a.shape == b.shape and bool((a == b).all())) or np.array_equal(a, b, equal_nan=True)

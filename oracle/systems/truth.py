@@ -18,11 +18,10 @@ from oracle.cases import dtypes as kinds_of
 from oracle.cases.inputs import Batches, Slot
 from oracle.operations import elementwise, losses, reductions
 from oracle.operations.dtypes import DTYPES
-from oracle.operations.tape import SINGLE, Noise, Rounding, Tape, Var
+from oracle.operations.tape import BEYOND_NOISE, SINGLE, Noise, Rounding, Tape, Var
 
 Array = npt.NDArray[Any]
 
-UNDECIDED = 16.0  # of the noise: the limit of rule G, which a correct program stays within
 DOMAIN = 1e15  # no verdict is given on numbers that are larger
 ON_THE_WAY = DOMAIN**2  # nor where the way to a number leads over such, be they squares: float32 ends at 3e38
 
@@ -66,7 +65,7 @@ class _Pass:
             return
         exact = value[0]
         noise = np.maximum(value.max(axis=0) - exact, exact - value.min(axis=0))
-        either = (np.abs(exact) <= UNDECIDED * noise) & (noise > 0)
+        either = (np.abs(exact) <= BEYOND_NOISE * noise) & (noise > 0)
         if either.any():
             self.inside[f"{path}, branch"] = np.where(either, np.inf, 0.0)[None]
 

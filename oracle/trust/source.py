@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from oracle.commands import ROOT
 
 
 def source(root: Path = ROOT) -> str:

@@ -285,6 +285,16 @@ MISTAKES = (
         "bound = math.sqrt(2) * math.sqrt(3 / fan_in)", "bound = math.sqrt(2) * math.sqrt(3 / fan_out)",
         r"Linear|kaiming",
     ),
+    # -- data
+    Mistake(
+        "the last batch is lost", "plain", "data.py",
+        "range(0, len(order), self.batch_size)", "range(0, len(order) - self.batch_size + 1, self.batch_size)",
+        r"batch_size=3\) on 7 rows: the last batch is lost",
+    ),
+    Mistake(
+        "the same order in each epoch", "plain", "data.py",
+        "np.random.shuffle(order)", "np.random.RandomState(0).shuffle(order)", r"shuffle=True.*the same order in each epoch",
+    ),
     # -- optimizers
     Mistake(
         "the first step is not dampened", "plain", "optim.py",

@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from oracle.systems.ours import observed
-from oracle.systems.ours.model import array_of
+from oracle.systems.ours.model import NEXT, SEED, array_of
 from oracle.systems.ours.phase import Failed
 from oracle.systems.ours.run import NeedleRun
 from oracle.systems.ours.unwatched import again_unwatched
 from oracle.systems.recorded import TapeJudge
 from oracle.systems.trace import HANDED_IN, UNSEEN, Observation, same_bits
-
-# What NumPy's global generator gives next after this seed, unless somebody has drawn from it.
-_SEED = 7
-_NEXT = np.random.RandomState(_SEED).bytes(8)
 
 
 def evaluate(run: NeedleRun, t: int, findings: TapeJudge | None = None) -> Observation:
@@ -34,7 +30,7 @@ def evaluate(run: NeedleRun, t: int, findings: TapeJudge | None = None) -> Obser
 def _evaluate(run: NeedleRun, t: int, obs: Observation) -> None:
     constant = t % 2 == 1 and run.watch.findings is None and run.contract.strict  # rule OP needs the tape
     before = {s.name: np.array(run.array(s.name)) for s in run.buffer_slots}
-    np.random.seed(_SEED)
+    np.random.seed(SEED)
     try:
         with run.phase("evaluation"):
             run.model.eval()
@@ -57,6 +53,6 @@ def _evaluate(run: NeedleRun, t: int, obs: Observation) -> None:
         obs.hold("untouched", HANDED_IN, same_bits(array_of(x), run.batches.x[t, 0]))
     for name, value in before.items():
         obs.hold("untouched", name, same_bits(run.array(name), value))
-    obs.hold("untouched", "random state", np.random.bytes(8) == _NEXT)
+    obs.hold("untouched", "random state", np.random.bytes(8) == NEXT)
     if constant:
         obs.hold("untouched", "what no_grad promises", not any(made.requires_grad for *_, made in record))

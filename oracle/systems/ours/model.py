@@ -20,6 +20,10 @@ Array = npt.NDArray[Any]
 
 _T = TypeVar("_T")
 
+# A seed of NumPy's global generator, and what that gives next unless somebody has drawn from it: for what must not.
+SEED = 7
+NEXT = np.random.RandomState(SEED).bytes(8)
+
 BESIDE = (CARRIED if CARRIED.is_dir() else ROOT) / "needle"
 
 
@@ -118,6 +122,17 @@ class NeedleSide:
         """A layer that not every needle has."""
         kind = getattr(self.nn, name, None)
         return otherwise() if kind is None else kind()
+
+
+def loss_with(ndl: Any, case: c.TrainCase | c.ProgramCase, out: Any, drawn: Any) -> tuple[Any, Any]:
+    """The loss of an output beside a Tensor of its shape, and the cotangent that its backward pass starts from, or None."""
+    if isinstance(case.loss, c.Cotangent):
+        return out, drawn
+    if isinstance(case.loss, c.WeightedSum):
+        return (out * drawn).sum(), None
+    if isinstance(case.loss, c.MSELoss):
+        return ndl.nn.MSELoss()(out, drawn), None
+    return ((out - drawn) ** 2).sum() / case.data.rows, None
 
 
 def build(case: c.TrainCase | c.SecondOrderCase, ndl: Any) -> NeedleModel:

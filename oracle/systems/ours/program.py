@@ -24,14 +24,11 @@ from oracle.cases import known, programs
 from oracle.cases.inputs import Batches, Slot, initial_state, step_seed
 from oracle.cases.known import SETTINGS, STATES, State
 from oracle.systems.ours.held import held, joined
-from oracle.systems.ours.model import Array, array_of, build, grad_of
+from oracle.systems.ours.model import NEXT, SEED, Array, array_of, build, grad_of, loss_with
 from oracle.systems.ours.phase import Phase
 from oracle.systems.ours.watch import Closely, Record, Watch
 from oracle.systems.recorded import TapeJudge
 from oracle.systems.trace import Clock, Observation, same_bits
-
-_SEED = 7  # of NumPy's global generator, before an evaluation, which must not draw from it
-_NEXT = np.random.RandomState(_SEED).bytes(8)
 
 
 @dataclass
@@ -289,24 +286,19 @@ class World:
             return self.softmax_loss(out, self._tensor("labels", batches.labels[t, 0])), ()
         assert batches.drawn is not None
         drawn = self._tensor("out_grad" if isinstance(loss, c.Cotangent) else "target", batches.drawn[t, 0])
-        if isinstance(loss, c.Cotangent):
-            return out, (drawn,)
-        if isinstance(loss, c.WeightedSum):
-            return (out * drawn).sum(), ()
-        if isinstance(loss, c.MSELoss):
-            return self.ndl.nn.MSELoss()(out, drawn), ()
-        return ((out - drawn) ** 2).sum() / self.case.data.rows, ()
+        found, start = loss_with(self.ndl, self.case, out, drawn)
+        return found, () if start is None else (start,)
 
     def evaluate(self, *, constant: bool) -> None:
         """A forward pass on the next batch."""
-        np.random.seed(_SEED)
+        np.random.seed(SEED)
         self.promise("eval() switches every layer", not any(module.training for module in self.modules.values()))
         with self.ndl.no_grad() if constant else nullcontext(), self._looked_at() as record:
             out = self.model(self._tensor("input", self.batches.x[self.passes, 0]))
         self._layers(record, "evaluation", out)
         if self.watch is not None:
             self.watch.judge(self.watch.tape(out, retain=False), None, record, backward=False)
-        self.promise("evaluation leaves the random state alone", np.random.bytes(8) == _NEXT)
+        self.promise("evaluation leaves the random state alone", np.random.bytes(8) == NEXT)
         if constant:
             self.promise("under no_grad the output requires no gradient", not out.requires_grad)
 
@@ -363,11 +355,11 @@ class World:
                     fresh.optimizers.append(type(old)(new, **settings))
                     continue
                 fresh.optimizers.append(type(old)(new))
-                np.random.seed(_SEED)
+                np.random.seed(SEED)
                 self.ndl.save(path, self.model, old, kept=self.index)
                 np.random.random_sample(3)
                 extra = self.ndl.load(path, fresh.model, fresh.optimizers[-1])
-                self.promise("load puts the generator back", np.random.bytes(8) == _NEXT)
+                self.promise("load puts the generator back", np.random.bytes(8) == NEXT)
                 self.promise("load returns what was saved beside the model", extra == {"kept": self.index})
 
     def copied(self, how: str) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from oracle.cases import case as c
 from oracle.cases.inputs import Batches, Slot, gap
 from oracle.systems.ours.contract import contract_of
-from oracle.systems.ours.model import array_of, build
+from oracle.systems.ours.model import array_of, build, loss_with
 from oracle.systems.ours.phase import Failed, Phase
 from oracle.systems.ours.watch import Watch
 from oracle.systems.trace import Clock, Failure, Observation, State
@@ -166,13 +166,7 @@ class NeedleRun:
         target = "cotangent" if isinstance(loss, c.Cotangent) else "target"
         given = self.batches.drawn[t, m]
         drawn = self.hand(target, m, ndl.Tensor(given, requires_grad=self.taped), given)
-        if isinstance(loss, c.Cotangent):
-            return out, drawn
-        if isinstance(loss, c.WeightedSum):
-            return (out * drawn).sum(), None
-        if isinstance(loss, c.MSELoss):
-            return ndl.nn.MSELoss()(out, drawn), None
-        return ((out - drawn) ** 2).sum() / self.case.data.rows, None
+        return loss_with(ndl, self.case, out, drawn)
 
     def backward(self, loss: Any, cotangent: Any, obs: Observation) -> None:
         """The backward pass, or as many as the case has."""

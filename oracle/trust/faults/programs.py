@@ -175,13 +175,9 @@ fault(
 fault("program-clip-inf-nan", "max_norm = inf gives nan", SCALING,
       clip(factor=lambda norm, most: min(1.0, most / (norm + 1e-6)) if math.isfinite(most) else math.nan))  # fmt: skip
 fault("program-clip-at-the-norm", "a norm that is max_norm is not clipped, and neither is one that is 0.1 % larger", SCALING,
-      clip(factor=lambda norm, most: 1.0 if norm < 1.001 * most else most / (norm + 1e-6), norm=lambda gs: _norm_of(gs)), words="not clipped")  # fmt: skip
+      clip(factor=lambda norm, most: 1.0 if norm < 1.001 * most else most / (norm + 1e-6)), words="not clipped")  # fmt: skip
 fault("program-clip-below-a-thousandth", "a factor below 0.001 is taken as 0.001", SCALING,
       clip(factor=lambda norm, most: max(1e-3, min(1.0, most / (norm + 1e-6)))))  # fmt: skip
-
-
-def _norm_of(gs: list[Any]) -> float:
-    return math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gs))
 
 
 # -- parameters, velocities, gradients ------------------------------------------------------------------------------------

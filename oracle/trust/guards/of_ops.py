@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from needle import Tensor
-from oracle.cases.features import TABLE
+from oracle.cases.features import BLOCK, FEW_CLASSES, FEW_LABELS, LONG_AXIS, SWITCHES, TABLE, ZEROS_AT_HAND
 from oracle.trust.guards.guard import Guards
 from oracle.trust.guards.seen import Called, Walk, layouts
 
@@ -134,24 +134,19 @@ def _sized(when: Callable[[int, int], bool]) -> Callable[[Called], bool]:
     return any_of(lambda a: _long(a) and when(max(a.shape), a.size))
 
 
-guard("size axis 65 to 1,024", "op", _sized(lambda longest, size: longest <= 1024))
-guard("size axis above 1,024", "op", _sized(lambda longest, size: longest > 1024))
-guard("size 5,000 to 32,768 elements", "op", _sized(lambda longest, size: 5000 <= size <= 32_768))
-guard("size above 32,768 elements", "op", _sized(lambda longest, size: size > 32_768))
-guard(
-    "size axis above 1,024, of whole blocks", "op", _sized(lambda longest, size: longest > 1024 and longest % 128 == 0)
-)
-guard(
-    "size axis above 1,024, a rest beside its blocks",
-    "op",
-    _sized(lambda longest, size: longest > 1024 and longest % 128 > 0),
-)
-guard("size relu to 32,768", "op", _both(applies("relu"), lambda a: _long(a) and a.size <= 32_768))
-guard("size relu above 32,768", "op", _both(applies("relu"), lambda a: _long(a) and a.size > 32_768))
-guard("size to 32 labels", "op", _both(applies("softmax_loss"), lambda a: a.shape[0] <= 32))
-guard("size above 32 labels", "op", _both(applies("softmax_loss"), lambda a: a.shape[0] > 32))
-guard("size to 64 classes", "op", _both(applies("softmax_loss"), lambda a: a.shape[1] <= 64))
-guard("size above 64 classes", "op", _both(applies("softmax_loss"), lambda a: a.shape[1] > 64))
+_ELEMENTS = f"{ZEROS_AT_HAND:,} elements"
+guard(SWITCHES[LONG_AXIS][0], "op", _sized(lambda longest, size: longest <= LONG_AXIS))
+guard(SWITCHES[LONG_AXIS][1], "op", _sized(lambda longest, size: longest > LONG_AXIS))
+guard(f"size 5,000 to {_ELEMENTS}", "op", _sized(lambda longest, size: 5000 <= size <= ZEROS_AT_HAND))
+guard(f"size above {_ELEMENTS}", "op", _sized(lambda longest, size: size > ZEROS_AT_HAND))
+guard(SWITCHES[BLOCK][0], "op", _sized(lambda longest, size: longest > LONG_AXIS and longest % BLOCK == 0))
+guard(SWITCHES[BLOCK][1], "op", _sized(lambda longest, size: longest > LONG_AXIS and longest % BLOCK > 0))
+guard(SWITCHES[ZEROS_AT_HAND][0], "op", _both(applies("relu"), lambda a: _long(a) and a.size <= ZEROS_AT_HAND))
+guard(SWITCHES[ZEROS_AT_HAND][1], "op", _both(applies("relu"), lambda a: _long(a) and a.size > ZEROS_AT_HAND))
+guard(SWITCHES[FEW_LABELS][0], "op", _both(applies("softmax_loss"), lambda a: a.shape[0] <= FEW_LABELS))
+guard(SWITCHES[FEW_LABELS][1], "op", _both(applies("softmax_loss"), lambda a: a.shape[0] > FEW_LABELS))
+guard(SWITCHES[FEW_CLASSES][0], "op", _both(applies("softmax_loss"), lambda a: a.shape[1] <= FEW_CLASSES))
+guard(SWITCHES[FEW_CLASSES][1], "op", _both(applies("softmax_loss"), lambda a: a.shape[1] > FEW_CLASSES))
 
 # -- dtypes
 

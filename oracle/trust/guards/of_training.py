@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from needle import nn, optim
-from oracle.cases.features import FLOATS, LABEL_DTYPES, PARAMETERS
+from oracle.cases.features import FLOATS, LABEL_DTYPES, PARAMETERS, SWITCHES
 from oracle.trust.guards.guard import Guards
 from oracle.trust.guards.seen import Layer, Loss, ModelCall, Update, Walk, kind_of
 
@@ -326,9 +326,9 @@ def _largest(m: ModelCall) -> int:
     return max((p.size for p in m.root().parameters()), default=0)
 
 
-for _limit, _name in PARAMETERS:
-    guard(f"parameter to {_name}", "walk", training(lambda m, w, limit=_limit: _largest(m) <= limit))  # type: ignore[misc]
-    guard(f"parameter above {_name}", "walk", training(lambda m, w, limit=_limit: _largest(m) > limit))  # type: ignore[misc]
+for _limit in PARAMETERS:
+    guard(SWITCHES[_limit][0], "walk", training(lambda m, w, limit=_limit: _largest(m) <= limit))  # type: ignore[misc]
+    guard(SWITCHES[_limit][1], "walk", training(lambda m, w, limit=_limit: _largest(m) > limit))  # type: ignore[misc]
 for _model in FLOATS:
     for _data in FLOATS:
         if (_model, _data) != ("float32", "float32"):

@@ -6,13 +6,14 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from oracle import files
 from oracle.cases import case as c
+from oracle.commands import ROOT
 from oracle.exits import ExitCode, decided
 from oracle.runs import runner
 from oracle.runs.draws import SHARD_SIZE, shard_cases
@@ -30,7 +31,6 @@ LATEST = Path("reports/latest/mutants.json")
 PARTS = 5  # a run judges the mutants whose key is its seed modulo this: edits elsewhere do not change the sample
 REACHING = 120  # models, of those that reach a mutant, after which it counts as alive; single operations are all tried
 LADDER_CASES = 30  # per rung
-ROOT = Path(__file__).parents[3]
 REQUIRED, REQUIRED_NUMERIC = 0.95, 0.90
 
 
@@ -155,6 +155,8 @@ def run(plan: Plan, progress: Callable[[Campaign, str], None] = lambda campaign,
         for m in mutants_of(file, texts[file]):
             if _chosen(m, plan) and (plan.tests or not m.by_tests):
                 campaign.mutants.append(m)
+    if not campaign.mutants:
+        return campaign
     if plan.resume:
         here = {m.key for m in campaign.mutants}
         campaign.outcomes = {k: o for k, o in resumed(plan, read(plan.root / LATEST)).items() if k in here}
@@ -331,6 +333,26 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """What `write` wrote; empty if there is nothing yet."""
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {"mutants": {}}
+
+
+def keys_of(root: Path, *wanted: str) -> frozenset[str]:
+    """Keys of all the mutants of today's source."""
+    texts = trial.sources(root)
+    return frozenset(m.key for file in wanted or ALL_FILES for m in mutants_of(file, texts[file]))
+
+
+def still_there(root: Path, kept: dict[str, Any]) -> dict[str, Any]:
+    """What a run has found, without the mutants of source that has been edited since."""
+    here = keys_of(root)
+    return {**kept, "mutants": {k: v for k, v in kept["mutants"].items() if k in here}}
+
+
+def excusing(content: dict[str, Any], excused: Mapping[str, Excuse]) -> dict[str, Any]:
+    """What a run has found, with the excuses of today."""
+    rows = {k: {name: x for name, x in row.items() if name != "excused"} for k, row in content["mutants"].items()}
+    for key in rows.keys() & excused.keys():
+        rows[key]["excused"] = excused[key].kind
+    return {**content, "mutants": rows}
 
 
 def survivors_of(path: Path) -> frozenset[str]:

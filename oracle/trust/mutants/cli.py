@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oracle import files
-from oracle.commands import command
+from oracle.commands import ROOT, command
 from oracle.exits import ExitCode, decided, saved
 from oracle.pages import terminal
 from oracle.trust.mutants import campaign as cp
@@ -18,7 +18,7 @@ from oracle.trust.mutants.claims import ALL_FILES
 from oracle.trust.mutants.operators import OPERATORS
 
 
-def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
+def main(arguments: argparse.Namespace, root: Path = ROOT) -> int:
     """Run, show, write; the exit code."""
     if arguments.from_latest:
         return accept_latest(root)
@@ -30,6 +30,8 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
     keys = frozenset(arguments.key) if arguments.key else None
     if arguments.only_survivors:
         keys = cp.survivors_of(root / cp.BASELINE)
+    if arguments.unjudged:
+        keys = cp.keys_of(root, *(arguments.file or ALL_FILES)) - kept["mutants"].keys()
     if arguments.excuses and arguments.accept:
         print("mutants: --excuses asks the unit tests alone, which is nothing to accept", file=sys.stderr)
         return ExitCode.USAGE
@@ -69,7 +71,9 @@ def main(arguments: argparse.Namespace, root: Path = cp.ROOT) -> int:
             print("not accepted: the run was interrupted", file=sys.stderr)
         else:
             whole = plan.files if plan.part[1] == 1 and plan.keys is None and not arguments.operators else ()
-            _accept(root, merged(kept, content, whole) if _partial(plan) else content, found.excused)
+            if _partial(plan):
+                content = cp.excusing(merged(cp.still_there(root, kept), content, whole), found.excused)
+            _accept(root, content, found.excused)
             return found.exit_code if not _partial(plan) else 0
     wrong = found.resurrected() or found.false_alarms()  # a part is too few mutants for a score
     return decided(
@@ -83,10 +87,7 @@ def accept_latest(root: Path) -> int:
     if not content.get("complete"):
         print(f"mutants: {cp.LATEST} is not that of a whole run: run `{command('mutants')}` first", file=sys.stderr)
         return ExitCode.USAGE
-    for key, row in content["mutants"].items():
-        row.pop("excused", None)
-        if key in excused:
-            row["excused"] = excused[key].kind
+    content = cp.excusing(content, excused)
     rows = [r for r in content["mutants"].values() if r["kind"] == "mutant"]
     wrong = [
         k for k, r in content["mutants"].items()

@@ -11,7 +11,7 @@ from oracle.commands import command, session
 from oracle.pages import terminal
 from oracle.pages.markdown import table
 from oracle.trust.mutants.campaign import REACHING, Excuse
-from oracle.trust.mutants.claims import ALL_FILES, UNCLAIMED
+from oracle.trust.mutants.claims import ALL_FILES, BY_TESTS, UNCLAIMED, unclaimed
 from oracle.trust.mutants.mutant import RUNGS
 from oracle.trust.mutants.operators import GENERIC, OPERATORS
 from oracle.trust.mutants.trial import FIRST
@@ -92,27 +92,21 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
     alive = [(k, r) for k, r in rows.items() if r["status"] != "killed" and "excused" not in r]
     part = content["part"]
     share = "" if part[1] == 1 else f" Judged are the mutants whose key is {part[0]} modulo {part[1]}."
-    numbers = sorted(r["number"] for r in every if r["status"] == "killed" and r.get("number"))
-    median = numbers[len(numbers) // 2] if numbers else 0
     generic = [r for r in every if r["operator"] in GENERIC]
     numeric = [r for r in every if r["operator"] not in GENERIC]
     out = [
         "# Source mutants of needle",
         "",
-        f"Written by `{command('mutants', accept=True)}`. One place of needle's source is changed in memory, and the engine of",
-        f"`{session('diff')}` alone judges the result on cases of a diff run of {content['cases']:,} (seed {content['seed']}):",
-        f"the first {FIRST} that run the changed line, then, while it lives, all single operations and {REACHING} models that",
-        f"do.{share}",
+        f"Written by `{command('mutants', accept=True)}`.{share}",
+        "",
+        *_judged(every, content),
         "",
         *([content["note"], ""] if content.get("note") else []),
         "A kill by a crash (an exception, an endless loop) needs no rule about numbers and is counted apart. A case in which",
         "correct code already uses more than a quarter of rule G's tolerance is no evidence for a kill. Excused are mutants",
         f"that change nothing which `{session('diff')}` claims to notice; each has its reason below. The run fails where a reason is",
         "shown to be wrong: diff kills the mutant, or a unit test kills an *equivalent* one, or none of the tests that the reason",
-        f"names kills an *unclaimed* one. Half of the kills need no more than the first {median} cases of the run.",
-        "",
-        "Files that no case trains with, and functions that are left to the unit tests (below), are judged by these tests alone;",
-        "for all others the last column of the survivors says whether a unit test of needle would have noticed.",
+        "names kills an *unclaimed* one.",
         "",
         "## Score per file",
         "",
@@ -138,19 +132,23 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "",
         *_excuses(rows, excused),
         "",
-        f"## False-alarm probes: {sum(r['status'] == 'killed' for r in probes)} of {len(probes)} killed",
-        "",
-        "Correct code that rounds differently (a product or sum in float64, a reciprocal for a division). None may be killed.",
-        "",
-        "## Sensitivity ladder",
-        "",
-        "A result or hyperparameter scaled by 1 + 2⁻ᵏ: the largest k that is still killed on at most 30 cases.",
-        f"k = {', '.join(map(str, RUNGS))} were tried; 0 means that not even 2⁻⁴ is noticed there.",
-        "",
-        *_table(("where", "what is scaled", "largest k"), sorted(
-            ((_where(r), _code(r["before"]), str(r.get("rung", 0))) for r in ladder), key=lambda t: (int(t[2]), t)
-        ), 2),
-        "",
+        *([
+            f"## False-alarm probes: {sum(r['status'] == 'killed' for r in probes)} of {len(probes)} killed",
+            "",
+            "Correct code that rounds differently (a product or sum in float64, a reciprocal for a division). None may be killed.",
+            "",
+        ] if probes else []),
+        *([
+            "## Sensitivity ladder",
+            "",
+            "A result or hyperparameter scaled by 1 + 2⁻ᵏ: the largest k that is still killed on at most 30 cases.",
+            f"k = {', '.join(map(str, RUNGS))} were tried; 0 means that not even 2⁻⁴ is noticed there.",
+            "",
+            *_table(("where", "what is scaled", "largest k"), sorted(
+                ((_where(r), _code(r["before"]), str(r.get("rung", 0))) for r in ladder), key=lambda t: (int(t[2]), t)
+            ), 2),
+            "",
+        ] if ladder else []),
         "## Left to the unit tests",
         "",
         *_table(("function", "reason"), ((f"{f}.py {name}", reason) for f, name, reason in UNCLAIMED), 2),
@@ -159,6 +157,30 @@ def markdown(content: Mapping[str, Any], excused: Mapping[str, Excuse]) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(out)
+
+
+def _judged(rows: Sequence[Row], content: Mapping[str, Any]) -> list[str]:
+    """Who has judged what, and on how many cases; a table may have mutants of some files alone."""
+    by_tests = [r for r in rows if r["file"] in BY_TESTS or unclaimed(r["file"], r["function"])]
+    by_diff = len(rows) - len(by_tests)
+    lines = ["One place of needle's source is changed in memory, and somebody has to notice."]
+    if by_diff:
+        numbers = sorted(r["number"] for r in rows if r["status"] == "killed" and r.get("number"))
+        half = f" Half of the kills need no more than the first {numbers[len(numbers) // 2]}." if numbers else ""
+        lines += [
+            f"{by_diff:,} mutants are judged by the engine of `{session('diff')}` alone, on cases of a diff run of {content['cases']:,}",
+            f"(seed {content['seed']}): the first {FIRST} that run the changed line, then, while it lives, all single operations and",
+            f"{REACHING} models that do.{half} The last column of the survivors says whether a unit test of needle",
+            "would have noticed.",
+        ]
+    if by_tests:
+        lines += [
+            f"{len(by_tests):,} mutants, of files that no case trains with and of functions that are left to the unit tests (below), are",
+            "judged by these tests alone.",
+        ]
+    if absent := [file for file in ALL_FILES if not any(r["file"] == file for r in rows)]:
+        lines.append(f"No mutant is here of {', '.join(f'{file}.py' for file in absent)}.")
+    return lines
 
 
 def _rules(rows: Sequence[Row]) -> list[list[str]]:

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
+from oracle.commands import ROOT
 from oracle.runs.forked import forked
 from oracle.trust.mutants import claims, trial
 from oracle.trust.mutants.mutant import Mutant
 from oracle.trust.mutants.trial import Outcome
 
-ROOT = Path(__file__).parents[3]
 FOLDERS = ("tests/unit/needle", "tests/unit/needle_and_torch")
 OPTIONS = ("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider")
 MANY = 20  # mutants, from which on it pays to ask first which lines each test runs

@@ -399,6 +399,52 @@ def test_zeros_of_forward_mode_are_left_alone(off):
     assert noise.perturbed(torch.ones(3, dtype=torch.float64)).ne(1).all()
 
 
+# -- tensors without memory have no numbers to look at
+
+BARE = {
+    "on the device meta": lambda: torch.ones((3, 3), dtype=torch.float64, device="meta"),
+    "zeros of torch's without memory": lambda: torch._efficientzerotensor((3, 3), dtype=torch.float64),
+    "empty": lambda: torch.ones((0, 3), dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("bare", BARE.values(), ids=BARE)
+def test_no_mode_looks_at_numbers_that_stand_nowhere(bare):
+    """Calls come to a mode as torch makes them: one that gets such a tensor passes it on and looks at what has numbers alone."""
+    tensor, one = bare(), torch.full((3, 3), 7.0, dtype=torch.float64)
+    assert not noise.has_numbers(tensor)
+    assert noise.has_numbers(one)
+    for mode in (noise.Rounding(1), noise.Rounding(None), noise.Operands(1), noise.Largest()):
+        out = mode.__torch_dispatch__(torch.ops.aten.cat.default, (), ([tensor, tensor],))
+        assert out.shape == (2 * len(tensor), 3)
+    noisy, largest, met = noise.Rounding(1), noise.Operands(1), noise.Largest()
+    for value in (tensor, one):
+        moved = value is one
+        assert (noisy.perturbed(value) is not value) == moved
+        assert (noisy.in_norm(value) is not value) == moved
+        assert (largest._perturbed(value) is not value) == moved
+        met.__torch_dispatch__(torch.ops.aten.clone.default, (), (value,))
+    assert largest.largest == met.size == 7
+
+
+def test_a_model_that_is_built_on_the_device_meta_is_followed():
+    """Its shapes are computed there, and its numbers come later: noise falls on these alone."""
+    x = drawn(4, 3)
+
+    def program():
+        with torch.device("meta"):
+            layer = torch.nn.Linear(3, 2)
+            shape = torch.linalg.inv(layer(torch.ones(2, 3)).exp()).sum(1, keepdim=True).shape
+        layer.to_empty(device="cpu")
+        torch.nn.init.constant_(layer.weight, 0.3)
+        torch.nn.init.zeros_(layer.bias)
+        return {"y": layer(torch.from_numpy(x)) * shape[0]}
+
+    right = np.repeat(x.sum(1, keepdims=True) * f32(0.3), 2, 1) * 2
+    assert agrees({"y": right}, program)
+    assert not agrees({"y": right * f32(1 + 1e-4)}, program)
+
+
 # -- 9: an error that torch itself makes -----------------------------------------------------------------------------------
 
 

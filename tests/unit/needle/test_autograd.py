@@ -439,6 +439,83 @@ def test_user_op_in_every_mode():
     np.testing.assert_array_equal(x.grad.numpy(), [8, 8])
 
 
+class Exponential(ndl.TensorOp):
+    """Uses the node itself, and looks at what it is given."""
+
+    def compute(self, a):
+        return np.exp(a)
+
+    def gradient(self, out_grad, node):
+        answer = out_grad * node
+        self.seen = node, out_grad, answer
+        return answer
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_user_op_in_full_precision(create_graph):
+    """Every element of a large gradient has the bits that the rule gave it."""
+    data = np.linspace(-1, 1, 101, dtype="float32")
+    x = ndl.Tensor(data)
+    Exponential()(x).sum().backward(create_graph=create_graph)
+    np.testing.assert_array_equal(x.grad.numpy(), np.exp(data))
+    assert x.grad.dtype == "float32"
+    if create_graph:
+        x.grad.sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), np.exp(data))
+
+
+def test_user_op_without_a_graph_is_given_constants_and_makes_no_graph():
+    op = Exponential()
+    y = op(leaf(1, 2))
+    y.backward(leaf(3, 4))
+    node, out_grad, answer = op.seen
+    assert node.op is op
+    assert node.requires_grad
+    np.testing.assert_array_equal(node.numpy(), y.numpy())
+    assert not out_grad.requires_grad
+    assert answer.is_leaf()
+    assert not answer.requires_grad
+    y = op(leaf(1, 2))
+    y.backward(leaf(3, 4), create_graph=True)
+    assert op.seen[0] is y
+    assert op.seen[2].requires_grad
+
+
+class Outer(ndl.TensorOp):
+    """Takes a tuple, and gives a tuple back to it."""
+
+    def compute(self, pair):
+        return pair[0] * pair[1]
+
+    def gradient(self, out_grad, node):
+        a, b = node.inputs[0]
+        return ndl.make_tuple(out_grad * b, out_grad * a)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_user_op_of_a_tuple(create_graph):
+    x, y = leaf(3, 4), leaf(5, 6)
+    Outer()(ndl.make_tuple(x, y)).sum().backward(create_graph=create_graph)
+    np.testing.assert_array_equal(x.grad.numpy(), [5, 6])
+    np.testing.assert_array_equal(y.grad.numpy(), [3, 4])
+
+
+def test_gradients_of_variables_are_differentiable_under_no_grad_too():
+    x = leaf(3)
+    y = x * x * x
+    with ndl.no_grad():
+        ndl.autograd.compute_gradient_of_variables(y, leaf(1))
+    assert x.grad.numpy() == 27
+    x.grad.backward()
+    assert x.grad.numpy() == 18
+
+
+def test_a_node_is_in_the_order_once_however_often_it_is_asked_for():
+    a = leaf(1)
+    b = a * 2
+    assert find_topo_sort([a, b, a, b]) == [a, b]
+
+
 def test_user_tuple_op():
     for create_graph in (False, True):
         x, y = leaf(3), leaf(4)

@@ -565,6 +565,21 @@ def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
     assert not np.array_equal(step(model, x)[1], right[1])
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "match"),
+    [
+        ((None, None), ValueError, "one gradient per input: 3, but got 2"),
+        (None, TypeError, "a tuple with one gradient"),
+    ],
+    ids=["short", "none"],
+)
+def test_a_rule_that_answers_with_too_little_is_refused(answer, kind, match, monkeypatch):
+    monkeypatch.setattr(ops.BatchNorm, "vjp", lambda self, g, y, needs, *xs: answer)
+    loss = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))(ndl.ones(4, 3)).sum()
+    with pytest.raises(kind, match=f"BatchNorm.vjp must return {match}"):
+        loss.backward()
+
+
 def test_a_wrong_line_is_noticed(monkeypatch):
     """Of every op that is written down; or else the comparisons here compare nothing."""
     model = made("mlp")

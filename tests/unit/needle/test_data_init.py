@@ -256,6 +256,7 @@ def test_constant_initialisers():
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask.numpy(), np.random.rand(5) <= 0.3)
     hot = init.one_hot(3, ndl.Tensor([2, 0]))
+    np.testing.assert_array_equal(init.one_hot(3, [2, 0]).numpy(), hot.numpy())
     assert hot.numpy().tolist() == [[0, 0, 1], [1, 0, 0]]
     assert hot.dtype == np.float32
     with pytest.raises(ValueError, match=r"numbers in 0\.\.2, but got 0\.\.3"):

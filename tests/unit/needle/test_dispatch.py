@@ -43,10 +43,13 @@ SAME = {
     "clip": lambda x: np.clip(x, -1, 2),
     "clip low": lambda x: np.clip(x, 0, None),
     "clip max": lambda x: np.clip(x, max=1.25),
+    "clip min": lambda x: np.clip(x, min=1.25),
     "where": lambda x: np.where(x > 0, x, 0.0),
     "where of an array": lambda x: np.where(A < 1, ROW, x),
     "concatenate": lambda x: np.concatenate([x, A, x], axis=1),
+    "concatenate rows": lambda x: np.concatenate([x, A]),
     "stack": lambda x: np.stack([x, A], axis=-1),
+    "stack matrices": lambda x: np.stack([x, A]),
     "reshape": lambda x: np.reshape(x, (3, -1)),
     "ravel": lambda x: np.ravel(x),
     "copy": lambda x: np.copy(x),
@@ -148,8 +151,11 @@ REFUSED = {
     "norm": (lambda x: np.linalg.norm(x), r"np.linalg.norm of a Tensor .* as in \(t \* t\).sum\(\).sqrt\(\)"),
     "sin": (lambda x: np.sin(x), "np.sin of a Tensor"),
     "inside a list": (lambda x: np.vstack([A, x]), "np.vstack of a Tensor .* needle.concatenate"),
+    "by name": (lambda x: np.prod(a=x), "np.prod of a Tensor .* as in needle.exp"),
     "reduce": (lambda x: np.add.reduce(x), "np.add.reduce of a Tensor"),
     "out": (lambda x: np.add(x, 1.0, out=np.zeros(A.shape)), "np.add of a Tensor"),
+    "arctan2 in place": (lambda x: np.arctan2(y := A.copy(), x, out=y), "np.arctan2 of a Tensor"),
+    "two of them": (lambda x: np.modf(x, out=(np.zeros(A.shape), np.zeros(A.shape))), "np.modf of a Tensor"),
     "where=": (lambda x: np.exp(x, where=A > 0), "np.exp of a Tensor"),
     "permuted": (lambda x: np.transpose(x, (0, 1)), r"with axes=\(0, 1\) is not in needle: swap pairs of axes"),
     "sum dtype": (lambda x: np.sum(x, dtype="float32"), "sum of a Tensor takes axes"),
@@ -164,7 +170,9 @@ def test_what_would_lose_the_gradient_says_what_to_write(name):
         function(ndl.Tensor(A))
 
 
-@pytest.mark.parametrize("name", ["std", "median", "norm", "sin", "reduce", "inside a list"])
+@pytest.mark.parametrize(
+    "name", ["std", "median", "norm", "sin", "reduce", "inside a list", "by name", "arctan2 in place", "two of them"]
+)
 def test_constants_have_no_gradient_to_lose(name):
     function, _ = REFUSED[name]
     np.testing.assert_array_equal(function(ndl.Tensor(A, requires_grad=False)), function(A))

@@ -212,7 +212,7 @@ def test_labels_do_not_ask_for_a_gradient():
     ],
     ids=["high", "negative", "fraction", "nan", "inf", "bool", "short", "column", "long"],
 )
-@pytest.mark.parametrize("more", [0, ops._FEW_LABELS])
+@pytest.mark.parametrize("more", [0, ops._FEW_ROWS])
 def test_labels_are_checked(labels, kind, match, more):
     match = match.replace("(2,", f"({2 + more},").replace("(1,", f"({1 + more},").replace("(3,", f"({3 + more},")
     labels = np.array([*labels[:1] * more, *labels])
@@ -221,15 +221,25 @@ def test_labels_are_checked(labels, kind, match, more):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
-@pytest.mark.parametrize("n", [1, ops._FEW_LABELS, ops._FEW_LABELS + 1])
-def test_few_labels_are_found_where_many_are(n, dtype):
-    labels = (np.arange(n) * 7 % 5).astype(dtype)
-    places = ops._label_places((n, 5), labels)
-    assert places.tolist() == [5 * row + label for row, label in enumerate(labels.tolist())]
-    for wrong in [5, -1][: 2 - (dtype == "uint8")]:
+@pytest.mark.parametrize("n", [1, ops._FEW_ROWS, ops._FEW_ROWS + 1])
+@pytest.mark.parametrize("m", [5, ops._FEW_CLASSES, ops._FEW_CLASSES + 1])
+def test_few_labels_are_found_where_many_are(n, m, dtype):
+    labels = (np.arange(n) * 7 % m).astype(dtype)
+    places = ops._label_places((n, m), labels)
+    assert places.tolist() == [m * row + label for row, label in enumerate(labels.tolist())]
+    for wrong in [m, -1][: 2 - (dtype == "uint8")]:
         labels[-1] = wrong
-        with pytest.raises(ValueError, match=rf"labels in 0\.\.4, but got {wrong}"):
-            ops._label_places((n, 5), labels)
+        with pytest.raises(ValueError, match=rf"labels in 0\.\.{m - 1}, but got {wrong}"):
+            ops._label_places((n, m), labels)
+
+
+@pytest.mark.parametrize("m", [1, 2, ops._FEW_CLASSES, ops._FEW_CLASSES + 1])
+@pytest.mark.parametrize("n", [1, ops._FEW_ROWS, ops._FEW_ROWS + 1])
+def test_row_maxima_of_few_and_of_many_are_those_of_numpy(n, m):
+    x = np.sin(np.arange(n * m, dtype="float32")).reshape(n, m)
+    x[0, 0], x[-1, -1] = -np.inf, np.nan
+    for given in (x, np.asfortranarray(x), x[:, ::-1]):
+        np.testing.assert_array_equal(ops._row_maxima(given), given.max(1, keepdims=True))
 
 
 def test_softmax_needs_a_batch():

@@ -138,6 +138,26 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
+def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, sizes = tmp_path / "a.npz", []
+
+    def synced(descriptor, real=os.fsync):
+        assert not path.exists()
+        sizes.append(os.fstat(descriptor).st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    ndl.save(path, nn.Linear(2, 3))
+    assert sizes == [path.stat().st_size]
+
+
+def test_each_array_has_room_for_more_than_two_gigabytes(tmp_path):
+    """A zip entry must say so before it is written, when nobody knows yet how long it will be."""
+    ndl.save(tmp_path / "a.npz", nn.Linear(2, 3))
+    with zipfile.ZipFile(tmp_path / "a.npz") as file:
+        assert {entry.extract_version for entry in file.infolist()} == {zipfile.ZIP64_VERSION}
+
+
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/a\.npz'$"):
         ndl.save(tmp_path / "nowhere/a.npz", nn.Linear(1, 1))
@@ -301,6 +321,8 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
             call(model, path)
         with pytest.raises(TypeError, match="model must be a Module, but got the class Linear"):
             call(path, nn.Linear)
+        with pytest.raises(TypeError, match="model must be a Module, but got NoneType"):
+            call(path, None, optimizer)
         with pytest.raises(TypeError, match="optimizer must be an Optimizer, but got Linear"):
             call(path, model, model)
         with pytest.raises(TypeError, match="schedule must be a Schedule, but got SGD"):

@@ -95,6 +95,19 @@ def test_a_state_is_put_back_and_the_rate_with_it():
         again.load_state_dict({**state, "more": 1})
 
 
+def test_a_warm_up_alone_is_put_back_too():
+    optimizer = sgd()
+    schedule = Warmup(optimizer, 4)
+    schedule.step()
+    state = schedule.state_dict()
+    assert state == {"schedule": "Warmup", "base": 0.5, "t": 1, "steps": 4}
+    other = sgd(0.25)
+    Warmup(other, 4).load_state_dict(state)
+    assert other.lr == 0.125
+    with pytest.raises(TypeError, match=r"takes what state_dict\(\) has returned, but got int"):
+        Warmup(other, 4).load_state_dict(4)
+
+
 def test_a_schedule_shows_its_settings():
     optimizer = sgd()
     assert repr(StepLR(optimizer, 3)) == "StepLR(step_size=3, gamma=0.1, base=0.5, t=0)"
@@ -113,6 +126,7 @@ WRONG = {
     "the model": (lambda o: StepLR(nn.Linear(1, 1), 1), TypeError, "StepLR takes an optimizer .* but got Linear"),
     "the class": (lambda o: StepLR(optim.SGD, 1), TypeError, "StepLR takes an optimizer .* but got the class SGD"),
     "no steps": (lambda o: StepLR(o, 0), ValueError, "StepLR: step_size must be at least 1, got step_size=0"),
+    "no cosine": (lambda o: CosineLR(o, 0), ValueError, "CosineLR: steps must be at least 1, got steps=0"),
     "half steps": (lambda o: CosineLR(o, 2.5), TypeError, r"CosineLR: steps must be an integer, got steps=2\.5"),
     "gamma": (
         lambda o: StepLR(o, 1, gamma=-1),

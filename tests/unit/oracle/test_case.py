@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 
 from oracle.cases import case as c
+from oracle.cases.edits import value
+from oracle.cases.shrink import candidates
 from oracle.cases.strategies import op_cases, second_order_cases, train_cases
-from oracle.operations import result_shape
+from oracle.operations import OPERATIONS, result_shape
+from oracle.runs.draws import draw_from
 
 DATA = c.Data(rows=4, features=3)
 
@@ -196,3 +199,53 @@ def test_a_shape_or_a_width_that_is_kept_is_that_of_what_was_asked():
     widths = [c.checked(model, rows, features).widths for rows, features in ((3, 4), (3, 5), (3, 4))]
     assert widths[0] == widths[2] != widths[1]
     assert c.checked((c.Flatten(), *model), 3, 4).widths != widths[0]
+
+
+def beside(first, cotangent=(1.0,), name="matmul", second=(0.5, 4.0)):
+    """A product of (1, 2) and (2, 1), or an op on the operand alone."""
+    operands = (c.Operand((1, 2), first), c.Operand((2, 1), second))
+    return c.OpCase(name, operands if name == "matmul" else operands[:1], cotangent=cotangent)
+
+
+@pytest.mark.parametrize(
+    ("case", "cleared"),
+    [
+        (beside(("inf", 0.0)), beside(("inf", 0.25))),
+        (beside(("nan", -0.0)), beside(("nan", 0.25))),
+        (beside(("-inf", 2.0), second=(0.0, 1e18)), beside(("-inf", 2.0), second=(0.25, 1.0))),
+        (beside((3.0, -1e30), second=("inf", 1.0)), beside((3.0, -1.0), second=("inf", 1.0))),
+        (beside(("inf", 1.0), cotangent=(0.0, -1e20, 7.0)), beside(("inf", 1.0), cotangent=(0.25, -1.0, 7.0))),
+    ],
+)
+def test_beside_what_is_no_number_no_factor_is_0_or_so_large_that_products_overflow(case, cleared):
+    """Whether a BLAS skips a factor of 0, and what it makes of 0 * inf, depends on the machine: no verdict could be given."""
+    assert case.unclear
+    assert case.cleared == cleared
+    assert not cleared.unclear
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        beside(("inf", 1.0)),  # nothing to skip
+        beside((0.0, 1e30)),  # nothing that is no number: 0 is as good as any other
+        beside((2.0, 1.0), cotangent=(0.0,)),
+        beside(("inf", 0.0), name="exp"),  # multiplies nothing: 0 beside inf is what every machine makes of it
+    ],
+)
+def test_what_every_machine_takes_alike_is_left_as_it_is(case):
+    assert not case.unclear
+    assert case.cleared is case
+
+
+def test_no_case_is_drawn_edited_or_shrunk_to_what_depends_on_the_machine():
+    drawn = draw_from(op_cases([name for name, op in OPERATIONS.items() if op.factors]), 300, 3)
+    special = [case for case in drawn if any(isinstance(v, str) for o in case.operands for v in o.values)]
+    assert len(special) > 10
+    assert not any(case.unclear for case in drawn)
+    smaller = [candidate for case in special[:10] for candidate in candidates(case)]
+    assert len(smaller) > 100
+    assert not any(case.unclear for case in smaller)
+    assert value("inf")(beside((0.0, 2.0), cotangent=(0.0,))).cotangent == (0.25,)
+    with pytest.raises(c.CaseError, match=r"is not compared on 0\.0 beside what is no number"):
+        value(0.0)(beside((1.0, 2.0), second=("nan", 1.0)))

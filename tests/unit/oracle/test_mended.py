@@ -12,7 +12,10 @@ from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import fitting
 from oracle.cases.battery import battery
+from oracle.rules.arrival import Explanation
+from oracle.rules.verdict import Divergence, Suspect
 from oracle.runs import basics, entries, hazards, instead, mended
+from oracle.runs.result import Failed
 from oracle.runs.shard import judge_all
 from oracle.systems import candidate
 from oracle.systems.ours.contract import contract_of
@@ -189,3 +192,46 @@ def test_two_mistakes_that_show_in_the_same_way_are_two(tmp_path):
     kept, basic = of(folder, judged)
     assert kept == ["LayerNorm forward in training mode"]
     assert basic == [basics.ASKS]
+
+
+def test_the_bits_that_float64_leaves_where_nobody_looks_are_its_own(tmp_path):
+    """Between layers that are looked at stand float32; where nobody looks, what a layer makes in float64 goes on as it is."""
+    folder = KNOWN["float64 in evaluation"].planted(tmp_path)
+    before, after = told(folder, *(run(c.Eval((c.BatchNorm(),)), rows=3, seed=seed) for seed in range(8)))
+    assert set(before) == {
+        "float64 of BatchNorm",
+        "a chain of layers gives something else than the layers one by one (chain)",
+    }
+    assert set(after) == {"float64 of BatchNorm"}
+    assert after.total() == before.total()
+
+
+def update_of(
+    kind, count, line="needle/optim.py:12", words=("the parameter stays what it was",), phase="parameter update"
+):
+    explained = tuple(Explanation(w, w) for w in words)
+    suspect = Suspect(f"{kind} {phase}", line=line, explanations=explained)
+    divergence = Divergence(0, "parameter", "0.weight", "L", f"{kind} is wrong", suspect=suspect)
+    optimizer = {"SGD": c.SGD(), "Adam": c.Adam()}[kind]
+    return Failed(run(c.Linear(2), optimizer=optimizer), divergence, count)
+
+
+STAYS = update_of("SGD", 56, words=("the parameter stays what it was", "the old velocity is used"))
+
+
+def test_a_step_that_two_optimizers_inherit_is_wrong_once():
+    (one,) = entries.folded([update_of("Adam", 16), STAYS])
+    assert (one.culprit, one.count, one.also) == ("SGD parameter update", 72, Counter({"Adam parameter update": 16}))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        update_of("Adam", 16, line="needle/optim.py:57"),  # a step of its own
+        update_of("Adam", 16, words=("lr is doubled",)),  # in the same step, but something else
+        update_of("Adam", 16, line=""),
+        update_of("Adam", 16, phase="first moment update"),
+    ],
+)
+def test_what_two_optimizers_do_wrong_in_two_ways_is_two(other):
+    assert len(entries.folded([STAYS, other])) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from oracle.__main__ import parser
 from oracle.cases import case as c
 from oracle.trust.mutants import campaign, claims, cli, report, tested, trial
 from oracle.trust.mutants.mutant import Mutant, mutants_of
@@ -323,6 +324,51 @@ def test_the_report_counts_honestly():
     assert "because" in page
 
 
+def fate(file, function="f", **more):
+    row = {"file": file, "kind": "mutant", "operator": "loop", "function": function, "before": "a", "after": "b"}
+    return {**row, "status": "killed", "how": "test", **more}
+
+
+NUMERIC = {"how": "numeric", "rule": "G", "quantity": "loss", "number": 7}
+
+
+def test_the_report_says_who_has_judged_what():
+    """A table may hold mutants of some files alone: none of those that diff judges, or these alone."""
+
+    def page(*rows, cases):
+        content = {"mutants": dict(enumerate(rows)), "cases": cases, "seed": 5, "part": [0, 1]}
+        return " ".join(report.markdown(content, {}).split())
+
+    diff, tests = (
+        "judged by the engine of `nox -s diff` alone, on cases of a diff run of",
+        "judged by these tests alone",
+    )
+    some = page(fate("init"), fate("data"), cases=0)
+    assert diff not in some
+    assert "cases of the run" not in some
+    assert "Half of the kills" not in some
+    assert "Sensitivity ladder" not in some
+    assert (
+        f"2 mutants, of files that no case trains with and of functions that are left to the unit tests (below), are {tests}"
+        in some
+    )
+    assert "No mutant is here of autograd.py, chain.py, ops.py, nn.py, optim.py, schedules.py, saving.py" in some
+    both = page(fate("init"), fate("ops", **NUMERIC), fate("autograd", "Tensor.numpy"), cases=1000)
+    assert f"1 mutants are {diff} 1,000 (seed 5)" in both
+    assert "Half of the kills need no more than the first 7." in both
+    assert (
+        f"2 mutants, of files that no case trains with and of functions that are left to the unit tests (below), are {tests}"
+        in both
+    )
+    alone = page(*(fate(file, **NUMERIC) for file in claims.FILES), cases=1000)
+    assert f"5 mutants are {diff} 1,000" in alone
+    assert tests not in alone
+    assert "No mutant is here of init.py, data.py, schedules.py, saving.py, dispatch.py, course.py." in alone
+    every = page(*(fate(file) for file in claims.ALL_FILES), fate("ops", kind="ladder", rung=4), cases=1000)
+    assert "No mutant is here of" not in every
+    assert "Sensitivity ladder" in every
+
+
 def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     old = {"seed": 0, "cases": 9, "part": [0, 3], "complete": True, "mutants": {"a": {"status": "survived"}, "b": {}}}
     new = {"seed": 0, "cases": 5, "part": [0, 1], "complete": False, "mutants": {"a": {"status": "killed"}}}
@@ -334,6 +380,36 @@ def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     assert list(cli.merged(old, new, ["ops"])["mutants"]) == ["a"]  # b is a mutant of what is not there any more
     campaign.write(tmp_path / "kept.json", whole)
     assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
+
+
+def test_after_an_edit_only_what_is_new_is_judged_and_what_is_gone_leaves_the_table(root, monkeypatch):
+    keys = campaign.keys_of(root, "course", "init")
+    row = {"file": "course", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
+    row |= {"status": "killed", "how": "test"}
+    new = min(campaign.keys_of(root, "course"))
+    table = {"seed": 0, "cases": 0, "part": [0, 1], "tests": True, "note": "", "complete": False}
+    table["mutants"] = {**dict.fromkeys(keys - {new}, row), "0" * 12: row}
+    excused = max(keys - {new})
+    _excuse(root, excused, reason="nobody can tell")
+    (root / "reports/latest").mkdir()
+    campaign.write(root / campaign.BASELINE, table)
+    asked = []
+
+    def run(plan, progress):
+        asked.append(plan.keys)
+        mutants = [m for m in mutants_of("course", trial.sources(root)["course"]) if m.key in plan.keys]
+        found = campaign.Campaign(plan, mutants, excused=campaign.excuses(root / campaign.EXCUSED))
+        found.outcomes = {m.key: campaign.Outcome("survived") for m in mutants}
+        return found
+
+    monkeypatch.setattr(campaign, "run", run)
+    given = ["mutants", "--unjudged", "--accept", "--file", "course", "init"]
+    assert cli.main(parser().parse_args(given), root) == 0
+    assert asked == [{new}]
+    rows = campaign.read(root / campaign.BASELINE)["mutants"]
+    assert rows.keys() == keys
+    assert rows[new]["status"] == "survived"
+    assert {k for k, v in rows.items() if "excused" in v} == {excused}
 
 
 def test_what_is_left_to_the_unit_tests_exists():

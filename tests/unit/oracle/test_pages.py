@@ -25,6 +25,16 @@ def test_where_nobody_watches_progress_is_a_line_now_and_then_or_nothing():
     assert "3 of 9, 0 s" in console.file.getvalue()
 
 
+def test_long_work_says_something_each_minute_even_where_the_count_stands(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
+    console = Console(file=io.StringIO(), width=80)
+    with terminal.progress(console, every=100) as show:
+        for now[0] in (59.0, 61.0, 62.0, 100.0, 121.5):
+            show("the same", 3, 9)
+    assert console.file.getvalue().splitlines() == ["3 of 9, 61 s: the same", "3 of 9, 122 s: the same"]
+
+
 def test_progress_on_a_terminal_is_a_bar_that_is_gone_at_the_end(monkeypatch):
     for name in ("CI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)

@@ -123,6 +123,29 @@ def test_a_fault_is_found_folded_shrunk_and_written(tmp_path, monkeypatch, capsy
     assert "needle and torch agree" in capsys.readouterr().out
 
 
+def test_a_shard_ends_with_as_many_failing_cases_as_are_enough_and_the_first_one_with_as_many_in_each_half(
+    tmp_path, monkeypatch
+):
+    """Halves do not know of each other: so what a run counts depends on no worker's speed, and not on how many there are."""
+    old = needle.ops.Linear.vjp
+    monkeypatch.setattr(needle.ops.Linear, "vjp", lambda *given: [None if r is None else -r for r in old(*given)])
+    whole = run_shard(1, 0, enough=2)
+    halves = [run_shard(1, 0, enough=2, part=(part, 2)) for part in (0, 1)]
+    assert [found.failing for found in (whole, *halves)] == [2, 2, 2]
+    assert halves[0].cases == whole.cases
+    assert SHARD_SIZE > sum(joined(halves).cases.values()) > sum(whole.cases.values())
+    monkeypatch.setattr(runner, "ENOUGH", 2)
+    monkeypatch.setattr(runner, "SHOWN", 0)
+    monkeypatch.setattr(runner, "WAVES", (1, 7))
+
+    def run(workers):
+        return runner.run(runner.Plan(seed=1, cases=100, workers=workers, digits=False, folder=tmp_path)).result
+
+    one, two = run(1), run(2)
+    assert one.failing == runner.PARTS * 2
+    assert one.digest == two.digest == joined(halves).digest
+
+
 def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")

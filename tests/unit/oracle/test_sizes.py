@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 from oracle.cases import case as c
 from oracle.cases import coverage, features
 from oracle.runs.draws import draw
@@ -58,6 +60,40 @@ def test_both_sides_of_every_switch_are_drawn_by_a_short_run():
     cases = [case for i in range(48) for kind in ("long", "large") for case in draw(kind, 4, i, i)]
     reached = {label for case in cases for label in coverage.covered(case)}
     assert {label for sides in features.SWITCHES.values() for label in sides} <= reached
+
+
+def of_op(op, shape, **attributes):
+    return c.OpCase(op, (c.Operand(shape, (0.5, -1.0), cycled=True),), attributes)
+
+
+@pytest.mark.parametrize(
+    ("switch", "case"),
+    [
+        (features.LONG_AXIS, lambda n: of_op("exp", (n,))),
+        (features.FEW_CLASSES, lambda n: of_op("softmax_loss", (2, n), labels=(1, 1))),
+        (features.FEW_LABELS, lambda n: of_op("softmax_loss", (n, 3), labels=(0,) * n)),
+        (features.ZEROS_AT_HAND, lambda n: of_op("relu", (n,))),
+        *[(n, lambda n: train(n)) for n in features.PARAMETERS],
+    ],
+)
+def test_what_is_as_large_as_a_switch_is_on_its_first_side_and_one_more_on_the_other(switch, case):
+    sides = features.SWITCHES[switch]
+    assert sides[0] in coverage.covered(case(switch))
+    assert sides[1] not in coverage.covered(case(switch))
+    assert sides[1] in coverage.covered(case(switch + 1))
+    assert sides[0] not in coverage.covered(case(switch + 1))
+
+
+def train(parameter):
+    """A training run whose largest parameter, a weight of 1 x n, has that many elements."""
+    return c.TrainCase((c.Linear(parameter),), c.Data(rows=1, features=1), c.WeightedSum(), c.SGD(), seed=1, steps=1)
+
+
+def test_an_axis_of_whole_blocks_has_no_rest():
+    whole, rest = features.SWITCHES[features.BLOCK]
+    assert whole in coverage.covered(of_op("exp", (features.LONG_AXIS + features.BLOCK,)))
+    assert rest in coverage.covered(of_op("exp", (features.LONG_AXIS + features.BLOCK + 1,)))
+    assert not {whole, rest} & coverage.covered(of_op("exp", (features.LONG_AXIS,)))
 
 
 def test_long_cases_are_files_like_any_other():

@@ -112,6 +112,17 @@ def test_replica_0_is_exact_and_the_others_differ_by_roundings():
     assert np.array_equal(noisy, d.Tape(d.Noise(1)).noisy(x)), "the same seed gives the same noise"
 
 
+def test_more_noise_than_there_is_in_the_pool_is_independent_too():
+    x = np.ones((1, 1, 512, 512))  # of which a pool has four, so that laps would line up
+    off = d.Tape(d.Noise(1 << 19)).noisy(x)[1:, 0] - 1
+    assert 1.5 * d.U < np.abs(off).max() <= 2 * d.U * (1 + 1e-9)
+    for axis in (1, 2):  # what a sum over rows or columns of each replica makes of it
+        sums = off.sum(axis)
+        assert np.std(sums) == pytest.approx(np.std(off) * off.shape[axis] ** 0.5, rel=0.05)
+    apart = np.corrcoef(off.reshape(d.REPLICAS - 1, -1)) - np.eye(d.REPLICAS - 1)
+    assert np.abs(apart).max() < 0.02
+
+
 @pytest.mark.parametrize(
     "layers",
     [

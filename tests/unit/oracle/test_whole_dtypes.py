@@ -1,5 +1,6 @@
 """Whole training runs in other dtypes than float32."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from oracle.blame import judged
 from oracle.cases import case as c
 from oracle.cases import dtypes, features, inputs
 from oracle.cases.shrink import candidates
-from oracle.operations.dtypes import DTYPES
+from oracle.operations.dtypes import DTYPES, LARGEST_OF_A_RUN, LARGEST_OF_AN_OPERATION
 from oracle.operations.tape import Noise, Tape, Var
 from oracle.runs.draws import draw
 from oracle.systems import truth
@@ -108,3 +109,22 @@ def test_what_a_case_cannot_say():
         run(layers=(c.Ops((c.OpStep("cast", (0,)),)), c.Linear(2)))
     with pytest.raises(c.CaseError, match="128 classes"):
         run(loss=c.SoftmaxLoss("int8"), layers=(c.Linear(129),))
+
+
+@pytest.mark.parametrize("value", [9e3, 2e4, 6e4])
+def test_float16_is_judged_further_in_an_operation_than_in_a_run(value):
+    """In a run one formula follows the other, and each may overflow on its way."""
+    alone = c.OpCase("negate", (c.Operand((2,), (value, 1.0)),), dtypes=("float16",))
+    layers, data = (
+        (c.Identity(), c.LayerNorm(), c.Linear(2)),
+        c.Data(rows=4, features=3, scale=value / 50, offset=value),
+    )
+    for case, limit in (
+        (alone, LARGEST_OF_AN_OPERATION),
+        (msgspec.structs.replace(run("float16", "float16", layers=layers), data=data), LARGEST_OF_A_RUN),
+    ):
+        verdict = judged(case, needle)
+        assert verdict.divergence is None
+        assert not verdict.oracle_errors
+        assert bool(verdict.out_of_domain) == (value > limit)
+    assert LARGEST_OF_A_RUN < 2e4 < LARGEST_OF_AN_OPERATION < np.finfo(np.float16).max / 2
