@@ -345,9 +345,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def keys_of(root: Path, *wanted: str) -> frozenset[str]:
-    """Keys of all the mutants of today's source."""
-    texts = trial.sources(root)
-    return frozenset(m.key for file in wanted or ALL_FILES for m in mutants_of(file, texts[file]))
+    """Keys of the mutants of today's source that a run of all judges."""
+    texts, every = trial.sources(root), Plan(part=(0, 1))
+    found = (m for file in wanted or ALL_FILES for m in mutants_of(file, texts[file]))
+    return frozenset(m.key for m in found if _chosen(m, every))
 
 
 def still_there(root: Path, kept: dict[str, Any]) -> dict[str, Any]:
