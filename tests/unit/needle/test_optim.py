@@ -726,7 +726,7 @@ def test_adam_rounds_each_number_once_to_the_dtype_of_the_parameter(dtype):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_second_moment_that_is_in_range_gets_there(g, weight_decay):
     """g² is not, (1 - β2) g² just is: at both ends of float32."""
-    p = nn.Parameter([0.0])
+    p = nn.Parameter([0.0], dtype="float32")
     opt = Adam([p], weight_decay=weight_decay)
     p.grad = ndl.Tensor([g], dtype="float32")
     opt.step()
