@@ -295,6 +295,7 @@ def _record_test(campaign: Campaign, mutant: Mutant, outcome: Outcome) -> None:
     else:  # diff has left it alive: what tests say of it is told, and decides about its excuse
         kept = campaign.outcomes.setdefault(mutant.key, Outcome("survived"))
         kept.test = outcome.test or ("(import)" if outcome.status == "killed" else "")
+        kept.oracle_errors += outcome.oracle_errors
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

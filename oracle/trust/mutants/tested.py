@@ -193,9 +193,10 @@ def try_tests(
     for (mutant, _), data, number in forked(tasks, work, workers):
         if data:
             found = json.loads(data)
-            if "error" in found:
-                raise RuntimeError(f"the unit tests could not be run on {mutant or 'needle'}: {found['error']}")
-            yield mutant, Outcome(**found)
+            if "error" in found and mutant is None:
+                raise RuntimeError(f"the unit tests could not be run on needle: {found['error']}")
+            # a mutant may upset pytest itself: it has not been killed, and the others are judged all the same
+            yield mutant, Outcome("survived", oracle_errors=[found["error"]]) if "error" in found else Outcome(**found)
         else:
             slow = number in (signal.SIGXCPU, signal.SIGALRM, signal.SIGKILL)
             yield mutant, Outcome("killed", "test", test="(out of time)" if slow else "(crash)")

@@ -218,6 +218,20 @@ def test_what_diff_leaves_alive_meets_the_unit_tests(root, monkeypatch):
     assert found.exit_code == 1
 
 
+def test_a_mutant_that_upsets_the_test_runner_costs_the_others_nothing(root, monkeypatch):
+    def upset(*_):
+        raise RuntimeError("pytest ended, and no test failed")
+
+    texts = trial.sources(root)
+    mutant = mutants_of("ops", texts["ops"])[0]
+    monkeypatch.setattr(tested, "_outcome", upset)
+    ((_, found),) = tested.try_tests(texts, [(mutant, ["tests/unit/needle/test_dispatch.py"])], 1)
+    assert (found.status, found.test) == ("survived", "")
+    assert found.oracle_errors == ["RuntimeError: pytest ended, and no test failed"]
+    with pytest.raises(RuntimeError, match="could not be run on needle: RuntimeError: pytest ended"):
+        list(tested.try_tests(texts, [(None, ["tests/unit/needle/test_dispatch.py"])], 1))
+
+
 def test_a_needle_that_fails_its_own_tests_is_refused(root):
     path = root / "needle/saving.py"
     text = path.read_text("utf-8")
