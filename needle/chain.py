@@ -292,8 +292,8 @@ def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | No
 
 def _undo(records: list[Any], g: Array, give: Give) -> Array:
     """What arrives at the input of such ops, or at that of the first behind which nothing needs a gradient."""
-    while records:
-        op, operands, flows, x, y = records.pop()
+    for i in reversed(range(len(records))):  # in place: a list that is popped is moved to smaller memory now and then
+        (op, operands, flows, x, y), records[i] = records[i], None
         # Of what was let go of, g has the shape and the dtype, and the rule looks at no more.
         x, y = g if x is None else x, g if y is None else y
         contributions = op.vjp(g, y, [flows, *map(_needs, operands)], x, *map(_data, operands))

@@ -868,14 +868,13 @@ class _Plan:
         self.modules = owner.modules
         self.code = chain.planned(self._steps(owner))
         self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
-        self.functions = [(cls, *functions) for cls, functions in self.classes.items()]
         self.change = _change
 
     def holds(self, owner: Sequential) -> bool:
         """Say whether everything is as it was."""
         if self.change is not _change or owner.modules is not self.modules:
             return False
-        for cls, forward, call in self.functions:
+        for cls, (forward, call) in self.classes.items():
             if cls.forward is not forward or cls.__call__ is not call:
                 return False
         try:
