@@ -861,7 +861,7 @@ class _Plan:
     """
 
     def __init__(self, owner: Sequential) -> None:
-        self.classes: dict[type, tuple[Any, ...]] = {}
+        self.classes: dict[Any, tuple[Any, ...]] = {}
         # What the steps were made with: where it stands, and what was found there.
         self.linears: list[tuple[dict[str, Any], Any, Any]] = []
         self.containers: list[tuple[dict[str, Any], str, Any]] = []
