@@ -121,9 +121,7 @@ class Campaign:
         needle promises the same bits of was changed.
         """
         outcomes = self.outcomes
-        return [
-            m for m in self.chosen("probe") if outcomes[m.key].status == "killed" and outcomes[m.key].rule != "exact"
-        ]
+        return [m for m in self.chosen("probe") if is_alarm(outcomes[m.key].status, outcomes[m.key].rule)]
 
     @property
     def exit_code(self) -> ExitCode:
@@ -133,6 +131,11 @@ class Campaign:
             overall, numeric = score([self.outcomes[m.key] for m in self.counted()])
             wrong = overall < REQUIRED or numeric < REQUIRED_NUMERIC
         return decided(part=wrong, interrupted=self.interrupted)
+
+
+def is_alarm(status: str, rule: str) -> bool:
+    """Whether what became of a probe is a false alarm; one that ends in a crash, without a rule, is one too."""
+    return status == "killed" and rule != "exact"
 
 
 def wrongly(kind: str, status: str, test: str, tested: bool) -> bool:

@@ -10,7 +10,7 @@ from rich.table import Table
 from oracle.commands import command, session
 from oracle.pages import terminal
 from oracle.pages.markdown import table
-from oracle.trust.mutants.campaign import REACHING, Excuse
+from oracle.trust.mutants.campaign import REACHING, Excuse, is_alarm
 from oracle.trust.mutants.claims import ALL_FILES, BY_TESTS, UNCLAIMED, unclaimed
 from oracle.trust.mutants.mutant import RUNGS
 from oracle.trust.mutants.operators import GENERIC, OPERATORS
@@ -202,7 +202,7 @@ def _judged(rows: Sequence[Row], content: Mapping[str, Any]) -> list[str]:
 
 
 def _alarms(probes: Sequence[Row]) -> list[Row]:
-    return [r for r in probes if r["status"] == "killed" and r["rule"] != "exact"]
+    return [r for r in probes if is_alarm(r["status"], r.get("rule", ""))]
 
 
 def _noticed(rows: Sequence[Row]) -> list[list[str]]:
