@@ -1601,7 +1601,8 @@ class TupleGetItem(_Shapes, TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """The element gets g, the others nothing (None)."""
-        return (tuple(g if i == self.index else None for i in range(len(a))),)
+        place = range(len(a))[self.index]  # which may be counted from the end
+        return (tuple(g if i == place else None for i in range(len(a))),)
 
 
 def tuple_get_item(value: TensorTuple, index: int) -> Tensor:

@@ -400,6 +400,19 @@ def test_what_was_put_into_a_tuple_is_what_is_taken_out():
     assert ops.stack(parts).inputs[0] is parts  # and is not taken apart to be put together again
 
 
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+@pytest.mark.parametrize(
+    "take",
+    [lambda t: t[-1], lambda t: ops.tuple_get_item(t, -1), ops.TupleGetItem(-1), ops.TupleGetItem(np.int64(-1))],
+    ids=["item", "function", "op", "numpy"],
+)
+def test_the_last_of_a_tuple_is_also_the_one_that_gets_the_gradient(take, how):
+    x = ndl.Tensor([[1.0, 2.0], [3.0, 4.0]])
+    last = take(ops.split(x))
+    (last * last).sum().backward(**how)
+    assert x.grad.tolist() == [[0, 0], [6, 8]]
+
+
 class HowMany(ndl.TensorOp):
     """The number of tensors in a tuple, which does not depend on what is in them."""
 
