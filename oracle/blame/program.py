@@ -145,12 +145,12 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
 def _higher(case: c.OpCase, divergence: Divergence) -> list[str]:
     """Lines that differentiate the gradients once more, and once more: each time the sum of their products with given numbers."""
     order = next(n for n, quantity in HIGHER.items() if quantity == divergence.quantity)
-    names = {NAMES[i]: f"operand {i}" for i in range(len(case.operands)) if i not in case.constants} | {
-        "g": "cotangent"
-    }
+    names = {NAMES[i]: f"operand {i}" for i in range(len(case.operands)) if i not in case.constants}
+    names |= {} if case.constant_cotangent else {"g": "cotangent"}
     shapes = {name: case.operands[i].shape for i, name in enumerate(NAMES[: len(case.operands)])}
     shapes["g"] = case.result_shape
-    lines = [f"g = ndl.Tensor({written(case.cotangent_array)})", "out.backward(g)"]
+    constant = ", requires_grad=False" if case.constant_cotangent else ""
+    lines = [f"g = ndl.Tensor({written(case.cotangent_array)}{constant})", "out.backward(g)"]
     for n in range(2, order + 1):
         terms = [
             f"({name}.grad * ndl.Tensor({written(case.direction(n - 1, long, shapes[name]))}, requires_grad=False)).sum()"

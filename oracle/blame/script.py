@@ -317,6 +317,7 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
         graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),
         op_name=repr(case.op),
         order=case.order,
+        constant_cotangent=case.constant_cotangent,
         needle_attributes=ours,
         attributes=repr(case.attributes),
         packed=any("unpack(" in v for _, v in data),

@@ -529,6 +529,13 @@ class OpCase(_Case, frozen=True, tag="op"):
         shape = self.result_shape
         return cycled(np.array(self.cotangent, dtype=np.float32), math.prod(shape)).reshape(shape)
 
+    @property
+    def constant_cotangent(self) -> bool:
+        """Whether what is differentiated again starts from a constant, as of a loss, and not from what has derivatives too: no
+        rule may tell one from the other.
+        """
+        return self.order > 1 and isinstance(self.cotangent[0], float) and self.cotangent[0] < 0
+
     def direction(self, order: int, name: str, shape: Shape) -> Array:
         """What the gradient of that order by ``name`` is multiplied with before it is differentiated again, float32."""
         return self.rng(f"direction {order} {name}").standard_normal(shape).astype(np.float32)

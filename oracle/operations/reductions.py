@@ -137,13 +137,15 @@ def varied(d: Draw) -> Drawn:
     """Any shape, axes of it, and a correction that leaves something."""
     (shape,), attributes = over_axes(min_size=1)(d)
     n = math.prod(shape[i - LEAD] for i in axes_of(attributes.get("axes"), len(shape)))
-    correction = d.whole(0, 1) if n > 1 else 0
+    correction: float = d.whole(0, 1) if n > 1 else 0
+    if correction and n % 3 == 0:  # also a fraction, which NumPy and torch take as well
+        correction = 1.5
     return [shape], attributes | ({"correction": correction} if correction or d.maybe() else {})
 
 
 @operation(
     needle=lambda n, x, axes=None, **a: x.var(axes, **a) if len(x.shape) % 2 else n.var(x, axes, **a),
-    torch=numpys(lambda t, x, axes, correction=0: x.var(axes, correction=int(correction))),
+    torch=numpys(lambda t, x, axes, correction=0: x.var(axes, correction=correction)),
     drawn=varied,
     node="Var",
     values="far",  # from 0, where squares cancel

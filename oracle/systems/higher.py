@@ -112,7 +112,7 @@ def _in_torch(
     op = functools.partial(function, torch, **case.attributes)
     many = 1 if noise is None else REPLICAS - 1
     by = {f"operand {i}": _leaf(o.array, many, dtype, i not in case.constants) for i, o in enumerate(case.operands)}
-    cotangent = _leaf(case.cotangent_array, many, dtype, True)
+    cotangent = _leaf(case.cotangent_array, many, dtype, not case.constant_cotangent)
     results: Results = {}
     with nullcontext() if noise is None else noise:
         # one alone without vmap, under which torch takes some kernels apart: for that it imports 0.25 s of what compiles
@@ -121,7 +121,7 @@ def _in_torch(
         by = {name: x for name, x in by.items() if x.requires_grad}
         grads = torch.autograd.grad(out, list(by.values()), cotangent, create_graph=True, allow_unused=True)
         made: dict[str, Tensor | None] = dict(zip(by, grads, strict=True))
-        by["cotangent"] = cotangent
+        by |= {} if case.constant_cotangent else {"cotangent": cotangent}
         for order in range(2, case.order + 1):
             total = torch.zeros((), dtype=dtype)
             for name, grad in made.items():

@@ -91,12 +91,13 @@ def _higher(
     phase: Callable[[str], Phase],
     findings: recorded.TapeJudge | None,
 ) -> None:
-    """The gradient of the inner product of all gradients so far with drawn directions, by the operands and the cotangent.
+    """The gradient of the inner product of all gradients so far with drawn directions, by the operands and the cotangent if
+    that is no constant.
 
     Nothing where the gradients of another needle carry no graph: the course leaves that open.
     """
     contract = contract_of(ndl)
-    cotangent = ndl.Tensor(case.cotangent_array)
+    cotangent = ndl.Tensor(case.cotangent_array, requires_grad=not case.constant_cotangent)
     with phase("backward with create_graph"):
         for tensor in operands:
             tensor.grad = None
@@ -104,7 +105,8 @@ def _higher(
     asked = [x for i, x in enumerate(operands) if i not in case.constants and grad_of(x) is not None]
     if not all(contract.carried(x.grad, cotangent) for x in asked):
         return
-    by = {f"operand {i}": x for i, x in enumerate(operands) if i not in case.constants} | {"cotangent": cotangent}
+    by = {f"operand {i}": x for i, x in enumerate(operands) if i not in case.constants}
+    by |= {} if case.constant_cotangent else {"cotangent": cotangent}
     for order in range(2, case.order + 1):
         quantity = HIGHER[order]
         with phase(f"{quantity.partition(' ')[0]} backward"):

@@ -16,6 +16,7 @@ import needle
 from oracle.blame import judged, script
 from oracle.cases import case as c
 from oracle.cases import coverage
+from oracle.cases.large import long_op_cases
 from oracle.cases.strategies import op_cases, train_cases
 from oracle.operations import MEANINGS, OPERATIONS, indexing, operation
 from oracle.operations.tape import Tape, Var
@@ -282,6 +283,30 @@ def test_an_index_is_spelled_as_users_do_and_each_spelling_is_judged(kind, place
     monkeypatch.setattr(needle.ops, "_index_of", lambda part: part if isinstance(part, kind) else kept(part))
     found = judge(case, needle).divergence
     assert (found is None) == (kind is np.ndarray)  # of which there is no other way to be found
+
+
+def test_a_rule_that_takes_a_shortcut_where_g_is_a_constant_is_found_out(monkeypatch):
+    """As of a loss: a cotangent that asks for a gradient itself never goes that way. Which it is, its first number says."""
+    right = needle.ops.LayerNorm.vjp
+
+    def shortcut(self, g, y, needs, x, weight, bias):
+        constant = isinstance(g, needle.Tensor) and not g.requires_grad
+        return right(self, g, y, needs, x.detach() if constant else x, weight, bias)
+
+    operands = (c.Operand((2, 3), (1.0, 2.0, 4.0, 0.5, -1.0, 3.0)), *[c.Operand((3,), (1.0, 2.0, 0.5))] * 2)
+    cases = [c.OpCase("layer_norm", operands, {"eps": 1.0}, (g, 0.5, 2.0), order=3) for g in (1.0, -1.0)]
+    assert [judge(case, needle).divergence for case in cases] == [None, None]
+    monkeypatch.setattr(needle.ops.LayerNorm, "vjp", shortcut)
+    found = [judge(case, needle).divergence for case in cases]
+    assert found[0] is None
+    assert found[1].quantity == "second gradient"
+
+
+def test_long_rows_are_also_far_apart():
+    """A shift by the maximum of another row is right for ordinary numbers, of however many."""
+    cases = draw_from(long_op_cases("softmax_loss"), 30, 0)
+    tops = [case.operands[0].array.max(1) for case in cases if case.operands[0].shape[1] > 64]
+    assert any(top.max() - top.min() > 89 for top in tops)
 
 
 def test_sums_at_one_place_round_as_other_sums_do():
