@@ -952,3 +952,59 @@ def test_only_a_sequential_is_taken_for_one():
     x = given(False)
     model = nn.Sequential(Backwards(nn.ReLU(), nn.Tanh()), nn.Identity())
     np.testing.assert_array_equal(model(x).numpy(), np.maximum(np.tanh(x.numpy()), 0))
+
+
+@pytest.mark.parametrize("shared", ["weight", "bias"])
+def test_layers_that_share_one_parameter_alone_give_it_the_gradients_of_both(shared):
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    setattr(second, shared, getattr(first, shared))
+    x, g = ndl.Tensor(normal(4, 3)), ndl.Tensor(normal(4, 3, seed=1))
+    grads = []
+    for model in (nn.Sequential(first, nn.Tanh(), second), lambda x: second(ops.tanh(first(x)))):
+        model(x).backward(g)
+        grads.append([p.grad.numpy() for p in dict.fromkeys([first.weight, first.bias, second.weight, second.bias])])
+    for in_a_chain, called in zip(*grads, strict=True):
+        np.testing.assert_array_equal(in_a_chain, called)
+
+
+@pytest.mark.parametrize(("op", "layer"), [(ops.ReLU, nn.ReLU), (ops.Tanh, nn.Tanh), (ops.Linear, None)])
+def test_a_gradient_rule_that_is_replaced_alone_counts_from_then_on(op, layer, monkeypatch):
+    model = nn.Sequential(nn.Linear(3, 3), *([layer()] if layer else []), nn.Linear(3, 2))
+    x = ndl.Tensor(normal(4, 3))
+    model(x).sum().backward()
+    assert np.any(x.grad.numpy())
+    right = op.vjp
+    monkeypatch.setattr(
+        op, "vjp", lambda self, *given: tuple(None if c is None else c * 0 for c in right(self, *given))
+    )
+    model(x).sum().backward()
+    assert not np.any(x.grad.numpy())
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_an_operand_that_was_computed_passes_its_gradient_on(name):
+    """Of a Linear behind which, and before which, nothing else needs one."""
+    layer = nn.Linear(3, 3)
+    start = ndl.Tensor(normal(*getattr(layer, name).shape))
+    for p in (layer.weight, layer.bias):
+        p.requires_grad = False
+    setattr(layer, name, start * 2)
+    x, g = ndl.Tensor(normal(4, 3), requires_grad=False), ndl.Tensor(normal(4, 3, seed=1))
+    nn.Sequential(layer, nn.Identity())(x).backward(g)
+    expected = x.numpy().T @ g.numpy() if name == "weight" else g.numpy().sum(0, keepdims=True)
+    np.testing.assert_allclose(start.grad.numpy(), 2 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parameter_that_alone_is_not_frozen_gets_its_gradient(name):
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 2))
+    x = ndl.Tensor(normal(4, 3), requires_grad=False)
+    model(x).sum().backward()
+    expected = getattr(layer, name).grad.numpy()
+    model.zero_grad()
+    for p in model.parameters():
+        p.requires_grad = p is getattr(layer, name)
+    model(x).sum().backward()
+    assert [p.grad is not None for p in model.parameters()] == [p.requires_grad for p in model.parameters()]
+    np.testing.assert_array_equal(getattr(layer, name).grad.numpy(), expected)
