@@ -361,3 +361,28 @@ def test_an_error_without_a_text_stays_as_it_is():
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - it has no text
         nn.Sequential(Odd())(ndl.Tensor([1.0]))
     assert caught.value.args == (5,)
+
+
+def test_a_tuple_of_modules_is_found_among_many_attributes():
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = (nn.Linear(1, 1), [nn.Linear(1, 1), (nn.Linear(1, 1),)])
+            for i in range(12):
+                setattr(self, f"part{i}", nn.Linear(1, 1))
+            self.last = {"a": (nn.Linear(1, 1),)}
+
+    names = [name for name, _ in Many().named_parameters()]
+    assert len(names) == 2 * (3 + 12 + 1)
+    assert [name for name in names if "weight" in name][:3] == [
+        "first.0.weight",
+        "first.1.0.weight",
+        "first.1.1.0.weight",
+    ]
+
+
+def test_a_mean_square_is_differentiated_by_the_target_too():
+    prediction, target = ndl.Tensor([1.0, 2.0]), ndl.Tensor([3.0, 1.0])
+    nn.MSELoss()(prediction, target).backward()
+    assert prediction.grad.tolist() == [-2, 1]
+    assert target.grad.tolist() == [2, -1]
