@@ -166,7 +166,7 @@ class Plan:
     def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...]) -> None:
         i, keeps, kind = len(self._layout), op.written.keeps, type(op).__name__.lower()
         theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
-        names = {"op": f"{kind}{i}", "once": f"{kind}_of_{self._width or 'x'}"}
+        names = {name: f"{name}{i}" for name in keeps} | {"op": f"{kind}{i}", "once": f"{kind}_of_{self._width or 'x'}"}
         self._names |= zip(theirs, operands, strict=True)
         self._written[type(op)] = None
         if op.written.once and names["once"] not in self._seen:
@@ -178,7 +178,7 @@ class Plan:
         self._ahead += [(step, True, f"y{i} = x")] * ("y" in keeps)
         for name in keeps[keeps[0] in "xy" :]:  # what the way ahead has made on its way
             self._names[names["op"]] = op
-            self._ahead += [(step, True, f"{name}{i} = {name}"), (step, None, f"del {name}")]
+            self._ahead.append((step, False, f"del {name}{i}"))
         back = [f"{name} = take()" for name in reversed(keeps)]
         if operands:
             self.sources += [t for t in operands if t._number]

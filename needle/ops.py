@@ -317,7 +317,7 @@ class _Written(NamedTuple):
 
     ahead: tuple[str, ...]  # x becomes the result y, of operands {0} and {1}; the last line is for a {1}
     back: tuple[str, ...]  # g becomes the gradient of x
-    keeps: tuple[str, ...]  # what they look at: "x" or "y", or what the way ahead gives these names
+    keeps: tuple[str, ...]  # what they look at: "x" or "y", or what the way ahead gives to {these} names
     operands: tuple[str, ...] = ()  # what each operand gets
     once: str = ""  # what {once} is: the same for all x of one shape
 
@@ -1881,7 +1881,7 @@ class LayerNorm(_KeepsNormalised, TensorOp):
         return dx
 
     written = _Written(
-        ("xh, inv = {op}._normalised(x)", "x = xh * {0}.cached_data", "x += {1}.cached_data"),
+        ("{xh}, {inv} = {op}._normalised(x)", "x = {xh} * {0}.cached_data", "x += {1}.cached_data"),
         ("g = {op}._of_x(g, {0}.cached_data, xh, inv)",),
         ("xh", "inv"),
         ("column_sums(g * xh)", "column_sums(g)"),
