@@ -391,15 +391,37 @@ def cycled(values: Array, size: int) -> Array:
     return repeated.reshape(-1)[:size]
 
 
+Layout = Literal["C", "F", "strided", "reversed", "repeated", "read-only"]
+
+
+def laid_out(plain: Array, layout: Layout) -> Array:
+    """The same numbers as they lie in memory; "repeated" are those of the first row, over and over, with a stride of 0."""
+    if not plain.ndim or layout == "C":
+        return plain
+    if layout == "F":
+        return np.asfortranarray(plain)
+    if layout == "strided":
+        wide = np.zeros((*plain.shape[:-1], 2 * plain.shape[-1]), dtype=plain.dtype)
+        wide[..., ::2] = plain
+        return wide[..., ::2]
+    if layout == "reversed":
+        return np.ascontiguousarray(plain[..., ::-1])[..., ::-1]
+    if layout == "repeated":
+        return np.broadcast_to(plain[:1], plain.shape)
+    fixed = np.array(plain, order="C")
+    fixed.flags.writeable = False
+    return fixed
+
+
 class Operand(Part, frozen=True, tag="Operand"):
-    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory, see `laid_out`.
 
     The values of a long one are ``cycled``: given once, and taken from the beginning again until it is full.
     """
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MOST)], ...], Meta(max_length=MOST_AXES)]
     values: tuple[Number | Special, ...]
-    layout: Literal["C", "F", "strided", "reversed"] = "C"
+    layout: Layout = "C"
     cycled: bool = False
 
     def __post_init__(self) -> None:
@@ -415,15 +437,7 @@ class Operand(Part, frozen=True, tag="Operand"):
         """The operand as a float32 array with the memory layout asked for."""
         flat = np.array([float(v) for v in self.values], dtype=np.float32)
         flat = (cycled(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
-        if self.layout == "F" and self.shape:
-            return np.asfortranarray(flat)
-        if self.layout == "strided" and self.shape:
-            wide = np.zeros((*self.shape[:-1], 2 * self.shape[-1]), dtype=np.float32)
-            wide[..., ::2] = flat
-            return wide[..., ::2]
-        if self.layout == "reversed" and self.shape:
-            return np.ascontiguousarray(flat[..., ::-1])[..., ::-1]
-        return flat
+        return laid_out(flat, self.layout)
 
 
 def _beside_inf(value: float | Special) -> float | Special:
@@ -489,17 +503,19 @@ class OpCase(_Case, frozen=True, tag="op"):
         return result_shape(self.op, [o.shape for o in self.operands], attributes)
 
     def array(self, i: int) -> Array:
-        """The i-th operand as it is handed over: in its dtype, integers away from zero. In float64 it is moved by 2⁻³⁰ of itself:
-        products of what float32 can hold are too often exact.
+        """The i-th operand as it is handed over: in its dtype and layout, integers away from zero. In float64 it is moved by 2⁻³⁰ of
+        itself: products of what float32 can hold are too often exact.
         """
         plain = self.operands[i].array
         if not self.dtypes or self.dtypes[i] == "float32":
             return plain
         dtype = np.dtype(self.dtypes[i])
         if dtype.kind == "f":
-            return plain.astype(dtype) * (1 + 2.0**-30) if dtype == np.float64 else plain.astype(dtype)
-        away = np.copysign(np.ceil(np.abs(plain)), plain)
-        return (np.abs(away) if dtype.kind in "ub" else away).astype(dtype)
+            made = plain.astype(dtype) * (1 + 2.0**-30) if dtype == np.float64 else plain.astype(dtype)
+        else:
+            away = np.copysign(np.ceil(np.abs(plain)), plain)
+            made = (np.abs(away) if dtype.kind in "ub" else away).astype(dtype)
+        return laid_out(np.ascontiguousarray(made) if made.ndim else made, self.operands[i].layout)
 
     @property
     def dtype(self) -> str:
