@@ -459,6 +459,9 @@ def held(number: float, dtypes: Sequence[str]) -> float:
     return rounded if math.isfinite(rounded) else 0.0
 
 
+NOT_AGAIN = ("cast", "where", "whole_power")  # what is differentiated more than once in float32 alone
+
+
 class OpCase(_Case, frozen=True, tag="op"):
     """One operation, forward and backward, on explicit operands with an explicit cotangent (cycled to fit)."""
 
@@ -479,15 +482,20 @@ class OpCase(_Case, frozen=True, tag="op"):
         if self.dtypes:
             known = len(self.dtypes) == len(self.operands)
             require(known, f"dtypes: {len(self.dtypes)} for {len(self.operands)} operands")
-            require(self.order == 1, "dtypes: only float32 is differentiated more than once")
             free -= {i for i, dtype in enumerate(self.dtypes) if not dtype.startswith("float")}
-            require(bool(free), f"dtypes={self.dtypes} leave no operand that has a gradient")
+            require(bool(free) or self.alone, f"dtypes={self.dtypes} leave no operand that has a gradient")
+            require(self.order == 1 or not self.alone, f"dtypes={self.dtypes} leave nothing to differentiate")
+            same = self.order == 1 or (len(set(self.dtypes)) == 1 and self.op not in NOT_AGAIN)
+            require(
+                same, f"dtypes={self.dtypes}: {self.op} is differentiated more than once in one dtype, or not at all"
+            )
             number = self.attributes.get("c", 1.0)
             require(
                 number == held(number, self.dtypes),
                 f"c={number} is no {self.dtype}: beside a Tensor a number is of its dtype, as in NumPy, and is rounded to it",
             )
-        require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
+        none = f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient"
+        require(bool(free) or self.alone, none)
         try:
             self.result_shape  # noqa: B018 - asked for its errors
         except ValueError as error:
@@ -518,9 +526,14 @@ class OpCase(_Case, frozen=True, tag="op"):
         return laid_out(np.ascontiguousarray(made) if made.ndim else made, self.operands[i].layout)
 
     @property
+    def alone(self) -> bool:
+        """Whether all operands are integers or bools, so that there are no gradients."""
+        return bool(self.dtypes) and not any(d.startswith("float") for d in self.dtypes)
+
+    @property
     def dtype(self) -> str:
-        """Of the result: the widest float among the operands, as NumPy and torch have it."""
-        floats = [d for d in self.dtypes if d.startswith("float")]
+        """Of the result: the widest float among the operands, as NumPy and torch have it. That of a condition does not count."""
+        floats = [d for i, d in enumerate(self.dtypes) if d.startswith("float") and (i or self.op != "where")]
         return max(floats, key=lambda d: int(d[5:])) if floats else "float32"
 
     @property
