@@ -15,6 +15,7 @@ op is entered, by this table, and nowhere else. *Default* is float32, as in need
 | a float and a Python or NumPy number               | the float's dtype                                          |
 | integers or bools, in + - * ** relu max sum @,     | as in NumPy: an integer dtype, which wraps around          |
 | abs min clip maximum minimum where concatenate     |                                                            |
+| stack linear conv, and where elements only move    |                                                            |
 | integers or bools, and a Python float              | default                                                    |
 | integers or bools, in / and in every other formula | default: exp log tanh sigmoid sqrt logsumexp logsoftmax    |
 |                                                    | mean var, the norms, the loss (the norms: the dtype of the |
@@ -26,6 +27,7 @@ op is entered, by this table, and nowhere else. *Default* is float32, as in need
 | anything, compared                                 | bool                                                       |
 | argmax, argmin                                     | int64                                                      |
 
+An op has one dtype for all of its operands, from the start: beside a float bias a linear multiplies floats, and no integers that wrap around.
 A gradient has the dtype of its tensor if that is a float; an integer tensor takes its gradient as it comes.
 
 Adding an op is one block here, and a row in the table of whoever checks it.
@@ -1412,11 +1414,10 @@ class Linear(_Product, TensorOp):
     reads_result = False
 
     def compute(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        dtype = x.dtype
-        if dtype is not weight.dtype:
+        if x.dtype is not weight.dtype:
             _look_at_dtypes(x, weight)
             x, weight = _alike(x, weight)
-        elif dtype is _HALF:
+        if x.dtype is _HALF and weight.dtype is _HALF:
             y = self.compute(_wide(x), _wide(weight), bias)
             narrow = bias is None or bias.dtype.kind != "f"
             return y.astype(_HALF if narrow else np.result_type(_HALF, bias), copy=False)
@@ -1433,9 +1434,10 @@ class Linear(_Product, TensorOp):
                     f"linear needs a bias of shape (1, out) or (out,) for weight {weight.shape}, but got {bias.shape}"
                 )
             if y.dtype is not bias.dtype:
+                before = y.dtype
                 y, bias = _alike(y, bias)
                 dtype = np.result_type(y, bias)
-                if dtype != y.dtype:  # a wider bias: in the dtype of the result from the start
+                if dtype != before:  # a wider bias, or a float: in the dtype of the result from the start
                     return self.compute(x.astype(dtype), weight.astype(dtype), bias)
             y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
         return y
