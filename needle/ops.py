@@ -1014,9 +1014,12 @@ class GetItem(_Shapes, TensorOp):
 
 
 def _index_of(part: Any) -> Any:
-    """A part of an index to keep: an array is copied, because its owner may change it before the gradient is asked for."""
+    """A part of an index to keep: an array is copied, because its owner may change it before the gradient is asked for.
+
+    A list, a tuple in a tuple, a range and all else that has a length is an array to NumPy, and may name a place twice.
+    """
     part = part.cached_data if isinstance(part, Tensor) else part
-    if isinstance(part, list | np.ndarray):
+    if hasattr(part, "__len__"):
         part = np.array(part, dtype=None if len(np.shape(part)) == 0 or len(part) else np.intp)
     return part
 
@@ -1601,7 +1604,8 @@ class TupleGetItem(_Shapes, TensorOp):
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
         """The element gets g, the others nothing (None)."""
-        return (tuple(g if i == self.index else None for i in range(len(a))),)
+        place = range(len(a))[self.index]  # which may be counted from the end
+        return (tuple(g if i == place else None for i in range(len(a))),)
 
 
 def tuple_get_item(value: TensorTuple, index: int) -> Tensor:

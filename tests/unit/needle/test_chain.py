@@ -935,6 +935,35 @@ def test_attributes_that_are_computed_at_each_look_are_not_planned_with(monkeypa
     np.testing.assert_array_equal(model(x).numpy(), 2 * before)
 
 
+class LookedAt(nn.Sequential):
+    """Its modules are computed at each look."""
+
+    reverses = False
+
+    def __getattribute__(self, name):
+        value = super().__getattribute__(name)
+        return value[::-1] if name == "modules" and LookedAt.reverses else value
+
+
+def test_modules_that_are_computed_at_each_look_are_not_planned_with(monkeypatch):
+    x = given(False)
+    model = LookedAt(nn.ReLU(), nn.Tanh())
+    np.testing.assert_array_equal(model(x).numpy(), np.tanh(np.maximum(x.numpy(), 0)))
+    monkeypatch.setattr(LookedAt, "reverses", True)
+    np.testing.assert_array_equal(model(x).numpy(), np.maximum(np.tanh(x.numpy()), 0))
+
+
+def test_a_plan_is_kept_for_as_long_as_it_holds():
+    model = made("resnet")
+    model(given(False))
+    plan = model._plan
+    model(given(False))
+    assert model._plan is plan
+    model.modules[5].bias = nn.Parameter(ndl.Tensor(np.ones((1, 6), "float32")))
+    model(given(False))
+    assert model._plan is not plan
+
+
 class Backwards(nn.Module):
     """Holds modules like a Sequential, and does something else with them."""
 
