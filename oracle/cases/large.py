@@ -8,7 +8,7 @@ of the optimizers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from oracle.cases.strategies import SEEDS, adam, legal, op_cases, sgd
 from oracle.operations import OPERATIONS, largest
 
 MOST_NUMBERS = 130_000  # of an operand, or of what an operation makes: such a case takes some tenths of a second
-_PERIOD = 251  # values of a long operand: a prime, so that no block of it looks like the next
+PERIOD = 251  # values of a long operand: a prime, so that no block of it looks like the next
 
 # -- single operations ------------------------------------------------------------------------------------------------
 
@@ -101,9 +101,7 @@ def stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomStat
         if max(largest(wide, grown), *map(math.prod, wide)) > MOST_NUMBERS:
             continue
         op = OPERATIONS[case.op]
-        operands = tuple(
-            _filled(shape, op.domain(i), rng, layout, op.hard if i == 0 else ()) for i, shape in enumerate(wide)
-        )
+        operands = tuple(filled(shape, op.domain(i), rng, layout) for i, shape in enumerate(wide))
         try:
             yield msgspec.structs.replace(case, operands=operands, attributes=grown)
         except c.CaseError:
@@ -118,15 +116,11 @@ def _grown(name: str, value: Any, old: int, new: int) -> Any:
     return value
 
 
-def _filled(
-    shape: Shape, domain: str, rng: np.random.RandomState, layout: Any, hard: Sequence[float] = ()
-) -> c.Operand:
-    """Ordinary numbers, and in every other operand one that the operation finds hard, in some rows and not in others."""
+def filled(shape: Shape, domain: str, rng: np.random.RandomState, layout: Any) -> c.Operand:
+    """An operand of any size: a few numbers, over and over."""
     size = math.prod(shape)
-    given = min(size, _PERIOD)
+    given = min(size, PERIOD)
     values = np.round(rng.standard_normal(given), 3).astype(np.float32).astype(np.float64).tolist()
-    if hard and given and values[0] > 0:  # drawn already, so that all other numbers stay as they are
-        values[given // 2] = hard[given % len(hard)]
     return c.Operand(shape, tuple(legal(v, domain) for v in values), layout, cycled=given < size)
 
 

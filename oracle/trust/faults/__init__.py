@@ -13,6 +13,7 @@ from oracle.trust.faults import (
     arguments,
     clipping,
     conditional,
+    corners,
     dropout,
     dtypes,
     elementwise,
@@ -42,7 +43,7 @@ _CHAPTERS = [
     for chapter in (
         *(sgd, adam, clipping, walk),
         *(elementwise, shapes, reductions, products, tuples, losses, arguments),
-        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole, handed),
+        *(norms, dropout, layers, conditional, small, large, higher, programs, dtypes, whole, handed, corners),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -342,11 +342,14 @@ def test_one_module_is_replaced_and_the_others_stay(held, place):
         (lambda: nn.ModuleList().append(3), TypeError, "ModuleList"),
         (lambda: nn.Conv(0, 1, 1), ValueError, "Conv: in_channels must be at least 1, got in_channels=0"),
         (lambda: nn.Conv(1, 0, 1), ValueError, "Conv: out_channels must be at least 1, got out_channels=0"),
+        (lambda: nn.Conv(1, 1, 0), ValueError, "Conv: kernel_size must be at least 1, got kernel_size=0"),
+        (lambda: nn.Conv(1, 1, 1, stride=0), ValueError, "Conv: stride must be at least 1, got stride=0"),
+        (lambda: nn.Conv(1, 1, 1, padding=-1), ValueError, "Conv: padding must be at least 0, got padding=-1"),
         (lambda: nn.Conv(1, 1, (3, 3, 3)), TypeError, "Conv: kernel_size must be an integer"),
         (lambda: nn.MSELoss()(3.0, ndl.Tensor([1.0])), ValueError, r"of one shape, but got None and \(1,\)"),
         (lambda: nn.MSELoss()(ndl.Tensor([1.0]), 3.0), ValueError, r"of one shape, but got \(1,\) and None"),
     ],
-    ids=["append", "in", "out", "three sizes", "number", "target"],
+    ids=["append", "in", "out", "no size", "stride", "padding", "three sizes", "number", "target"],
 )
 def test_what_makes_no_layer_is_refused_by_name(what, kind, match):
     with pytest.raises(kind, match=match):
@@ -361,3 +364,28 @@ def test_an_error_without_a_text_stays_as_it_is():
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - it has no text
         nn.Sequential(Odd())(ndl.Tensor([1.0]))
     assert caught.value.args == (5,)
+
+
+def test_a_tuple_of_modules_is_found_among_many_attributes():
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = (nn.Linear(1, 1), [nn.Linear(1, 1), (nn.Linear(1, 1),)])
+            for i in range(12):
+                setattr(self, f"part{i}", nn.Linear(1, 1))
+            self.last = {"a": (nn.Linear(1, 1),)}
+
+    names = [name for name, _ in Many().named_parameters()]
+    assert len(names) == 2 * (3 + 12 + 1)
+    assert [name for name in names if "weight" in name][:3] == [
+        "first.0.weight",
+        "first.1.0.weight",
+        "first.1.1.0.weight",
+    ]
+
+
+def test_a_mean_square_is_differentiated_by_the_target_too():
+    prediction, target = ndl.Tensor([1.0, 2.0]), ndl.Tensor([3.0, 1.0])
+    nn.MSELoss()(prediction, target).backward()
+    assert prediction.grad.tolist() == [-2, 1]
+    assert target.grad.tolist() == [2, -1]

@@ -423,6 +423,7 @@ def test_an_op_has_the_defaults_of_its_function():
             for p in inspect.signature(kind).parameters.values():
                 if p.default is not p.empty and p.name in of_function:
                     assert p.default == of_function[p.name].default, (name, p.name)
+                    assert getattr(kind(), p.name) == p.default, (name, p.name)
                     seen.add((name, p.name))
     assert len(seen) >= 14, seen
 
