@@ -87,7 +87,9 @@ def memory(
     what = model or ("panel" if panel_only else f"panel and {plan.cases} generated models, seed {plan.seed}")
     whose = f"the needle of {shown(needle)}" if needle is not None else "needle"
     console.print(
-        f"memory of {whose}: {what}, {STEPS} steps each, {plan.workers} workers", soft_wrap=True, markup=False
+        f"memory of {whose}: {what}, {STEPS} steps each, {plan.workers} worker{'s' * (plan.workers != 1)}",
+        soft_wrap=True,
+        markup=False,
     )
     with terminal.progress(console) as show:
         outcome = run(plan, lambda run, text: show(text, run.done, run.jobs))
