@@ -383,13 +383,7 @@ def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
     if data.shape != p.cached_data.shape:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
-    tensor = isinstance(entry, Tensor)
-    del entry
-    # 2 references: the dict's, and the argument. A tensor that the user holds too is left as it is, and one that an op has
-    # made would keep its graph for ever.
-    if tensor and _references(state[p]) == 2 and state[p].is_leaf():
-        return state[p]
-    return Tensor.make_const(data.astype(p.cached_data.dtype, copy=False))
+    return Tensor.make_const(data.astype(p.cached_data.dtype, copy=False))  # the user's own is left as it is
 
 
 class _Run:

@@ -28,6 +28,7 @@ from oracle.blame.sources import operations_text
 from oracle.blame.written import model_values
 from oracle.cases import case as c
 from oracle.cases import inputs
+from oracle.operations.integers import in_numpy
 from oracle.pages import templates
 from oracle.rules.verdict import Divergence
 from oracle.systems.candidate import candidate, home
@@ -289,6 +290,12 @@ def _second(case: c.SecondOrderCase, divergence: Divergence) -> str:
     return _render("script.py.j2", **values, mode="second", data=data, packed=any("unpack(" in v for _, v in data))
 
 
+def _dtype_of(case: c.OpCase, divergence: Divergence) -> str:
+    """Of the tensor that diverges."""
+    operand = divergence.name.removeprefix("operand ")
+    return case.dtypes[int(operand)] if operand.isdigit() else case.dtype
+
+
 def _op(case: c.OpCase, divergence: Divergence) -> str:
     arrays = [case.array(i) for i in range(len(case.operands))]
     operands = [np.ascontiguousarray(x) if x.ndim else x for x in arrays]
@@ -296,9 +303,15 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
     data = [
         ("OPERANDS", listed([literal(x) for x in operands])),
         ("LAYOUTS", repr([o.layout for o in case.operands])),
-        ("COTANGENT", literal(case.cotangent_array)),
+        ("COTANGENT", literal(case.cotangent_array.astype(case.dtype, copy=False))),
         ("CONSTANTS", repr(tuple(sorted(constants)))),
     ]
+    kept = in_numpy(case.op, arrays, case.attributes) if case.alone else None
+    about: dict[str, Any] = {}
+    if case.dtypes:  # torch's float32 says nothing of other dtypes
+        about = {"rule": "", "dtype": repr(_dtype_of(case, divergence) if kept is None else str(kept.dtype))}
+    if kept is not None:
+        about["expected"] = literal(kept)
     if case.order > 1:
         shapes = {f"operand {i}": o.shape for i, o in enumerate(case.operands)} | {"cotangent": case.result_shape}
         drawn = {(n + 1, name): case.direction(n, name, shapes[name]) for n in range(1, case.order) for name in shapes}
@@ -310,13 +323,13 @@ def _op(case: c.OpCase, divergence: Divergence) -> str:
     )
     return _render(
         "script_op.py.j2",
-        **_common(case, divergence)
-        | ({"rule": ""} if case.dtypes else {}),  # torch's float32 says nothing of other dtypes
+        **_common(case, divergence) | about,
         data=data,
         ops=operations_text([case.op]),
         graph=divergence.quantity in ("gradient with graph", "exception in backward with create_graph"),
         op_name=repr(case.op),
         order=case.order,
+        alone=case.alone,
         needle_attributes=ours,
         attributes=repr(case.attributes),
         packed=any("unpack(" in v for _, v in data),

@@ -396,15 +396,37 @@ def cycled(values: Array, size: int) -> Array:
     return repeated.reshape(-1)[:size]
 
 
+Layout = Literal["C", "F", "strided", "reversed", "repeated", "read-only"]
+
+
+def laid_out(plain: Array, layout: Layout) -> Array:
+    """The same numbers as they lie in memory; "repeated" are those of the first row, over and over, with a stride of 0."""
+    if not plain.ndim or layout == "C":
+        return plain
+    if layout == "F":
+        return np.asfortranarray(plain)
+    if layout == "strided":
+        wide = np.zeros((*plain.shape[:-1], 2 * plain.shape[-1]), dtype=plain.dtype)
+        wide[..., ::2] = plain
+        return wide[..., ::2]
+    if layout == "reversed":
+        return np.ascontiguousarray(plain[..., ::-1])[..., ::-1]
+    if layout == "repeated":
+        return np.broadcast_to(plain[:1], plain.shape)
+    fixed = np.array(plain, order="C")
+    fixed.flags.writeable = False
+    return fixed
+
+
 class Operand(Part, frozen=True, tag="Operand"):
-    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory.
+    """One explicit operand, float32, row by row; ``layout`` is how it lies in memory, see `laid_out`.
 
     The values of a long one are ``cycled``: given once, and taken from the beginning again until it is full.
     """
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MOST)], ...], Meta(max_length=MOST_AXES)]
     values: tuple[Number | Special, ...]
-    layout: Literal["C", "F", "strided", "reversed"] = "C"
+    layout: Layout = "C"
     cycled: bool = False
 
     def __post_init__(self) -> None:
@@ -420,15 +442,7 @@ class Operand(Part, frozen=True, tag="Operand"):
         """The operand as a float32 array with the memory layout asked for."""
         flat = np.array([float(v) for v in self.values], dtype=np.float32)
         flat = (cycled(flat, math.prod(self.shape)) if self.cycled else flat).reshape(self.shape)
-        if self.layout == "F" and self.shape:
-            return np.asfortranarray(flat)
-        if self.layout == "strided" and self.shape:
-            wide = np.zeros((*self.shape[:-1], 2 * self.shape[-1]), dtype=np.float32)
-            wide[..., ::2] = flat
-            return wide[..., ::2]
-        if self.layout == "reversed" and self.shape:
-            return np.ascontiguousarray(flat[..., ::-1])[..., ::-1]
-        return flat
+        return laid_out(flat, self.layout)
 
 
 def _beside_inf(value: float | Special) -> float | Special:
@@ -448,6 +462,9 @@ def held(number: float, dtypes: Sequence[str]) -> float:
     with np.errstate(over="ignore"):
         rounded = float(np.float16(number))
     return rounded if math.isfinite(rounded) else 0.0
+
+
+NOT_AGAIN = ("cast", "where", "whole_power")  # what is differentiated more than once in float32 alone
 
 
 class OpCase(_Case, frozen=True, tag="op"):
@@ -470,15 +487,20 @@ class OpCase(_Case, frozen=True, tag="op"):
         if self.dtypes:
             known = len(self.dtypes) == len(self.operands)
             require(known, f"dtypes: {len(self.dtypes)} for {len(self.operands)} operands")
-            require(self.order == 1, "dtypes: only float32 is differentiated more than once")
             free -= {i for i, dtype in enumerate(self.dtypes) if not dtype.startswith("float")}
-            require(bool(free), f"dtypes={self.dtypes} leave no operand that has a gradient")
+            require(bool(free) or self.alone, f"dtypes={self.dtypes} leave no operand that has a gradient")
+            require(self.order == 1 or not self.alone, f"dtypes={self.dtypes} leave nothing to differentiate")
+            same = self.order == 1 or (len(set(self.dtypes)) == 1 and self.op not in NOT_AGAIN)
+            require(
+                same, f"dtypes={self.dtypes}: {self.op} is differentiated more than once in one dtype, or not at all"
+            )
             number = self.attributes.get("c", 1.0)
             require(
                 number == held(number, self.dtypes),
                 f"c={number} is no {self.dtype}: beside a Tensor a number is of its dtype, as in NumPy, and is rounded to it",
             )
-        require(bool(free), f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient")
+        none = f"constants={self.constants} leave none of {len(self.operands)} operands with a gradient"
+        require(bool(free) or self.alone, none)
         try:
             self.result_shape  # noqa: B018 - asked for its errors
         except ValueError as error:
@@ -494,22 +516,29 @@ class OpCase(_Case, frozen=True, tag="op"):
         return result_shape(self.op, [o.shape for o in self.operands], attributes)
 
     def array(self, i: int) -> Array:
-        """The i-th operand as it is handed over: in its dtype, integers away from zero. In float64 it is moved by 2⁻³⁰ of itself:
-        products of what float32 can hold are too often exact.
+        """The i-th operand as it is handed over: in its dtype and layout, integers away from zero. In float64 it is moved by 2⁻³⁰ of
+        itself: products of what float32 can hold are too often exact.
         """
         plain = self.operands[i].array
         if not self.dtypes or self.dtypes[i] == "float32":
             return plain
         dtype = np.dtype(self.dtypes[i])
         if dtype.kind == "f":
-            return plain.astype(dtype) * (1 + 2.0**-30) if dtype == np.float64 else plain.astype(dtype)
-        away = np.copysign(np.ceil(np.abs(plain)), plain)
-        return (np.abs(away) if dtype.kind in "ub" else away).astype(dtype)
+            made = plain.astype(dtype) * (1 + 2.0**-30) if dtype == np.float64 else plain.astype(dtype)
+        else:
+            away = np.copysign(np.ceil(np.abs(plain)), plain)
+            made = (np.abs(away) if dtype.kind in "ub" else away).astype(dtype)
+        return laid_out(np.ascontiguousarray(made) if made.ndim else made, self.operands[i].layout)
+
+    @property
+    def alone(self) -> bool:
+        """Whether all operands are integers or bools, so that there are no gradients."""
+        return bool(self.dtypes) and not any(d.startswith("float") for d in self.dtypes)
 
     @property
     def dtype(self) -> str:
-        """Of the result: the widest float among the operands, as NumPy and torch have it."""
-        floats = [d for d in self.dtypes if d.startswith("float")]
+        """Of the result: the widest float among the operands, as NumPy and torch have it. That of a condition does not count."""
+        floats = [d for i, d in enumerate(self.dtypes) if d.startswith("float") and (i or self.op != "where")]
         return max(floats, key=lambda d: int(d[5:])) if floats else "float32"
 
     @property

@@ -24,15 +24,19 @@ from oracle.cases.features import (
     FEW_CLASSES,
     FEW_LABELS,
     LABELS,
+    LAYOUTS,
     LONG_AXIS,
+    NOT_IN_DTYPES,
     PARAMETERS,
     PUT_IN,
+    ROWS,
     SELDOM_LONG,
     SWITCHES,
     TABLE,
     ZEROS_AT_HAND,
     side,
 )
+from oracle.operations.integers import dtype_of
 
 __all__ = ["LABELS", "TABLE", "covered", "missed", "steer"]
 
@@ -53,12 +57,24 @@ def covered(case: c.Case) -> set[str]:
 
 def _of_op(case: c.OpCase) -> Iterator[str]:
     yield f"op {case.op}"
-    if case.dtypes:
-        yield f"dtypes {case.op}"
-        floats = {dtype for dtype in case.dtypes if dtype.startswith("float")}
+    yield from _of_memory(case)
+    if case.alone:
+        kind = dtype_of(case.op, case.dtypes)
+        yield f"alone {'as floats' if kind == 'float' else f'{kind}s'}"
+        if case.op == "picked":  # it is taken out before it becomes a float
+            yield f"alone {'bools' if case.dtypes[0] == 'bool' else 'integers'}"
+        if math.prod(case.operands[0].shape) > ZEROS_AT_HAND:
+            yield f"alone many {'bools' if case.dtypes[0] == 'bool' else 'integers'}"
+    elif case.dtypes:
+        yield from [f"dtypes {case.op}"] * (case.op not in NOT_IN_DTYPES)
+        if any(not dtype.startswith("float") for dtype in case.dtypes[case.op == "where" :]):
+            yield f"beside {case.op}"
+        if case.order > 1:
+            yield from (f"again {times} in {case.dtype}" for times in ("twice", "three times")[: case.order - 1])
+        floats = {dtype for dtype in case.dtypes[case.op == "where" :] if dtype.startswith("float")}
         yield f"dtype result {case.dtype}"
         yield f"dtype {'one float' if len(floats) == 1 else 'several floats'}"
-        yield from {f"dtype {dtype} operand" for dtype in case.dtypes if dtype not in floats}
+        yield from {f"dtype {dtype} operand" for dtype in case.dtypes if not dtype.startswith("float")}
     if case.order > 1:  # each order on the way to the last one is judged
         yield from (f"{times} {case.op}" for times in ("twice", "three times")[: case.order - 1])
     shapes = [o.shape for o in case.operands]
@@ -82,7 +98,6 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
     if len(set(shapes)) > 1:
         yield "shape broadcast"
     for operand in case.operands:
-        yield f"memory {operand.layout}"
         for value in operand.values:
             if isinstance(value, str):
                 yield f"value {value}"
@@ -107,6 +122,30 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
     elif case.op in _WITH_AXES:
         yield "argument no axes"
     yield from _of_arguments(case)
+
+
+def _of_memory(case: c.OpCase) -> Iterator[str]:
+    """How operands lie, in which dtype, and whether their longest axis is one along which they do not lie side by side."""
+    for i, operand in enumerate(case.operands):
+        dtype = case.dtypes[i] if case.dtypes else "float32"
+        yield f"memory {operand.layout}"
+        if operand.layout == "read-only":
+            yield "memory C"
+        if operand.layout in LAYOUTS and dtype != "float32":
+            yield f"lying {operand.layout} {dtype if dtype.startswith('float') else 'integers'}"
+    shape: tuple[int, ...] = case.operands[0].shape
+    layout = case.operands[0].layout
+    if case.op in ROWS and not case.alone and max(shape, default=0) > 64 and 0 not in shape:
+        longest = shape.index(max(shape))
+        if longest != {
+            "C": len(shape) - 1,
+            "read-only": len(shape) - 1,
+            "repeated": len(shape) - 1 or None,
+            "F": 0,
+        }.get(layout):
+            yield f"rows {case.op}"
+            if case.dtypes and case.dtypes[0] in ("float16", "float64"):
+                yield f"rows {case.dtypes[0]}"
 
 
 def _of_sizes(op: str, shape: tuple[int, ...]) -> Iterator[str]:

@@ -70,7 +70,15 @@ PUT_IN = {
 }  # how a program holds its layers, in classes of needle's
 SELDOM_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 # a cast is about dtypes itself; of `where`, the dtype of the condition does not count; the gradients of powers of 0 are limits, which are exact, and noise says nothing of them
-NOT_IN_DTYPES = {"cast", "where", "whole_power"}
+NOT_IN_DTYPES = set(c.NOT_AGAIN)
+
+# what takes several operands, each of which may be integers beside a float
+BESIDE = (
+    *("add", "subtract", "multiply", "divide", "power", "whole_power", "matmul", "linear", "conv", "batch_norm", "layer_norm"),
+    *("stack", "concatenate", "where", "larger", "smaller"),
+)  # fmt: skip
+ROWS = ("softmax", "logsoftmax", "softmax_loss", "layer_norm", "logsumexp", "var", "summation", "batch_norm")
+LAYOUTS = ("F", "strided", "reversed", "repeated", "read-only")
 
 _POWERS = {
     "a whole power of a negative number": (-2.0, 3.0),
@@ -287,6 +295,16 @@ TABLE: dict[str, Group] = {
             )
         ),
     ),
+    "beside": Group(c.OpCase, dict.fromkeys(BESIDE)),
+    "alone": Group(c.OpCase, dict.fromkeys(("integers", "bools", "as floats", "many bools", "many integers"))),
+    "again": Group(
+        c.OpCase,
+        {f"{times} in {dtype}": None for times in ("twice", "three times") for dtype in ("float16", "float64")},
+    ),
+    "rows": Group(c.OpCase, dict.fromkeys((*ROWS, "float16", "float64"))),
+    "lying": Group(
+        c.OpCase, {f"{layout} {dtype}": None for layout in LAYOUTS for dtype in ("float16", "float64", "integers")}
+    ),
     "model": Group(
         c.TrainCase,
         {f"{model} on {data} data": None for model in FLOATS for data in FLOATS if (model, data) != ("float32",) * 2},
@@ -319,7 +337,14 @@ TABLE: dict[str, Group] = {
     ),
     "memory": Group(
         c.OpCase,
-        {"C": e.layout("C"), "F": e.layout("F"), "strided": e.layout("strided"), "reversed": e.layout("reversed")},
+        {
+            "C": e.layout("C"),
+            "F": e.layout("F"),
+            "strided": e.layout("strided"),
+            "reversed": e.layout("reversed"),
+            "repeated": e.layout("repeated"),
+            "read-only": e.layout("read-only"),
+        },
     ),
     "value": Group(
         c.OpCase,

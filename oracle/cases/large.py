@@ -22,7 +22,7 @@ from oracle.cases.strategies import SEEDS, adam, legal, op_cases, sgd
 from oracle.operations import OPERATIONS, largest
 
 MOST_NUMBERS = 130_000  # of an operand, or of what an operation makes: such a case takes some tenths of a second
-_PERIOD = 251  # values of a long operand: a prime, so that no block of it looks like the next
+PERIOD = 251  # values of a long operand: a prime, so that no block of it looks like the next
 
 # -- single operations ------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ def stretched(case: c.OpCase, target: int, axis: bool, rng: np.random.RandomStat
         if max(largest(wide, grown), *map(math.prod, wide)) > MOST_NUMBERS:
             continue
         op = OPERATIONS[case.op]
-        operands = tuple(_filled(shape, op.domain(i), rng, layout) for i, shape in enumerate(wide))
+        operands = tuple(filled(shape, op.domain(i), rng, layout) for i, shape in enumerate(wide))
         try:
             yield msgspec.structs.replace(case, operands=operands, attributes=grown)
         except c.CaseError:
@@ -116,9 +116,10 @@ def _grown(name: str, value: Any, old: int, new: int) -> Any:
     return value
 
 
-def _filled(shape: Shape, domain: str, rng: np.random.RandomState, layout: Any) -> c.Operand:
+def filled(shape: Shape, domain: str, rng: np.random.RandomState, layout: Any) -> c.Operand:
+    """An operand of any size: a few numbers, over and over."""
     size = math.prod(shape)
-    given = min(size, _PERIOD)
+    given = min(size, PERIOD)
     values = np.round(rng.standard_normal(given), 3).astype(np.float32).astype(np.float64).tolist()
     return c.Operand(shape, tuple(legal(v, domain) for v in values), layout, cycled=given < size)
 

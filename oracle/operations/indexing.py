@@ -36,6 +36,18 @@ def part_of(part: Any) -> Any:
     return values[0] if kind == "number" else Ellipsis
 
 
+def spelled(index: Sequence[Any]) -> tuple[Any, ...]:
+    """An index as users write it: what names places, as an array, a list or a tuple, which are the same to NumPy."""
+    written: list[Any] = []
+    for part in index:
+        values = part.get("array") if isinstance(part, dict) else None
+        if values is None:
+            written.append(part_of(part))
+        else:  # which of them says the case, and nothing has to be drawn for it
+            written.append((part_of(part), list(values), tuple(values))[sum(values) % 3])
+    return tuple(written)
+
+
 def index_of(op: Any) -> tuple[Any, ...]:
     """The index that a node's op holds; a tuple in it is NumPy's list."""
     parts = op.index if isinstance(op.index, tuple) else (op.index,)
@@ -110,7 +122,7 @@ def indexed(d: Draw) -> Drawn:
 
 
 @operation(
-    needle=lambda n, x, index: x[slices(index)],
+    needle=lambda n, x, index: x[spelled(index)],
     torch=lambda t, x, index: x[tuple(t.from_numpy(p) if isinstance(p, np.ndarray) else p for p in slices(index))],
     drawn=indexed,
     node="GetItem",
@@ -151,7 +163,7 @@ def torch_put(t: Any, x: Any, shape: Shape, index: Any) -> Any:
 
 
 @operation(
-    needle=lambda n, x, shape, index: n.ops.put_item(x, shape, slices(index)),
+    needle=lambda n, x, shape, index: n.ops.put_item(x, shape, spelled(index)),
     torch=torch_put,
     drawn=placed,
     node="PutItem",

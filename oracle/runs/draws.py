@@ -20,7 +20,7 @@ from hypothesis.internal.conjecture.data import ConjectureData
 from hypothesis.strategies import SearchStrategy
 
 from oracle.cases import case as c
-from oracle.cases import coverage, fitting, large, strategies
+from oracle.cases import corners, coverage, fitting, large, strategies
 from oracle.cases.draw_dtypes import whole_cases
 from oracle.cases.draw_programs import program_cases
 from oracle.cases.features import NOT_IN_DTYPES
@@ -38,10 +38,11 @@ OPS = -(-len(OP_NAMES) // 2)
 SHARD_SIZE = 100
 # Cases of each kind in a shard: of single operations every other, so that four shards have each at each order, and six
 # more for what has been reached least; what remains trains.
+# Four lie in the corners of `oracle.cases.corners`, which come round in 4,000 cases.
 # Twelve in a hundred are in other dtypes, six operations and six whole models; two are large, and eight long: of the operations in turn, and of
 # those that do something else at a size, each of them beyond 1,024 at first.
 SHARD = {
-    "train": SHARD_SIZE - OPS - 39,
+    "train": SHARD_SIZE - OPS - 43,
     "op": OPS,
     "steered": 6,
     "second": 3,
@@ -50,6 +51,7 @@ SHARD = {
     "program": 8,
     "dtype": 6,
     "whole": 6,
+    "corner": 4,
 }
 IN_DTYPES = tuple(sorted(set(OP_NAMES) - NOT_IN_DTYPES))
 ADDING = ("matmul", "summation", "linear", "layer_norm", "logsumexp", "conv")  # of float16, in float32
@@ -84,6 +86,9 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
         kinds += [_adding(adding[index % len(adding)])] if adding else []
         kinds += [_with_integers(beside[(index * (half - 1) + i) % len(beside)]) for i in range(half - 1) if beside]
         return [independent(kind, 1, seed_of(seed, i))[0] for i, kind in enumerate(kinds[:count])]
+    if kind == "corner":
+        places = [corners.CORNERS[(index * count + i) % len(corners.CORNERS)] for i in range(count)]
+        return [independent(corners.corner_cases(*place), 1, seed_of(seed, i))[0] for i, place in enumerate(places)]
     if kind == "steered":
         return independent(_any_op(known), count, seed)
     if kind == "train":
@@ -124,7 +129,7 @@ def fitting_cases(kind: str, count: int, seed: int, lacking: frozenset[str], ind
     for i in range(DRAWS):
         if len(found) >= count or (kind in ("op", "steered", "long") and not names):
             break
-        without = kind in ("dtype", "whole") or (kind == "program" and fitting.PROGRAMS in lacking)
+        without = kind in ("dtype", "whole", "corner") or (kind == "program" and fitting.PROGRAMS in lacking)
         of = "train" if without or i >= DRAWS // 2 else kind
         drawn = draw(of, count, seed if i == 0 else seed_of(seed, i), index, names)
         found.extend(made for made in (fitting.fitted(case, lacking) for case in drawn) if made is not None)
@@ -220,7 +225,7 @@ def shard_cases(
     placed: list[tuple[float, c.Case]] = []
     for kind, count in SHARD.items():
         cases = fitting_cases(kind, count, seed_of(seed, index, kind), lacking, seed + index)
-        if kind in ("op", "long", "large", "dtype", "whole"):  # what they are for would be lost
+        if kind in ("op", "long", "large", "dtype", "whole", "corner"):  # what they are for would be lost
             so_far.update(label for case in cases for label in coverage.covered(case))
         elif cases and len({type(case) for case in cases}) == 1:
             steered = coverage.steer(cases, so_far, random.Random(seed_of(seed, index, kind, "steer")), lacking)

@@ -111,8 +111,8 @@ def _in_torch(
         function = _whole_power
     op = functools.partial(function, torch, **case.attributes)
     many = 1 if noise is None else REPLICAS - 1
-    by = {f"operand {i}": _leaf(o.array, many, dtype, i not in case.constants) for i, o in enumerate(case.operands)}
-    cotangent = _leaf(case.cotangent_array, many, dtype, True)
+    by = {f"operand {i}": _leaf(case.array(i), many, dtype, i not in case.constants) for i in range(len(case.operands))}
+    cotangent = _leaf(case.cotangent_array.astype(case.dtype), many, dtype, True)
     results: Results = {}
     with nullcontext() if noise is None else noise:
         # one alone without vmap, under which torch takes some kernels apart: for that it imports 0.25 s of what compiles

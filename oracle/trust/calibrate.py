@@ -87,6 +87,9 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         return np.asarray(add_up(a[..., :, None, :] * np.swapaxes(b, -1, -2)[..., None, :, :]))
 
     def multiplied(a: Any, b: Any) -> Any:
+        a, b = ops._alike(a, b)
+        if a.dtype.kind != "f":  # exact in every order
+            return np.matmul(a, b)
         if (dtype := np.result_type(a, b)) == np.float16:  # which adds up in float32
             return multiplied(a.astype(np.float32), b.astype(np.float32)).astype(dtype)
         return (product or plain)(a, b)
@@ -158,6 +161,8 @@ def _wide_product(a: Any, b: Any) -> Any:
 
 @in_single
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    if bias is not None and bias.dtype.kind == "f" != x.dtype.kind:  # floats from the start
+        x = ops.cast(x, bias.dtype)
     y = ops.matmul(x, weight)
     return y if bias is None else y + bias
 
@@ -182,7 +187,7 @@ class _Norm:
     def __call__(self, x: Any, weight: Any, bias: Any) -> Any:
         """(…, d), (d,), (d,) -> (…, d)."""
         floats = [v.dtype for v in (x, weight, bias) if v.dtype.kind == "f"]
-        dtype = np.result_type(*floats)
+        dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
         x = ops.cast(x, np.result_type(dtype, np.float32).name)  # float16 adds up in float32
         axis = self.axis % x.ndim
         n = x.shape[axis]

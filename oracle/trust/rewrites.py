@@ -17,14 +17,14 @@ from oracle.trust.patches import Patch, around, compute, reading, replace
 
 
 def in_single(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Tensors that computes on float16 in float32, and rounds what it gives once, to float16 if all are that."""
+    """A function of Tensors that computes on float16 in float32, and rounds what it gives once, to float16 if all floats are that."""
 
-    def widened(x: Any, *more: Any) -> Any:
-        if x.dtype != np.float16:
-            return function(x, *more)
-        wide = [ops.cast(v, "float32") if isinstance(v, Tensor) and v.dtype == np.float16 else v for v in more]
-        dtype = np.result_type(*(v.dtype for v in (x, *more) if isinstance(v, Tensor) and v.dtype.kind == "f"))
-        return ops.cast(function(ops.cast(x, "float32"), *wide), dtype.name)
+    def widened(*given: Any) -> Any:
+        floats = [v.dtype for v in given if isinstance(v, Tensor) and v.dtype.kind == "f"]
+        if np.float16 not in floats:
+            return function(*given)
+        wide = [ops.cast(v, "float32") if isinstance(v, Tensor) and v.dtype == np.float16 else v for v in given]
+        return ops.cast(function(*wide), np.result_type(*floats).name)
 
     return widened
 
@@ -61,8 +61,9 @@ def _divided(old: Any, self: Any, x: Any) -> Any:
     if isinstance(x, Tensor):
         return old(self, x)
     n = x.dtype.type(x.shape[-1])
-    centred = x - ops._row_sums(x) / n
-    root = np.sqrt(ops._row_sums(centred * centred) / n + x.dtype.type(self.eps))
+    row_sums = ops._row_sums_like(x)
+    centred = x - row_sums(x) / n
+    root = np.sqrt(row_sums(centred * centred) / n + x.dtype.type(self.eps))
     return centred / root, 1 / root
 
 

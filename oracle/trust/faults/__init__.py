@@ -14,6 +14,7 @@ from oracle.trust.faults import (
     clipping,
     conditional,
     containers,
+    corners,
     dropout,
     dtypes,
     elementwise,
@@ -59,10 +60,8 @@ _CHAPTERS = [
             containers,
             loading,
             in_place,
-            dtypes,
-            whole,
-            handed,
         ),
+        *(dtypes, whole, handed, corners),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 
 from needle import Tensor
-from oracle.cases.features import BLOCK, FEW_CLASSES, FEW_LABELS, LONG_AXIS, SWITCHES, TABLE, ZEROS_AT_HAND
+from oracle.cases.features import (
+    BLOCK,
+    FEW_CLASSES,
+    FEW_LABELS,
+    LAYOUTS,
+    LONG_AXIS,
+    ROWS,
+    SWITCHES,
+    TABLE,
+    ZEROS_AT_HAND,
+)
 from oracle.trust.guards.guard import Guards
-from oracle.trust.guards.seen import Called, Walk, layouts
+from oracle.trust.guards.seen import Called, Walk, lying
 
 guard = Guards()
 Array = Any
@@ -170,10 +180,101 @@ guard("dtype several floats", "op", own(lambda f: len(_floats(f)) > 1))
 for _dtype in ("int64", "int32", "uint8", "bool"):
     guard(f"dtype {_dtype} operand", "op", any_of(lambda a, dtype=_dtype: str(a.dtype) == dtype))  # type: ignore[misc]
 
+# -- corners
+
+
+def _kinds(f: Called) -> set[str]:
+    return {a.dtype.kind for a in (f.tensors[1:] if f.name == "where" else f.tensors)}
+
+
+def _beside(op: str) -> Callable[[Called], bool]:
+    """A float of the user's own beside integers or bools."""
+    asked = applies(op)
+    return lambda f: f.leaves and asked(f) and "f" in _kinds(f) and bool(_kinds(f) & set("iub"))
+
+
+for _op in TABLE["beside"].labels:
+    guard(f"beside {_op}", "op", _beside(_op))
+
+
+def _alone(when: Callable[[Called, Array], Any]) -> Callable[[Called], bool]:
+    """Integers or bools of the user's own, and nothing else."""
+
+    def asked(f: Called) -> bool:
+        own = (
+            not f.leaves and f.inside is None and not any(f.asks) and bool(f.tensors) and not isinstance(f.made, tuple)
+        )
+        return bool(own and all(a.dtype.kind in "iub" for a in f.tensors) and f.name != "argmax" and when(f, f.made))
+
+    return asked
+
+
+guard("alone integers", "op", _alone(lambda f, made: made.dtype.kind in "iu"))
+guard("alone bools", "op", _alone(lambda f, made: made.dtype.kind == "b"))
+guard("alone as floats", "op", _alone(lambda f, made: made.dtype.kind == "f"))
+guard("alone many bools", "op", _alone(lambda f, _: f.tensors[0].size > ZEROS_AT_HAND and f.tensors[0].dtype == bool))
+guard(
+    "alone many integers", "op", _alone(lambda f, _: f.tensors[0].size > ZEROS_AT_HAND and f.tensors[0].dtype != bool)
+)
+
+
+def _again(order: int, dtype: str) -> Callable[[Walk], bool]:
+    """A gradient in a dtype that is itself differentiated."""
+    return lambda w: (
+        w.order == order and w.model is None and any(str(a.dtype) == dtype for call in w.calls for a in call.tensors)
+    )
+
+
+for _dtype in ("float16", "float64"):
+    guard(f"again twice in {_dtype}", "walk", _again(1, _dtype))
+    guard(f"again three times in {_dtype}", "walk", _again(2, _dtype))
+
+
+def _rows(a: Array) -> bool:
+    """A long axis, along which the numbers do not lie side by side."""
+    return _long(a) and a.strides[a.shape.index(max(a.shape))] != a.itemsize
+
+
+def _rows_of(op: str) -> Callable[[Called], bool]:
+    asked = applies(op)
+    return lambda f: f.leaves and asked(f) and _rows(f.tensors[0])
+
+
+_ROWS = [_rows_of(op) for op in ROWS]
+
+
+def _rows_in(dtype: str) -> Callable[[Called], bool]:
+    return lambda f: any(str(a.dtype) == dtype for a in f.tensors[:1]) and any(rows(f) for rows in _ROWS)
+
+
+for _op in ROWS:
+    guard(f"rows {_op}", "op", _rows_of(_op))
+for _dtype in ("float16", "float64"):
+    guard(f"rows {_dtype}", "op", _rows_in(_dtype))
+
+
 # -- memory and values
 
+
+def _lying(layout: str, dtype: str) -> Callable[[Called], bool]:
+    """Leaves, or integers alone, of a dtype, one of which lies so."""
+    alone = _alone(lambda f, _: True)
+
+    def asked(f: Called) -> bool:
+        own = f.leaves or alone(f)
+        return own and any(
+            layout in lying(a) and (a.dtype.kind in "iub" if dtype == "integers" else str(a.dtype) == dtype)
+            for a in (f.tensors[1:] if f.name == "where" else f.tensors)
+        )
+
+    return asked
+
+
 for _layout in TABLE["memory"].labels:
-    guard(f"memory {_layout}", "op", of_float32(lambda a, layout=_layout: layout in layouts(a)))  # type: ignore[misc]
+    guard(f"memory {_layout}", "op", of_float32(lambda a, layout=_layout: layout in lying(a)))  # type: ignore[misc]
+for _layout in LAYOUTS:
+    for _dtype in ("float16", "float64", "integers"):
+        guard(f"lying {_layout} {_dtype}", "op", _lying(_layout, _dtype))
 guard("value nan", "op", of_float32(lambda a: np.isnan(a).any()))
 guard("value inf", "op", of_float32(lambda a: (a == np.inf).any()))
 guard("value -inf", "op", of_float32(lambda a: (a == -np.inf).any()))

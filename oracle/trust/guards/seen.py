@@ -55,6 +55,14 @@ def layouts(a: Array) -> set[str]:
     return {"C"} if plain and a.flags.c_contiguous else {"F"} if plain and a.flags.f_contiguous else set()
 
 
+def lying(a: Array) -> set[str]:
+    """The same, and "repeated", with a stride of 0, and "read-only"."""
+    if a.size > 1 and a.shape[0] > 1 and a.strides[0] == 0:
+        return {"repeated"}
+    fixed = a.ndim > 0 and a.size > 1 and not a.flags.writeable and a.base is None
+    return layouts(a) | ({"read-only"} if fixed else set())
+
+
 # -- the facts of each moment -----------------------------------------------------------------------------------------
 
 

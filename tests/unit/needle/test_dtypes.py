@@ -514,3 +514,13 @@ def test_a_linear_has_the_dtype_of_product_and_sum_whatever_its_bias(monkeypatch
                 if operand.dtype.kind == "f":
                     assert operand.grad.dtype == operand.dtype
     assert ops._warned is double
+
+
+def test_a_linear_of_integers_and_a_float_adds_up_as_floats_do():
+    """All three operands have the dtype of the result from the start: a product of bools is no bool, and one in half precision is rounded once."""
+    counted = ops.linear(t([[1, 1, 1]], bool), t([[1], [1], [1]], bool), t([0.5], SINGLE))
+    check(counted, [[3.5]], SINGLE, 0)
+    check(ops.linear(t([[200, 200]], BYTE), t([[1], [1]], BYTE), t([0.5], SINGLE)), [[400.5]], SINGLE, 0)
+    ones = t(np.ones((1, 4096)), HALF)  # of which 2,048 are all that half precision can count
+    for bias in (None, t([0], HALF), t([0], "int32")):
+        check(ops.linear(ones, t(np.ones((4096, 1)), "int64"), bias), [[4096]], HALF, 0)

@@ -342,11 +342,14 @@ def test_one_module_is_replaced_and_the_others_stay(held, place):
         (lambda: nn.ModuleList().append(3), TypeError, "ModuleList"),
         (lambda: nn.Conv(0, 1, 1), ValueError, "Conv: in_channels must be at least 1, got in_channels=0"),
         (lambda: nn.Conv(1, 0, 1), ValueError, "Conv: out_channels must be at least 1, got out_channels=0"),
+        (lambda: nn.Conv(1, 1, 0), ValueError, "Conv: kernel_size must be at least 1, got kernel_size=0"),
+        (lambda: nn.Conv(1, 1, 1, stride=0), ValueError, "Conv: stride must be at least 1, got stride=0"),
+        (lambda: nn.Conv(1, 1, 1, padding=-1), ValueError, "Conv: padding must be at least 0, got padding=-1"),
         (lambda: nn.Conv(1, 1, (3, 3, 3)), TypeError, "Conv: kernel_size must be an integer"),
         (lambda: nn.MSELoss()(3.0, ndl.Tensor([1.0])), ValueError, r"of one shape, but got None and \(1,\)"),
         (lambda: nn.MSELoss()(ndl.Tensor([1.0]), 3.0), ValueError, r"of one shape, but got \(1,\) and None"),
     ],
-    ids=["append", "in", "out", "three sizes", "number", "target"],
+    ids=["append", "in", "out", "no size", "stride", "padding", "three sizes", "number", "target"],
 )
 def test_what_makes_no_layer_is_refused_by_name(what, kind, match):
     with pytest.raises(kind, match=match):

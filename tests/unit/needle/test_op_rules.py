@@ -1,5 +1,6 @@
 """Ops: dtypes, labels, messages, and where each is found."""
 
+import array
 import inspect
 import math
 import tracemalloc
@@ -296,6 +297,19 @@ def test_the_largest_of_each_row_of_a_cube():
     np.testing.assert_array_equal(ndl.Tensor(x).max(2).numpy(), x.max(2))
 
 
+class FromElsewhere:
+    """A sequence that NumPy takes for an array, such as a column of another library."""
+
+    def __init__(self, places):
+        self.places = places
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, i):
+        return self.places[i]
+
+
 def test_an_index_of_every_kind():
     x = ndl.Tensor([1.0, 2.0, 3.0])
     assert x[[]].tolist() == []
@@ -306,6 +320,53 @@ def test_an_index_of_every_kind():
     places.numpy()[:] = 1  # the index is a copy
     y.backward()
     assert x.grad.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, list, tuple, lambda places: array.array("q", places), ndl.Tensor, FromElsewhere]
+)
+def test_what_an_index_of_any_kind_names_twice_gets_both_gradients(kind):
+    """``rows, columns = zip(*pairs)`` gives tuples, for one."""
+    weights = np.array([1.0, 10.0, 100.0])
+    x = ndl.Tensor(np.zeros((2, 3)))
+    (x[kind([0, 0, 1]), kind([2, 2, -1])] * weights).sum().backward()
+    assert x.grad.tolist() == [[0, 0, 11], [0, 0, 100]]
+    (x[..., kind([1, 1, 1])] * weights).sum().backward()
+    assert x.grad.tolist() == [[0, 111, 0]] * 2
+    (x[kind([1, 1, 0]),] * weights[:, None]).sum().backward()
+    assert x.grad.tolist() == [[100] * 3, [11] * 3]
+    assert ops.put_item(ndl.Tensor(weights), (2,), (kind([1, 1, 0]),)).tolist() == [100, 11]
+
+
+@pytest.mark.parametrize("wrap", [lambda i: i, lambda i: (i,), lambda i: (i, i)], ids=["array", "tuple", "two"])
+def test_a_place_may_be_named_from_both_ends(wrap):
+    x = ndl.Tensor(np.zeros((3, 3)))
+    index = wrap(np.array([0, -3, 2, -1]))
+    taken = x[index]
+    weights = np.array([1.0, 10.0, 100.0, 1000.0]).reshape(-1, *[1] * (taken.ndim - 1))
+    (taken * weights).sum().backward()
+    expected = np.zeros((3, 3))
+    np.add.at(expected, index, weights)
+    assert x.grad.tolist() == expected.tolist()
+    assert x.grad.numpy()[0, 0] == 11
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("place", [0, 700, 1030])
+def test_the_largest_logit_may_stand_anywhere_in_a_wide_row(rows, place):
+    """A shift by another number, that of a part of the row or of another row, overflows or leaves nothing."""
+    logits = normal(rows, 1031).astype("float32")
+    logits[rows // 2 :, place] = 1e3
+    x = ndl.Tensor(logits)
+    loss = ops.softmax_cross_entropy(x, np.full(rows, 5))
+    loss.backward()
+    wide = logits.astype("float64")
+    soft = np.exp(wide - wide.max(1, keepdims=True))
+    soft /= soft.sum(1, keepdims=True)
+    expected = np.mean(wide.max(1) + np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) - wide[:, 5])
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-6)
+    soft[:, 5] -= 1
+    np.testing.assert_allclose(x.grad.numpy(), soft / rows, rtol=1e-5, atol=1e-9)
 
 
 def test_what_is_put_at_one_place_adds_up():
@@ -362,6 +423,7 @@ def test_an_op_has_the_defaults_of_its_function():
             for p in inspect.signature(kind).parameters.values():
                 if p.default is not p.empty and p.name in of_function:
                     assert p.default == of_function[p.name].default, (name, p.name)
+                    assert getattr(kind(), p.name) == p.default, (name, p.name)
                     seen.add((name, p.name))
     assert len(seen) >= 14, seen
 
@@ -398,6 +460,19 @@ def test_what_was_put_into_a_tuple_is_what_is_taken_out():
     assert both[1] is y
     parts = ops.split(a(2, 3))
     assert ops.stack(parts).inputs[0] is parts  # and is not taken apart to be put together again
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+@pytest.mark.parametrize(
+    "take",
+    [lambda t: t[-1], lambda t: ops.tuple_get_item(t, -1), ops.TupleGetItem(-1), ops.TupleGetItem(np.int64(-1))],
+    ids=["item", "function", "op", "numpy"],
+)
+def test_the_last_of_a_tuple_is_also_the_one_that_gets_the_gradient(take, how):
+    x = ndl.Tensor([[1.0, 2.0], [3.0, 4.0]])
+    last = take(ops.split(x))
+    (last * last).sum().backward(**how)
+    assert x.grad.tolist() == [[0, 0], [6, 8]]
 
 
 class HowMany(ndl.TensorOp):

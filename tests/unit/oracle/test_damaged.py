@@ -137,7 +137,7 @@ RANGES = {
     },
     "Operand": {
         "shape": each(whole(-1, 2**20), 8), "cycled": flag, "values": each(lambda v: number()(v) or of("nan", "inf", "-inf")(v)),
-        "layout": of("C", "F", "strided", "reversed"),
+        "layout": of("C", "F", "strided", "reversed", "repeated", "read-only"),
     },
     "OpStep": OP | {"args": each(ARGUMENT)},
     "Ops": {"steps": BODY},

@@ -9,7 +9,7 @@ from hypothesis.control import BuildContext
 from hypothesis.internal.conjecture.data import ConjectureData
 
 from oracle.cases import case as c
-from oracle.cases import large, strategies
+from oracle.cases import corners, large, strategies
 from oracle.cases.draw_dtypes import whole_cases
 from oracle.cases.draw_programs import program_cases
 from oracle.runs.draws import OP_NAMES, Choices, draw_from, independent
@@ -44,6 +44,7 @@ SOURCES = {
     "operations": st.one_of(*(strategies.op_cases([name]) for name in OP_NAMES)),
     "long": st.one_of(*(large.long_op_cases(name) for name in OP_NAMES)),
     "dtypes": st.sampled_from(["add", "linear", "matmul"]).flatmap(strategies.dtype_cases),
+    "corners": st.one_of(*(corners.corner_cases(*place) for place in dict.fromkeys(corners.CORNERS))),
 }
 
 

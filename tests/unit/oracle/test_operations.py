@@ -17,7 +17,7 @@ from oracle.blame import judged, script
 from oracle.cases import case as c
 from oracle.cases import coverage
 from oracle.cases.strategies import op_cases, train_cases
-from oracle.operations import MEANINGS, OPERATIONS, operation
+from oracle.operations import MEANINGS, OPERATIONS, indexing, operation
 from oracle.operations.tape import Tape, Var
 from oracle.rules.judge import judge
 from oracle.rules.single_op import op_truth
@@ -265,6 +265,23 @@ def test_a_number_beside_float16_is_a_float16():
     assert c.held(0.1, ["float16", "int32"]) == float(np.float16(0.1))
     assert c.held(0.1, ["float16", "float32"]) == c.held(0.1, []) == 0.1
     assert c.held(1e6, ["float16"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [(np.ndarray, (1, 1, 1)), (list, (1, -1, 1)), (tuple, (2, 2, -2))],
+    ids=["array", "list", "tuple"],
+)
+def test_an_index_is_spelled_as_users_do_and_each_spelling_is_judged(kind, places, monkeypatch):
+    """A needle that took only arrays and lists for what may name a place twice was right in every case."""
+    (part, nothing), kept = indexing.spelled([{"array": places}, None]), needle.ops._index_of
+    assert type(part) is kind
+    assert nothing is None
+    case = c.OpCase("getitem", (c.Operand((3,), (1.0, 2.0, 3.0)),), {"index": ({"array": places},)})
+    assert judge(case, needle).divergence is None
+    monkeypatch.setattr(needle.ops, "_index_of", lambda part: part if isinstance(part, kind) else kept(part))
+    found = judge(case, needle).divergence
+    assert (found is None) == (kind is np.ndarray)  # of which there is no other way to be found
 
 
 def test_sums_at_one_place_round_as_other_sums_do():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import needle
-from oracle.blame import judged
+from oracle.blame import judged, script
 from oracle.cases import case as c
 from oracle.cases.shrink import candidates
 from oracle.runs.draws import IN_DTYPES, draw
@@ -50,6 +50,10 @@ def test_a_wrong_dtype_is_found_and_so_is_what_was_computed_in_one(fault, case, 
         found = judged(case, needle).divergence
     assert found is not None
     assert found.suspect.what == what
+    text = script.script(case, found, needle)
+    assert not script.fails(text), "needle is right again"
+    with FAULTS[fault].patch.applied():
+        assert script.fails(text)
     smaller = list(candidates(case))
     assert any(x.dtypes == () for x in smaller)
 
@@ -67,11 +71,19 @@ def test_what_a_case_cannot_say():
     one = (c.Operand((2,), (1.0, 2.0)),)
     for bad, text in [
         ({"dtypes": ("float64", "float64")}, "2 for 1 operands"),
-        ({"dtypes": ("int64",)}, "no operand that has a gradient"),
-        ({"dtypes": ("float64",), "order": 2}, "only float32 is differentiated more than once"),
+        (
+            {"op": "add", "operands": one * 2, "dtypes": ("int64", "float32"), "constants": (1,)},
+            "no operand that has a gradient",
+        ),
+        ({"dtypes": ("int64",), "order": 2}, "nothing to differentiate"),
+        (
+            {"op": "add", "operands": one * 2, "dtypes": ("float64", "float32"), "order": 2},
+            "more than once in one dtype",
+        ),
+        ({"op": "cast", "dtypes": ("float64",), "order": 2}, "more than once in one dtype, or not at all"),
     ]:
         with pytest.raises(c.CaseError, match=text):
-            c.OpCase(op="exp", operands=one, **bad)
+            c.OpCase(**({"op": "exp", "operands": one} | bad))
 
 
 def test_operands_are_rounded_to_their_dtype_and_integers_go_away_from_zero():
