@@ -308,7 +308,8 @@ def _user(case: c.ProgramCase, divergence: Divergence) -> str:
     names = ", ".join(writer.names[str(i)] for i in range(len(case.model)))
     if case.held == "dict":
         names = ", ".join(f'"{i}": {writer.names[str(i)]}' for i in range(len(case.model)))
-    made = {"sequential": f"ndl.nn.Sequential({names})", "list": f"Held([{names}])", "dict": f"Held({{{names}}})"}
+    made = {"sequential": f"ndl.nn.Sequential({names})", "list": f"Held([{names}])", "dict": f"Held({{{names}}})",
+            "ModuleList": f"Held(ndl.nn.ModuleList([{names}]))"}  # fmt: skip
     state, slots = inputs.initial_state(whole), inputs.slots(whole)
     lines = [
         *writer.lines,

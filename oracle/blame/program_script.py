@@ -35,7 +35,7 @@ def program_values(case: c.ProgramCase, f: Divergence) -> dict[str, Any]:
     own = case.held != "sequential" or any(isinstance(layer, c.Branch) for layer in case.model)
     if own and any(isinstance(x, a.Copy) and x.how == "pickle" for x in done):
         raise ValueError("a class of a script cannot be pickled while the script is checked; replay the case")
-    run, batches = case.training, inputs.batches(case.training)
+    run, batches = case.training, programs.batches(case)
     k = programs.start(case)
     state = {n.partition(" ")[2]: literal(v) for n, v in k.values.items() if n.startswith(("parameter ", "buffer "))}
     first = k.optimizers[0]
@@ -55,6 +55,8 @@ def program_values(case: c.ProgramCase, f: Divergence) -> dict[str, Any]:
         "target": mapping({t: literal(target[t, 0]) for t in passes}),
         "laid_out": inspect.getsource(a.laid_out),
         "loss": _LOSSES[type(case.loss).__name__],
+        "replaced": any(isinstance(x, a.PutLayer | a.SwapLayers) for x in done),
+        "schedules": any(isinstance(x, a.Attach) for x in done),
         "no_grad": any("nested_no_grad" in line for line in lines),
         "held": case.held,
         "optimizer": f"{first[0]}([{listed}]{settings})",
@@ -115,6 +117,8 @@ def _shown(f: Divergence, action: a.Action) -> str:
         quantity, _, name = rest.rpartition(" ")
         if owner:
             number_ = owner.rpartition(" ")[2]
+            if owner.startswith("schedule"):
+                return f"schedules[{number_}].{name}"
             if not quantity:
                 return f"optimizers[{number_}].{name}"
             return f"optimizers[{number_}].{attributes.get(quantity, quantity)}.get(parameters[{name!r}])"

@@ -19,6 +19,10 @@ _LINES: dict[type[a.Action], tuple[str, ...]] = {
     a.NoGrad: ("no_grad", "__exit__"),
     a.Evaluate: ("nn.Module", "eval"),
     a.ReplaceData: ("Tensor", "data"),
+    a.Loader: ("data.DataLoader", "__iter__"),
+    a.PutLayer: ("nn.Sequential", "__setitem__"),
+    a.SwapLayers: ("nn.Sequential", "__setitem__"),
+    a.Advance: ("schedules.Schedule", "step"),
 }
 
 
@@ -107,9 +111,6 @@ def _state(case: c.ProgramCase, f: Divergence, action: a.Action, kind: str, evid
     if isinstance(action, a.Evaluate) and entry == "mode":
         return Suspect("Module.train", place, definition=("nn.Module", "train"))
     if isinstance(action, a.Mode):
-        return Suspect(
-            f"Module.{'train' if action.training else 'eval'}",
-            place,
-            definition=("nn.Module", "train" if action.training else "eval"),
-        )
+        method = "train" if action.training or action.by_train else "eval"
+        return Suspect(f"Module.{method}", place, definition=("nn.Module", method))
     return Suspect(f"{action.words}: {entry}", place, definition=_LINES.get(type(action), ()))

@@ -13,156 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Union
+from typing import Any, Literal, Union
 
 import numpy as np
-import numpy.typing as npt
-from msgspec import Struct
-from msgspec.structs import replace
 
+from oracle.cases.action import Action, Array, Hands, Plan, Write
 from oracle.cases.bounds import Fraction, NonNegative, Number, Place, require
+from oracle.cases.in_place import Augment
 from oracle.cases.known import SETTINGS, STATES, Known
+from oracle.cases.layer_actions import PutLayer, SwapLayers, within
+from oracle.cases.loading import Loader
+from oracle.cases.schedules import Advance, Attach, after_loading
 from oracle.operations.drawn import Draw
 
-Array = npt.NDArray[Any]
+__all__ = ["Action", "Advance", "Attach", "Augment", "Hands", "Loader", "Plan", "PutLayer", "SwapLayers", "within"]
+
 Special = Literal["nan", "inf", "-inf"]
-Write = Callable[[Array], str]
-
-
-class Hands(Protocol):
-    """A needle in the hands of its user: what actions do things to, see `oracle.systems.ours.program`."""
-
-    ndl: Any
-    strict: bool  # whether needle keeps to our promises, or to those of the course alone
-
-    @property
-    def model(self) -> Any:
-        """The whole model."""
-
-    @property
-    def modules(self) -> dict[str, Any]:
-        """Its modules by path."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Its parameters by name."""
-
-    @property
-    def optimizers(self) -> list[Any]:
-        """All optimizers, the first one first."""
-
-    def parameter(self, place: int) -> tuple[str, Any]:
-        """A parameter and its name."""
-
-    def listed(self, optimizer: int, place: int) -> tuple[str, Any]:
-        """A parameter of an optimizer, and its name."""
-
-    def optimizer(self, place: int) -> Any:
-        """An optimizer."""
-
-    def with_setting(self, setting: str, place: int) -> Any:
-        """A layer that has the setting; None if none has."""
-
-    def numbers(self, parameter: Any, *, positive: bool = False) -> Array:
-        """New numbers in the shape of a parameter."""
-
-    def write(self, tensor: Any, values: Array) -> bool:
-        """Write into the array of a Tensor, as its owner may; False, and nothing done, where somebody else has it too."""
-
-    def hold(self, name: str, thing: Any) -> None:
-        """Keep a Tensor or an array, which from now on must keep its bits."""
-
-    def promise(self, name: str, kept: bool) -> None:
-        """Say whether needle has kept a promise."""
-
-    def run(self, action: Pass) -> None:
-        """A forward and a backward pass on the next batch."""
-
-    def evaluate(self, *, constant: bool) -> None:
-        """A forward pass in evaluation mode."""
-
-    def clip(self, optimizer: Any, max_norm: float | None) -> None:
-        """Clip the gradients."""
-
-    def copied(self, how: str) -> None:
-        """Go on with a copy of model and optimizers."""
-
-    def loaded(self, *, optimizer: bool, file: bool = False) -> None:
-        """Go on with a fresh model into which the state of this one has been loaded, by way of a file."""
-
-    def another(self, kind: str, settings: dict[str, float]) -> None:
-        """One more optimizer of all parameters."""
-
-
-@dataclass
-class Plan:
-    """What the drawing of actions knows of the program so far."""
-
-    parameters: int
-    layers: int
-    optimizers: list[str]  # kinds
-    late: list[int] = field(default_factory=list)  # numbers of the parameters that no optimizer has yet
-    tuned: tuple[str, ...] = ()  # settings that some layer has
-
-    def optimizer(self, draw: Draw) -> int:
-        """One of the optimizers."""
-        return draw.whole(0, len(self.optimizers) - 1)
-
-    def parameter(self, draw: Draw) -> int:
-        """One of the parameters."""
-        return draw.whole(0, self.parameters - 1)
-
-
-class Action(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
-    """A thing that a user does."""
-
-    weight: ClassVar[int] = 2  # how often it is drawn between two passes; 0: never there
-    needs_gradients: ClassVar[bool] = False  # drawn between a pass and a step
-    examples: ClassVar[tuple[Action, ...]] = ()
-
-    @property
-    def words(self) -> str:
-        """What it is called: its label in the coverage begins so."""
-        raise NotImplementedError
-
-    @classmethod
-    def drawn(cls, draw: Draw, plan: Plan) -> Action:
-        """One for a program as it is."""
-        return cls.examples[0]
-
-    def needle(self, w: Hands) -> None:
-        """Do it."""
-        raise NotImplementedError
-
-    def meaning(self, k: Known) -> None:
-        """What it does to the state."""
-
-    def code(self, k: Known, write: Write) -> Iterator[str]:
-        """Lines of a script, with ``model``, ``layers``, ``parameters`` and ``optimizers``; ``write`` gives an array as text."""
-        raise NotImplementedError
-
-    def _defaults(self) -> dict[str, Any]:
-        """Name of a field -> its default; for a dict, msgspec has what makes one."""
-        known = zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False)
-        return {name: value.factory() if hasattr(value, "factory") else value for name, value in known}
-
-    def simpler(self) -> Iterable[Action]:
-        """The same with less to it."""
-        for name, default in self._defaults().items():
-            if getattr(self, name) != default:
-                yield replace(self, **{name: default})
-
-    @property
-    def text(self) -> str:
-        """With its fields, on one line."""
-        fields = self._defaults()
-        shown = [
-            f"{n}={getattr(self, n)}"
-            for n in self.__struct_fields__
-            if n not in fields or getattr(self, n) != fields[n]
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 # -- passes and steps -------------------------------------------------------------------------------------------------
@@ -368,33 +234,47 @@ ClipNorm.examples = tuple(ClipNorm(at) for at in _CLIPS)
 
 
 class Reset(Action, frozen=True, tag="Reset"):
-    """``optimizer.reset_grad()``, before a step: it has nothing to do then."""
+    """``optimizer.reset_grad()``, before a step: it has nothing to do then; or ``zero_grad()``, of the optimizer or of the model."""
 
     optimizer: Place = 0
+    by: Literal["reset_grad", "zero_grad", "model"] = "reset_grad"
 
-    weight = 1
+    weight = 3
     needs_gradients = True
 
     @property
     def words(self) -> str:
         """What it is called."""
-        return "reset"
+        return {"reset_grad": "reset", "zero_grad": "reset by zero_grad", "model": "reset by the model"}[self.by]
+
+    @classmethod
+    def drawn(cls, draw: Draw, plan: Plan) -> Reset:
+        """Any way."""
+        return cls(plan.optimizer(draw), draw.of(_RESETS))
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
-        yield f"optimizers[{k.optimizer(self.optimizer)}].reset_grad()"
+        whose = "model" if self.by == "model" else f"optimizers[{k.optimizer(self.optimizer)}]"
+        yield f"{whose}.{'reset_grad' if self.by == 'reset_grad' else 'zero_grad'}()"
 
     def needle(self, w: Hands) -> None:
         """``optimizer.reset_grad()``."""
-        w.optimizer(self.optimizer).reset_grad()
+        if self.by == "model":
+            w.model.zero_grad()
+        elif self.by == "zero_grad":
+            w.optimizer(self.optimizer).zero_grad()
+        else:
+            w.optimizer(self.optimizer).reset_grad()
 
     def meaning(self, k: Known) -> None:
         """No gradient is left."""
-        for name in k.optimizers[k.optimizer(self.optimizer)][1]:
+        own = k.parameters if self.by == "model" else k.optimizers[k.optimizer(self.optimizer)][1]
+        for name in own:
             k.values.pop(f"gradient {name}", None)
 
 
-Reset.examples = (Reset(),)
+_RESETS: tuple[Any, ...] = ("reset_grad", "zero_grad", "model")
+Reset.examples = tuple(Reset(by=by) for by in _RESETS)
 
 
 # -- hyperparameters --------------------------------------------------------------------------------------------------
@@ -778,7 +658,7 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
         state, values = f"optimizers[{i}].{attribute}", k.numbers(name, positive=quantity == "second moment")
         p, grad = f"parameters[{name!r}]", k.values.get(f"gradient {name}")
         if self.form == "in place" and f"optimizer {i}: {quantity} {name}" in k.values:
-            yield f"{state}[{p}].cached_data[...] = {write(values)}"
+            yield f"getattr({state}[{p}], 'cached_data', {state}[{p}])[...] = {write(values)}"
         elif self._gradient(quantity, grad is not None and grad.dtype == np.float32):
             yield f"{state}[{p}] = {p}.grad"
         elif self.form == "array":
@@ -800,6 +680,9 @@ class ReplaceState(Action, frozen=True, tag="ReplaceState"):
             values = values.astype(held[p].cached_data.dtype)
             if w.write(held[p], values):
                 return
+        elif self.form == "in place" and isinstance(held.get(p), np.ndarray):
+            held[p][...] = values
+            return
         if self._gradient(quantity, same):
             held[p] = p.grad
         elif self.form == "array":
@@ -934,7 +817,7 @@ class NewOptimizer(Action, frozen=True, tag="NewOptimizer"):
     """One more optimizer of the same parameters; actions may use either."""
 
     optimizer: Literal["SGD", "Adam"] = "SGD"
-    settings: dict[str, NonNegative] = {}
+    settings: dict[str, NonNegative] = {}  # noqa: RUF012 - msgspec copies it
 
     weight = 3
 
@@ -1021,32 +904,48 @@ AddParameter.examples = (AddParameter(),)
 
 
 class Mode(Action, frozen=True, tag="Mode"):
-    """``model.eval()`` or ``model.train()``, or of a part of it."""
+    """``model.eval()`` or ``model.train()``, or of a part of it; ``by_train`` writes ``part.train(False)``, or ``part.train(True)``."""
 
     part: Place | None = None
     training: bool = True
+    by_train: bool = False
 
     weight = 5
+
+    def __post_init__(self) -> None:
+        require(not self.by_train or self.part is not None, "Mode: by_train is for parts")
 
     @property
     def words(self) -> str:
         """What it is called."""
+        if self.by_train:
+            return f"train({self.training})"
         return ("train" if self.training else "eval") + (" the model" if self.part is None else " a part")
 
     @classmethod
     def drawn(cls, draw: Draw, plan: Plan) -> Mode:
         """A part, as a rule."""
-        return cls(None if (draw.whole(1, 4) == 1) else draw.whole(0, plan.layers - 1), (draw.whole(1, 3) == 1))
+        part = None if (draw.whole(1, 4) == 1) else draw.whole(0, plan.layers - 1)
+        return cls(part, draw.whole(1, 3) == 1, part is not None and draw.whole(1, 3) == 1)
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
         module = "model" if self.part is None else f"layers[{k.layer(self.part)!r}]"
-        yield f"{module}.{'train' if self.training else 'eval'}()"
+        yield (
+            f"{module}.train({self.training})"
+            if self.by_train
+            else f"{module}.{'train' if self.training else 'eval'}()"
+        )
 
     def needle(self, w: Hands) -> None:
         """``module.eval()``."""
         module = w.model if self.part is None else w.modules[list(w.modules)[self.part % len(w.modules)]]
-        _ = module.train() if self.training else module.eval()
+        if self.by_train:
+            module.train(self.training)
+        elif self.training:
+            module.train()
+        else:
+            module.eval()
 
     def meaning(self, k: Known) -> None:
         """The module and all in it."""
@@ -1056,7 +955,7 @@ class Mode(Action, frozen=True, tag="Mode"):
                 k.values[f"mode {path}"] = self.training
 
 
-Mode.examples = (Mode(0, False), Mode(0), Mode(None, False), Mode())
+Mode.examples = (Mode(0, False), Mode(0), Mode(None, False), Mode(), Mode(0, False, True), Mode(0, True, True))
 
 
 class Evaluate(Action, frozen=True, tag="Evaluate"):
@@ -1162,8 +1061,8 @@ NoGrad.examples = tuple(NoGrad(what) for what in _HOWS)
 class Load(Action, frozen=True, tag="Load"):
     """``fresh.load_state_dict(model.state_dict())``, new optimizers with the same settings, and on with them.
 
-    ``optimizer`` does the same with the state of the optimizers. The arrays of the state dicts are then filled with nan: they
-    share no memory with either side. ``file`` takes ``ndl.save`` and ``ndl.load``.
+    ``optimizer`` does the same with the state of the optimizers, and of their schedules, which are otherwise gone. The arrays of the
+    state dicts are then filled with nan: they share no memory with either side. ``file`` takes ``ndl.save`` and ``ndl.load``.
     """
 
     optimizer: bool = False
@@ -1185,6 +1084,8 @@ class Load(Action, frozen=True, tag="Load"):
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
         yield "named = {id(p): n for n, p in parameters.items()}"
+        if k.schedules:
+            yield "before, schedules = schedules, {}"
         if self.file:
             yield "import tempfile"
             yield "folder = tempfile.TemporaryDirectory()"
@@ -1201,11 +1102,18 @@ class Load(Action, frozen=True, tag="Load"):
         yield "for o in old:"
         yield "    settings = {n: getattr(o, n) for n in SETTINGS[type(o).__name__]}"
         yield "    optimizers.append(type(o)([parameters[named[id(p)]] for p in o.params], **settings))"
+        if self.optimizer:
+            for i, schedule in k.schedules.items():
+                yield f"    if len(optimizers) == {i + 1}:\n        schedules[{i}] = {schedule.made('optimizers[-1]')}"
+        of = "before.get(len(optimizers) - 1)", "schedules.get(len(optimizers) - 1)"
+        saved, loaded = (f", {one}" if k.schedules else "" for one in of)
         if self.optimizer and self.file:
-            yield '    ndl.save(os.path.join(folder.name, "saved.npz"), old_model, o)'
-            yield '    ndl.load(os.path.join(folder.name, "saved.npz"), model, optimizers[-1])'
+            yield f'    ndl.save(os.path.join(folder.name, "saved.npz"), old_model, o{saved})'
+            yield f'    ndl.load(os.path.join(folder.name, "saved.npz"), model, optimizers[-1]{loaded})'
         elif self.optimizer:
             yield "    optimizers[-1].load_state_dict(o.state_dict())"
+            if k.schedules:
+                yield "for i, schedule in schedules.items():\n    schedule.load_state_dict(before[i].state_dict())"
         if self.file:
             yield "folder.cleanup()"
 
@@ -1225,6 +1133,7 @@ class Load(Action, frozen=True, tag="Load"):
         k.values |= {f"requires_grad {name}": True for name in k.parameters}
         k.values |= {f"mode {path}": True for path in k.layers}
         k.values |= k.built
+        after_loading(k, kept=self.optimizer)
 
 
 Load.examples = (Load(), Load(True), Load(file=True), Load(True, True))
@@ -1251,9 +1160,9 @@ class Copy(Action, frozen=True, tag="Copy"):
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
-        whole = "(model, layers, parameters, optimizers)"
+        whole = f"(model, layers, parameters, optimizers{', schedules' if k.schedules else ''})"
         how = f"copy.deepcopy({whole})" if self.how == "deepcopy" else f"pickle.loads(pickle.dumps({whole}))"
-        yield f"model, layers, parameters, optimizers = {how}"
+        yield f"{whole[1:-1]} = {how}"
 
     def needle(self, w: Hands) -> None:
         """``deepcopy``."""
@@ -1319,8 +1228,8 @@ Keep.examples = tuple(Keep(what) for what in _KEPT)
 
 
 ACTIONS: tuple[type[Action], ...] = (
-    Pass, Step, ClipNorm, Reset, Set, SetLayer, Refuse, Freeze, ReplaceData, ReplaceState, ReplaceGradient,
-    NewOptimizer, AddParameter, Mode, Evaluate, NoGrad, Load, Copy, Keep,
+    Pass, Step, ClipNorm, Reset, Set, SetLayer, Refuse, Freeze, ReplaceData, Augment, ReplaceState, ReplaceGradient,
+    NewOptimizer, AddParameter, Attach, Advance, PutLayer, SwapLayers, Loader, Mode, Evaluate, NoGrad, Load, Copy, Keep,
 )  # fmt: skip
 AnyAction: Any = Union[ACTIONS]  # noqa: UP007 - of as many as there are
 EXAMPLES: dict[str, Action] = {one.words: one for kind in ACTIONS for one in kind.examples}

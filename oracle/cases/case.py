@@ -28,7 +28,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from oracle.cases import layers
-from oracle.cases.actions import Action, AnyAction, Pass
+from oracle.cases.actions import Action, AnyAction, Loader, Pass
 from oracle.cases.bounds import (
     FLOAT32,
     LARGEST_FILE,
@@ -332,7 +332,7 @@ class ProgramCase(_Case, frozen=True, tag="program"):
     optimizer: Optimizer
     seed: Seed
     actions: Annotated[tuple[AnyAction, ...], Meta(max_length=100)]
-    held: Literal["sequential", "list", "dict"] = "sequential"
+    held: Literal["sequential", "list", "dict", "ModuleList"] = "sequential"
     again: Place | None = None
     functions: bool = False
     weight_scale: Scale = 1.0
@@ -340,6 +340,11 @@ class ProgramCase(_Case, frozen=True, tag="program"):
 
     def __post_init__(self) -> None:
         require(len(self.model) > 0, "model: a program needs a layer")
+        short = any(isinstance(action, Loader) and action.more for action in self.actions)
+        require(
+            not short or self.data.rows > 1,
+            "actions: a batch of one row cannot be short: no Loader(short) or Loader(dropped)",
+        )
         for path, layer in walk(self.model):
             kept = isinstance(layer, _IN_PROGRAMS) and not getattr(layer, "frozen", False)
             outermost = not isinstance(layer, Branch) or "." not in path

@@ -28,6 +28,7 @@ from oracle.cases.features import (
     LONG_AXIS,
     NOT_IN_DTYPES,
     PARAMETERS,
+    PUT_IN,
     ROWS,
     SELDOM_LONG,
     SWITCHES,
@@ -223,7 +224,11 @@ def _of_program(case: c.ProgramCase) -> Iterator[str]:
     yield f"optimizer {type(case.optimizer).__name__}"
     for action in case.actions:
         yield f"program {action.words}"
+    yield from _of_schedules(case)
     yield f"program layers in a {case.held}"
+    put = any(isinstance(action, a.PutLayer) for action in case.actions)
+    if put and case.held in PUT_IN and programs.replaceable(case):
+        yield f"program a layer is put in a {PUT_IN[case.held]}"
     if case.again is not None:
         yield "program same module twice"
     if any(getattr(layer, "tie", None) is not None for _, layer in c.walk(case.model)):
@@ -232,6 +237,17 @@ def _of_program(case: c.ProgramCase) -> Iterator[str]:
             yield "program a model of tied weights is loaded"
     if case.functions and any(map(programs.function_of, case.model)):
         yield "program Residual of a function"
+
+
+def _of_schedules(case: c.ProgramCase) -> Iterator[str]:
+    """Schedules that are loaded: those of which the optimizer is."""
+    scheduled = False
+    for action in case.actions:
+        if isinstance(action, a.Load):
+            if scheduled and action.optimizer:
+                yield f"program a schedule is loaded from {'a file' if action.file else 'its state_dict'}"
+            scheduled = scheduled and action.optimizer
+        scheduled = scheduled or isinstance(action, a.Attach)
 
 
 def _of_training(case: c.TrainCase) -> Iterator[str]:
@@ -377,7 +393,7 @@ def missed(coverage: Mapping[str, int], lacking: Mapping[str, Any] | frozenset[s
 
 # One case in so many of its kind gets so many features that the run lacks most. Second order has few cases; they are many. Of single
 # operations only those are steered that are drawn for it: an edit may make another operation of them.
-SHARE = {c.TrainCase: (4, 1), c.OpCase: (1, 2), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 2)}
+SHARE = {c.TrainCase: (4, 1), c.OpCase: (1, 2), c.SecondOrderCase: (2, 2), c.ProgramCase: (2, 3)}
 TRIES = 6  # features that are tried on a case, the rarest first: not every case can have every feature
 
 

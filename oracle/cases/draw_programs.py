@@ -30,9 +30,10 @@ _LOSSES = choice((2, c.SoftmaxLoss()), (1, c.WeightedSum()), (1, c.MeanSquare())
 _LRS = st.sampled_from([0.1, 0.3, 0.01, None])
 _BETAS = st.sampled_from([0.9, 0.5, None, 0.0])
 _DECAYS = st.sampled_from([None, 0.1, 0.5])
-_HELD = choice((4, "sequential"), (1, "list"), (1, "dict"))
+_HELD = choice((4, "sequential"), (1, "list"), (1, "dict"), (1, "ModuleList"))
 _BETWEEN = st.lists(st.sampled_from(a.BETWEEN), max_size=2)
 _BEFORE_STEP = choice((2, 0), (3, 1), (1, 2))
+_STEPPED = choice((4, True), (1, False))
 _SOME = st.sampled_from(a.BEFORE_STEP)
 
 
@@ -98,7 +99,9 @@ def program_cases(draw: Draw) -> c.ProgramCase:
         keep_init=draw(BOOLEANS),
     )
     tuned = tuple(sorted({name for given in programs.settings_of(case).values() for name in given}))
-    plan = a.Plan(len(programs.names_of(case)), len(programs.switched(case)), [type(optimizer).__name__], tuned=tuned)
+    plan = a.Plan(
+        len(programs.names_of(case)), len(programs.switched(case)), [type(optimizer).__name__], tuned=tuned, rows=rows
+    )
     choose = HypothesisDraw(draw)
     actions: list[a.Action] = []
     for round_ in range(draw(integers(2, 4))):
@@ -107,6 +110,8 @@ def program_cases(draw: Draw) -> c.ProgramCase:
         actions.append(a.Pass.drawn(choose, plan))
         actions += [draw(_SOME).drawn(choose, plan) for _ in range(draw(_BEFORE_STEP))]
         actions.append(a.Step.drawn(choose, plan))
+        if plan.scheduled and draw(_STEPPED):
+            actions.append(a.Advance.drawn(choose, plan))
     case = replace(case, actions=tuple(actions))
     if draw(one_in(3)):
         try:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from oracle.cases import actions as a
 from oracle.cases import case as c
+from oracle.cases import programs
 from oracle.cases.blocks import block_with
 from oracle.operations import OPERATIONS
 
@@ -263,6 +264,16 @@ def action(example: a.Action) -> Edit:
         if example == a.ReplaceData("vector"):  # which is any other Tensor where there is no bias
             model = (*model, c.Linear(2))
             done = a.ReplaceData("vector", sum(len(layer.parameters(1)) for _, layer in c.walk(model)) - 1)
+        if example == a.Augment("@="):  # of a matrix
+            model = (*model, c.Linear(2))
+            names = programs.names_of(_replace(case, model=model, again=None))
+            done = a.Augment("@=", names.index(f"{len(case.model)}.weight"))
+        if isinstance(example, a.PutLayer):  # one with parameters
+            model = (*model, c.Linear(2))
+            done = a.PutLayer(len(programs.replaceable(_replace(case, model=model, again=None))) - 1)
+        if isinstance(example, a.SwapLayers):
+            model = (*model, c.Linear(3), c.Linear(3), c.Linear(3))
+            done = a.SwapLayers(len(programs.alike(_replace(case, model=model, again=None))) - 1)
         before: tuple[a.Action, ...] = (a.NewOptimizer(),) if example == a.Step(1) else ()
         if isinstance(example, a.Freeze) and not example.frozen:
             before = (a.Freeze(),)
@@ -270,9 +281,16 @@ def action(example: a.Action) -> Edit:
             added: tuple[a.Action, ...] = (example, a.Step())
         else:
             added = (a.Pass(), done, a.Step(), *last) if example.needs_gradients else (*before, done, *last)
+        if isinstance(example, a.Attach):
+            added = (example, *last, a.Advance(), *last, a.Advance())
+        if isinstance(example, a.Advance):
+            added = (a.Attach(value=0.5), *last, example, *last)
         if example == a.Step(1):
             added = (*before, a.Pass(), a.Step(1), *last)
-        return _replace(case, model=model, optimizer=optimizer, actions=(*case.actions, *added))
+        if isinstance(example, a.Loader) and example.more:
+            case = _replace(case, data=_replace(case.data, rows=max(2, case.data.rows)))
+        again = None if isinstance(example, a.PutLayer | a.SwapLayers) else case.again
+        return _replace(case, model=model, optimizer=optimizer, actions=(*case.actions, *added), again=again)
 
     return edit
 
@@ -292,6 +310,19 @@ def tied_and_loaded(case: c.ProgramCase) -> c.Case:
     linears = sum(isinstance(layer, c.Linear) for _, layer in c.walk(case.model))
     tied = (c.Linear(3), c.Linear(3), c.Linear(3, tie=linears + 1))
     return _replace(case, model=(*case.model, *tied), actions=(*case.actions, a.Load(), a.Pass()), again=None)
+
+
+def put_in(held: str) -> Edit:
+    """A layer that is put in a model that holds its layers so."""
+    return lambda case: action(a.PutLayer())(_replace(case, held=held))
+
+
+def schedule_loaded(*, file: bool) -> Edit:
+    """A schedule that is under way, a fresh one with its state, and another step of that."""
+    loaded = (a.Load(optimizer=True, file=file), a.Advance(), a.Pass(), a.Step())
+    return lambda case: _replace(
+        case, actions=(*case.actions, a.Attach("Warmup", 2, 0.5, "StepLR"), a.Advance(), *loaded)
+    )
 
 
 def function(case: c.ProgramCase) -> c.Case:

@@ -64,6 +64,10 @@ def _of_switches(group: str, *switches: int) -> dict[str, Edit | None]:
     return dict.fromkeys(label.removeprefix(f"{group} ") for switch in switches for label in SWITCHES[switch])
 
 
+PUT_IN = {
+    "sequential": "Sequential",
+    "ModuleList": "ModuleList",
+}  # how a program holds its layers, in classes of needle's
 SELDOM_LONG = {"put_item"}  # its operand has the shape of a slice, and an index that is drawn with it
 # a cast is about dtypes itself; of `where`, the dtype of the condition does not count; the gradients of powers of 0 are limits, which are exact, and noise says nothing of them
 NOT_IN_DTYPES = set(c.NOT_AGAIN)
@@ -383,8 +387,12 @@ TABLE: dict[str, Group] = {
             "layers in a sequential": e.having(held="sequential"),
             "layers in a list": e.having(held="list"),
             "layers in a dict": e.having(held="dict"),
+            "layers in a ModuleList": e.having(held="ModuleList"),
             "same module twice": e.applied_twice,
             "a model of tied weights is loaded": e.tied_and_loaded,
+            **{f"a layer is put in a {name}": e.put_in(held) for held, name in PUT_IN.items()},
+            "a schedule is loaded from its state_dict": e.schedule_loaded(file=False),
+            "a schedule is loaded from a file": e.schedule_loaded(file=True),
             "Residual of a function": e.function,
         },
     ),

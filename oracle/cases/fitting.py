@@ -138,7 +138,9 @@ def _program(case: c.ProgramCase, lacking: Collection[str]) -> c.ProgramCase | N
         elif isinstance(action, a.NewOptimizer):
             if SECOND in lacking or f"optimizer {action.optimizer}" in lacking:
                 continue
-        elif not isinstance(action, a.Step | a.Mode):
+        elif isinstance(action, a.Mode):
+            action = replace(action, by_train=False)
+        elif not isinstance(action, a.Step):
             continue
         actions.append(action)
     if case.seed % 3 == 0:  # a step is left out: the gradients of a pass come to nothing
@@ -150,7 +152,8 @@ def _program(case: c.ProgramCase, lacking: Collection[str]) -> c.ProgramCase | N
         layers = tuple(layer for layer in layers if not any(isinstance(x, c.BatchNorm) for _, x in c.walk((layer,))))
     layers = layers if c.trains(layers) else (*layers, c.Linear(2))
     loss = case.loss if f"loss {type(case.loss).__name__}" not in lacking else c.WeightedSum()
-    made = replace(case, model=layers, actions=tuple(actions), loss=loss, functions=False, again=None)
+    held = "list" if case.held == "ModuleList" else case.held
+    made = replace(case, model=layers, actions=tuple(actions), loss=loss, held=held, functions=False, again=None)
     return made if needs(made).isdisjoint(lacking) else None
 
 

@@ -1,7 +1,8 @@
 """What is known of a program: its state as plain arrays, from which an action starts and which it must leave. NumPy alone.
 
 A state is flat: "parameter 0.weight", "gradient 0.weight", "requires_grad 0.weight", "buffer 1.running_mean", "mode 1",
-and of the i-th optimizer "optimizer 0: lr" and "optimizer 0: velocity 0.weight". What does not exist has no entry.
+of the i-th optimizer "optimizer 0: lr" and "optimizer 0: velocity 0.weight", and of its schedule "schedule 0: t". What does not
+exist has no entry.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ class Known:
     optimizers: list[tuple[str, list[str]]] = field(default_factory=list)  # kind, names of its parameters
     tuned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # path of a layer -> names of its settings
     built: Mapping[str, float] = field(default_factory=dict)  # settings of layers, as the constructors take them
+    places: Sequence[str] = ()  # paths of the layers that can be replaced …
+    pairs: Sequence[tuple[str, str]] = ()  # … and of those that can change places
     late: Sequence[str] = ()  # parameters that are not in the first optimizer yet
     index: int = 0  # of the action
     passes: int = 0  # forward and backward passes so far
     judged: set[str] = field(default_factory=set)  # entries that a rule about numbers judges, and not the bits
+    within: dict[str, float] = field(default_factory=dict)  # entries that are numbers, and how far off they may be
+    schedules: Mapping[int, Any] = field(default_factory=dict)  # number of an optimizer -> the `Attach` of its schedule
 
     def parameter(self, place: int) -> str:
         """The name of a parameter; the count starts again behind the last."""

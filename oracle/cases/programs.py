@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
@@ -21,7 +23,7 @@ def start(case: c.ProgramCase) -> Known:
     names, paths, run = names_of(case), switched(case), case.training
     added = late(case)
     kind = type(case.optimizer).__name__
-    k = Known(case.seed, names, paths, late=added)
+    k = Known(case.seed, names, paths, late=added, places=replaceable(case), pairs=alike(case))
     k.optimizers = [(kind, [name for name in names if name not in added])]
     buffers = {slot.name for slot in inputs.slots(run)[1]}
     for name, value in inputs.initial_state(run).items():
@@ -74,6 +76,33 @@ def training_now(case: c.ProgramCase, k: Known) -> c.TrainCase:
     return replace(case.training, model=body(case.training.model, ""))
 
 
+def batches(case: c.ProgramCase, before: int | None = None) -> inputs.Batches:
+    """The batch of every pass, in the order in which loaders give the rows; ``before`` an action, that of the loaders before it."""
+    found, t = inputs.batches(case.training), 0
+    for action in case.actions[:before]:
+        if isinstance(action, a.Loader):
+            order = action.order(loader_seed(case, t), len(rows_left(case, found, t, action.more)[0]))
+            for old, rows in zip(_columns(found), rows_left(case, found, t, action.more), strict=True):
+                old[t:] = rows[order][: len(rows) - action.more].reshape(old[t:].shape)
+        t += isinstance(action, a.Pass)
+    return found
+
+
+def rows_left(case: c.ProgramCase, found: inputs.Batches, t: int, more: int) -> list[Array]:
+    """The data set of a loader before pass t: data and what is beside it, (rows, …); ``more`` rows stand at its end again."""
+    rows = [column[t:, 0].reshape(-1, *column.shape[3:]) for column in _columns(found)]
+    return [np.concatenate([column, column[:more]]) for column in rows]
+
+
+def _columns(found: inputs.Batches) -> list[Array]:
+    return [found.x, next(column for column in (found.labels, found.drawn) if column is not None)]
+
+
+def loader_seed(case: c.ProgramCase, t: int) -> int:
+    """Of NumPy's global generator, when the batches from pass t on are loaded."""
+    return inputs.step_seed(case.training, t) + 1
+
+
 def flowing(k: Known) -> list[str]:
     """The parameters that a backward pass reaches: all layers of a program are used."""
     return [name for name in k.parameters if k.values[f"requires_grad {name}"]]
@@ -98,6 +127,30 @@ def switched(case: c.ProgramCase) -> list[str]:
     """Paths of the modules that can be switched between the modes; what a function stands for is no module."""
     functions = tuple(f"{i}." for i, layer in enumerate(case.model) if case.functions and function_of(layer))
     return [path for path, _ in c.walk(case.model) if not functions or not path.startswith(functions)]
+
+
+def replaceable(case: c.ProgramCase) -> list[str]:
+    """Paths of the layers that a fresh one can stand for: not what is applied twice, or shares a weight with another layer."""
+    tied = {layer.tie for _, layer in c.walk(case.model) if isinstance(layer, c.Linear) and layer.tie is not None}
+    shared, linears = set[str](), 0
+    for path, layer in c.walk(case.model):
+        if isinstance(layer, c.Linear):
+            if layer.tie is not None or linears in tied:
+                shared.add(path.partition(".")[0])
+            linears += 1
+    twice = None if case.again is None else case.again % len(case.model)
+    return [str(i) for i in range(len(case.model)) if str(i) not in shared and i != twice]
+
+
+def alike(case: c.ProgramCase) -> list[tuple[str, str]]:
+    """Paths of layers with parameters that may change places: of the same kind, with the same settings and sizes."""
+    own, widths = replaceable(case), c.input_widths(case.training)
+    found = []
+    for one, other in itertools.combinations(own, 2):
+        layer = case.model[int(one)]
+        same = layer == case.model[int(other)] and widths[one] == widths[other]
+        found += [(one, other)] * (same and c.trains((layer,)))
+    return found
 
 
 def function_of(layer: c.Layer) -> str:

@@ -284,7 +284,11 @@ def _exact(h: Hearing, turn: Turn) -> Iterator[Divergence]:
     h.verdict.tally.count("exact state", 0.0, len(compared), sum(np.size(right.get(key, 0)) for key in compared))
     for key in compared:
         mine, due = turn.after.get(key), right.get(key)
-        if not alike(mine, due):
+        if key in turn.right.within and isinstance(mine, float) and isinstance(due, float):
+            found = _within(h, turn, key, mine, due)
+            if found is not None:
+                yield found
+        elif not alike(mine, due):
             message = f"after action {index}, {words}: {key} {_parted(mine, due)}"
             at, numbers = _where(mine, due)
             yield Divergence(index, "state", key, "exact", message, at, numbers[0], None, numbers[1])
@@ -294,6 +298,18 @@ def _exact(h: Hearing, turn: Turn) -> Iterator[Divergence]:
             later = name.startswith("a copy goes on") and not isinstance(turn.action, a.Copy)
             quantity = "twin" if later else "promise"  # the action may be wrong by itself, and is then judged first
             yield Divergence(index, quantity, name, "exact", f"action {index}, {words}: it does not hold that {name}")
+
+
+def _within(h: Hearing, turn: Turn, key: str, mine: float, due: float) -> Divergence | None:
+    """Rule L on a number of Python's that a schedule has made. Proven by ``program-steplr-early``."""
+    error, allowed = abs(mine - due), L_LIMIT * turn.right.within[key]
+    share = error / allowed if allowed else 0.0 if mine == due else np.inf
+    h.verdict.tally.count("L schedule", share, 1, 1, h.digest)
+    if share <= 1:
+        return None
+    index, words = turn.ours.step, turn.action.words
+    message = f"after action {index}, {words}: {key} {_parted(mine, due)}"
+    return Divergence(index, "state", key, "L", message, None, mine, None, due, "float64", error, allowed)
 
 
 def _parted(mine: Any, due: Any) -> str:

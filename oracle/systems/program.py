@@ -60,7 +60,7 @@ class ProgramRun:
         self.case, self.ndl, self.looking = case, ndl, looking
         self.clock = clock or Clock()
         self.clock.turn("inputs")
-        self.batches = inputs.batches(case.training)
+        self.batches = programs.batches(case)
         slots = inputs.slots(case.training)
         self.slots = tuple([s for s in part if case.alias(s.name) == s.name] for part in slots)
         self.torch = TorchProgram(case, self.batches)
@@ -78,7 +78,7 @@ class ProgramRun:
         twin, until = world.twin, 0
         for index, action in enumerate(case.actions):
             clock.step = index
-            k.index, k.judged = index, set()
+            k.index, k.judged, k.within = index, set(), {}
             turn = Turn(action, copy.copy(k), k)
             turn.before.values = dict(k.values)
             turn.before.optimizers = [(kind, list(names)) for kind, names in k.optimizers]
@@ -86,7 +86,7 @@ class ProgramRun:
             turn.peer.step = index
             if isinstance(action, a.Pass):
                 turn.masks = programs.masks(case, k.passes, k)
-            world.flows = programs.flowing(k)
+            world.flows, world.scheduled = programs.flowing(k), k.schedules
             action.meaning(k)
             world.due, world.judged = k.values, k.judged
             turn.right = copy.copy(k)
@@ -148,7 +148,8 @@ class ProgramRun:
         self, twin: World, world: World, action: a.Action, index: int, turn: Turn, before: State
     ) -> Failure | None:
         """The original does the same as its copy, which must not notice."""
-        twin.index, twin.seen, twin.promises, twin.flows = index, Observation(index), {}, world.flows
+        twin.index, twin.seen, twin.promises = index, Observation(index), {}
+        twin.flows, twin.scheduled = world.flows, world.scheduled
         twin.passes = turn.before.passes
         try:
             with world.phase(f"{action.words}, of the original of a copy"):

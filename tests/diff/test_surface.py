@@ -1,16 +1,26 @@
 """What needle offers is what the cases call, or stands in a list with the test that checks it instead."""
 
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import needle
 from oracle.blame import judged
+from oracle.cases import case as c
+from oracle.cases.actions import Pass, Step
+from oracle.cases.coverage import covered, missed
+from oracle.cases.features import EDITS
 from oracle.cases.strategies import op_cases
 from oracle.runs import surface
 from oracle.runs.draws import OP_NAMES, draw, independent, shard_cases
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 3  # of seed 0, of which those cases are run that have something new, and a dozen more of each operation
+
+PLAIN = c.ProgramCase(
+    model=(c.Linear(3), c.Tanh(), c.Linear(2)), data=c.Data(rows=4, features=3), loss=c.SoftmaxLoss(), optimizer=c.SGD(lr=0.1, momentum=0.9),
+    seed=0, actions=(Pass(), Step()),
+)  # fmt: skip
 
 
 def reached_by(cases):
@@ -23,11 +33,18 @@ def reached_by(cases):
     return listener.reached
 
 
+def steered_to(labels):
+    """A program with each of the labels that is one of programs: as a run is steered to what the fewest of its cases have."""
+    edits = {label: edit for label, edit in EDITS[c.ProgramCase].items() if label in labels}
+    return [edit(PLAIN) for edit in edits.values()]
+
+
 def test_what_needle_offers_is_what_the_cases_call():
     cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
     cases += draw("op", 16 * len(OP_NAMES), 0) + draw("program", 48, 0)
     # one of its doors opens to odd ranks alone, and needs no axes named
     cases += independent(op_cases(["minimum"]), 40, 0)
+    cases += steered_to(missed(Counter(label for case in cases for label in covered(case))))
     reached = reached_by(cases)
     items = surface.Surface(needle).items
     assert reached <= set(items)

@@ -29,19 +29,31 @@ def joined(ndl: Any, join: str, left: Any, right: Any) -> Any:
 
 def held(ndl: Any, kind: str, layers: Sequence[Any]) -> Any:
     """A module with these layers, one after the other."""
-    name = {"list": "InList", "dict": "InDict"}[kind]
+    name = {"list": "InList", "dict": "InDict", "ModuleList": "InModuleList"}[kind]
     base = ndl.nn.Module
     if (base, name) not in _made:
 
         def init(self: Any, layers: Sequence[Any]) -> None:
             base.__init__(self)
-            self.layers = list(layers) if kind == "list" else {f"layer {i}": layer for i, layer in enumerate(layers)}
+            self.layers = _in_modules(ndl, layers) if kind == "ModuleList" else list(layers)
+            if kind == "dict":
+                self.layers = {f"layer {i}": layer for i, layer in enumerate(layers)}
 
         def forward(self: Any, x: Any) -> Any:
-            for layer in self.layers if kind == "list" else self.layers.values():
+            for layer in self.layers.values() if kind == "dict" else self.layers:
                 x = layer(x)
             return x
 
         space = {"__init__": init, "forward": forward, "__module__": __name__, "__qualname__": name}
         _made[base, name] = globals()[name] = type(name, (base,), space)
     return _made[base, name](layers)
+
+
+def _in_modules(ndl: Any, layers: Sequence[Any]) -> Any:
+    """A ModuleList of them, made in every way in which one can be: empty, of some, and of one more."""
+    first = ndl.nn.ModuleList()
+    first.append(layers[0])
+    whole = ndl.nn.ModuleList([first[0], *layers[1:-1]])
+    if len(layers) > 1:
+        whole.append(layers[-1])
+    return whole

@@ -7,13 +7,14 @@ on to unless the program asks for it: an optimizer may write into what nobody ho
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,13 @@ from oracle.systems.trace import Clock, Observation, same_bits
 
 @dataclass
 class Parts:
-    """What is copied together: a model, its modules by path, its parameters by name, and optimizers of them."""
+    """What is copied together: a model, its modules by path, its parameters by name, and optimizers of them with their schedules."""
 
     model: Any
     modules: dict[str, Any]
     parameters: dict[str, Any]
     optimizers: list[Any]
+    schedules: dict[int, Any] = field(default_factory=dict)  # by the number of their optimizer
 
 
 class World:
@@ -60,8 +62,11 @@ class World:
         self.promises: dict[str, bool] = {}
         self.kept: list[tuple[str, Any, Array]] = []
         self.twin: World | None = None
+        self.loaded_from = 0  # the pass that takes the first of the batches of a loader …
+        self.loader: list[tuple[Any, ...]] = []  # … which are these
         self.watch: Watch | None = None
         self.late = programs.late(case)
+        self.scheduled: Mapping[int, a.Attach] = {}  # how the schedules were made, which a fresh one is made by
         self.tuned = programs.settings_of(case)
         with self.phase("build"):
             np.random.seed(case.seed_for("build"))
@@ -142,6 +147,11 @@ class World:
         """All optimizers, the first one first."""
         return self.parts.optimizers
 
+    @property
+    def schedules(self) -> dict[int, Any]:
+        """The schedules by the number of their optimizer."""
+        return self.parts.schedules
+
     def parameter(self, place: int) -> tuple[str, Any]:
         """See `oracle.cases.actions.Hands`."""
         return list(self.parameters.items())[place % len(self.parameters)]
@@ -198,7 +208,7 @@ class World:
         t = self.passes
         before = {n: g for n, p in self.parameters.items() if (g := grad_of(p)) is not None and g.dtype == p.dtype}
         np.random.seed(step_seed(self.case.training, t))
-        x = self._tensor("input", self.batches.x[t, 0], requires_grad=action.to_input)
+        x = self._input(t, asks=action.to_input)
         with self._looked_at() as record:
             out = self.model(x)
         loss, cotangent = self._loss(out, t)
@@ -278,14 +288,58 @@ class World:
         self.hold(name, tensor)
         return tensor
 
+    def _input(self, t: int, *, asks: bool) -> Any:
+        """The batch of pass t, of a loader if there is one."""
+        if not self.loader or asks:
+            values = array_of(self.loader[t - self.loaded_from][0]) if self.loader else self.batches.x[t, 0]
+            return self._tensor("input", values, requires_grad=asks)
+        x = self.loader[t - self.loaded_from][0]
+        self.hold("input", x)
+        return x
+
+    def _beside(self, t: int, name: str, values: Array) -> Any:
+        """What is beside the batch of pass t, likewise."""
+        if not self.loader:
+            return self._tensor(name, values)
+        given = self.loader[t - self.loaded_from][1]
+        self.hold(name, given)
+        return given
+
+    def load_batches(self, loader: a.Loader) -> None:
+        """All batches of a DataLoader, each looked at: its rows, their order, and what else a batch is."""
+        data, t, rows = self.ndl.data, self.passes, self.case.data.rows
+        columns = programs.rows_left(self.case, programs.batches(self.case, self.index), t, loader.more)
+        dataset = data.NDArrayDataset(*columns)
+        given = {"shuffle": True} if loader.shuffle else {}
+        given |= {"drop_last": True} if loader.form == "dropped" else {}
+        made = data.DataLoader(dataset, batch_size=rows, **given)
+        seed = programs.loader_seed(self.case, t)
+        np.random.seed(seed)
+        self.loaded_from, self.loader = t, [*made]
+        order = loader.order(seed, len(columns[0]))
+        until = len(order) - loader.more * (loader.form == "dropped")
+        right = [[column[order[i : i + rows]] for column in columns] for i in range(0, until, rows)]
+        self.promise("len() of a loader is the number of its batches", len(made) == len(right))
+        self.promise("a loader gives the batches that there are", len(self.loader) == len(right))
+        for batch, due in zip(self.loader, right, strict=False):
+            self._is_batch(batch, due)
+        if loader.form == "in order":  # as it is without any setting
+            for batch, *due in zip(data.DataLoader(dataset), *columns, strict=True):
+                self._is_batch(batch, [one[None] for one in due])
+
+    def _is_batch(self, batch: Any, due: Sequence[Array]) -> None:
+        same = all(g.dtype == d.dtype and same_bits(array_of(g), d) for g, d in zip(batch, due, strict=True))
+        self.promise("a batch has the rows that are due", same)
+        self.promise("a batch asks for no gradient", not any(given.requires_grad for given in batch))
+
     def _loss(self, out: Any, t: int) -> tuple[Any, tuple[Any, ...]]:
         """The loss, and the cotangent that its backward pass starts from, if it is no scalar."""
         loss, batches = self.case.loss, self.batches
         if isinstance(loss, c.SoftmaxLoss):
             assert batches.labels is not None
-            return self.softmax_loss(out, self._tensor("labels", batches.labels[t, 0])), ()
+            return self.softmax_loss(out, self._beside(t, "labels", batches.labels[t, 0])), ()
         assert batches.drawn is not None
-        drawn = self._tensor("out_grad" if isinstance(loss, c.Cotangent) else "target", batches.drawn[t, 0])
+        drawn = self._beside(t, "out_grad" if isinstance(loss, c.Cotangent) else "target", batches.drawn[t, 0])
         found, start = loss_with(self.ndl, self.case, out, drawn)
         return found, () if start is None else (start,)
 
@@ -310,6 +364,53 @@ class World:
     def another(self, kind: str, settings: dict[str, float]) -> None:
         """One more optimizer."""
         self.optimizers.append(getattr(self.ndl.optim, kind)(list(self.model.parameters()), **settings))
+
+    def _places(self) -> tuple[Any, list[Any]]:
+        """Where the model has its layers, and by what each of them is found there."""
+        n = len(self.case.model) + (self.case.again is not None)
+        if self.case.held == "sequential":
+            return self.model, list(range(n))
+        return self.model.layers, [f"layer {i}" for i in range(n)] if self.case.held == "dict" else list(range(n))
+
+    def put_layer(self, place: int) -> None:
+        """A fresh layer, which the optimizers then have in the place of the old one."""
+        paths = programs.replaceable(self.case)
+        if not paths:
+            return
+        path = paths[place % len(paths)]
+        np.random.seed(self.case.seed_for("fresh"))
+        fresh = self._built()
+        layers, keys = self._places()
+        if self.case.held != "dict":
+            inside = [self.modules[str(i)] for i in range(len(self.case.model))]
+            self.promise("len() is the number of layers", len(layers) == len(keys))
+            self.promise("the layers come in order", all(map(operator.is_, layers, inside)))
+            self.promise("a slice has the layers themselves", all(map(operator.is_, layers[:2], inside)))
+        layers[keys[int(path)]] = fresh.modules[path]
+        self.promise("a layer is found where it was put", layers[keys[int(path)]] is fresh.modules[path])
+        self.parts.modules |= {name: module for name, module in fresh.modules.items() if a.within(path, name)}
+        for name, old in self.parameters.items():
+            if a.within(path, name):
+                new = self.parameters[name] = fresh.parameters[name]
+                new.data = self.ndl.Tensor(self.numbers(new), requires_grad=False)
+                for optimizer in self.optimizers:
+                    optimizer.params[:] = [new if p is old else p for p in optimizer.params]
+
+    def swap_layers(self, pair: int) -> None:
+        """Two layers change places, and so names."""
+        pairs = programs.alike(self.case)
+        if not pairs:
+            return
+        one, other = pairs[pair % len(pairs)]
+        layers, keys = self._places()
+        i, j = keys[int(one)], keys[int(other)]
+        layers[i], layers[j] = layers[j], layers[i]
+        for things in (self.parts.modules, self.parts.parameters):
+            before = dict(things)
+            for name, thing in before.items():
+                for path, to in ((one, other), (other, one)):
+                    if a.within(path, name):
+                        things[to + name[len(path) :]] = thing
 
     def loaded(self, *, optimizer: bool, file: bool = False) -> None:
         """Go on with a fresh model; the old one is left as it is."""
@@ -336,10 +437,19 @@ class World:
             state = old.state_dict()
             fresh.optimizers.append(type(old)(new))
             fresh.optimizers[-1].load_state_dict(state)
+            if (schedule := self._fresh_schedule(fresh)) is not None:
+                schedule.load_state_dict(self.schedules[len(fresh.optimizers) - 1].state_dict())
             for value in state.values():
                 if isinstance(value, np.ndarray):
                     value[...] = np.nan
         self.parts = fresh
+
+    def _fresh_schedule(self, fresh: Parts) -> Any:
+        """A new schedule for the last of the new optimizers; None where the old one has none."""
+        i = len(fresh.optimizers) - 1
+        if i in self.schedules:
+            fresh.schedules[i] = self.scheduled[i].of(self.ndl, fresh.optimizers[i])
+        return fresh.schedules.get(i)
 
     def _through_a_file(self, fresh: Parts, *, optimizer: bool) -> None:
         """The same by ``save`` and ``load``; with an optimizer, the global generator is put back too."""
@@ -355,10 +465,13 @@ class World:
                     fresh.optimizers.append(type(old)(new, **settings))
                     continue
                 fresh.optimizers.append(type(old)(new))
+                schedule = self._fresh_schedule(fresh)
+                with_one = {} if schedule is None else {"schedule": self.schedules[len(fresh.optimizers) - 1]}
                 np.random.seed(SEED)
-                self.ndl.save(path, self.model, old, kept=self.index)
+                self.ndl.save(path, self.model, old, **with_one, kept=self.index)
                 np.random.random_sample(3)
-                extra = self.ndl.load(path, fresh.model, fresh.optimizers[-1])
+                with_one = {} if schedule is None else {"schedule": schedule}
+                extra = self.ndl.load(path, fresh.model, fresh.optimizers[-1], **with_one)
                 self.promise("load puts the generator back", np.random.bytes(8) == NEXT)
                 self.promise("load returns what was saved beside the model", extra == {"kept": self.index})
 
@@ -409,6 +522,8 @@ class World:
                         state[f"optimizer {i}: {quantity} {name}"] = np.array(array_of(held_in[p]))
                 if kind == "Adam" and p in optimizer.t:
                     state[f"optimizer {i}: t {name}"] = optimizer.t[p]
+        for i, schedule in self.schedules.items():
+            state |= {f"schedule {i}: base": schedule.base, f"schedule {i}: t": schedule.t}
         return state
 
     def unkept(self) -> Iterator[str]:

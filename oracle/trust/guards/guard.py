@@ -18,9 +18,12 @@ MOMENTS: Mapping[str, str] = {
     "clip": "the gradients are off after clipping",
     "step": "the parameters are off after the step",
     "refusal": "what has to be refused is not",
+    "batch": "the rows of the batch are off",
+    "put": "the layer is not put there",
     "mode": "the module is in the other mode",
     "no_grad": "afterwards nothing is recorded",
     "optimizer": "the learning rate is off",
+    "schedule": "the learning rate is off after the schedule",
 }
 Condition = Callable[[Any], bool]
 

@@ -17,10 +17,13 @@ from oracle.trust.guards.guard import Guards
 from oracle.trust.guards.of_training import is_tied
 from oracle.trust.guards.seen import (
     NOBODY_ELSE,
+    Assigned,
+    Batch,
     Block,
     Layer,
     Made,
     ModelCall,
+    Scheduled,
     Switch,
     Update,
     Walk,
@@ -121,11 +124,13 @@ guard("program clip, max_norm inf", "clip", program(lambda f: bool(f.args) and f
 guard("program clip, max_norm three", "clip", program(lambda f: bool(f.args) and f.args[0] == 3.0))
 
 
-def _reset_alone(f: Update) -> bool:
-    return bool(f.world.past) and kind_of(f.world.past[-1]) == "reset"
+def _reset_alone(how: str) -> Callable[[Update], bool]:
+    return program(lambda f: bool(f.world.past) and kind_of(f.world.past[-1]) == "reset" and f.world.past[-1][2] == how)
 
 
-guard("program reset", "step", program(_reset_alone))
+guard("program reset", "step", _reset_alone("reset_grad"))
+guard("program reset by zero_grad", "step", _reset_alone("zero_grad"))
+guard("program reset by the model", "step", _reset_alone("model"))
 
 # -- settings
 
@@ -142,7 +147,7 @@ def _set(name: str, low: float, high: float) -> Callable[[Update], bool]:
 
 
 def _refused(name: str) -> Callable[[Update], bool]:
-    return lambda f: not f.args and refused(f.optimizer) == name
+    return lambda f: isinstance(f, Update) and not f.args and refused(f.optimizer) == name
 
 
 _BOUNDS = {" to 0": (-1.0, 0.0), " above 1": (1.0, float("inf")), "": (0.0, 1.0)}
@@ -152,7 +157,7 @@ for _words, _action in EXAMPLES.items():
         guard(f"program {_words}", "step", _set(_action.setting, *_BOUNDS[_form]))
     elif isinstance(_action, Refuse) and _action.setting != "max_norm":
         guard(f"program {_words}", "refusal", _refused(_action.setting))
-guard("program refuse max_norm", "refusal", lambda f: bool(f.args))
+guard("program refuse max_norm", "refusal", lambda f: isinstance(f, Update) and bool(f.args))
 
 
 def _tuned(name: str) -> Callable[[Layer], bool]:
@@ -222,6 +227,17 @@ def _written(f: Update) -> bool:
 
 guard("program data in place", "step", program(_written))
 guard("program data augmented", "step", program(lambda f: f.world.augmented > 0))
+
+
+def _by_hand(name: str) -> Callable[[Update], bool]:
+    return program(lambda f: name in f.world.by_hand)
+
+
+for _form, _method in {"+=": "iadd", "-=": "isub", "/=": "itruediv", "**=": "ipow", "@=": "imatmul"}.items():
+    guard(f"program data {_form}", "step", _by_hand(f"__{_method}__"))
+for _form, _method in {"> and <": "lt", ">= and <=": "le", "== and !=": "ne"}.items():
+    guard(f"program data masked by {_form}", "step", _by_hand(f"__{_method}__"))
+guard("program data [...] =", "refusal", lambda f: isinstance(f, Assigned))
 
 # -- states
 
@@ -434,6 +450,48 @@ guard("program a model of tied weights is loaded", "walk", _tied_and_loaded)
 for _how in ("deepcopy", "pickle"):
     guard(f"program {_how}", "optimizer", lambda f, how=_how: f.how == how)  # type: ignore[misc]
 
+# -- schedules
+
+
+def _stepped_one(kind: str, then: str, *, given: bool | None = None) -> Callable[[Scheduled], bool]:
+    """The step of a schedule of that kind, with what comes after it, and with its setting given or left out."""
+
+    def asked(f: Scheduled) -> bool:
+        after = type(getattr(f.schedule, "then", None)).__name__.replace("NoneType", "")
+        keywords = f.world.given.get(f.schedule, {})
+        return (
+            f.how == "step"
+            and type(f.schedule).__name__ == kind
+            and after == then
+            and (given is None or (f.schedule in f.world.given and given == bool(keywords)))
+        )
+
+    return asked
+
+
+guard("program schedule StepLR", "schedule", _stepped_one("StepLR", "", given=True))
+guard("program schedule StepLR, gamma by default", "schedule", _stepped_one("StepLR", "", given=False))
+guard("program schedule CosineLR", "schedule", _stepped_one("CosineLR", "", given=True))
+guard("program schedule CosineLR, lowest by default", "schedule", _stepped_one("CosineLR", "", given=False))
+guard("program schedule Warmup", "schedule", _stepped_one("Warmup", ""))
+guard("program schedule Warmup, then StepLR", "schedule", _stepped_one("Warmup", "StepLR"))
+guard("program schedule Warmup, then CosineLR", "schedule", _stepped_one("Warmup", "CosineLR"))
+guard("program schedule.step()", "schedule", lambda f: f.how == "step")
+guard("program a schedule is loaded from its state_dict", "schedule", lambda f: f.how == "state_dict")
+guard("program a schedule is loaded from a file", "schedule", lambda f: f.how == "a file")
+
+# -- batches
+
+
+def _batch(*, shuffle: bool, short: bool) -> Callable[[Batch], bool]:
+    return lambda f: f.loader.shuffle == shuffle and f.short == short and not f.loader.drop_last
+
+
+guard("program batches of a loader, in order", "batch", _batch(shuffle=False, short=False))
+guard("program batches of a loader, shuffled", "batch", _batch(shuffle=True, short=False))
+guard("program batches of a loader, short", "batch", _batch(shuffle=True, short=True))
+guard("program batches of a loader, dropped", "batch", lambda f: f.loader.drop_last)
+
 # -- modes
 
 
@@ -464,13 +522,19 @@ def _evaluation(recording: bool) -> Callable[[Switch], bool]:
     return asked
 
 
-guard("program eval a part", "mode", lambda f: not f.training and not f.world.hooked and _is_part(f))
-guard("program train a part", "mode", lambda f: f.training and not f.world.hooked and _is_part(f))
+def _part(training: bool, *, named: bool) -> Callable[[Switch], bool]:
+    return lambda f: f.training == training and f.named == named and not f.world.hooked and (named or _is_part(f))
+
+
+guard("program eval a part", "mode", _part(False, named=False))
+guard("program train a part", "mode", _part(True, named=False))
+guard("program train(False)", "mode", _part(False, named=True))
+guard("program train(True)", "mode", _part(True, named=True))
 guard("program eval the model", "walk", walked(lambda m, w: not m.training))
 guard(
     "program train the model",
     "mode",
-    lambda f: f.training and not f.world.hooked and _is_root(f) and _evaluated(f) is None,
+    lambda f: f.training and not f.named and not f.world.hooked and _is_root(f) and _evaluated(f) is None,
 )
 guard("program evaluation in between", "mode", _evaluation(True))
 guard("program evaluation in between, under no_grad", "mode", _evaluation(False))
@@ -487,6 +551,15 @@ for _how in ("nested", "exception", "exception inside", "decorator"):
 
 guard("program layers in a sequential", "walk", walked(lambda m, w: type(m.root()) is nn.Sequential))
 guard("program layers in a list", "walk", walked(lambda m, w: isinstance(getattr(m.root(), "layers", None), list)))
+guard(
+    "program layers in a ModuleList",
+    "walk",
+    walked(lambda m, w: type(getattr(m.root(), "layers", None)) is nn.ModuleList),
+)
+guard("program layer replaced", "put", lambda f: f.fresh)
+guard("program layers swapped", "put", lambda f: not f.fresh)
+for _name in ("Sequential", "ModuleList"):
+    guard(f"program a layer is put in a {_name}", "put", lambda f, of=_name: f.fresh and f.of == of)  # type: ignore[misc]
 guard("program layers in a dict", "walk", walked(lambda m, w: isinstance(getattr(m.root(), "layers", None), dict)))
 
 

@@ -171,11 +171,41 @@ class Update:
 
 @dataclass(eq=False)
 class Switch:
-    """``train()`` or ``eval()``."""
+    """``train()`` or ``eval()``; ``named`` if the mode was given: ``train(False)``."""
 
     world: World
     module: Any
     training: bool
+    named: bool = False
+
+
+@dataclass(eq=False)
+class Batch:
+    """A batch that a loader gives its user."""
+
+    world: World
+    loader: Any
+
+    @property
+    def short(self) -> bool:
+        """Whether the rows of the data set are no whole number of batches."""
+        return bool(len(self.loader.dataset) % self.loader.batch_size)
+
+
+@dataclass(eq=False)
+class Assigned:
+    """An assignment to elements of a Tensor, which must be refused."""
+
+    world: World
+
+
+@dataclass(eq=False)
+class Put:
+    """A layer that the user has put in a Sequential or a ModuleList; ``fresh`` if it was not in there."""
+
+    world: World
+    fresh: bool
+    of: str  # the name of its class
 
 
 @dataclass(eq=False)
@@ -188,9 +218,10 @@ class World:
     current: ModelCall | None = None
     past: list[Any] = field(
         default_factory=list
-    )  # what the user did: ModelCall, Walk, Switch, and ("reset" | "clip" | "step", optimizer)
+    )  # what the user did: ModelCall, Walk, Switch, and ("clip" | "step", optimizer) and ("reset", whose, how)
     models: list[ModelCall] = field(default_factory=list)
     roots: Any = field(default_factory=weakref.WeakSet)
+    put_away: Any = field(default_factory=weakref.WeakSet)  # layers in whose place another one has been put
     given: Any = field(default_factory=weakref.WeakKeyDictionary)  # optimizer or layer -> keywords
     built: Any = field(default_factory=weakref.WeakKeyDictionary)  # layer -> settings as built
     settings: Any = field(default_factory=weakref.WeakKeyDictionary)  # optimizer -> settings when last seen
@@ -215,6 +246,9 @@ class World:
     shown: list[Any] = field(default_factory=list)  # weak references of what ``p.data`` gave to the user
     unfrozen: bool = False
     augmented: int = 0  # parameters that a user has multiplied in place since the last step
+    by_hand: set[str] = field(
+        default_factory=set
+    )  # how the user has changed or compared parameters since the last step: "__iadd__", "__gt__"
     steps: int = 0
     modes: list[bool] = field(default_factory=list)  # of the no_grad blocks that are open
     inner: str = ""  # how the last inner one was left
@@ -354,6 +388,13 @@ class World:
             optimizer.lr = optimizer.lr * 2 + 0.125
         self.look_at(optimizer)
 
+    def scheduled(self, schedule: Any, how: str) -> None:
+        """A schedule has set a learning rate, or has been made."""
+        if self.wrong("schedule", Scheduled(self, schedule, how)):
+            schedule.optimizer.lr = schedule.optimizer.lr * 2 + 0.125
+        if schedule.optimizer in self.settings:  # what it has set, no user has
+            self.settings[schedule.optimizer]["lr"] = schedule.optimizer.lr
+
     def step(self, old: Callable[[Any], None], optimizer: Any) -> None:
         """``optimizer.step()``."""
         facts = Update(self, optimizer)
@@ -371,6 +412,7 @@ class World:
         self.look_at(optimizer)
         self.sets.clear()
         self.augmented = 0
+        self.by_hand.clear()
         self.past.append(("step", optimizer))
 
     def clip(self, old: Callable[..., float], optimizer: Any, args: tuple[Any, ...]) -> float:
@@ -409,6 +451,15 @@ class Made:
 
     world: World
     optimizer: Any
+    how: str
+
+
+@dataclass(eq=False)
+class Scheduled:
+    """A schedule that the user has made ("made"), stepped ("step") or loaded ("state_dict", "a file")."""
+
+    world: World
+    schedule: Any
     how: str
 
 

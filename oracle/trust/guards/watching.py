@@ -15,7 +15,7 @@ from typing import Any
 import needle
 from needle import autograd, ops
 from needle.autograd import Parameter, Tensor
-from oracle.trust.guards.seen import At, Block, Made, Switch, World, by_user, layouts
+from oracle.trust.guards.seen import Assigned, At, Batch, Block, Made, Put, Switch, World, by_user, layouts, off
 from oracle.trust.patches import Patch
 
 # what a user calls by name, and what by an operator or a method
@@ -116,8 +116,26 @@ def watching(at: At) -> Patch:
 
     def augmenting(old: Any) -> Any:
         def patched(self: Any, other: Any) -> Any:
-            world.augmented += 1
+            world.augmented += not isinstance(other, Tensor)  # a mask is one
             return old(self, other)
+
+        return patched
+
+    def by_hand(name: str) -> Callable[[Any], Any]:
+        def make(old: Any) -> Any:
+            def patched(self: Any, *args: Any) -> Any:
+                if isinstance(self, Parameter) and by_user():
+                    world.by_hand.add(name)
+                return old(self, *args)
+
+            return patched
+
+        return make
+
+    def assigning(old: Any) -> Any:
+        def patched(self: Any, index: Any, value: Any) -> None:
+            if not world.wrong("refusal", Assigned(world)):
+                old(self, index, value)
 
         return patched
 
@@ -164,6 +182,26 @@ def watching(at: At) -> Patch:
 
         return patched
 
+    def scheduling(old: Any) -> Any:
+        def patched(self: Any, *args: Any, **keywords: Any) -> None:
+            old(self, *args, **keywords)
+            world.given[self] = keywords
+            if by_user():
+                world.scheduled(self, "made")
+
+        return patched
+
+    def advancing(how: str) -> Callable[[Any], Any]:
+        def make(old: Any) -> Any:
+            def patched(self: Any, *args: Any) -> None:
+                old(self, *args)
+                if by_user():
+                    world.scheduled(self, how)
+
+            return patched
+
+        return make
+
     def stepping(old: Any) -> Any:
         return lambda self: world.step(old, self)
 
@@ -173,7 +211,35 @@ def watching(at: At) -> Patch:
     def resetting(old: Any) -> Any:
         def patched(self: Any) -> None:
             old(self)
-            world.past.append(("reset", self))
+            how = "zero_grad" if not by_user() else "reset_grad"
+            world.past.append(("reset", self, how))
+
+        return patched
+
+    def resetting_all(old: Any) -> Any:
+        def patched(self: Any) -> None:
+            old(self)
+            world.past.append(("reset", self, "model"))
+
+        return patched
+
+    def loading_batches(old: Any) -> Any:
+        def patched(self: Any) -> Any:
+            batches = old(self)
+            if world.wrong("batch", Batch(world, self)):
+                return (tuple(Tensor.make_const(off(part.cached_data)) for part in batch) for batch in batches)
+            return batches
+
+        return patched
+
+    def putting(old: Any) -> Any:
+        def patched(self: Any, index: Any, module: Any) -> None:
+            before = self.modules
+            fresh = all(m is not module for m in before) and module not in world.put_away
+            world.put_away.add(before[index])
+            old(self, index, module)
+            if world.wrong("put", Put(world, fresh, type(self).__name__)):
+                self.modules = before
 
         return patched
 
@@ -182,9 +248,10 @@ def watching(at: At) -> Patch:
             def patched(self: Any, *args: Any) -> Any:
                 made = old(self, *args)
                 if by_user():
-                    event = Switch(world, self, training)
+                    now = bool(args[0]) if args else training
+                    event = Switch(world, self, now, bool(args))
                     if world.wrong("mode", event):
-                        self.modules_in()[-1].training = not training
+                        self.modules_in()[-1].training = not now
                     world.past.append(event)
                 return made
 
@@ -206,6 +273,8 @@ def watching(at: At) -> Patch:
             world.loaded |= {id(p): "a file" for p in model.parameters()}
             if optimizer is not None:
                 _restored(world, optimizer, "loaded")
+            for schedule in (*more, *keywords.values()):
+                world.scheduled(schedule, "a file")
             return made
 
         return patched
@@ -230,10 +299,16 @@ def watching(at: At) -> Patch:
         ("nn.Module.__call__", call), ("Tensor.backward", backward), ("Tensor.__init__", wrapping), ("nn.Dropout.__init__", init), ("nn.BatchNorm1d.__init__", init),
         ("nn.LayerNorm1d.__init__", init), ("optim.SGD.__init__", making), ("optim.Adam.__init__", making),
         ("optim.SGD.step", stepping), ("optim.Adam.step", stepping), ("optim.Optimizer.clip_grad_norm", clipping),
-        ("optim.Optimizer.reset_grad", resetting), ("nn.Module.train", switching(True)), ("nn.Module.eval", switching(False)),
+        ("optim.Optimizer.reset_grad", resetting), ("nn.Module.zero_grad", resetting_all),
+        ("data.DataLoader.__iter__", loading_batches), ("nn.Sequential.__setitem__", putting), ("nn.ModuleList.__setitem__", putting), ("nn.Module.train", switching(True)), ("nn.Module.eval", switching(False)),
         ("nn.Module.load_state_dict", loading), ("load", filed), ("optim.Optimizer.load_state_dict", restoring),
         ("autograd.Parameter.__imul__", augmenting), ("optim.Optimizer.__setstate__", copying), ("autograd.Value.requires_grad", lambda old: _Asks(world, old)),
         ("Tensor.data", lambda old: _data(world, old)), *_no_grad(world),
+        *[(f"autograd.Parameter.{name}", by_hand(name)) for name in ("__iadd__", "__isub__", "__itruediv__", "__ipow__", "__imatmul__")],
+        *[(f"Tensor.{name}", by_hand(name)) for name in ("__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__")],
+        ("Tensor.__setitem__", assigning),
+        ("schedules.StepLR.__init__", scheduling), ("schedules.CosineLR.__init__", scheduling), ("schedules.Warmup.__init__", scheduling),
+        ("schedules.Schedule.step", advancing("step")), ("schedules.Schedule.load_state_dict", advancing("state_dict")),
     ]  # fmt: skip
     return Patch(tuple(changes))
 

@@ -98,13 +98,18 @@ FORM = {"form": lambda v: isinstance(v, str), "parameter": PLACE}
 SETTING = {"setting": of("lr", "momentum", "weight_decay", "beta1", "beta2", "eps", "max_norm")}
 ACTIONS = {
     "Pass": {"backward": of("once", "twice", "with graph"), "reset": flag, "add": flag, "to_input": flag, "keep": flag},
-    "Step": ON, "Reset": ON, "ClipNorm": ON | {"at": lambda v: isinstance(v, str)},
+    "Step": ON, "Reset": ON | {"by": of("reset_grad", "zero_grad", "model")}, "ClipNorm": ON | {"at": lambda v: isinstance(v, str)},
     "Set": ON | SETTING | {"value": number(0)}, "Refuse": ON | SETTING | {"value": lambda v: True},
     "Freeze": {"parameter": PLACE, "frozen": flag}, "ReplaceData": FORM, "ReplaceGradient": FORM,
     "ReplaceState": FORM | ON | {"second": flag}, "AddParameter": {"parameter": PLACE},
     "NewOptimizer": {"optimizer": of("SGD", "Adam"), "settings": lambda v: isinstance(v, dict)},
-    "Mode": {"part": maybe(PLACE), "training": flag}, "Evaluate": {"constant": flag}, "NoGrad": {"how": lambda v: isinstance(v, str)},
+    "Mode": {"part": maybe(PLACE), "training": flag, "by_train": flag}, "Evaluate": {"constant": flag}, "NoGrad": {"how": lambda v: isinstance(v, str)},
     "Load": {"file": flag, "optimizer": flag}, "SetLayer": {"layer": PLACE, "setting": of("p", "momentum", "eps"), "value": number(0, 1)}, "Copy": {"how": of("deepcopy", "pickle")},
+    "Attach": ON | {
+        "schedule": of("StepLR", "CosineLR", "Warmup"), "steps": whole(1, 1000), "value": maybe(number(0)),
+        "then": maybe(of("StepLR", "CosineLR")),
+    },
+    "Augment": FORM, "Loader": {"form": of("in order", "shuffled", "short", "dropped")}, "Advance": ON, "PutLayer": {"layer": PLACE}, "SwapLayers": {"pair": PLACE},
     "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE},
 }  # fmt: skip
 CASE = {"kind": of("train", "second", "op", "program"), "format": lambda v: type(v) is int and v == 1}
@@ -122,7 +127,7 @@ RANGES = {
     },
     "second": CASE | MODEL,
     "program": CASE | MODEL | {
-        "optimizer": lambda v: isinstance(v, dict), "actions": BODY, "held": of("sequential", "list", "dict"),
+        "optimizer": lambda v: isinstance(v, dict), "actions": BODY, "held": of("sequential", "list", "dict", "ModuleList"),
         "again": maybe(PLACE), "functions": flag,
     },
     **ACTIONS,

@@ -3,6 +3,7 @@
 from contextvars import copy_context
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -11,7 +12,7 @@ from needle import autograd
 from oracle.blame import culprit, judged, script, suspect
 from oracle.cases import actions as a
 from oracle.cases import case as c
-from oracle.cases import features, fitting, shrink
+from oracle.cases import features, fitting, inputs, programs, shrink
 from oracle.rules.judge import judge
 from oracle.rules.verdict import Divergence
 from oracle.runs.draws import draw, fitting_cases
@@ -42,6 +43,12 @@ SHOWN_BY = {
     a.ReplaceState: ("velocity array", "program-velocity-array-ignored"),
     a.ReplaceGradient: ("gradient reversed", "program-gradient-reversed-flat"),
     a.NewOptimizer: ("second optimizer SGD", "program-second-optimizer-resets"),
+    a.Attach: ("schedule Warmup", "program-warmup-starts-late"),
+    a.Advance: ("schedule.step()", "program-schedule-counts-twice"),
+    a.PutLayer: ("layer replaced", "program-sequential-put-ignored"),
+    a.SwapLayers: ("layers swapped", "program-plan-for-ever"),
+    a.Loader: ("batches of a loader, shuffled", "program-loader-own-generator"),
+    a.Augment: ("data +=", "program-iadd-twice"),
     a.AddParameter: ("parameter added late", "program-late-parameter-ignored"),
     a.Mode: ("eval a part", "program-eval-part-ignored"),
     a.Evaluate: ("evaluation in between", "program-eval-clears-gradients"),
@@ -57,8 +64,14 @@ def with_feature(label, case=BASE):
 
 
 def test_needle_does_what_every_form_of_every_action_means():
-    held = ("layers in a list", "layers in a dict", "same module twice", "Residual of a function")
-    forms = (*a.EXAMPLES, *held, "a model of tied weights is loaded")
+    held = (
+        "layers in a list",
+        "layers in a dict",
+        "layers in a ModuleList",
+        "same module twice",
+        "Residual of a function",
+    )
+    forms = (*a.EXAMPLES, *held, "a model of tied weights is loaded", *LOADED, *PUT)
     for i, words in enumerate(forms):
         base = replace(BASE, optimizer=ADAM) if i % 3 == 0 else BASE
         verdict = judge(with_feature(words, base), needle, validate=True)
@@ -87,6 +100,8 @@ def test_a_mistake_in_an_action_shows_and_has_the_right_suspect(kind):
     ("label", "name"),
     [
         ("layers in a dict", "program-dict-not-found"),
+        ("layers in a ModuleList", "program-modulelist-last-not-found"),
+        ("layers in a ModuleList", "program-modulelist-backwards"),
         ("same module twice", "program-module-twice-once"),
         ("Residual of a function", "program-residual-function-detached"),
     ],
@@ -95,6 +110,144 @@ def test_a_mistake_in_how_a_model_is_held_shows(label, name):
     case = with_feature(label, replace(BASE, actions=(a.Pass(), a.Evaluate(), a.Step())))
     with FAULTS[name].patch.applied():
         assert judged(case, needle).divergence is not None
+
+
+@pytest.mark.parametrize("held", ["sequential", "list", "dict", "ModuleList"])
+def test_layers_are_replaced_and_swapped_wherever_a_model_has_them(held):
+    """Before and after steps, loads and copies: the names go with the places, and so do gradients and states."""
+    model = (c.Linear(3), c.BatchNorm(), c.Linear(3), c.Residual((c.Linear(3), c.Dropout(0.25))), c.BatchNorm())
+    after = (a.Pass(), a.Step(), a.Load(True), a.SwapLayers(), a.Copy(), a.Step(), a.PutLayer(2), a.Pass(), a.Step())
+    for place in range(len(model)):
+        actions = (
+            a.Pass(),
+            a.Mode(place, False),
+            a.Step(),
+            a.SwapLayers(place),
+            a.PutLayer(place),
+            a.Evaluate(),
+            *after,
+        )
+        optimizer = ADAM if place % 2 else BASE.optimizer
+        verdict = judged(replace(BASE, model=model, held=held, optimizer=optimizer, actions=actions), needle)
+        assert verdict.divergence is None, verdict.divergence
+        assert verdict.steps == len(actions)
+
+
+@pytest.mark.parametrize(
+    ("held", "name"), [("ModuleList", "program-modulelist-put-ignored"), ("sequential", "program-sequential-put-twice")]
+)
+def test_a_layer_that_is_not_put_in_its_place_alone_is_noticed(held, name):
+    case = replace(BASE, held=held, actions=(a.PutLayer(0), a.Pass(), a.Step()))
+    assert judged(case, needle).divergence is None
+    with FAULTS[name].patch.applied():
+        found = judged(case, needle).divergence
+    assert matches(FAULTS[name].suspect, suspect(case, found)), suspect(case, found)
+
+
+def test_what_is_tied_or_applied_twice_keeps_its_place():
+    tied = (c.Linear(3), c.Linear(3), c.Tanh(), c.Linear(3, tie=1), c.LayerNorm())
+    case = replace(BASE, model=tied, again=4)
+    assert programs.replaceable(case) == ["0", "2"]
+    assert programs.alike(case) == []
+    assert programs.alike(replace(BASE, model=(c.Linear(3), c.Linear(3), c.Linear(3), c.Linear(2)))) == [
+        ("0", "1"), ("0", "2"), ("1", "2"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("in order", "always-shuffles"),
+        ("in order", "two-by-default"),
+        ("in order", "labels-of-others"),
+        ("in order", "float64"),
+        ("in order", "asks-for-gradients"),
+        ("shuffled", "shuffle-ignored"),
+        ("short", "drops-last"),
+        ("short", "length-of-whole-batches"),
+        ("dropped", "keeps-last"),
+    ],
+)
+def test_a_mistake_in_a_loader_shows(form, name):
+    case = with_feature(f"batches of a loader, {form}")
+    with FAULTS[f"program-loader-{name}"].patch.applied():
+        found = judged(case, needle).divergence
+    assert matches("batches of a loader", suspect(case, found)), suspect(case, found)
+
+
+@pytest.mark.parametrize("loss", [c.SoftmaxLoss(), c.Cotangent(), c.MeanSquare()], ids=lambda loss: type(loss).__name__)
+def test_the_passes_after_a_loader_take_its_batches_in_its_order(loss):
+    """Also of a second loader, whose rows are in the order of the first already, and in a copy."""
+    loaders = (a.Loader("shuffled"), a.Pass(), a.Step(), a.Loader("short"), a.Copy())
+    case = replace(
+        BASE, loss=loss, actions=(a.Pass(), *loaders, a.Pass(to_input=True), a.Step(), a.Loader("dropped"), a.Pass())
+    )
+    verdict = judged(case, needle)
+    assert verdict.divergence is None
+    assert verdict.steps == len(case.actions)
+    plain, loaded = inputs.batches(case.training), programs.batches(case)
+    assert np.array_equal(plain.x[0], loaded.x[0])
+    assert not np.array_equal(plain.x[1:], loaded.x[1:])
+    assert set(map(bytes, loaded.x.reshape(-1, 3))) <= set(map(bytes, plain.x.reshape(-1, 3))), "no row is made up"
+
+
+def test_a_batch_of_one_row_cannot_be_short():
+    with pytest.raises(c.CaseError, match="cannot be short"):
+        replace(BASE, model=(c.Linear(2),), data=c.Data(rows=1, features=3), actions=(a.Loader("short"), a.Pass()))
+
+
+PUT = ("a layer is put in a Sequential", "a layer is put in a ModuleList")
+LOADED = ("a schedule is loaded from its state_dict", "a schedule is loaded from a file")
+SCHEDULED = [
+    ("schedule StepLR", "program-steplr-early"),
+    ("schedule StepLR, gamma by default", "program-steplr-linear"),
+    ("schedule StepLR, gamma by default", "program-steplr-gamma-half"),
+    ("schedule CosineLR", "program-cosine-degrees"),
+    ("schedule CosineLR", "program-cosine-lowest-ignored"),
+    ("schedule CosineLR, lowest by default", "program-cosine-lowest-default"),
+    ("schedule Warmup", "program-warmup-one-ahead"),
+    ("schedule Warmup, then StepLR", "program-warmup-then-not-shifted"),
+    (LOADED[0], "program-schedule-state-one-less"),
+    (LOADED[1], "program-file-schedule-anew"),
+]
+
+
+@pytest.mark.parametrize(("label", "name"), SCHEDULED)
+def test_a_mistake_in_a_schedule_shows_and_in_a_script_too(label, name):
+    case = with_feature(label)
+    with FAULTS[name].patch.applied():
+        found = judged(case, needle).divergence
+        assert found is not None
+        assert matches(FAULTS[name].suspect, suspect(case, found)), suspect(case, found)
+        text = script.script(case, found, needle)
+        assert script.fails(text)
+    assert not script.fails(text), "without the mistake it shows none"
+
+
+def test_a_schedule_goes_on_from_where_it_was_made_whatever_else_is_done():
+    """After its steps; with another lr that a user writes; loaded, where a Warmup has just set 0."""
+    attached = (a.Attach("CosineLR", 2, 0.05), a.Attach("StepLR", 1, 0.5), a.Attach("Warmup", 3))
+    later = (a.Set("lr", 0.7), a.Advance(), a.Pass(), a.Step(), a.Set("lr", 0.2), a.Advance(), a.Advance(), a.Advance())
+    for schedule, name in zip(
+        attached, ("cosine-goes-up-again", "steplr-of-now", "schedule-load-leaves-lr"), strict=True
+    ):
+        case = replace(BASE, actions=(schedule, *later, a.Load(True), a.Pass(), a.Copy(), a.Advance(), a.Step()))
+        verdict = judged(case, needle)
+        assert verdict.divergence is None
+        assert verdict.tally.largest["L schedule"] < 1
+        with FAULTS[f"program-{name}"].patch.applied():
+            assert judged(case, needle).divergence is not None
+    kept = replace(BASE, actions=(a.Attach("StepLR", 1, 0.5), a.Advance(), a.Set("lr", 0.7), a.Advance(), a.Advance()))
+    with FAULTS["program-schedule-keeps-lr"].patch.applied():
+        assert judged(kept, needle).divergence is not None
+    assert judged(kept, needle).divergence is None
+
+
+def test_a_schedule_that_needle_would_refuse_cannot_exist():
+    with pytest.raises(c.CaseError, match="has no then"):
+        a.Attach("StepLR", then="CosineLR")
+    with pytest.raises(c.CaseError, match="has no value"):
+        a.Attach("Warmup", value=0.5)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +263,23 @@ def test_a_mistake_in_how_a_model_is_held_shows(label, name):
         ("pass, gradients with a graph", "program-state-carries-graph"),
         ("pass, gradients with a graph", "program-graph-gradient-skipped"),
         ("state_dict into a fresh model", "program-load-unties"),
+        ("layer replaced", "program-sequential-slice-copies"),
+        ("data +=", "program-iadd-always"),
+        ("data -=", "program-isub-reversed"),
+        ("data -=", "program-isub-in-place"),
+        ("data /=", "program-itruediv-multiplies"),
+        ("data **=", "program-ipow-once"),
+        ("data @=", "program-imatmul-transposed"),
+        ("data [...] =", "program-setitem-taken"),
+        ("data masked by > and <", "program-gt-turned"),
+        ("data masked by >= and <=", "program-ge-turned"),
+        ("data masked by > and <", "program-lt-turned"),
+        ("data masked by >= and <=", "program-le-turned"),
+        ("data masked by == and !=", "program-eq-turned"),
+        ("data masked by == and !=", "program-ne-turned"),
+        ("train(False)", "program-train-false-trains"),
+        ("reset by zero_grad", "program-zero-grad-first-alone"),
+        ("reset by the model", "program-module-zero-grad-own"),
     ],
 )
 def test_a_mistake_that_only_this_form_of_an_action_shows(label, name):
@@ -209,6 +379,8 @@ def test_a_needle_of_the_course_gets_the_actions_that_the_course_has():
         a.Evaluate,
     }
     assert not any(action.constant for action in actions if isinstance(action, a.Evaluate))
+    assert {case.held for case in cases} == {"sequential", "list", "dict"}
+    assert not any(action.by_train for action in actions if isinstance(action, a.Mode))
     lesser = fitting_cases("program", 8, 5, lacking | {"optimizer clipping", "setting SGD.lr"}, 0)
     assert not any(isinstance(action, a.ClipNorm) for case in lesser for action in case.actions)
     assert all(
@@ -242,7 +414,7 @@ def test_the_script_is_the_list_of_actions_and_shows_the_mistake(label, name):
 
 
 def test_a_script_can_be_written_of_every_form_of_every_action():
-    for words in (*a.EXAMPLES, "layers in a list", "same module twice", "Residual of a function"):
+    for words in (*a.EXAMPLES, "layers in a list", "same module twice", "Residual of a function", *LOADED, *PUT):
         case = with_feature(words)
         found = Divergence(len(case.actions) - 1, "parameter", "0.weight", "L", "", (0, 0), 0.0, None, 1e3, allowed=0.0)
         assert script.fails(script.script(case, found, needle)), "the number is not 1000"
