@@ -94,6 +94,12 @@ fault(
     wrap("ops.PutItem.compute", lambda old: lambda self, a: _assigned(self, a)),
 )
 fault(
+    "index-repeats-of-tuples",
+    "of what is added to one place that a tuple names twice, only the last arrives",
+    "GetItem backward|PutItem",
+    wrap("ops._index_of", lambda old: lambda part: part if isinstance(part, tuple) else old(part)),
+)
+fault(
     "index-repeats-forward",
     "an array of places is sorted",
     "GetItem forward|PutItem backward",
