@@ -75,7 +75,8 @@ _WRITTEN = {kind: _rules(kind) for kind in vars(ops).values() if isinstance(kind
 _FILE = "<layers in a row>"
 # What the lines of a plan call by name, beside the functions here.
 _add, _maximum, _tanh, _asarray, _add_up = np.add, np.maximum, np.tanh, np.asarray, ops._ewise_add
-_zeros, _ZERO, _ZEROS, _row_of_sums_like = ops._zeros, ops._ZERO, ops._ZEROS, ops._row_of_sums_like
+_zeros, _ZERO, _ZEROS = ops._zeros, ops._ZERO, ops._ZEROS
+_column_sums_like, _row_of_sums_like = ops._column_sums_like, ops._row_of_sums_like
 
 
 def _can_be_written(op: Op, operands: tuple[Any, ...]) -> bool:
@@ -163,18 +164,22 @@ class Plan:
                 self._fits = self._fits and all(t.dtype is ops._DEFAULT for t in tensors)
 
     def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...]) -> None:
-        i, reads_x, reads_y = len(self._layout), op.reads_inputs, op.reads_result
+        i, keeps, kind = len(self._layout), op.written.keeps, type(op).__name__.lower()
         theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
+        names = {name: f"{name}{i}" for name in keeps} | {"op": f"{kind}{i}", "once": f"{kind}_of_{self._width or 'x'}"}
         self._names |= zip(theirs, operands, strict=True)
         self._written[type(op)] = None
-        once = f"{type(op).__name__.lower()}_of_{self._width or 'x'}"
-        if op.written.once and once not in self._seen:
-            self._seen.add(once)
-            self._ahead.append((step, None, f"{once} = {op.written.once}"))
-        lines = [line.format(*theirs, once=once) for line in op.written.ahead[: max(1, len(operands))]]
-        self._ahead += [(step, True, f"x{i} = x")] * reads_x + [(step, None, line) for line in lines]
-        self._ahead += [(step, True, f"y{i} = x")] * reads_y
-        back = ["y = take()"] * reads_y + ["x = take()"] * reads_x
+        if op.written.once and names["once"] not in self._seen:
+            self._seen.add(names["once"])
+            self._ahead.append((step, None, f"{names['once']} = {op.written.once}"))
+        lines = op.written.ahead[: -1 if len(operands) == 1 else None]  # the last is for a bias
+        self._ahead += [(step, True, f"x{i} = x")] * ("x" in keeps)
+        self._ahead += [(step, None, line.format(*theirs, **names)) for line in lines]
+        self._ahead += [(step, True, f"y{i} = x")] * ("y" in keeps)
+        for name in keeps[keeps[0] in "xy" :]:  # what the way ahead has made on its way
+            self._names[names["op"]] = op
+            self._ahead.append((step, False, f"del {name}{i}"))
+        back = [f"{name} = take()" for name in reversed(keeps)]
         if operands:
             self.sources += [t for t in operands if t._number]
             needed = " or ".join(f"{t}.requires_grad" for t in theirs)
@@ -182,14 +187,18 @@ class Plan:
             gets = zip(theirs, op.written.operands, strict=False)
             back += [f"if {t}.requires_grad: adjoints[{t}] = {d}" for t, d in gets]
             back.append(f"if born == {i}: return []")
-            (rows, columns), *bias = [p.shape if p.ndim == 2 and p.dtype is ops._DEFAULT else (0, 0) for p in operands]
-            self._fits = rows > 0 and self._width in (0, rows) and bias in ([], [(1, columns)])
+            first = operands[0].shape or (0,)
+            rows, columns = first[0], first[-1]
+            shapes = ((rows, columns), (1, columns)) if type(op) is ops.Linear else ((columns,), (columns,))
+            self._fits = rows > 0 and self._width in (0, rows) and all(t.dtype is ops._DEFAULT for t in operands)
+            self._fits = self._fits and all(t.shape == shape for t, shape in zip(operands, shapes, strict=False))
             self.ties = self.ties or not self._seen.isdisjoint(operands)
             self._seen.update(operands)
             self._first, self._width = self._first or rows, columns
-        back += [*(line.format(*theirs) for line in op.written.back), *["del x"] * reads_x, *["del y"] * reads_y]
+        back += [*(line.format(*theirs, **names) for line in op.written.back), f"del {', '.join(keeps)}"]
         self._back.append(("waiting", back))
-        self._layout.append((op, operands, self._keep(f"x{i}", reads_x), self._keep(f"y{i}", reads_y)))
+        places = {name: self._keep(f"{name}{i}") for name in keeps}
+        self._layout.append((op, operands, places.get("x"), places.get("y")))
 
     def _write_call(self, step: int, steps: str) -> None:
         i = len(self._layout)
@@ -199,7 +208,7 @@ class Plan:
         ]
         back = ["g = _undo(take(), g, give)", f"if born == {i}: return []"]
         self._back.append(("waiting and kept[-1]", back))  # which may have been no op
-        self._layout.append((None, None, self._keep(f"x{i}", True), None))
+        self._layout.append((None, None, self._keep(f"x{i}"), None))
 
     def _write_sum(self, step: int, past: str, begins: int) -> None:
         i = len(self._layout)
@@ -209,12 +218,12 @@ class Plan:
             (step, None, f"del z, {past}"),
         ]
         self._back.append(("waiting", [f"g, {past} = _apart(g, born < {begins}, *(take() or (g, g)))"]))
-        self._keep(f"x{i}", True)
+        self._keep(f"x{i}")
         self._layout.append((ops._ewise_add, None, None, None))
 
-    def _keep(self, name: str, keeps: bool) -> int | None:
-        self._kept += [name] * keeps
-        return len(self._kept) - 1 if keeps else None
+    def _keep(self, name: str) -> int:
+        self._kept.append(name)
+        return len(self._kept) - 1
 
     def __getattr__(self, name: str) -> Any:
         """``plain``, and the functions: each made when it is first asked for.
@@ -241,7 +250,8 @@ class Plan:
     def _text(self, name: str) -> str:
         if name == "backward":
             lines, waiting = ["(g, kept, born, adjoints, give):", "take, waiting = kept.pop, []"], False
-            lines += ["row_of_sums = _row_of_sums_like(g)"] * (self.widths is not None)
+            text = str(self._back)
+            lines += [f"{sums} = _{sums}_like(g)" for sums in ("row_of_sums", "column_sums") if f"{sums}(" in text]
             for condition, block in reversed(self._back):
                 if waiting and condition:
                     lines.append(f"if {condition}: g, waiting = _sum([*waiting, g]), []")
@@ -263,7 +273,8 @@ class Plan:
                 yield from kept[at_x]  # type: ignore[index]
             else:
                 x, y = (None if at is None else kept[at] for at in (at_x, at_y))
-                yield op, operands, born < i, x, y
+                own = copy.copy(op) if op and vars(op) else op  # which may keep something of a call
+                yield own, operands, born < i, x, y
 
 
 def _several(steps: Ops, x: Array, born: int, i: int, sources: list[Tensor] | None) -> tuple[Array, int, list[Record]]:

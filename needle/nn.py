@@ -835,14 +835,12 @@ _AS_OPS = {
         Dropout,
     )
 }
-_FIXED = {
-    Identity.forward,
-    Linear.forward,
-    ReLU.forward,
-    Tanh.forward,
-    Sigmoid.forward,
-    Softplus.forward,
-}  # for any data
+# Those whose ops are the same for any data, by the attributes that these are made of.
+_FIXED: dict[Any, tuple[str, ...]] = {
+    Linear.forward: ("weight", "bias"),
+    LayerNorm1d.forward: ("weight", "bias", "eps"),
+    **dict.fromkeys((Identity.forward, ReLU.forward, Tanh.forward, Sigmoid.forward, Softplus.forward), ()),
+}
 _SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 
@@ -863,11 +861,11 @@ class _Plan:
     def __init__(self, owner: Sequential) -> None:
         self.classes: dict[Any, tuple[Any, ...]] = {}
         # What the steps were made with: where it stands, and what was found there.
-        self.linears: list[tuple[dict[str, Any], Any, Any]] = []
-        self.containers: list[tuple[dict[str, Any], str, Any]] = []
+        self.weights: list[tuple[dict[str, Any], Any, Any]] = []  # and biases
+        self.others: list[tuple[dict[str, Any], str, Any]] = []
         self.modules = owner.modules
         self.code = chain.planned(self._steps(owner))
-        self.containers = self.containers[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
+        self.others = self.others[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.change = _change
 
     def holds(self, owner: Sequential) -> bool:
@@ -878,10 +876,10 @@ class _Plan:
             if cls.forward is not forward or cls.__call__ is not call:
                 return False
         try:
-            for own, weight, bias in self.linears:
+            for own, weight, bias in self.weights:
                 if own["weight"] is not weight or own["bias"] is not bias:
                     return False
-            for own, name, part in self.containers:
+            for own, name, part in self.others:
                 if own[name] is not part:
                     return False
         except KeyError:
@@ -893,7 +891,7 @@ class _Plan:
         part = "fn" if _functions(type(owner))[0] is _RESIDUAL else "modules"
         if not _stands_in(owner, part):
             return None
-        self.containers.append((owner.__dict__, part, owner.__dict__[part]))
+        self.others.append((owner.__dict__, part, owner.__dict__[part]))
         modules = (owner.fn,) if part == "fn" else owner.modules
         if type(modules) is not tuple:  # a list may change unnoticed
             return None
@@ -904,11 +902,11 @@ class _Plan:
             if "forward" in vars(module) or call is not _CALL:
                 return None
             if forward in _AS_OPS:
-                fixed = forward in _FIXED
-                if forward is Linear.forward:
-                    fixed = _stands_in(module, "weight", "bias")
-                    if fixed:
-                        self.linears.append((module.__dict__, module.weight, module.bias))
+                own, names = module.__dict__, _FIXED.get(forward)
+                fixed = names == () or (names is not None and _stands_in(module, *names))
+                if fixed and names:
+                    self.weights.append((own, own["weight"], own["bias"]))
+                    self.others += [(own, name, own[name]) for name in names[2:]]
                 steps.append(module._ops(None) if fixed else module._ops)
                 continue
             if forward not in (_SEQUENTIAL, _RESIDUAL):

@@ -36,6 +36,7 @@ Adding an op is one block here, and a row in the table of whoever checks it.
 from __future__ import annotations
 
 import math
+import operator
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -251,12 +252,19 @@ def _row_of_sums_like(x: Array) -> Callable[[Array], Any]:
     return _ones((1, n), x.dtype).dot if n <= _LONG else lambda rows: _column_sums(rows).reshape(1, -1)
 
 
-def _row_sums(x: Any) -> Any:
-    """(..., m) -> (..., 1). As a product, for the same reasons."""
-    if x.shape[-1] > _LONG:
-        return _sum_kept(x, (len(x.shape) - 1,))
-    ones = _ones((x.shape[-1], 1), x.dtype)
-    return x.dot(ones) if x.ndim == 2 else Reshape((*x.shape[:-1], 1)).on(_as_matrix(x).dot(ones))
+def _row_sums_like(x: Any) -> Callable[[Any], Any]:
+    """What sums the rows of arrays like x: (..., m) -> (..., 1). As a product, for the same reasons."""
+    return _sums_of_rows(x.shape[-1], x.ndim == 2, x.dtype)
+
+
+@lru_cache(maxsize=32)
+def _sums_of_rows(m: int, of_matrices: bool, dtype: Any) -> Callable[[Any], Any]:
+    if m > _LONG:
+        return lambda rows: _sum_kept(rows, (len(rows.shape) - 1,))
+    ones = np.ones((m, 1), dtype)
+    if of_matrices:
+        return operator.methodcaller("dot", ones)
+    return lambda rows: Reshape((*rows.shape[:-1], 1)).on(_as_matrix(rows).dot(ones))
 
 
 def _row_maxima(x: Any) -> Any:
@@ -309,8 +317,9 @@ class _Written(NamedTuple):
     layer of that dtype: compute and vjp without the questions.
     """
 
-    ahead: tuple[str, ...]  # x becomes the result y; a line for each operand, which is called {0} or {1}
+    ahead: tuple[str, ...]  # x becomes the result y, of operands {0} and {1}; the last line is for a {1}
     back: tuple[str, ...]  # g becomes the gradient of x
+    keeps: tuple[str, ...]  # what they look at: "x" or "y", or what the way ahead gives to {these} names
     operands: tuple[str, ...] = ()  # what each operand gets
     once: str = ""  # what {once} is: the same for all x of one shape
 
@@ -634,6 +643,7 @@ class ReLU(TensorOp):
     written = _Written(
         ("x = _maximum(x, {once})",),
         ("dx = (y > _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+        ("y",),
         once="_zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0",
     )
 
@@ -658,7 +668,7 @@ class Tanh(TensorOp):
         """Rule: da = g (1 - y^2)."""
         return (g * (1 - y * y),)
 
-    written = _Written(("x = _tanh(x)",), ("g = g * (1 - y * y)",))
+    written = _Written(("x = _tanh(x)",), ("g = g * (1 - y * y)",), ("y",))
 
 
 _tanh = Tanh()
@@ -1460,6 +1470,7 @@ class Linear(_Product, TensorOp):
     written = _Written(
         ("x = x.dot({0}.cached_data)", "_add(x, {1}.cached_data, x)"),
         ("g = g.dot({0}.cached_data.T)",),
+        ("x",),
         ("x.T.dot(g)", "row_of_sums(g)"),
     )
 
@@ -1830,10 +1841,11 @@ class LayerNorm(_KeepsNormalised, TensorOp):
 
     def _normalised(self, x: Any) -> tuple[Any, Any]:
         n, eps, one = _scalars(x.dtype, x.shape[-1], self.eps, 1)
-        centred = x - _row_sums(x) / n
-        inv = one / (_row_sums(centred * centred) / n + eps) ** 0.5
-        centred *= inv
-        return centred, inv
+        row_sums = _row_sums_like(x)
+        xh = x - row_sums(x) / n
+        inv = one / (row_sums(xh * xh) / n + eps) ** 0.5
+        xh *= inv
+        return xh, inv
 
     def compute(self, x: Array, weight: Array, bias: Array) -> Any:
         if not x.ndim or not x.shape[-1] or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
@@ -1858,18 +1870,28 @@ class LayerNorm(_KeepsNormalised, TensorOp):
             xh, inv = self._normalised(_normalisable(x, weight, bias)[0])
         else:
             xh, inv = self.saved
-        dx = None
-        if needs[0]:
-            n, minus_n = _scalars(g.dtype, g.shape[-1], -g.shape[-1])
-            gx = g * weight
-            dx = xh * (_row_sums(gx * xh) / minus_n)
-            dx += gx
-            dx -= _row_sums(dx) / n
-            dx *= inv
+        dx = self._of_x(g, weight, xh, inv) if needs[0] else None
         rows = _as_matrix(g)
         column_sums = _column_sums_like(rows)
         dw = column_sums(_as_matrix(g * xh)) if needs[1] else None
         return dx, dw, column_sums(rows) if needs[2] else None
+
+    def _of_x(self, g: Any, weight: Any, xh: Any, inv: Any) -> Any:
+        n, minus_n = _scalars(g.dtype, g.shape[-1], -g.shape[-1])
+        row_sums = _row_sums_like(g)
+        gx = g * weight
+        dx = xh * (row_sums(gx * xh) / minus_n)
+        dx += gx
+        dx -= row_sums(dx) / n
+        dx *= inv
+        return dx
+
+    written = _Written(
+        ("{xh}, {inv} = {op}._normalised(x)", "x = {xh} * {0}.cached_data", "x += {1}.cached_data"),
+        ("g = {op}._of_x(g, {0}.cached_data, xh, inv)",),
+        ("xh", "inv"),
+        ("column_sums(g * xh)", "column_sums(g)"),
+    )
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -1895,7 +1917,7 @@ class SoftmaxCrossEntropy(TensorOp):
         z = x - _row_maxima(x)
         of_labels = z.reshape(-1)[places]
         e = np.exp(z, z)
-        s = _row_sums(e)
+        s = _row_sums_like(e)(e)
         self.saved = (logits, places, e, s)
         losses = np.log(s).reshape(-1)
         losses -= of_labels
@@ -1914,7 +1936,7 @@ class SoftmaxCrossEntropy(TensorOp):
             z = _value(logits)
             places = _label_places(z.shape, _value(labels))
             e = _exp.on(logits - _fixed(logits, _max(z, 1, keepdims=True)))
-            s = _row_sums(e)
+            s = _row_sums_like(e)(e)
         usual = e.dtype is _DEFAULT and not isinstance(g, Tensor) and g.item() == 1  # the gradient of the loss itself
         share: Any = _scalars(e.dtype, 1 / s.shape[0])[0] if usual else g / _scalars(e.dtype, s.shape[0])[0]
         if isinstance(share, Tensor):

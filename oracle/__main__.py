@@ -432,6 +432,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             accept_memory=arguments.accept_memory,
         )
+    if arguments.require and arguments.needle is None:
+        print("diff: --require NAME asks another needle for it: name its folder with --needle DIR", file=sys.stderr)
+        return ExitCode.USAGE
     from oracle.runs import formats
     from oracle.runs.diff import diff
 

@@ -27,8 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--oracle-needle", metavar="DIR", help="add a test that compares the package needle in this folder with PyTorch"
     )
-    group.addoption("--oracle-cases", metavar="N", type=int, default=400, help="cases of that test (default: 400)")
-    group.addoption("--oracle-seed", metavar="S", type=int, default=0, help="seed of that test (default: 0)")
+    group.addoption("--oracle-cases", metavar="N", type=int, help="cases of that test (default: 400)")
+    group.addoption("--oracle-seed", metavar="S", type=int, help="seed of that test (default: 0)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A flag that nothing comes of is refused: whoever has lost the first in a script would see a suite that passes."""
+    given = [name for name in ("oracle_cases", "oracle_seed") if config.getoption(name) is not None]
+    if given and config.getoption("oracle_needle") is None:
+        raise pytest.UsageError(f"--{given[0].replace('_', '-')} goes with --oracle-needle DIR")
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,7 +74,10 @@ class NeedleItem(pytest.Item):
     def runtest(self) -> None:
         """Run, and raise Parted unless all that was judged agrees."""
         get = self.config.getoption
-        words = ["--needle", self.needle, "--cases", get("oracle_cases"), "--seed", get("oracle_seed"), "--no-digits"]
+        cases, seed = (
+            default if get(x) is None else get(x) for x, default in (("oracle_cases", 400), ("oracle_seed", 0))
+        )
+        words = ["--needle", self.needle, "--cases", cases, "--seed", seed, "--no-digits"]
         done = subprocess.run(
             [sys.executable, "-m", "oracle", "diff", *map(str, words), "--json", "-", "--no-github"],
             cwd=self.config.invocation_params.dir,

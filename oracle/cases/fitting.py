@@ -24,6 +24,10 @@ UNBIASED = "running variance of BatchNorm"
 SECOND = "a second optimizer"
 HIGHER = "gradients that carry a graph"
 BASE = "power of a base that is not positive"
+WIDE, MOST_CLASSES = (
+    "many classes",
+    3_000,
+)  # of SoftmaxLoss: rows of a unit matrix, as the course has them, are k × k numbers
 PATHS = "many paths"  # from the output of a model back to its input
 MOST_PATHS = 512  # that a walk can take that takes each of them
 _BY_NUMBER = ("power_scalar", "whole_power_scalar")
@@ -34,7 +38,7 @@ LEFT_OPEN = frozenset(
     {
         "layer Linear, frozen", "layer BatchNorm, frozen", "layer LayerNorm, frozen", "layer Unused",
         "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf",
-        "op whole_power", BASE, "loss SoftmaxLoss, list", "loss SoftmaxLoss, float32", "loss SoftmaxLoss, uint64",
+        "op whole_power", BASE, WIDE, "loss SoftmaxLoss, list", "loss SoftmaxLoss, float32", "loss SoftmaxLoss, uint64",
     }
 )  # fmt: skip
 
@@ -68,6 +72,8 @@ def needs(case: c.Case) -> set[str]:
             found.add(BASE)
         if case.op in _BY_NUMBER and float(case.attributes["c"]) <= 0 and 0 in case.operands[0].values:
             found.add(BASE)  # by the rule that the course teaches, c · x ** (c − 1), that is 0 times infinity
+        if case.op == "softmax_loss" and case.operands[0].shape[-1] > MOST_CLASSES:
+            found.add(WIDE)
         return found
     if paths(case.model) > MOST_PATHS:
         found.add(PATHS)
@@ -161,7 +167,14 @@ def _op(case: c.OpCase) -> c.OpCase | None:
     if case.op in ELEMENTWISE:
         shape = np.broadcast_shapes(*(o.shape for o in operands))
         operands = tuple(_expanded(o, shape) for o in operands)
-    return replace(case, operands=operands, numpy_scalars=False)
+    attributes = case.attributes
+    if WIDE in needs(case):
+        rows, classes = operands[0].shape
+        values = operands[0].values
+        first = tuple(v for r in range(rows) for v in values[r * classes :][:MOST_CLASSES])
+        operands = (replace(operands[0], shape=(rows, MOST_CLASSES), values=first),)
+        attributes = attributes | {"labels": tuple(label % MOST_CLASSES for label in attributes["labels"])}
+    return replace(case, operands=operands, attributes=attributes, numpy_scalars=False)
 
 
 def _expanded(operand: c.Operand, shape: tuple[int, ...]) -> c.Operand:

@@ -10,7 +10,7 @@ from oracle.check.comparing import Agreement, Row, same, tap
 from oracle.check.difference import Difference
 from oracle.check.drawing import KINDS
 from oracle.check.measuring import LIMIT, Measured, tolerance
-from oracle.check.modules import backward, module, needle
+from oracle.check.modules import backward, by_torch, module, needle
 from oracle.check.ops import op
 from oracle.check.steps import optimizer, training
 from oracle.systems.noise import Refused
@@ -24,6 +24,7 @@ __all__ = [
     "Refused",
     "Row",
     "backward",
+    "by_torch",
     "module",
     "needle",
     "op",

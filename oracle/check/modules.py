@@ -1,8 +1,10 @@
-"""needle's functions and modules, and whatever else has ``backward()``, as candidates."""
+"""Functions and modules of torch and needle, and whatever else has ``backward()``, as candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from oracle.check.arrays import Array, array
 from oracle.check.comparing import Agreement, same
 from oracle.check.difference import Difference
 from oracle.check.measuring import LIMIT
+from oracle.systems.noise import Nothing
 
 Function = Callable[..., Any]
 
@@ -20,7 +23,7 @@ Function = Callable[..., Any]
 def backward(function: Function, tensor: Function) -> Function:
     """A candidate for `op` out of a function whose result has ``backward(cotangent)``; ``tensor(array)`` makes a leaf of it.
 
-    For torch itself: ``check.backward(MyFunction.apply, lambda a: torch.from_numpy(a).requires_grad_())``.
+    For functions of torch there is `by_torch`.
     """
 
     def candidate(*inputs: Any) -> tuple[Any, Function]:
@@ -35,6 +38,52 @@ def backward(function: Function, tensor: Function) -> Function:
         return out, vjp
 
     return candidate
+
+
+def by_torch(function: Function, dtype: torch.dtype | None = None) -> Function:
+    """A candidate for `op` out of a function of torch, or a module: a rewrite, a kernel, a ``torch.autograd.Function``.
+
+    It gets tensors, of ``dtype`` where they are to be drawn in float32 and turned into it, and has the gradient that autograd makes. One
+    that has none to give is held to values alone as ``lambda x: function(torch.from_numpy(x))``.
+    """
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            return x
+        t = torch.from_numpy(x.copy())
+        t = t.to(dtype) if dtype is not None and t.dtype is torch.float32 else t
+        return t.requires_grad_(x.dtype.kind in "fc")
+
+    def candidate(*inputs: Any) -> Any:
+        # what of torch's would end the process where it meets nothing raises here
+        careful = Nothing if any(isinstance(x, np.ndarray) and not x.size for x in inputs) else nullcontext
+        leaves = [leaf(x) for x in inputs]
+        wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
+        with careful():
+            out = function(*leaves)
+        if not wanted:
+            return out
+
+        def vjp(cotangents: Any) -> list[Any]:
+            outs = out.values() if isinstance(out, Mapping) else out if isinstance(out, tuple | list) else [out]
+            given = cotangents.values() if isinstance(cotangents, Mapping) else cotangents
+            given = given if isinstance(cotangents, Mapping | tuple) else [cotangents]
+            numbers = [o for o in outs if o.is_floating_point() or o.is_complex()]
+            pairs = [
+                (o, torch.from_numpy(g).to(o.dtype)) for o, g in zip(numbers, given, strict=True) if o.requires_grad
+            ]
+            if not pairs:
+                return [None] * len(wanted)
+            with careful():
+                found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+            return list(found)
+
+        return out, vjp
+
+    of = function.forward if isinstance(function, nn.Module) else function
+    return functools.update_wrapper(
+        candidate, of, assigned=(), updated=()
+    )  # the names of its inputs are those of messages
 
 
 def needle(function: Function) -> Function:

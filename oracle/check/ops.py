@@ -20,7 +20,8 @@ from oracle.check.comparing import Agreement, compared, form, said
 from oracle.check.difference import Difference, fits, line, reasons, times
 from oracle.check.drawing import KINDS, LEADING, assigned, choices, length, numbers, resolved
 from oracle.check.fitting import Fitting, Sizes, key
-from oracle.check.measuring import LIMIT
+from oracle.check.measuring import LIMIT, same_random_numbers
+from oracle.check.modules import by_torch
 from oracle.check.smaller import shorter
 from oracle.operations.tape import REPLICAS
 from oracle.systems.noise import Nothing, current, widened
@@ -49,7 +50,8 @@ def op(
     """Hold an operation to a torch function, on inputs of six kinds: `Difference` where rounding does not explain what differs.
 
     candidate: arrays -> out, or (out, vjp) as ``jax.vjp`` gives it: ``vjp(cotangent)`` is the gradient of each input; several
-    outputs are a tuple, or a dict, and their cotangents too. torch_fn: the same in ordinary torch.
+    outputs are a tuple, or a dict, and their cotangents too; or a module of torch (a function of torch: `by_torch`). torch_fn: the same in
+    ordinary torch. Where both draw random numbers, they begin at the same state of torch's, NumPy's and Python's generators.
     inputs: a tuple is a shape to be drawn: numbers are sizes, a name is drawn (equal names alike; also 1, and once 0), ``"3*name"``
     is a multiple of it, ``...`` is any number of dimensions. Where torch refuses some sizes, others are drawn that it takes; ValueError
     where too few draws are left that say something. Anything else is handed on as it is. ``kinds``: of numbers, see `KINDS`. ``dtype``: of drawn inputs;
@@ -69,6 +71,8 @@ def op(
     if not kinds or draws < 1:
         raise ValueError(f"at least one kind and one draw are needed, but got kinds={kinds!r}, draws={draws}")
     shapes = [x for x in inputs if isinstance(x, tuple)]
+    if isinstance(candidate, torch.nn.Module):
+        candidate = by_torch(candidate, torch.bfloat16 if dtype == "bfloat16" else None)
     trial = Trial(candidate, torch_fn, inputs, dtype, cotangents, limit)
     for i, name in enumerate(_parameters(candidate)[: len(inputs)]):
         trial.labels[i] = f"gradient of {name} (input {i})"
@@ -125,6 +129,11 @@ def _too_few(trial: Trial, fitting: Fitting, kinds: Sequence[str], draws: int) -
         f"{words}: {count} {judged}, and {math.ceil(draws / 4)} are needed. Fix the shapes, so that they fit torch_fn, or let it "
         "bring the numbers to where it is defined, as in torch.sigmoid(x)"
     )
+
+
+_RANDOM = line(
+    "note", "torch_fn draws random numbers: what draws others differs. Judge it as after .eval(), or hand them to both"
+)
 
 
 def _as_tuple(shape: list[Any]) -> str:
@@ -381,9 +390,9 @@ def _rank(error: Exception) -> int:
 
 
 def _behind_the_search(error: Exception) -> TracebackType | None:
-    """An error's traceback from the candidate on: what Hypothesis does before it is of no use to anybody."""
+    """An error's traceback from the candidate, or torch_fn, on: what Hypothesis does before it is of no use to anybody."""
     at = error.__traceback__
-    while at is not None and at.tb_frame.f_code is not Trial._compared.__code__:
+    while at is not None and at.tb_frame.f_code not in (Trial._compared.__code__, Trial.outputs.__code__):
         at = at.tb_next
     return error.__traceback__ if at is None else at
 
@@ -472,6 +481,7 @@ class Trial:
         self.drawn = any(isinstance(dim, str) or dim is ... for x in inputs if isinstance(x, tuple) for dim in x)
         self.called = self.refused = 0  # how often, and how often torch took the shapes for none of its own
         self.refusal = ""
+        self.random = False  # whether torch has drawn random numbers
         self.deadly: set[tuple[int, ...]] = set()  # sizes with which torch ends the process
         self.told: list[
             tuple[str, dict[str, int]]
@@ -552,10 +562,14 @@ class Trial:
                 "check.op called the candidate with\n"
                 + "\n".join(f"  {assigned(f'x{i}', a)}" for i, a in enumerate(arrays))
             )
+            if isinstance(error, AttributeError | TypeError) and "numpy.ndarray" in str(error):
+                error.add_note("It gets NumPy arrays; a function of torch gets tensors as check.by_torch(candidate).")
             raise
 
     def outputs(self, given: list[Any]) -> dict[str, torch.Tensor]:
         """What torch gives by name, for its form."""
+        __tracebackhide__ = True
+        before = torch.get_rng_state()
         try:
             empty = any(isinstance(x, np.ndarray) and not x.size for x in given)
             with torch.no_grad(), Nothing() if empty else nullcontext():
@@ -568,10 +582,12 @@ class Trial:
             raise TypeError(
                 f"a shape is a tuple: {_as_tuple(sizes[0])}; torch_fn does not take the list {sizes[0]!r} ({said})"
             ) from None
-        for out in results.values():
+        self.random = self.random or not torch.equal(before, torch.get_rng_state())
+        for name, out in results.items():
             if not isinstance(out, torch.Tensor):
                 raise TypeError(
-                    f"torch_fn returns a tensor, a tuple of tensors or tensors by name, but got {type(out).__name__}"
+                    "torch_fn returns a tensor, a tuple of tensors or tensors by name, and nothing within one another, "
+                    f"but {name} is of the type {type(out).__name__}"
                 )
         return results
 
@@ -589,7 +605,8 @@ class Trial:
             return compared(mine, program, self.limit, most=self.most)
         except Difference as difference:
             difference.cotangents = tuple(cotangents)
-            difference.args = (f"{difference}\n{self._again(given, cotangents, kind)}",)
+            words = [str(difference), *([_RANDOM] if self.random else []), self._again(given, cotangents, kind)]
+            difference.args = ("\n".join(words),)
             raise
 
     def paired(
@@ -598,9 +615,13 @@ class Trial:
         """What the candidate gives by name, the program that it is held to, and the cotangents that both take."""
         __tracebackhide__ = True
         frozen = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
+        again = same_random_numbers()
         got = self.candidate(*frozen)
+        again()  # what torch draws, the candidate could draw too
         out, vjp = got if isinstance(got, tuple) and len(got) == 2 and callable(got[1]) else (got, None)
         names = list(shown)
+        if out is None:
+            raise Difference("the candidate gave None and no output: is there a `return`?")
         mine = _by_name(out, one=len(names) == 1)
         _same_structure(isinstance(out, Mapping), list(mine), names)
         if not isinstance(out, Mapping):  # in torch's order

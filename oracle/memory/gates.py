@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from oracle.cases import case as c
 from oracle.memory.baseline import Known
-from oracle.memory.probe import FIRST, STRIDE, Measured
+from oracle.memory.probe import FIRST, STRIDE, Measured, Site
 
 GATES = {
     "A": "no live Tensor has an op once loss and gradients are dropped, and their number is constant",
@@ -211,12 +211,20 @@ def against(m: Measured, known: Known) -> list[Change]:
 def moved(m: Measured, known: Known) -> list[str]:
     """The lines that hold more, or less, at the peak than in the baseline, the largest change first.
 
-    A line is known by file, function and source text; changes below 1 % of the peak are left out.
+    A line is known by file and source text, and one that has been edited by its function and what it holds; changes below 1 % of
+    the peak are left out.
     """
     old = {(s.where.partition(":")[0], s.line): s.size for s in known.at_peak}
+    here = {(s.where.partition(":")[0], s.line) for s in m.at_peak}
+    gone = [s for s in known.at_peak if (s.where.partition(":")[0], s.line) not in here]
     lines = []
     for site in m.at_peak:
         before = old.get((site.where.partition(":")[0], site.line), 0)
+        if not before:
+            edited = [s for s in gone if _function(s) == _function(site) and abs(s.size - site.size) * 100 < known.peak]
+            if edited:
+                gone.remove(edited[0])
+                before = edited[0].size
         change = site.size - before
         if abs(change) * 100 < known.peak:
             continue
@@ -226,6 +234,12 @@ def moved(m: Measured, known: Known) -> list[str]:
             sizes = f"{site.size:,} B at the peak, not among the largest before"
         lines.append((abs(change), f"{site.where}: {sizes}: {site.line}"))
     return [text for _, text in sorted(lines, reverse=True)]
+
+
+def _function(site: Site) -> tuple[str, str]:
+    """The file and the name of the function, of ``needle/nn.py:12 forward``."""
+    file, _, rest = site.where.partition(":")
+    return file, rest.partition(" ")[2]
 
 
 def _count(n: int, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ NEEDED = {"when", "commit", "divergences", "largest_share"}
 LONGEST = 1 << 16  # bytes of a line
 
 
-def entry(summary: Mapping[str, Any], when: str, commit: str) -> dict[str, Any]:
-    """A run as a line of the file."""
+def entry(summary: Mapping[str, Any], when: str, commit: str, needle: str = "") -> dict[str, Any]:
+    """A run as a line of the file; ``needle`` is the folder of another one than ours."""
     shares = {key: share for key, share in summary["largest_share"].items() if " op " not in key}
     return {
         "when": when,
         "commit": commit,
+        **({"needle": needle} if needle else {}),
         "seed": summary["seed"],
         "cases": sum(summary["cases"].values()),
         "tensors": summary["tensors"],
@@ -37,6 +38,11 @@ def entry(summary: Mapping[str, Any], when: str, commit: str) -> dict[str, Any]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The runs, oldest first; a line that is none is passed over."""
     return [run for run in files.lines_of(folder / NAME, MOST, NEEDED) if isinstance(run["largest_share"], dict)]
+
+
+def of(needle: str, runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs of one needle: how near another came to a limit says nothing of it."""
+    return [run for run in runs if run.get("needle", "") == needle]
 
 
 def add(folder: Path, run: Mapping[str, Any]) -> None:

@@ -75,8 +75,9 @@ def write(run: Any, summary: Summary, console: Console) -> None:
 def _write(run: Any, summary: Summary) -> None:
     folder = run.plan.folder
     of = run.plan.needle if run.plan.needle is not None else commands.ROOT
-    earlier = history.read(folder)
-    this = history.entry(summary, now(), commit(of))
+    needle = "" if run.plan.needle is None else str(run.plan.needle)
+    earlier = history.of(needle, history.read(folder))
+    this = history.entry(summary, now(), commit(of), needle)
     beside = [_beside(run, failed, data) for failed, data in _in_full(run, summary)]
     files.save(folder / NAME, html(summary, beside, [*earlier, this]))
     if not run.interrupted:  # part of a run says less of how near it comes

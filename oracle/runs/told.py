@@ -115,7 +115,8 @@ def verdict(run: Any) -> str:
 NOT_DRAWN = (
     "frozen parameters and those without a gradient (the course's optimizers may update, skip or refuse them); nan and "
     "infinities, NumPy scalars, powers of what is not positive (anything may come of them); other dtypes (layers and "
-    "initialisers are float32); programs that freeze, share, replace, copy or load (the course has no word for it)"
+    "initialisers are float32); programs that freeze, share, replace, copy or load (the course has no word for it); more than "
+    f"{fitting.MOST_CLASSES:,} classes (one-hot rows out of np.eye(k) are k × k numbers)"
 )
 # … and what this one cannot be asked.
 NOT_ASKED = {
@@ -126,6 +127,8 @@ NOT_ASKED = {
     fitting.UNBIASED: "programs with BatchNorm (its running variance is the unbiased one)",
     fitting.BROADCASTING: "operands of different shapes (implicit broadcasting is not the course's)",
 }
+# What is called otherwise where it is said not to be there.
+SAID = {"optimizer clipping": "SGD.clip_grad_norm", fitting.CLIPPED_ADAM: "Adam.clip_grad_norm"}
 # What homeworks 1 and 2 ask for.
 _OPS = (
     "add add_scalar multiply mul_scalar power_scalar power divide divide_scalar transpose reshape broadcast_to summation "
@@ -175,7 +178,10 @@ def table(run: Any, *, whole: bool = True) -> Iterator[tuple[str, str]]:
     if of_course := [name for name in missing if name in COURSE]:
         yield "not offered", ", ".join(of_course)
     if more := [name for name in missing if name not in COURSE]:
-        yield "" if of_course else "not offered", f"what homeworks 1 and 2 do not ask for: {', '.join(more)}"
+        yield (
+            "" if of_course else "not offered",
+            f"what homeworks 1 and 2 do not ask for: {', '.join(SAID.get(n, n) for n in more)}",
+        )
     for text, count in result.absent.most_common(3):
         yield "", f"with some inputs: {text} ({count} cases)"
     for note in run.notes:

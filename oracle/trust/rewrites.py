@@ -61,8 +61,9 @@ def _divided(old: Any, self: Any, x: Any) -> Any:
     if isinstance(x, Tensor):
         return old(self, x)
     n = x.dtype.type(x.shape[-1])
-    centred = x - ops._row_sums(x) / n
-    root = np.sqrt(ops._row_sums(centred * centred) / n + x.dtype.type(self.eps))
+    row_sums = ops._row_sums_like(x)
+    centred = x - row_sums(x) / n
+    root = np.sqrt(row_sums(centred * centred) / n + x.dtype.type(self.eps))
     return centred / root, 1 / root
 
 

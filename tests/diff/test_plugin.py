@@ -72,6 +72,13 @@ def test_a_wrong_one_fails_with_what_the_run_says_and_no_traceback(suite):
     assert "plugin.py" not in done.stdout
 
 
+def test_flags_without_the_first_are_no_success(suite):
+    for flag in ("--oracle-cases", "--oracle-seed"):
+        done = suite("-q", flag, 100)
+        assert done.returncode == 4, done.stdout
+        assert f"{flag} goes with --oracle-needle DIR" in done.stderr
+
+
 def test_a_needle_that_is_not_there_is_no_success(suite):
     done = suite("--oracle-needle", "nowhere")
     assert done.returncode == 1

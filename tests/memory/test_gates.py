@@ -10,9 +10,9 @@ pytest.importorskip("memray", reason="memray does not exist on this system: the 
 from oracle.cases import case as c
 from oracle.memory import baseline, report
 from oracle.memory.child import pool
-from oracle.memory.gates import Row, against, failures, judge
+from oracle.memory.gates import Row, against, failures, judge, moved
 from oracle.memory.panel import traced
-from oracle.memory.probe import FIRST, STEPS, Job
+from oracle.memory.probe import FIRST, STEPS, Job, Measured, Site
 from oracle.runs import memory as session
 
 LEAKS = Path(__file__).with_name("leaks.py")
@@ -117,6 +117,25 @@ def test_memory_check_a_planted_leak_is_caught_and_blamed(workers, clean, name):
     if gates in ("B", "D"):
         assert set(row.failures) <= {gates, "D"}, row.failures
     assert holder in report.block(row), report.block(row)
+
+
+def test_a_line_that_was_edited_and_holds_what_it_held_has_not_moved():
+    def site(where, line, size):
+        return Site(where, line, size, 1)
+
+    before = [site("needle/chain.py:336 backward", "y = f(a)", 5_000), site("needle/nn.py:7 forward", "z = g(a)", 900)]
+    old = baseline.Known(CASE.digest, 10_000, 0, 0, before)
+    edited = [site("needle/chain.py:370 backward", "y = f(a, b)", 5_000), before[1]]
+    assert moved(Measured(at_peak=edited), old) == []
+    for more, where in (
+        (site("needle/chain.py:371 backward", "w = h(a)", 5_000), "chain.py:371"),  # a second one is new
+        (site("needle/chain.py:370 forward", "y = f(a, b)", 5_000), "chain.py:370 forward"),  # another function's
+        (site("needle/nn.py:9 forward", "z = g(a)", 1_100), "nn.py:9"),  # 200 B more
+    ):
+        (told,) = moved(Measured(at_peak=[*edited[: 2 - (more.line == "z = g(a)")], more]), old)
+        assert where in told
+    grown = [site("needle/chain.py:370 backward", "y = f(a, b)", 6_000)]
+    assert ["not among the largest before" in text for text in moved(Measured(at_peak=grown), old)] == [True]
 
 
 def test_memory_check_one_int_is_found_to_the_byte(workers):

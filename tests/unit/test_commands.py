@@ -246,6 +246,11 @@ def test_a_needle_that_changes_the_working_directory_loses_no_file(faulty, monke
         commands.started_here()
 
 
+def test_ours_is_not_asked_for_what_another_needle_may_lack(capsys):
+    assert main(["diff", "--require", "Dropout", "--cases", "1"]) == 2
+    assert "--needle DIR" in capsys.readouterr().err
+
+
 def test_half_a_file_is_never_seen(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     files.save(path, "old")

@@ -220,6 +220,7 @@ BY_DESIGN: tuple[Design, ...] = (
            (("nn.BatchNorm1d", "forward"),)),
     Design("SoftmaxLoss of large logits", "rounded like the loss", "logsumexp(z) - z_y, rounded like the logits",
            "the loss is judged within that", _always),
+    Design("classes of SoftmaxLoss", "any number", "rows of np.eye(k), k × k numbers", "up to 3,000 are drawn", _always),
     Design("nan and infinities as operands", "as in PyTorch", "anything", "are not drawn", _always),
     Design("powers of a base that is not positive", "as in PyTorch", "anything", "are not drawn", _always),
     Design("programs of a user", "modules shared, added, frozen, replaced between steps, …",

@@ -355,6 +355,13 @@ def keys_of(root: Path, *wanted: str) -> frozenset[str]:
     return frozenset(m.key for m in found if _chosen(m, every))
 
 
+def strangers(root: Path, files: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Keys that no mutant of today's source has."""
+    texts = trial.sources(root)
+    here = {m.key for file in files for m in mutants_of(file, texts[file])}
+    return [key for key in keys if key not in here]
+
+
 def still_there(root: Path, kept: dict[str, Any]) -> dict[str, Any]:
     """What a run has found, without the mutants of source that has been edited since."""
     here = keys_of(root)

@@ -27,6 +27,12 @@ def main(arguments: argparse.Namespace, root: Path = ROOT) -> int:
     if unknown:
         print(f"mutants: no operator {unknown[0]!r}; there are {', '.join(OPERATORS)}", file=sys.stderr)
         return ExitCode.USAGE
+    if strangers := cp.strangers(root, arguments.file or ALL_FILES, arguments.key or ()):
+        print(
+            f"mutants: no mutant of today's source has the key {strangers[0]!r}; reports/mutants.md lists those that live",
+            file=sys.stderr,
+        )
+        return ExitCode.USAGE
     keys = frozenset(arguments.key) if arguments.key else None
     if arguments.only_survivors:
         keys = cp.survivors_of(root / cp.BASELINE)

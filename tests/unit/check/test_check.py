@@ -275,7 +275,8 @@ def y_of_ones():
         (lambda: check.op(np.tanh, torch.tanh, [2, 3]), "a shape is a tuple: (2, 3); torch_fn does not take the list [2, 3]"),
         (lambda: check.op(np.ones(2), torch.tanh, (2,)), "candidate is a function of arrays, not what it gives, but got ndarray"),
         (lambda: check.op(np.tanh, torch.ones(2), (2,)), "torch_fn is a function of arrays"),
-        (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "torch_fn returns a tensor, a tuple of tensors or tensors by name, but got ndarray"),
+        (lambda: check.op(np.tanh, lambda x: x.numpy(), (2,)), "and nothing within one another, but output is of the type ndarray"),
+        (lambda: check.op(np.tanh, lambda x: {"a": x, "b": (x, x)}, (2,)), "but b is of the type tuple"),
         (lambda: check.training({}, NET, torch_adam, BATCHES), "but got dict, Sequential, function"),
         (lambda: check.optimizer(adam_steps()(0, []), torch_adam), "function of (weights, gradients) and one that makes"),
         (lambda: check.training(lambda p, b: [p], NET, torch_adam, BATCHES), 'arrays by name, {"step 0 weight": array}, but got list'),
@@ -1214,3 +1215,98 @@ def test_pytest_shows_the_share_that_a_test_used():
     report = SimpleNamespace(when="call", passed=True, user_properties=item.user_properties)
     assert shares.pytest_report_teststatus(report) == ("passed", ".", "PASSED (0.0 of 16)")
     assert shares.pytest_report_teststatus(SimpleNamespace(when="call", passed=True, user_properties=[])) is None
+
+
+class Cube(torch.autograd.Function):
+    factor = 3
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return Cube.factor * g * ctx.saved_tensors[0] ** 2
+
+
+def test_a_function_of_torch_is_a_candidate(monkeypatch):
+    own = check.by_torch(Cube.apply)
+    check.op(own, lambda x: x**3, (..., "n"), draws=6)
+    monkeypatch.setattr(Cube, "factor", 2)
+    with pytest.raises(check.Difference, match=r"^gradient of input 0 differs"):
+        check.op(own, lambda x: x**3, (..., "n"), draws=6)
+    with pytest.raises(check.Difference, match=r"^gradient of side \(input 0\) differs"):
+        check.op(check.by_torch(lambda side: Cube.apply(side)), lambda x: x**3, (2,))
+
+
+def test_a_module_of_torch_is_a_candidate_in_the_precision_that_is_asked_for():
+    slow, fast = nn.Linear(3, 2), nn.Linear(3, 2)
+    fast.load_state_dict(slow.state_dict())
+    check.op(fast, slow, ("n", 3), draws=6)
+    check.op(fast.bfloat16(), slow.bfloat16(), ("n", 3), draws=6, dtype="bfloat16")
+    with torch.no_grad():
+        fast.bias += 1
+    with pytest.raises(check.Difference, match=r"^output differs"):
+        check.op(fast, slow, ("n", 3), draws=6, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_several_outputs_of_torch_have_their_gradients_by_name_or_in_order_and_whole_numbers_none(wrong):
+    weights, ids = drawn(5, 3), np.array([0, 4, 4])
+
+    def looked_up(w, i, twice=1):
+        rows = F.embedding(i, w)
+        return rows.argmax(-1), rows * 2, (rows * twice).sum(-1)
+
+    def own(w, i):
+        rows, twice = w[i], 1.0 + wrong
+        return rows.argmax(-1), rows * 2, (rows * twice).sum(-1) - ((twice - 1) * rows).sum(-1).detach()
+
+    named = [lambda w, i, f=f: dict(zip("abc", f(w, i), strict=True)) for f in (own, looked_up)]
+    for candidate, torch_fn in ((own, looked_up), named):
+        if wrong:
+            with pytest.raises(check.Difference, match=r"^gradient of input 0"):
+                check.op(check.by_torch(candidate), torch_fn, weights, ids)
+        else:
+            check.op(check.by_torch(candidate), torch_fn, weights, ids)
+    check.op(check.by_torch(lambda i: i + 1), lambda i: i + 1, ids)  # there is nothing to be differentiated
+
+
+def test_a_gradient_that_torch_does_not_make_is_zero():
+    with pytest.raises(check.Difference, match=r"None, which means zero"):
+        check.op(check.by_torch(lambda x: (x * x).detach()), torch.square, (3,))
+
+
+def test_two_that_draw_the_same_random_numbers_agree_and_another_mask_is_said_to_be_one():
+    check.op(nn.Dropout(0.5), nn.Dropout(0.5), ("n", 4), draws=6)
+    for candidate in (lambda x: x, check.by_torch(lambda x: F.dropout(x.flip(-1), 0.5).flip(-1))):
+        with pytest.raises(check.Difference, match=r"\n  note +torch_fn draws random numbers: .*\.eval\(\)"):
+            check.op(candidate, nn.Dropout(0.5), ("n", 4), draws=6)
+    with pytest.raises(check.Difference) as caught:
+        check.op(lambda x: x, lambda x: 2 * x, ("n", 4), draws=6)
+    assert "random" not in str(caught.value)
+
+
+def test_torch_without_by_torch_is_told_of_it_and_nobody_else():
+    for candidate in (F.gelu, lambda x: x.softmax(-1)):
+        with pytest.raises((TypeError, AttributeError)) as caught:
+            check.op(candidate, torch.tanh, (2,))
+        assert "check.by_torch(candidate)" in caught.value.__notes__[-1]
+    with pytest.raises(TypeError) as caught:
+        check.op(lambda x: np.tanh(x, 1, 2, 3, 4), torch.tanh, (2,))
+    assert "by_torch" not in "".join(caught.value.__notes__)
+
+
+def test_a_function_without_return_is_no_tensor_of_zeros():
+    with pytest.raises(check.Difference, match=r"^the candidate gave None and no output: is there a `return`\?"):
+        check.op(lambda x: None, torch.tanh, (2,))
+
+
+def test_where_torch_raises_nothing_of_the_search_is_shown():
+    def broken(x):
+        return x.no_such_method()
+
+    with pytest.raises(AttributeError) as caught:
+        check.op(np.tanh, broken, ("n",))
+    assert not [e for e in caught.traceback if "hypothesis" in str(e.path)]

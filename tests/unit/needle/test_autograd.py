@@ -285,6 +285,38 @@ def test_third_order():
     assert x.grad.numpy() == 48
 
 
+@pytest.mark.parametrize(
+    ("function", "slope"),
+    [
+        (lambda b: b * b, lambda b: 2 * b),
+        (lambda b: b * ops.exp(b), lambda b: (1 + b) * np.exp(b)),
+        (lambda b: ops.exp(b) * b, lambda b: (1 + b) * np.exp(b)),
+        (lambda b: b * (b * b), lambda b: 3 * b**2),
+        (lambda b: b + ops.exp(b + ops.exp(b)), lambda b: 1 + np.exp(b + np.exp(b)) * (1 + np.exp(b))),
+        (lambda b: ops.stack([b, ops.exp(b)]).sum(), lambda b: 1 + np.exp(b)),
+    ],
+    ids=["two nodes", "three, the older first", "three, the newer first", "three, products", "five", "a tuple"],
+)
+@pytest.mark.parametrize("how", [{}, {"retain_graph": True}, {"create_graph": True}], ids=["plain", "retain", "create"])
+def test_a_node_waits_for_all_that_was_made_of_it_in_the_smallest_graphs(function, slope, how):
+    """Up to two nodes are not sorted: whichever was found first is then the newer."""
+    x = leaf(0.5)
+    function(x * 2).backward(**how)
+    assert x.grad.item() == pytest.approx(2 * slope(1.0), rel=1e-14)
+
+
+def test_a_retained_gradient_is_in_memory_of_its_own():
+    x, start = leaf(1, 2), ndl.Tensor([3.0, 4.0])
+    inner = x * 2
+    y = inner + 0
+    for t in (inner, y):
+        t.retain_grad()
+    y.backward(start)
+    arrays = [t.numpy() for t in (start, x.grad, inner.grad, y.grad)]
+    y.grad.numpy()[:] = 7
+    assert [a.tolist() for a in arrays] == [[3, 4], [6, 8], [3, 4], [7, 7]]
+
+
 def test_deep_chain_and_diamond():
     x = leaf(1)
     y = x

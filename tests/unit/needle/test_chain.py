@@ -35,6 +35,10 @@ def block(width=6):
 
 MODELS = {
     "mlp": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Sigmoid()),
+    "written": lambda: nn.Sequential(
+        nn.Linear(6, 5), nn.ReLU(), nn.LayerNorm1d(5), nn.Linear(5, 6), nn.Tanh(), nn.LayerNorm1d(6)
+    ),
+    "norms first": lambda: nn.Sequential(nn.LayerNorm1d(6), nn.Residual(nn.LayerNorm1d(6)), nn.Linear(6, 5)),
     "resnet": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.ReLU(), block(), block(), nn.Linear(6, 6)),
     "residuals first": lambda: nn.Sequential(nn.Residual(nn.Residual(nn.Linear(6, 6))), nn.Identity(), nn.Linear(6, 6)),
     "residuals of nothing": lambda: nn.Sequential(
@@ -402,6 +406,28 @@ def test_a_change_after_the_first_call_counts(monkeypatch):
     np.testing.assert_array_equal(model(x).numpy(), np.tanh(x.numpy()))
 
 
+def test_a_setting_of_a_norm_that_changes_counts():
+    x = given(False)
+    model = nn.Sequential(nn.LayerNorm1d(6), nn.Linear(6, 6))
+    for change in (lambda norm: setattr(norm, "eps", 2.0), lambda norm: vars(norm).update(eps=3.0)):
+        before = model(x).numpy()
+        change(model.modules[0])
+        assert not np.array_equal(model(x).numpy(), before)
+        same(step(model, x), step(watched(copy.deepcopy(model))[0], x))
+
+
+def test_what_a_node_computes_once_more_changes_no_other_pass():
+    """A plan has one op for all of its passes, of which none may keep anything."""
+    model, x = made("written"), given(True)
+    right = step(model, x)
+    norm = model(x)
+    assert isinstance(norm.op, ops.LayerNorm)
+    norm.op(ndl.ones(8, 6), *norm.inputs[1:])
+    norm.sum().backward()
+    same(step(model, x), right)
+    same(step(model, x, retain_graph=True), right)
+
+
 def test_copies_have_plans_of_their_own():
     model = made("resnet")
     model(given(False))
@@ -420,6 +446,8 @@ def test_errors_are_those_of_the_layers():
         model(ndl.Tensor(normal(8, 5)))
     with pytest.raises(ValueError, match="BatchNorm1d needs at least 2 rows"):
         model(ndl.Tensor(normal(1, 6)))
+    with pytest.raises(ValueError, match=r"layer 1, LayerNorm1d\(6, .*: layer_norm needs .*, but got \(8, 5\), "):
+        nn.Sequential(nn.Linear(6, 5), nn.LayerNorm1d(6))(ndl.Tensor(normal(8, 6)))
     with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
         model(normal(8, 6))
     for layer in (nn.BatchNorm1d(6), nn.BatchNorm1d(6).eval(), nn.Flatten(), nn.Dropout()):
@@ -510,7 +538,7 @@ LONG = ops._LONG + 6
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
 @pytest.mark.parametrize("shape", [(8, 6), (2, 4, 6), (LONG, 6), (1 + ops._ZEROS // 6, 6), (6,)], ids=str)
 @pytest.mark.parametrize(
-    "name", ["mlp", "residuals first", "frozen", "tied", "one-dimensional bias", "no bias", "two dtypes"]
+    "name", ["mlp", "written", "residuals first", "frozen", "tied", "one-dimensional bias", "no bias", "two dtypes"]
 )
 def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkeypatch):
     """What is written down is for matrices of float32; a long one is added up, and a large one compared, otherwise."""
@@ -545,10 +573,10 @@ def flat_bias(model):
 
 
 @pytest.mark.parametrize("rule", ["compute", "vjp"])
-@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh])
+@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm])
 def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
     """Before the first call of a model and after it."""
-    model, x = made("mlp"), given(True)
+    model, x = made("written"), given(True)
     step(model, x)
     old = getattr(op, rule)
 
@@ -557,11 +585,11 @@ def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
         return y * np.float32(2) if rule == "compute" else tuple(c * 2 if c is not None else c for c in y)
 
     monkeypatch.setattr(op, rule, changed)
-    right = step(watched(made("mlp"))[0], x)
+    right = step(watched(made("written"))[0], x)
     same(step(model, x), right)
-    same(step(made("mlp"), x), right)
+    same(step(made("written"), x), right)
     monkeypatch.undo()
-    same(step(model, x), step(watched(made("mlp"))[0], x))
+    same(step(model, x), step(watched(made("written"))[0], x))
     assert not np.array_equal(step(model, x)[1], right[1])
 
 
@@ -582,17 +610,17 @@ def test_a_rule_that_answers_with_too_little_is_refused(answer, kind, match, mon
 
 def test_a_wrong_line_is_noticed(monkeypatch):
     """Of every op that is written down; or else the comparisons here compare nothing."""
-    model = made("mlp")
+    model = made("written")
     right = step(model, given(True))
-    for op in (ops.Linear, ops.ReLU, ops.Tanh):
+    for op in (ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm):
         right_lines = op.written
-        ahead, back, operands, once = right_lines
+        ahead, back, _, operands, once = right_lines
         wrong = [{"ahead": (*ahead[:-1], f"{ahead[-1]}; x *= 2")}, {"back": (*back, "g = g * 2")}]
         wrong += [{"operands": (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])} for i in range(len(operands))]
         wrong += [{"once": f"1 + ({once})"}] * bool(once)
         for lines in wrong:
             monkeypatch.setattr(op, "written", right_lines._replace(**lines))
-            found = step(made("mlp"), given(True))
+            found = step(made("written"), given(True))
             monkeypatch.undo()
             assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
 

@@ -338,6 +338,37 @@ def test_what_an_index_of_any_kind_names_twice_gets_both_gradients(kind):
     assert ops.put_item(ndl.Tensor(weights), (2,), (kind([1, 1, 0]),)).tolist() == [100, 11]
 
 
+@pytest.mark.parametrize("wrap", [lambda i: i, lambda i: (i,), lambda i: (i, i)], ids=["array", "tuple", "two"])
+def test_a_place_may_be_named_from_both_ends(wrap):
+    x = ndl.Tensor(np.zeros((3, 3)))
+    index = wrap(np.array([0, -3, 2, -1]))
+    taken = x[index]
+    weights = np.array([1.0, 10.0, 100.0, 1000.0]).reshape(-1, *[1] * (taken.ndim - 1))
+    (taken * weights).sum().backward()
+    expected = np.zeros((3, 3))
+    np.add.at(expected, index, weights)
+    assert x.grad.tolist() == expected.tolist()
+    assert x.grad.numpy()[0, 0] == 11
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("place", [0, 700, 1030])
+def test_the_largest_logit_may_stand_anywhere_in_a_wide_row(rows, place):
+    """A shift by another number, that of a part of the row or of another row, overflows or leaves nothing."""
+    logits = normal(rows, 1031).astype("float32")
+    logits[rows // 2 :, place] = 1e3
+    x = ndl.Tensor(logits)
+    loss = ops.softmax_cross_entropy(x, np.full(rows, 5))
+    loss.backward()
+    wide = logits.astype("float64")
+    soft = np.exp(wide - wide.max(1, keepdims=True))
+    soft /= soft.sum(1, keepdims=True)
+    expected = np.mean(wide.max(1) + np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) - wide[:, 5])
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-6)
+    soft[:, 5] -= 1
+    np.testing.assert_allclose(x.grad.numpy(), soft / rows, rtol=1e-5, atol=1e-9)
+
+
 def test_what_is_put_at_one_place_adds_up():
     x = ndl.Tensor([1.0, 2.0])
     assert ops.put_item(x, (2, 2), ([0, 0], [1, 1])).tolist() == [[0, 3], [0, 0]]

@@ -217,3 +217,59 @@ def test_subnormal_numbers_go_through():
 )
 def test_logsumexp_of_what_is_infinite_or_nearly_so(values, expected):
     close(ops.logsumexp(ndl.Tensor(np.array(values, F4)), 0).numpy(), expected)
+
+
+# ------------------------------------------------------------------------------------------------- what is no number
+
+
+NO_NUMBER = {
+    "relu": ops.relu,
+    "tanh": ops.tanh,
+    "sigmoid": ops.sigmoid,
+    "softplus": ops.softplus,
+    "abs": abs,
+    "clip": lambda x: x.clip(-1, 1),
+    "maximum": lambda x: ops.maximum(x, 0.5),
+    "minimum": lambda x: ops.minimum(0.5, x),
+    "max": lambda x: x.max(1),
+    "min": lambda x: x.min(1),
+    "softmax": ops.softmax,
+    "logsumexp": lambda x: ops.logsumexp(x, 1),
+    "a layer": nn.Sequential(nn.ReLU(), nn.Tanh()),
+    "a layer behind another": nn.Sequential(nn.Identity(), nn.Residual(nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBER)
+@pytest.mark.parametrize("rows", [2, 40, 12_000])
+def test_what_is_no_number_is_not_taken_for_one(name, rows):
+    """NumPy has a maximum that passes over nan, and a network would go on training as if nothing had happened."""
+    data = np.ones((rows, 3), F4)
+    data[rows // 2, 1] = np.nan
+    y = NO_NUMBER[name](ndl.Tensor(data, requires_grad=False)).numpy()
+    assert np.isnan(y[rows // 2]).any()
+    assert np.isnan(y).any(axis=tuple(range(1, y.ndim))).sum() == 1
+
+
+def test_what_is_no_number_goes_through_a_relu_between_layers():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    for rows in (2, 12_000):
+        data = np.ones((rows, 3), F4)
+        data[1] = np.nan
+        assert np.isnan(model(ndl.Tensor(data)).numpy()).sum(0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "at"), [(F4, -95), (F4, -102), ("float64", -720), ("float64", -740)])
+def test_the_sigmoid_where_only_the_smallest_numbers_are_left(dtype, at):
+    y = ops.sigmoid(ndl.Tensor(np.array([at], dtype))).numpy()
+    assert y[0] > 0
+    np.testing.assert_allclose(y[0], np.exp(np.array(at, dtype)), rtol=0, atol=np.finfo(dtype).smallest_subnormal)
+
+
+@pytest.mark.parametrize("rows", [1, ops._LONG - 1, ops._LONG, ops._LONG + 1, 2 * ops._LONG + 1])
+def test_a_bias_between_layers_hears_of_every_row(rows):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Identity())
+    g = np.random.default_rng(0).integers(-3, 4, (rows, 3)).astype(F4)  # of which every sum is exact
+    g[-1] += 100
+    model(ndl.Tensor(np.ones((rows, 2), F4))).backward(ndl.Tensor(g))
+    assert model.modules[0].bias.grad.tolist() == [g.sum(0).tolist()]

@@ -188,6 +188,20 @@ def test_cases_are_made_to_fit(lacking):
     assert all(fitting.needs(case).isdisjoint(lacking) for case in made if case is not None)
 
 
+def test_no_needle_of_the_course_is_asked_for_a_unit_matrix_of_a_hundred_thousand_rows():
+    k = 2 * fitting.MOST_CLASSES + 5
+    operand = c.Operand((2, k), tuple(float(i) for i in range(2 * k)))
+    case = c.OpCase("softmax_loss", (operand,), attributes={"labels": (1, fitting.MOST_CLASSES + 4)})
+    assert fitting.WIDE in fitting.LEFT_OPEN
+    made = fitting.fitted(case, {fitting.WIDE})
+    assert made.operands[0].shape == (2, fitting.MOST_CLASSES)
+    assert (made.operands[0].values[0], made.operands[0].values[-1]) == (0, k + fitting.MOST_CLASSES - 1)
+    assert made.attributes["labels"] == (1, 4)
+    assert fitting.fitted(case, set()) is case
+    narrow = c.OpCase("softmax_loss", (c.Operand((1, 2), (0.0, 1.0)),), attributes={"labels": (1,)})
+    assert fitting.fitted(narrow, {fitting.WIDE}) is narrow
+
+
 def test_operands_of_equal_shape_have_the_same_numbers():
     operands = (c.Operand((2, 2), (1.0, 2.0, 3.0, 4.0)), c.Operand((2,), (5.0, 6.0)))
     made = fitting.fitted(c.OpCase("add", operands), {fitting.BROADCASTING})

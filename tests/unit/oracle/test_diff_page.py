@@ -140,6 +140,13 @@ def test_the_source_around_the_suspect_comes_from_the_needle_under_test(tmp_path
 # -- the history
 
 
+def test_another_needle_has_a_history_of_its_own(tmp_path):
+    summary = diff.to_json(run_of(tmp_path))
+    runs = [history.entry(summary, "2026-01-01 09:00 UTC", "", needle) for needle in ("", "/a", "/b", "/a", "")]
+    assert history.of("", runs) == [runs[0], runs[4]]
+    assert history.of("/a", runs) == [runs[1], runs[3]]
+
+
 def test_the_history_keeps_the_last_runs_and_passes_over_what_is_none(tmp_path):
     run = {"when": "now", "commit": "", "divergences": 0, "largest_share": {"G loss": 0.5}}
     odd = json.dumps({**run, "largest_share": 3})

@@ -438,6 +438,18 @@ def test_a_partial_run_is_merged_into_the_accepted_one(tmp_path):
     assert campaign.read(tmp_path / "kept.json") == whole == json.loads((tmp_path / "kept.json").read_text("utf-8"))
 
 
+def test_a_key_that_no_mutant_has_is_no_clean_sheet(root, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(campaign, "run", lambda plan, progress: asked.append(plan.keys) or campaign.Campaign(plan))
+    real = min(campaign.keys_of(root, "course"))
+    for keys in ([real, "0" * 12], ["foo"]):
+        assert cli.main(parser().parse_args(["mutants", "--file", "course", "--key", *keys]), root) == 2
+        assert f"no mutant of today's source has the key '{keys[-1]}'" in capsys.readouterr().err
+    assert not asked
+    cli.main(parser().parse_args(["mutants", "--file", "course", "--key", real]), root)
+    assert asked == [{real}]
+
+
 def test_after_an_edit_only_what_is_new_is_judged_and_what_is_gone_leaves_the_table(root, monkeypatch):
     keys = campaign.keys_of(root, "course", "init")
     row = {"file": "course", "kind": "mutant", "operator": "loop", "function": "f", "before": "a", "after": "b"}
