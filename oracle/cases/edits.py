@@ -284,7 +284,7 @@ def action(example: a.Action) -> Edit:
         if isinstance(example, a.Attach):
             added = (example, *last, a.Advance(), *last, a.Advance())
         if isinstance(example, a.Advance):
-            added = (a.Attach(value=0.5), *last, example, *last)
+            added = (a.Attach(value=0.5), *last, a.Set("lr", 0.7), example, *last)
         if example == a.Step(1):
             added = (*before, a.Pass(), a.Step(1), *last)
         if isinstance(example, a.Loader) and example.more:

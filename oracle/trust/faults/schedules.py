@@ -150,13 +150,11 @@ def _left_alone(old: Any, self: Any, optimizer: Any, *args: Any, **more: Any) ->
 
 
 def _kept(old: Any, self: Any) -> None:
-    last = vars(self).get("left", self.optimizer.lr)
-    written, now = self.optimizer.lr != last, self.optimizer.lr
+    now = self.optimizer.lr
+    written = now != self.lr_at(self.t)
     old(self)
     if written:
         self.optimizer.lr = now
-    else:
-        vars(self)["left"] = self.optimizer.lr
 
 
 def _anew(old: Any, path: Any, model: Any, optimizer: Any, schedule: Any) -> Any:
