@@ -30,6 +30,7 @@ FOLDERS = ("tests/unit/needle", "tests/unit/needle_and_torch")
 OPTIONS = ("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider")
 MANY = 20  # mutants, from which on it pays to ask first which lines each test runs
 PATIENCE = 180  # seconds of processor time; all of needle's own tests take some 7; where it is known which are run …
+WAITING = 600  # seconds by the clock, for a test that waits for what never comes
 GRACE, SLOWER = 10, 5  # … this much, beside this many times what they take while they are watched
 
 
@@ -179,6 +180,7 @@ def try_tests(
     def work(task: tuple[Mutant | None, Sequence[str]], write: Any) -> None:
         trial.limit_memory()
         _allow(PATIENCE)
+        signal.alarm(WAITING)
         mutant, paths = task
         changed = texts if mutant is None else {**texts, mutant.file: mutant.apply(texts[mutant.file])}
         try:

@@ -201,6 +201,11 @@ def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first(monkeypat
         texts, [(slow, files)], 1, dict.fromkeys(reaching, tested.Watched(frozenset(lines), 0.1))
     )
     assert (outcome.status, outcome.test) == ("killed", "(out of time)")
+    monkeypatch.setattr(tested, "WAITING", 1)
+    waits = planted(texts, "schedules", "math.cos(", "__import__('time').sleep(99) or math.cos(")
+    ((_, outcome),) = tested.try_tests(texts, [(waits, files)], 1)
+    assert (outcome.status, outcome.test) == ("killed", "(out of time)")
+    monkeypatch.undo()
     for known in (tests, None):
         ((_, outcome),) = tested.try_tests(texts, [(fails, files)], 1, known)
         assert (outcome.status, outcome.how) == ("killed", "test")
