@@ -127,7 +127,7 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         return old(x) if isinstance(x, Tensor) else lambda a: np.asarray(total(a, 0))
 
     def rows(old: Any, x: Any) -> Any:
-        return old(x) if isinstance(x, Tensor) else np.asarray(total(x, -1, keepdims=True))
+        return old(x) if isinstance(x, Tensor) else lambda a: np.asarray(total(a, -1, keepdims=True))
 
     return (
         replace("ops._sum", total)
@@ -136,7 +136,8 @@ def _ordered(add_up: Callable[[Any], Any], product: Callable[[Any, Any], Any] | 
         + around("ops.Linear.compute", linear)
         + around("ops.Linear.vjp", linear_vjp)
         + around("ops._column_sums_like", columns)
-        + around("ops._row_sums", rows)
+        + around("chain._column_sums_like", columns)
+        + around("ops._row_sums_like", rows)
     )
 
 
