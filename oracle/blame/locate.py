@@ -350,7 +350,7 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
     layers = dict(c.walk(case.model))
     owner = name.rpartition(".")[0]
     if quantity in ("activation", "evaluation"):
-        quiet = quantity == "evaluation" or _in_eval(layers, name)
+        quiet = quantity == "evaluation" or name in evidence.quiet or _in_eval(layers, name)
         mode = "in evaluation mode" if quiet else "in training mode"
         return _layer(layers, name, "forward", f"forward {mode}", "every output before it agrees")
     if quantity == "loss":
@@ -361,7 +361,8 @@ def _by_tensor(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Div
         known = "all outputs and the adjoints behind it agree"
         if path is None:
             return Suspect(f"{type(case.loss).__name__} backward", known=known)
-        what = "backward in evaluation mode" if _in_eval(layers, path) else "backward"
+        quiet = path in evidence.quiet or _in_eval(layers, path)
+        what = "backward in evaluation mode" if quiet else "backward"
         return _layer(layers, path, "forward", what, known)
     if quantity == "gradient":
         return _layer(layers, owner, "forward", "backward", "all adjoints agree", place=f"gradient {name}")
@@ -542,7 +543,7 @@ def _inside(case: c.ProgramCase, divergence: Divergence, evidence: Evidence) -> 
     if evidence.calls is not None and evidence.calls.bad is not None and evidence.calls.bad.fault == "written":
         return dataclasses.replace(_of_call(evidence.calls.bad), place=place)
     if evidence.wrote and divergence.name == f"{HELD}input":
-        quiet = isinstance(case.actions[divergence.step], a.Evaluate)
+        quiet = isinstance(case.actions[divergence.step], a.Evaluate) or evidence.wrote in evidence.quiet
         return _wrote(case.training, evidence.wrote, f"it writes into its input, {place}", quiet=quiet)
     return dataclasses.replace(_CHAIN, place=f"{place}, {divergence.name}") if evidence.alone else None
 

@@ -566,6 +566,7 @@ def _look_inside(h: Hearing, run: ProgramRun, f: Divergence, evidence: Evidence)
         return
     if (closely := turn.world.watch.closely) is not None:
         evidence.detached, evidence.wrote = closely.detached, closely.wrote
+    evidence.quiet = frozenset(path for path, trains in programs.modes(case, turn.before).items() if not trains)
     if turn.ours.failure is not None or f.failure is not None:
         return
     if isinstance(action, a.Pass):

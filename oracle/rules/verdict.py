@@ -152,6 +152,7 @@ class Evidence:
     repeated: bool = False  # whether the optimizer has a parameter more than once
     inner: Divergence | None = None  # of a program: the first bad tensor inside, where the layers are watched
     alone: bool = False  # whether all is right where the layers are watched, and run one by one
+    quiet: frozenset[str] = frozenset()  # of a program: the layers that evaluate in the pass that failed
     eval_draws: bool = False  # whether the random state is another one after ``eval()``
     modes: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # layer -> its mode, the mode it should be in
     misbuilt: str = ""  # before an exception: the parameter or buffer that has not the shape or the dtype it must have

@@ -61,6 +61,8 @@ BEYOND_THE_FIRST = [
     ("dropout-no-scale", program(c.Linear(3), c.Dropout(0.5), c.Linear(2)), "Dropout forward in training mode"),
     ("dropout-in-eval", program(c.Linear(3), c.Dropout(0.5), c.Linear(2), actions=(a.Evaluate(), a.Pass())),
      "Dropout forward in evaluation mode"),
+    ("dropout-in-eval", program(c.Linear(3), c.Dropout(0.5), c.Linear(2), actions=(a.Mode(training=False), *PASS)),
+     "Dropout forward in evaluation mode"),
     ("program-bn-eps-cached",  # a layer in front, where a loss of one class has no gradient
      program(c.Linear(1), c.BatchNorm(), c.BatchNorm(), actions=(a.Pass(), a.SetLayer("eps", 0.5), a.Pass())),
      "BatchNorm forward in training mode"),
