@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import operator
 import subprocess
 import sys
 
@@ -40,6 +41,7 @@ def test_what_numpy_users_reach_for():
     t = ndl.Tensor([[1.0, 2.0], [3.0, 4.0]])
     assert np.asarray(t) is t.numpy() is t.cached_data
     assert np.asarray(t, "float32").dtype == np.float32
+    assert t.__array__(np.dtype("float32")).dtype == np.float32
     assert len(t) == 2
     assert t.ndim == 2
     assert t.size == 4
@@ -54,6 +56,37 @@ def test_what_numpy_users_reach_for():
     assert repr(t) == "needle.Tensor([[1., 2.],\n               [3., 4.]], requires_grad=True)"
     assert str(t) == "[[1. 2.]\n [3. 4.]]"
     assert copy.deepcopy(t).numpy().tolist() == t.numpy().tolist()
+
+
+@pytest.mark.parametrize("t", [leaf(1, 2), ndl.Tensor(3.0)], ids=["vector", "number"])
+def test_the_transpose_of_a_vector_or_a_number_is_itself(t):
+    assert t.T.tolist() == t.tolist()
+
+
+def test_the_class_says_what_a_leaf_has():
+    assert ndl.Tensor.op is None
+    assert len(ndl.Tensor.inputs) == 0
+
+
+class Theirs:
+    """Takes a Tensor on the left, and knows nothing of one on the right."""
+
+    def answer(self, other):
+        return "theirs"
+
+    __rsub__ = __radd__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = answer
+
+
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul]
+
+
+@pytest.mark.parametrize("of", OPERATORS)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_what_is_no_number_is_asked_for_its_own_operators(of, dtype):
+    t = ndl.Tensor([1.0, 2.0], dtype=dtype)
+    assert of(t, Theirs()) == "theirs"
+    with pytest.raises(TypeError, match="unsupported operand"):
+        of(Theirs(), t)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,18 @@ def test_a_result_without_dimensions_is_an_array_and_not_a_scalar_of_numpy(n):
         assert t.shape == ()
 
 
+def test_parts_without_dimensions_are_arrays_too():
+    class Both(ndl.TensorTupleOp):
+        def compute(self, a):
+            return a + 1, a * 1
+
+    pair = Both()(ndl.Tensor(1.0))
+    assert [type(a) for a in pair.cached_data] == [np.ndarray] * 2
+    parts = pair.tuple()
+    assert type(parts) is tuple
+    assert [part.item() for part in parts] == [2, 1]
+
+
 def test_results_of_constants_are_constants():
     y = ndl.ones(2) + ndl.ones(2)
     assert y.op is None
@@ -136,6 +181,10 @@ def test_tensor_counter():
     assert before + len(kept) == ndl.autograd.TENSOR_COUNTER
     with pytest.raises(AttributeError, match="NO_SUCH_THING"):
         _ = ndl.autograd.NO_SUCH_THING
+
+
+HOW = [{}, {"retain_graph": True}, {"create_graph": True}]
+HOW_IDS = ["plain", "retain", "create"]
 
 
 # -- backward
@@ -204,12 +253,57 @@ def test_a_tuple_passes_its_gradient_on_without_giving_it_away():
     np.testing.assert_array_equal(seed.numpy(), [5, 6])
 
 
-def test_backward_of_a_leaf():
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+def test_a_part_that_is_used_twice_gets_the_sum(how):
+    x = ndl.Tensor([[1.0, 2.0], [3.0, 4.0]])
+    parts = ops.split(x)
+    (parts[0] * 2 + parts[0] * 5 + parts[1]).sum().backward(**how)
+    assert x.grad.tolist() == [[7, 7], [1, 1]]
+    assert not x.grad.requires_grad  # it depends on nothing
+    x.grad = None
+    ops.split(x)[1].sum().backward(create_graph=True)
+    assert x.grad.tolist() == [[0, 0], [1, 1]]
+    assert not x.grad.requires_grad
+
+
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_a_retained_gradient_of_a_tuple_is_a_constant_in_memory_of_its_own(how):
+    seed = ndl.Tensor([5.0, 6.0], requires_grad=False)
+    pair = ops.split(ndl.Tensor([[1.0, 2.0], [3.0, 4.0]]))
+    pair.retain_grad()
+    pair[0].backward(seed, **how)
+    assert [a.tolist() for a in pair.grad.cached_data] == [[5, 6], [0, 0]]
+    assert not pair.grad.requires_grad
+    assert not np.shares_memory(pair.grad.cached_data[0], seed.numpy())
+
+
+def test_a_number_that_gets_its_gradient_from_two_sides_has_it_as_an_array():
+    x = ndl.Tensor(2.0)
+    (x + x).backward()
+    assert type(x.grad.numpy()) is np.ndarray
+    assert x.grad.item() == 2
+
+
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+def test_a_result_that_is_told_to_need_no_gradient_is_a_constant(how):
+    x, w = leaf(3), leaf(5)
+    y = x * x
+    y.backward()
+    x.grad, y.requires_grad = None, False
+    (y * w).backward(**how)  # its graph has been freed, but nobody asks for it
+    assert w.grad.tolist() == [9]
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+def test_backward_of_a_leaf(how):
     x = leaf(1, 2)
     seed = leaf(3, 4)
-    x.backward(seed)
+    x.backward(seed, **how)
     np.testing.assert_array_equal(x.grad.numpy(), [3, 4])
     assert x.grad.cached_data is not seed.cached_data
+    x.backward(**how)
+    np.testing.assert_array_equal(x.grad.numpy(), [1, 1])
 
 
 def test_only_leaves_keep_gradients_unless_asked():
@@ -220,6 +314,7 @@ def test_only_leaves_keep_gradients_unless_asked():
     z.backward()
     assert y.grad.numpy() == 12
     assert y.grad.op is None
+    assert not y.grad.requires_grad
     assert z.grad is None
     y = x * 3
     (y * y).backward()
@@ -242,7 +337,7 @@ def test_second_backward_needs_retain_graph():
 
 
 def test_backward_without_graph():
-    for constant in (ndl.ones(2), ndl.ones(2) * 2, leaf(1).data):
+    for constant in (ndl.ones(2), ndl.ones(2) * 2, leaf(1).data, ndl.Tensor(1.0, requires_grad=False)):
         with pytest.raises(RuntimeError, match=r"constant without a graph .*create_graph=True"):
             constant.backward()
 
@@ -255,6 +350,21 @@ def test_out_grad_is_checked():
         (x * 2).backward([1.0, 2.0])
     (x * 2).backward(ndl.ones(2, dtype="float32"))
     assert x.grad.dtype == np.float64
+
+
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+@pytest.mark.parametrize("out_grad", [ndl.Tensor([2, 3]), ndl.Tensor([True, False], requires_grad=False)], ids=str)
+def test_integers_take_their_gradient_as_it_comes(out_grad, how):
+    x = ndl.Tensor([1, 2])
+    x.backward(out_grad, **how)
+    np.testing.assert_array_equal(x.grad.numpy(), out_grad.numpy(), strict=True)
+
+
+def test_a_gradient_that_depends_on_nothing_is_a_constant():
+    x = leaf(1, 2)
+    (x * 2).backward(ndl.Tensor([3.0, 4.0], requires_grad=False), create_graph=True)
+    assert x.grad.tolist() == [6, 8]
+    assert not x.grad.requires_grad
 
 
 def test_create_graph_sets_the_gradients_of_leaves_and_those_asked_for():
@@ -577,6 +687,43 @@ def test_user_op_that_holds_what_it_returns():
     assert op.slope.numpy() == 7
     op(x).backward()
     assert not np.shares_memory(x.grad.numpy(), op.slope.numpy())
+
+
+def test_the_gradient_of_what_a_rule_returns_is_not_that_of_the_leaf():
+    x, op = leaf(1), Kept()
+    op.slope.grad = leaf(2)
+    op(x).backward(create_graph=True)
+    assert x.grad.numpy() == 7
+    assert x.grad.grad is None
+    assert op.slope.grad.numpy() == 2
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_rule_may_be_given_as_a_tuple_alone(create_graph):
+    class Double(ops.Negate):
+        def compute(self, a):
+            return 2 * a
+
+        def gradient_as_tuple(self, out_grad, node):
+            return (out_grad * 2,)
+
+    x = leaf(1)
+    Double()(x).backward(create_graph=create_graph)
+    assert x.grad.numpy() == 2
+
+
+def test_an_op_may_have_other_bases_that_want_to_know_of_it():
+    class Listed:
+        known: dict = {}  # noqa: RUF012
+
+        def __init_subclass__(cls, called, **kwargs):
+            super().__init_subclass__(**kwargs)
+            cls.known[called] = cls
+
+    class Mine(ndl.TensorOp, Listed, called="mine"):
+        pass
+
+    assert Listed.known == {"mine": Mine}
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,13 @@ def test_a_chain_unfolds_into_the_nodes_of_its_layers(name):
         assert all(x._number < t._number for x in t.inputs)
 
 
+def test_a_plain_backward_unfolds_no_chain(monkeypatch):
+    monkeypatch.delattr(ndl.chain.Chain, "unfold")  # it would compute once more what was let go of
+    out = made("resnet")(given(True))
+    assert out._chain is not None
+    out.sum().backward()
+
+
 def test_without_a_graph_there_is_no_chain():
     model = made("resnet")
     with ndl.no_grad():

@@ -1,5 +1,7 @@
 """Data that changes between forward and backward: noticed where a gradient rule reads it, and only there."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,12 @@ def leaf(*values):
     return nn.Parameter(np.array(values, np.float64))
 
 
+def replace_by(p, number):
+    p.data = ndl.Tensor(p.numpy() + number)
+
+
 def replace(p):
-    p.data = ndl.Tensor(p.numpy() + 1)
+    replace_by(p, 1)
 
 
 def step(p):
@@ -113,6 +119,58 @@ def test_a_rule_that_is_overridden_may_read_everything():
     replace(p)
     with pytest.raises(RuntimeError, match="has changed since Twice"):
         loss.backward()
+
+
+def test_a_rule_that_is_overridden_may_read_the_result_of_a_base_that_does_not():
+    class Base(ndl.TensorOp):
+        reads_result = False
+
+        def compute(self, a):
+            return np.exp(a)
+
+        def vjp(self, g, y, needs, a):
+            return (g * ops.Exp().on(a),)
+
+    class Shorter(Base):
+        def vjp(self, g, y, needs, a):
+            return (g * y,)
+
+    for op, refused in ((Base(), False), (Shorter(), True)):
+        y = op(leaf(1.0))
+        y.data = y.data
+        with pytest.raises(RuntimeError, match="has changed since Shorter") if refused else nullcontext():
+            y.backward()
+
+
+class ShapesAlone(ndl.TensorOp):
+    """Without a rule, but it is known what that will read."""
+
+    def compute(self, a):
+        return a * 3
+
+    def looks_at(self, needs, tensors):
+        return [False] * len(needs), False
+
+
+class Between(ShapesAlone):
+    pass
+
+
+@pytest.mark.parametrize("base", [ShapesAlone, Between, ops.Summation])
+def test_a_rule_or_its_base_says_what_it_reads(base):
+    class Thrice(base):
+        def vjp(self, g, y, needs, a):
+            return (g * np.full(a.shape, 3.0),)
+
+        if base is ops.Summation:  # whose own rule said something else
+            looks_at = ShapesAlone.looks_at
+
+    p = leaf(1.0)
+    y = Thrice()(p)
+    replace(p)
+    y.data = y.data
+    y.backward()
+    assert p.grad.tolist() == [3]
 
 
 NORMAL = np.random.default_rng(0).standard_normal
@@ -222,6 +280,15 @@ def test_a_layer_that_is_used_twice_around_a_change():
     layer(layer(x)).sum().backward()
 
 
+def test_a_change_before_a_row_of_layers_is_noticed_too():
+    layers = nn.Sequential(nn.Linear(2, 2, dtype="float64"), nn.Tanh())
+    p = leaf([1.0, 2.0])
+    loss = layers(p * p).sum()
+    replace(p)
+    with pytest.raises(RuntimeError, match=r"a Parameter of shape .* has changed since EWiseMul"):
+        loss.backward()
+
+
 BOTH = pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
 NORMS = pytest.mark.parametrize("norm", [ops.BatchNorm, ops.LayerNorm])
 
@@ -245,10 +312,12 @@ def test_a_norm_keeps_what_it_reads_of_its_input_unless_it_serves_two_nodes_or_m
     g = ndl.Tensor(np.array([[1.0, 2.0], [3.0, 7.0]]))
     norm()(x, *rest).backward(g)
     before = x.grad.tolist()
-    y = norm()(x, *rest)
-    replace(x)
-    y.backward(g)
-    assert x.grad.tolist() == before
+    for how in ({}, {"retain_graph": True}):
+        y = norm()(x, *rest)
+        replace(x)
+        y.backward(g, **how)
+        assert x.grad.tolist() == before
+        replace_by(x, -1)
     y = norm()(x, *rest)
     replace(x)
     with pytest.raises(RuntimeError, match=CHANGED):

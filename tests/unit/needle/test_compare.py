@@ -55,6 +55,27 @@ def test_what_is_no_number_is_not_equal_and_has_no_order():
         t < np.ones(3)  # noqa: B015
 
 
+def test_numbers_without_dimensions_are_compared_to_an_array():
+    mask = ndl.Tensor(2.0) > 1
+    assert type(mask.numpy()) is np.ndarray
+    assert mask.item() is True
+
+
+def test_an_array_of_another_library_compares_itself():
+    class Theirs:
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(2)
+
+        def __eq__(self, other):
+            return "theirs"
+
+        __hash__ = __gt__ = __eq__
+
+    t = ndl.Tensor([1.0, 2.0])
+    assert (t == Theirs()) == "theirs"
+    assert (t < Theirs()) == "theirs"
+
+
 def test_a_mask_has_no_single_truth():
     t = ndl.Tensor([1.0, 2.0])
     with pytest.raises(ValueError, match=r"the shape is \(2,\): use .numpy\(\).all\(\) or .numpy\(\).any\(\)"):

@@ -166,6 +166,30 @@ def test_integers_of_two_sizes_take_the_larger():
     check(ops.maximum(large, small), [300, 70_000], np.int64)
 
 
+@pytest.mark.parametrize(
+    ("mine", "its", "expected"),
+    [
+        (np.int8, BYTE, np.int16),
+        (bool, BYTE, BYTE),
+        (BYTE, bool, BYTE),
+        (SINGLE, np.uint64, SINGLE),
+        (HALF, np.uint32, HALF),
+    ],
+)
+def test_what_is_subtracted_is_negated_in_the_dtype_of_the_result(mine, its, expected):
+    a, b = t([1, 1], mine), t([200, 1] if its is not bool else [True, False], its)
+    check(a - b, a.numpy().astype(expected) - b.numpy().astype(expected), expected)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_gradients_of_two_dtypes_add_up_in_the_larger_where_the_tensor_has_no_fractions(swap):
+    x, parts = t([1, 2], np.int64), [t([0.1, 0.2], SINGLE), t([0.1, 0.2], np.float64)]
+    first, second = reversed(parts) if swap else parts
+    np.testing.assert_array_equal(
+        both((x * first).sum() + (x * second).sum(), x), parts[0].numpy() + parts[1].numpy(), strict=True
+    )
+
+
 def test_limits_of_integers():
     x = t([250, 3], BYTE)
     check(x.clip(high=100), [100, 3], BYTE)

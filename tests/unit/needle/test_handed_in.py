@@ -150,6 +150,23 @@ def test_every_operator_in_place():
         p += "1"
 
 
+def test_integers_in_place_stay_integers_or_are_refused():
+    p = nn.Parameter([4, 6])
+    with ndl.no_grad():
+        p += 1
+        with pytest.raises(TypeError, match="data must keep its dtype int64, but got float32"):
+            p /= 2
+    assert p.dtype == np.int64
+    assert p.tolist() == [5, 7]
+
+
+def test_an_array_that_nobody_can_write_is_not_copied():
+    x, numbers = ndl.Tensor([1.0, 2.0]), np.array([3.0, 4.0])
+    numbers.flags.writeable = False
+    assert (x * numbers).inputs[1].numpy() is numbers
+    assert not np.shares_memory((x * numbers[:]).inputs[1].numpy(), numbers)  # a view: its base may be written
+
+
 def test_in_place_while_a_graph_is_recorded_is_refused():
     p = nn.Parameter([1.0])
     with pytest.raises(

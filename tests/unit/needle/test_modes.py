@@ -1,6 +1,7 @@
 """no_grad: whose results are constants, and whose are not."""
 
 import asyncio
+import contextvars
 import threading
 
 import numpy as np
@@ -120,6 +121,24 @@ def test_a_decorated_generator_passes_errors_on():
     with pytest.raises(ZeroDivisionError):
         next(running)
     assert records()
+
+
+def test_a_generator_that_is_closed_elsewhere_than_it_began_leaves_the_mode_there():
+    def evaluates():
+        with ndl.no_grad():
+            yield records()
+
+    running = evaluates()
+    assert contextvars.copy_context().run(next, running) is False
+    assert records()
+    running.close()
+    assert records()
+
+
+def test_the_mode_can_be_named():
+    mode = ndl.no_grad()
+    with mode as named:
+        assert named is mode
 
 
 def test_tasks_do_not_switch_each_other():
