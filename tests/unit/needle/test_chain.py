@@ -293,14 +293,25 @@ def test_the_backward_of_a_user_is_not_written_into():
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"), [(nn.Conv(2, 2, 1), (1, 2, 1, 1)), (nn.BatchNorm1d(2).eval(), (1, 2))], ids=["conv", "norm"]
+    ("layer", "shape", "bias"),
+    [(nn.Conv(2, 2, 1), (1, 2, 1, 1), (1, 1, 1, 2)), (nn.BatchNorm1d(2).eval(), (1, 2), (1, 2))],
+    ids=["conv", "norm"],
 )
-def test_a_bias_that_gets_the_gradient_as_it_is_gets_an_array_of_its_own(layer, shape):
-    layer.bias = nn.Parameter(normal(*shape).reshape(layer.bias.shape if len(shape) == 1 else (*shape[2:], 1, 2)[-4:]))
+def test_a_bias_that_gets_the_gradient_as_it_is_gets_an_array_of_its_own(layer, shape, bias):
+    layer.bias = nn.Parameter(normal(*bias))
     g = ndl.Tensor(normal(*shape, seed=1))
     nn.Sequential(layer)(ndl.Tensor(normal(*shape))).backward(g)
     np.testing.assert_array_equal(layer.bias.grad.numpy().ravel(), g.numpy().ravel())
     assert not np.shares_memory(layer.bias.grad.numpy(), g.numpy())
+
+
+def test_the_gradient_of_a_bias_that_is_one_number_is_an_array():
+    layer = nn.Conv(2, 2, 1)
+    layer.bias = nn.Parameter(np.float32(0.5))
+    nn.Sequential(layer)(ndl.Tensor(normal(3, 2, 4, 4))).sum().backward()
+    grad = layer.bias.grad.numpy()
+    assert type(grad) is np.ndarray
+    assert grad == 3 * 2 * 4 * 4
 
 
 def test_a_kept_gradient_of_the_result():
