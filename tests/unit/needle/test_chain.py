@@ -398,7 +398,7 @@ def test_what_was_added_past_layers_that_do_nothing_now_is_not_lost():
 
 def test_a_rule_that_has_no_gradient_for_a_parameter_leaves_it_without(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    monkeypatch.setattr(ops.BatchNorm, "vjp", lambda self, g, y, needs, *xs: (g, None, None))
+    monkeypatch.setattr(ops.BatchNorm, "vjp", lambda self, g, y, needs, *xs: (np.ones(y.shape, y.dtype), None, None))
     model(ndl.Tensor(normal(4, 3))).sum().backward()
     assert [p.grad is not None for p in model.parameters()] == [True, True, False, False]
 
@@ -558,6 +558,10 @@ def test_errors_are_those_of_the_layers():
     model.modules[0].weight = normal(6, 5)
     with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
         model(ndl.Tensor(normal(8, 6)))
+    empty = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    empty.modules[0].weight = nn.Parameter(np.zeros((0, 5), "float32"))
+    with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(8, 5\) @ \(0, 5\)"):
+        empty(ndl.Tensor(normal(8, 5)))
     narrower = nn.Residual(nn.Linear(6, 1))  # and yet what comes of it is as wide as what went in
     for first in (nn.Linear(6, 6), nn.Identity()):
         with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(8, 6\) @ \(1, 6\)"):
@@ -718,6 +722,16 @@ def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
     monkeypatch.undo()
     same(step(model, x), step(watched(made("written"))[0], x))
     assert not np.array_equal(step(model, x)[1], right[1])
+
+
+def test_gradients_have_the_dtype_of_their_parameters_behind_an_op_that_was_changed_to_give_another(monkeypatch):
+    compute = ops.Sigmoid.compute
+    monkeypatch.setattr(ops.Sigmoid, "compute", lambda self, a: compute(self, a).astype("float64"))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+    out = model(given(False))
+    assert out.dtype == np.float64
+    out.sum().backward()
+    assert [p.grad.dtype for p in model.parameters()] == [np.float32, np.float32]
 
 
 @pytest.mark.parametrize(
