@@ -400,6 +400,11 @@ def test_the_gradient_of_a_loss_that_is_rounded_to_zero_is_not():
     np.testing.assert_allclose(logits.grad.numpy()[[0, 1], [1, 0]], others, rtol=1e-6)
 
 
-def test_a_convolution_that_would_not_move_is_refused():
-    with pytest.raises(ValueError, match="Conv: stride must be at least 1, got stride=0"):
-        nn.Conv(1, 1, 3, stride=0)
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("in_channels", 0, 1), ("out_channels", 0, 1), ("kernel_size", 0, 1), ("stride", 0, 1), ("padding", -1, 0)],
+)
+def test_a_convolution_of_nothing_is_refused(name, value, least):
+    sizes = {"in_channels": 1, "out_channels": 1, "kernel_size": 3} | {name: value}
+    with pytest.raises(ValueError, match=f"^Conv: {name} must be at least {least}, got {name}={value}$"):
+        nn.Conv(**sizes)
