@@ -73,6 +73,12 @@ MODELS = {
         nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6, dtype="float64"), nn.LayerNorm1d(6)
     ),
     "residual of another dtype": lambda: nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Linear(6, 6, dtype="float64"))),
+    "residual of another dtype in the middle": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.Residual(nn.Linear(6, 6, dtype="float64")), nn.Tanh()
+    ),
+    "layer norm of another dtype": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.LayerNorm1d(6, dtype="float64"), nn.Tanh()
+    ),
     "softmax": lambda: nn.Sequential(nn.Linear(6, 6), nn.Softmax(), nn.Linear(6, 6), nn.Softmax(0), nn.Tanh()),
     "images": lambda: nn.Sequential(
         Images(),
@@ -84,7 +90,11 @@ MODELS = {
             nn.Linear(6, 6),
         ),
     ),
+    "a bias that repeats what it is added to": lambda: wide_bias(
+        nn.Sequential(Images(), nn.Sequential(nn.Conv(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 6)))
+    ),
     "tied": lambda: tied(),
+    "tied, and one that is not": lambda: nn.Sequential(*tied().modules, nn.ReLU(), nn.Linear(6, 6)),
     "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6)), block()), 3),
     "frozen in the middle": lambda: frozen(nn.Sequential(nn.Linear(6, 6), block(), nn.Linear(6, 6)), 6, first=2),
 }
@@ -103,6 +113,11 @@ def tied():
     first = nn.Linear(6, 6)
     model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     model.modules[2].weight = model.modules[4].weight = first.weight
+    return model
+
+
+def wide_bias(model):
+    model.modules[1].modules[0].bias = nn.Parameter(normal(4, 1, 3))
     return model
 
 
@@ -191,11 +206,12 @@ def test_second_derivatives_through_a_chain(name):
     same(second(made(name)), second(watched(made(name))[0]))
 
 
+@pytest.mark.parametrize("to_the_input", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_chain_unfolds_into_the_nodes_of_its_layers(name):
+def test_a_chain_unfolds_into_the_nodes_of_its_layers(name, to_the_input):
     def nodes(model):
         np.random.seed(1)
-        return ndl.autograd.find_topo_sort([model(given(True))])
+        return ndl.autograd.find_topo_sort([model(given(to_the_input))])
 
     ours, theirs = nodes(made(name)), nodes(watched(made(name))[0])
     assert [type(t.op) for t in ours] == [type(t.op) for t in theirs]
@@ -205,6 +221,7 @@ def test_a_chain_unfolds_into_the_nodes_of_its_layers(name):
         np.testing.assert_array_equal(t.numpy(), u.numpy())
         assert [numbers[places[x]] for x in t.inputs] == [numbers[x] for x in u.inputs]
         assert t.requires_grad == u.requires_grad
+        assert [x.requires_grad for x in t.inputs] == [x.requires_grad for x in u.inputs]
         assert all(x._number < t._number for x in t.inputs)
 
 
@@ -231,13 +248,17 @@ def test_a_sequential_of_nothing_hands_back_what_it_gets():
     x = given(True)
     assert nn.Sequential()(x) is x
     assert nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout().eval()))(x) is x
+    with ndl.no_grad():
+        assert nn.Sequential(nn.Identity())(x) is x
 
 
 def test_a_number_goes_through_a_chain_as_an_array():
     x = ndl.Tensor(2.0, dtype="float32")
-    y = nn.Sequential(nn.Tanh(), nn.ReLU(), nn.Sigmoid())(x)
+    y = nn.Sequential(nn.Tanh(), nn.Softplus(), nn.Residual(nn.Identity()), nn.ReLU(), nn.Sigmoid())(x)
     y.backward(retain_graph=True)
-    for t in (y, x.grad, y.inputs[0]):
+    nodes = ndl.autograd.find_topo_sort([y])
+    assert len(nodes) == 6
+    for t in (x.grad, *nodes):
         assert type(t.numpy()) is np.ndarray
         assert t.dtype == np.float32
         assert t.shape == ()
@@ -267,10 +288,37 @@ def test_the_backward_of_a_user_is_not_written_into():
     before = g.numpy().copy()
     x = given(True)
     model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Residual(nn.Identity())), nn.Residual(nn.Identity()))
-    for root in (model(x), nn.Sequential(nn.Residual(nn.Identity()))(x), nn.Sequential(nn.Flatten())(x)):
+    for root in (
+        model(x),
+        nn.Sequential(nn.Residual(nn.Identity()))(x),
+        nn.Sequential(nn.Flatten())(x),
+        nn.Sequential(nn.Tanh(), nn.Residual(nn.Flatten()))(x),
+    ):
         root.backward(g)
         np.testing.assert_array_equal(g.numpy(), before)
         assert not np.shares_memory(x.grad.numpy(), g.numpy())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "bias"),
+    [(nn.Conv(2, 2, 1), (1, 2, 1, 1), (1, 1, 1, 2)), (nn.BatchNorm1d(2).eval(), (1, 2), (1, 2))],
+    ids=["conv", "norm"],
+)
+def test_a_bias_that_gets_the_gradient_as_it_is_gets_an_array_of_its_own(layer, shape, bias):
+    layer.bias = nn.Parameter(normal(*bias))
+    g = ndl.Tensor(normal(*shape, seed=1))
+    nn.Sequential(layer)(ndl.Tensor(normal(*shape))).backward(g)
+    np.testing.assert_array_equal(layer.bias.grad.numpy().ravel(), g.numpy().ravel())
+    assert not np.shares_memory(layer.bias.grad.numpy(), g.numpy())
+
+
+def test_the_gradient_of_a_bias_that_is_one_number_is_an_array():
+    layer = nn.Conv(2, 2, 1)
+    layer.bias = nn.Parameter(np.float32(0.5))
+    nn.Sequential(layer)(ndl.Tensor(normal(3, 2, 4, 4))).sum().backward()
+    grad = layer.bias.grad.numpy()
+    assert type(grad) is np.ndarray
+    assert grad == 3 * 2 * 4 * 4
 
 
 def test_a_kept_gradient_of_the_result():
@@ -307,6 +355,7 @@ def test_the_memory_layout_of_gradients_is_the_same():
     for model in (
         lambda: nn.Sequential(nn.Residual(nn.LayerNorm1d(500))),
         lambda: nn.Sequential(nn.Residual(nn.Residual(nn.LayerNorm1d(500)))),
+        lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.LayerNorm1d(500))),
         lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Tanh())),
         lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Residual(nn.Tanh()))),
         lambda: nn.Sequential(nn.Tanh(), nn.Residual(nn.Sequential(nn.Residual(nn.Tanh()), nn.LayerNorm1d(500)))),
@@ -314,17 +363,70 @@ def test_the_memory_layout_of_gradients_is_the_same():
         same(grads(model, False), grads(model, True))
 
 
-def test_a_weight_that_is_computed():
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_weight_that_is_computed(place):
     def grads(watch):
         np.random.seed(0)
         model, v = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), nn.Parameter(normal(6, 6))
-        model.modules[2].weight = v * 0.5
+        model.modules[place].weight = v * 0.5
         if watch:
             watched(model)
         model(given(False)).sum().backward()
-        return [v.grad.numpy(), *(p.grad.numpy() for p in (model.modules[0].weight, model.modules[2].bias))]
+        return [v.grad.numpy(), *(p.grad.numpy() for p in (model.modules[2 - place].weight, model.modules[2].bias))]
 
     same(grads(False), grads(True))
+
+
+def test_a_weight_that_is_computed_without_a_graph():
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), given(False)
+    expected = model(x).numpy()
+    model.modules[1].weight = model.modules[1].weight * 2
+    with ndl.no_grad():
+        np.testing.assert_allclose(model(x).numpy(), 2 * expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(6, 6)), nn.Sequential(nn.Tanh(), nn.Linear(6, 6))])
+@pytest.mark.parametrize("first", [False, True])
+def test_an_input_that_needs_a_gradient_at_one_of_both_times_gets_none(model, first):
+    x = given(first)
+    y = model(x)
+    x.requires_grad = not first
+    y.sum().backward()
+    assert x.grad is None
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_was_added_past_layers_that_do_nothing_now_is_not_lost():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(), nn.Residual(nn.Sequential(nn.Tanh(), nn.Linear(6, 6)))).eval()
+    same(step(model, given(True)), step(watched(copy.deepcopy(model))[0], given(True)))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Sequential(nn.Tanh(), nn.Dropout()))).eval()
+    same(step(model, given(True)), step(watched(copy.deepcopy(model))[0], given(True)))
+
+
+def test_a_rule_that_has_no_gradient_for_a_parameter_leaves_it_without(monkeypatch):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    monkeypatch.setattr(ops.BatchNorm, "vjp", lambda self, g, y, needs, *xs: (np.ones(y.shape, y.dtype), None, None))
+    model(ndl.Tensor(normal(4, 3))).sum().backward()
+    assert [p.grad is not None for p in model.parameters()] == [True, True, False, False]
+
+
+def test_an_input_that_has_changed_is_read_by_what_is_unfolded_alone():
+    """The array that a chain was computed from is kept in it."""
+    for model, name in (
+        (nn.Sequential(nn.Linear(6, 6)), "Linear"),
+        (nn.Sequential(nn.Residual(nn.Tanh()), nn.Linear(6, 6)), "Tanh"),
+    ):
+        (x, right), outs = (given(True), given(True)), []
+        outs = [model(x), model(x)]
+        x.data = ndl.Tensor(np.zeros((8, 6), "float32"))
+        with pytest.raises(
+            RuntimeError, match=rf"a Tensor of shape \(8, 6\) has changed since {name} computed with it"
+        ):
+            outs[0].sum().backward(create_graph=True)
+        outs[1].sum().backward()
+        grads = [x.grad.numpy(), *(p.grad.numpy() for p in model.parameters())]
+        model(right).sum().backward()
+        same(grads, [right.grad.numpy(), *(p.grad.numpy() for p in model.parameters())])
 
 
 def test_a_deep_chain():
@@ -463,6 +565,14 @@ def test_errors_are_those_of_the_layers():
     model.modules[0].weight = normal(6, 5)
     with pytest.raises(TypeError, match="Linear takes needle Tensors, but got ndarray"):
         model(ndl.Tensor(normal(8, 6)))
+    empty = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    empty.modules[0].weight = nn.Parameter(np.zeros((0, 5), "float32"))
+    with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(8, 5\) @ \(0, 5\)"):
+        empty(ndl.Tensor(normal(8, 5)))
+    narrower = nn.Residual(nn.Linear(6, 1))  # and yet what comes of it is as wide as what went in
+    for first in (nn.Linear(6, 6), nn.Identity()):
+        with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(8, 6\) @ \(1, 6\)"):
+            nn.Sequential(first, narrower, nn.Linear(1, 6))(ndl.Tensor(normal(8, 6)))
 
 
 def test_a_chain_keeps_no_more_than_the_rules_read():
@@ -476,6 +586,15 @@ def test_a_chain_keeps_no_more_than_the_rules_read():
         ("ReLU", False, True),
         ("Linear", True, False),
         ("LayerNorm", False, False),
+    ]
+
+
+def test_a_chain_keeps_no_integers_of_which_it_has_made_fractions():
+    chain = nn.Sequential(nn.Tanh(), nn.Linear(6, 5))(ndl.Tensor(np.eye(8, 6, dtype="int64")))._chain
+    records = chain.plan.records(chain.born, chain.kept)
+    assert [(type(op).__name__, x is not None, y is not None) for op, _, _, x, y in records] == [
+        ("Tanh", False, True),
+        ("Linear", True, False),
     ]
 
 
@@ -537,6 +656,7 @@ def test_a_plan_shows_what_it_calls():
     model = nn.Sequential(nn.Linear(6, 5), nn.Residual(nn.Sequential(nn.ReLU(), nn.Dropout())))
     model(given(False))
     assert model._plan.code.source == SOURCE
+    assert not hasattr(model._plan.code, "way_back")
 
 
 LONG = ops._LONG + 6
@@ -574,6 +694,17 @@ def test_rows_of_every_kind_go_the_way_that_is_theirs(name, shape, dtype, monkey
     assert ("plain" in vars(code)) == (not usual and code.widths is not None)
 
 
+def test_what_follows_a_batch_norm_of_float64_is_of_float64_too(monkeypatch):
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+    np.random.seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 6), nn.ReLU(), nn.BatchNorm1d(6, dtype="float64"), nn.Linear(6, 6), nn.ReLU(), nn.LayerNorm1d(6)
+    )
+    other, _ = watched(copy.deepcopy(model))
+    same(step(model, given(True)), step(other, given(True)))
+    assert model._plan.code.widths is None
+
+
 def flat_bias(model):
     model.modules[0].bias = nn.Parameter(model.modules[0].bias.numpy()[0])
     return model
@@ -592,12 +723,23 @@ def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
         return y * np.float32(2) if rule == "compute" else tuple(c * 2 if c is not None else c for c in y)
 
     monkeypatch.setattr(op, rule, changed)
+    found = step(model, x)  # now, because an attribute that is set has every plan made anew, and a new module sets some
     right = step(watched(made("written"))[0], x)
-    same(step(model, x), right)
+    same(found, right)
     same(step(made("written"), x), right)
     monkeypatch.undo()
     same(step(model, x), step(watched(made("written"))[0], x))
     assert not np.array_equal(step(model, x)[1], right[1])
+
+
+def test_gradients_have_the_dtype_of_their_parameters_behind_an_op_that_was_changed_to_give_another(monkeypatch):
+    compute = ops.Sigmoid.compute
+    monkeypatch.setattr(ops.Sigmoid, "compute", lambda self, a: compute(self, a).astype("float64"))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+    out = model(given(False))
+    assert out.dtype == np.float64
+    out.sum().backward()
+    assert [p.grad.dtype for p in model.parameters()] == [np.float32, np.float32]
 
 
 @pytest.mark.parametrize(

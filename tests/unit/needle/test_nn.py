@@ -389,3 +389,22 @@ def test_a_mean_square_is_differentiated_by_the_target_too():
     nn.MSELoss()(prediction, target).backward()
     assert prediction.grad.tolist() == [-2, 1]
     assert target.grad.tolist() == [2, -1]
+
+
+def test_the_gradient_of_a_loss_that_is_rounded_to_zero_is_not():
+    logits = ndl.Tensor([[20.0, 0.0], [0.0, 25.0]], dtype="float32", requires_grad=True)
+    loss = nn.SoftmaxLoss()(logits, ndl.Tensor([0, 1]))
+    loss.backward()
+    assert loss.numpy() == 0
+    others = np.exp([-20.0, -25.0]) / 2
+    np.testing.assert_allclose(logits.grad.numpy()[[0, 1], [1, 0]], others, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("in_channels", 0, 1), ("out_channels", 0, 1), ("kernel_size", 0, 1), ("stride", 0, 1), ("padding", -1, 0)],
+)
+def test_a_convolution_of_nothing_is_refused(name, value, least):
+    sizes = {"in_channels": 1, "out_channels": 1, "kernel_size": 3} | {name: value}
+    with pytest.raises(ValueError, match=f"^Conv: {name} must be at least {least}, got {name}={value}$"):
+        nn.Conv(**sizes)
