@@ -587,3 +587,12 @@ def test_the_rule_of_a_loss_that_has_not_been_computed():
     found = ops.SoftmaxCrossEntropy().vjp(g, y, [True, False], logits, labels)[0]
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(logits, normal(5, 3))
+    assert type(found) is type(expected) is np.ndarray  # of arrays it makes arrays, and no Tensors
+
+
+def test_the_gradient_of_a_loss_has_all_digits_of_its_dtype():
+    x = ndl.Tensor(np.zeros((3, 2), np.longdouble))
+    ops.softmax_cross_entropy(x, np.array([0, 1, 1])).backward()
+    third = np.longdouble(0.5) / 3  # the double nearest to 1 / 3 is another
+    np.testing.assert_allclose(x.grad.numpy(), [[-third, third], [third, -third], [third, -third]], rtol=2e-19)
+    assert x.grad.dtype == np.longdouble
