@@ -547,3 +547,38 @@ def test_a_linear_of_integers_and_a_float_adds_up_as_floats_do():
     check(ops.linear(t([[200, 200]], BYTE), t([[1], [1]], BYTE), t([0.5], SINGLE)), [[400.5]], SINGLE, 0)
     for weight in (HALF, "int64"):  # 2,049 is no number of half precision, 2,050 is one
         check(ops.linear(t([[2048, 1]], HALF), t([[1], [1]], weight), t([1], HALF)), [[2050]], HALF, 0)
+
+
+def test_a_linear_of_many_integers_and_a_wider_bias():
+    x, weight = np.arange(40).reshape(8, 5), np.arange(35).reshape(5, 7)
+    for dtypes, bias_dtype in [(("int64", BYTE), SINGLE), ((bool, bool), HALF), ((SINGLE, SINGLE), np.float64)]:
+        left, right = x.astype(dtypes[0]), weight.astype(dtypes[1])
+        bias = np.arange(7) / 4
+        exact = left.astype(np.float64) @ right.astype(np.float64) + bias
+        check(ops.linear(t(left, dtypes[0]), t(right, dtypes[1]), t(bias, bias_dtype)), exact, bias_dtype, 0)
+
+
+@pytest.mark.parametrize("dtype", [HALF, SINGLE, np.float64])
+def test_the_gradient_of_an_integer_kernel_has_the_dtype_of_the_images(dtype):
+    images, kernel = t(np.ones((1, 3, 3, 1)), dtype), t(np.ones((2, 2, 1, 1)), np.int64)
+    check(ndl.Tensor(both(ops.conv(images, kernel).sum(), kernel)), np.full((2, 2, 1, 1), 4), dtype)
+    images, kernel = t(np.ones((1, 2, 2, 1)), np.int64), t(np.ones((2, 2, 1, 1)), dtype)
+    check(ndl.Tensor(both(ops.conv(images, kernel).sum(), images)), np.ones((1, 2, 2, 1)), dtype)
+
+
+def test_the_gradient_of_images_in_half_precision_is_rounded_once():
+    images = t(np.ones((1, 3, 3, 1)), HALF)
+    kernel = t([[2048, 1], [1, 0]], HALF).reshape((2, 2, 1, 1))
+    found = both(ops.conv(images, kernel).sum(), images)[0, :, :, 0]
+    np.testing.assert_array_equal(found, [[2048, 2048, 1], [2048, 2050, 1], [1, 1, 0]])
+
+
+def test_the_gradient_of_a_loss_in_half_precision_is_rounded_once():
+    """A share of 1 / 3,000 in half precision has ten digits, and so has what is made of it."""
+    values = np.linspace(-3, 3, 6_000).reshape(3_000, 2)
+    labels = ndl.Tensor(np.arange(3_000) % 2)
+    found = []
+    for dtype in (HALF, SINGLE):
+        x = t(values.astype(HALF), dtype)
+        found.append(both(nn.SoftmaxLoss()(x, labels) * 3, x))
+    np.testing.assert_array_equal(found[0], found[1].astype(HALF))

@@ -472,6 +472,13 @@ def test_float64_data_beside_a_float32_weight_without_a_bias(monkeypatch):
     assert y.dtype == np.float64
 
 
+def test_float64_images_beside_a_float32_kernel(monkeypatch):
+    monkeypatch.setattr(ops, "_warned", False)
+    with pytest.warns(ndl.PrecisionWarning, match=r"shape \(1, 2, 2, 1\) goes into"):
+        y = ops.conv(ndl.Tensor(np.ones((1, 2, 2, 1))), ndl.ones(2, 2, 1, 1))
+    assert y.dtype == np.float64
+
+
 def test_nothing_has_been_said_before_the_first_float64_data():
     spec = importlib.util.find_spec("needle.ops")
     fresh = importlib.util.module_from_spec(spec)

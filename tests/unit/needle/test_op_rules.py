@@ -61,6 +61,7 @@ def test_fused_op_used_twice_does_not_mix_up_its_calls(name):
     twice = a.grad
     type(op)()(a, *rest).backward(g)
     np.testing.assert_array_equal(twice.numpy(), a.grad.numpy())
+    np.testing.assert_array_equal(a.numpy(), normal(5, 3))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
@@ -112,6 +113,9 @@ def a(*shape):
 MESSAGES = {
     "matmul": (lambda: a(3, 4) @ a(5, 2), ValueError, r"matmul needs \(n, k\) @ \(k, m\), but got \(3, 4\) @ \(5, 2\)"),
     "matmul flat": (lambda: a(4) @ a(4, 2), ValueError, r"matmul needs .* got \(4,\) @ \(4, 2\)"),
+    "matmul vector": (lambda: a(2, 4) @ a(4), ValueError, r"matmul needs .* got \(2, 4\) @ \(4,\)"),
+    "matmul vectors": (lambda: a(4) @ a(4), ValueError, r"matmul needs .* got \(4,\) @ \(4,\)"),
+    "matmul stack": (lambda: a(2, 3, 4) @ a(4), ValueError, r"matmul needs .* got \(2, 3, 4\) @ \(4,\)"),
     "add": (lambda: a(3) + a(2), ValueError, r"add: shapes \(3,\) and \(2,\) do not broadcast"),
     "multiply": (lambda: a(3) * a(2), ValueError, r"multiply: shapes \(3,\) and \(2,\)"),
     "divide": (lambda: a(3) / a(2), ValueError, r"divide: shapes \(3,\) and \(2,\)"),
@@ -252,9 +256,10 @@ def test_row_maxima_of_few_and_of_many_are_those_of_numpy(n, m):
         np.testing.assert_array_equal(ops._row_maxima(given), given.max(1, keepdims=True))
 
 
-def test_softmax_needs_a_batch():
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "float32"])
+def test_softmax_needs_a_batch(dtype):
     with pytest.raises(ValueError, match=r"not empty, but got \(0, 3\)"):
-        ops.softmax_cross_entropy(a(0, 3), ndl.Tensor(np.zeros(0, int)))
+        ops.softmax_cross_entropy(a(0, 3), ndl.Tensor(np.zeros(0, dtype)))
 
 
 @pytest.mark.parametrize("norm", [ops.batch_norm, ops.layer_norm])
@@ -521,3 +526,73 @@ def test_the_second_derivative_of_a_norm(norm, shape):
     np.testing.assert_allclose(first.numpy().reshape(-1), [0.5 * 2**-1.5, -0.5 * 2**-1.5], rtol=1e-12)
     first.reshape((2,))[0].backward()
     np.testing.assert_allclose(x.grad.numpy().reshape(-1), [-0.75 * 2**-2.5, 0.75 * 2**-2.5], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("op", "function", "shapes"),
+    [
+        (ops.Softmax, ops.softmax, [(2, 3, 4)]),
+        (ops.Var, ops.var, [(2, 3)]),
+        (ops.Split, ops.split, [(2, 2)]),
+        (ops.Conv, ops.conv, [(1, 3, 3, 1), (2, 2, 1, 1)]),
+        (ops.BatchNorm, ops.batch_norm, [(4, 2), (2,), (2,)]),
+        (ops.LayerNorm, ops.layer_norm, [(4, 2), (2,), (2,)]),
+        (ops.Concatenate, lambda *xs: ops.concatenate(xs), [(2, 2), (2, 2)]),
+        (lambda: lambda *xs: ops.Stack()(ops.make_tuple(*xs)), lambda *xs: ops.stack(xs), [(2, 2), (2, 2)]),
+    ],
+    ids=["softmax", "var", "split", "conv", "batch norm", "layer norm", "concatenate", "stack"],
+)
+def test_an_op_that_is_told_nothing_is_its_function(op, function, shapes):
+    xs = [ndl.Tensor(normal(*shape, seed=i, scale=1e-3)) for i, shape in enumerate(shapes)]
+    y, expected = op()(*xs), function(*xs)
+    for part, other in [(y, expected)] if isinstance(y, ndl.Tensor) else zip(y, expected, strict=True):
+        np.testing.assert_array_equal(part.numpy(), other.numpy(), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (3, 2, 3), (3, 3, 2), (4,)])
+@pytest.mark.parametrize("of", [np.asarray, lambda x: np.broadcast_to(x, (2, *x.shape))[1]], ids=["one", "view"])
+def test_a_softmax_adds_up_to_1_along_each_axis(shape, of):
+    for axis in range(len(shape)):
+        y = ops.softmax(ndl.Tensor(of(normal(*shape))), axis).numpy()
+        np.testing.assert_allclose(y.sum(axis), np.ones(shape[:axis] + shape[axis + 1 :]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("factor", [0, 0.5, 1, 2, -3, 1000])
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}], ids=["plain", "create"])
+def test_the_gradient_of_a_loss_times_a_number(how, factor, dtype):
+    """The loss is 1, exactly, as is the gradient of a loss that is not multiplied: neither is taken for the other."""
+    n = 128
+    logits = ndl.Tensor(np.tile([0, -n], (n, 1)), dtype=dtype)
+    labels = np.zeros(n, int)
+    labels[-1] = 1
+    loss = ops.softmax_cross_entropy(logits, labels)
+    assert loss.item() == 1
+    (loss * factor).backward(**how)
+    expected = np.zeros((n, 2), dtype)
+    expected[-1] = factor / n, -factor / n  # the probability of the second is e^-128, nothing beside 1
+    np.testing.assert_allclose(logits.grad.numpy(), expected, rtol=1e-6, atol=1e-50)
+    one = ndl.Tensor(np.zeros((1, 2), dtype))
+    (ops.softmax_cross_entropy(one, np.array([1])) * factor).backward(**how)
+    np.testing.assert_array_equal(one.grad.numpy(), [[factor / 2, -factor / 2]])
+
+
+def test_the_rule_of_a_loss_that_has_not_been_computed():
+    """The rule alone, as an exercise's own tests call it: it has kept nothing, and leaves its operands alone."""
+    logits, labels = normal(5, 3), LABELS
+    wanted = ops.SoftmaxCrossEntropy()
+    y = wanted.compute(logits, labels)
+    g = np.array(2.0)
+    expected = wanted.vjp(g, y, [True, False], logits, labels)[0]
+    found = ops.SoftmaxCrossEntropy().vjp(g, y, [True, False], logits, labels)[0]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(logits, normal(5, 3))
+    assert type(found) is type(expected) is np.ndarray  # of arrays it makes arrays, and no Tensors
+
+
+def test_the_gradient_of_a_loss_has_all_digits_of_its_dtype():
+    x = ndl.Tensor(np.zeros((3, 2), np.longdouble))
+    ops.softmax_cross_entropy(x, np.array([0, 1, 1])).backward()
+    third = np.longdouble(0.5) / 3  # the double nearest to 1 / 3 is another
+    np.testing.assert_allclose(x.grad.numpy(), [[-third, third], [third, -third], [third, -third]], rtol=2e-19)
+    assert x.grad.dtype == np.longdouble
