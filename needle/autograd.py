@@ -206,10 +206,10 @@ class Op:
             cls.reads_result = own.get("reads_result", True)
             if "looks_at" not in own:
                 for base in cls.__mro__[1:]:
-                    if "looks_at" in vars(base):
-                        break
-                    if "vjp" in vars(base):
+                    if "vjp" in vars(base):  # whose looks_at is of that rule
                         cls.looks_at = Op.looks_at  # type: ignore[method-assign]
+                        break
+                    if "looks_at" in vars(base):
                         break
             if "vjp" not in own:
                 cls.vjp = _course.vjp  # type: ignore[method-assign]
@@ -313,6 +313,7 @@ class Value:
     # When the data was last replaced: a creation number. In a list, which all parameters of an optimizer share.
     _changed: list[float] = [0]  # noqa: RUF012 - never written into
     _chain: Chain | None = None  # of a result of several ops: see chain.py
+    _data_type: ClassVar[type | None] = _ndarray  # what is the data as compute gives it; None: it is always converted
 
     def realize_cached_data(self) -> Any:
         """Return the data (always there already: needle computes eagerly)."""
@@ -350,7 +351,7 @@ class Value:
             raise
         value = _new(cls)
         # NumPy gives a scalar, not an array, where all operands have no dimensions.
-        value.cached_data = data if type(data) is _ndarray else cls._as_data(data)
+        value.cached_data = data if type(data) is cls._data_type else cls._as_data(data)
         if _is_recording():
             for x in inputs:
                 if x.requires_grad:
@@ -410,6 +411,7 @@ class TensorTuple(Value):
     """Several Tensors as one value, the result of a TensorTupleOp."""
 
     cached_data: _Arrays
+    _data_type = None
 
     @classmethod
     def _as_data(cls, data: Any) -> _Arrays:
@@ -689,9 +691,10 @@ class Tensor(Value):
         other = _operand(other)
         if other is NotImplemented:
             return NotImplemented
-        if isinstance(other, Tensor) or (isinstance(other, int) and self.dtype.kind != "f"):
+        if isinstance(other, Tensor) or self.dtype.kind != "f":
             other = self._subtrahend(other)
-        return self + (-other if isinstance(other, Tensor) or other else -0.0)  # x - 0 is x, also for x = -0
+        # -0.0 because x - 0 is x, also for x = -0; an int has no such zero.
+        return self + (-other if isinstance(other, _signed) or other else -0.0)
 
     def __rsub__(self, other: Any) -> Tensor:
         if self.dtype.kind == "f":
@@ -699,13 +702,15 @@ class Tensor(Value):
         other = self._beside(other)
         return other if other is NotImplemented else other - self
 
-    def _subtrahend(self, other: Tensor | int) -> Any:
+    def _subtrahend(self, other: Tensor | float) -> Any:
         """Turn a right operand into a Tensor whose negative, in its own dtype, is that in the dtype of the result."""
         if not isinstance(other, Tensor):
             return self._beside(other)
         mine, its = self.dtype, other.dtype
-        if its.kind in "ub" and mine is not its:
-            other = _ops.cast(other, mine if mine.kind == "f" else np.result_type(mine, its))
+        if mine.kind == "f" and its.kind != "f":  # whole numbers have no -0
+            other = _ops.cast(other, mine)
+        elif its.kind in "ub" and mine is not its:
+            other = _ops.cast(other, np.result_type(mine, its))
         elif its.kind == "b":
             raise TypeError("bools cannot be subtracted: compare them with !=, or convert them with .astype('int64')")
         return other
@@ -978,6 +983,9 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return "nn.Parameter" + super().__repr__().removeprefix("needle.Tensor")
+
+
+_signed = Tensor, float
 
 
 def _integer(value: Any, what: str, least: int) -> int:

@@ -313,7 +313,7 @@ def _undo(records: list[Any], g: Array, give: Give) -> Array:
         dx, *others = contributions
         for t, c in zip(operands, others):  # noqa: B905 - strict takes as long as an operation on a small array
             if c is not None and t.requires_grad:
-                give(t, c)
+                give(t, c[...] if c is g else c)  # as a view: what is passed on has other holders
         if not flows:
             return g
         g = dx if type(dx) is _ndarray and dx.dtype is x.dtype else _in_dtype_of(np.asarray(dx), x)

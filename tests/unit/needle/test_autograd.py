@@ -68,6 +68,15 @@ def test_the_class_says_what_a_leaf_has():
     assert len(ndl.Tensor.inputs) == 0
 
 
+@pytest.mark.parametrize("number", [0, 0.0, -0.0, False, np.float32(-0.0), 3, -3, np.zeros(3, int)], ids=repr)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_zero_that_is_subtracted_has_the_sign_that_numpy_gives_it(number, dtype):
+    a = np.array([0.0, -0.0, 1.0]).astype(dtype)
+    for result, expected in [(ndl.Tensor(a) - number, a - number), (number - ndl.Tensor(a), number - a)]:
+        np.testing.assert_array_equal(result.numpy(), expected)
+        np.testing.assert_array_equal(np.signbit(result.numpy()), np.signbit(expected))
+
+
 class Theirs:
     """Takes a Tensor on the left, and knows nothing of one on the right."""
 
@@ -251,6 +260,23 @@ def test_a_tuple_passes_its_gradient_on_without_giving_it_away():
     np.testing.assert_array_equal(a.grad.numpy(), [10, 12])
     np.testing.assert_array_equal(b.grad.numpy(), [0, 0])
     np.testing.assert_array_equal(seed.numpy(), [5, 6])
+
+
+@pytest.mark.parametrize("kind", [tuple, list, np.asarray])
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+def test_the_parts_may_be_computed_as_a_tuple_a_list_or_an_array(kind, how):
+    class Rows(ndl.TensorTupleOp):
+        def compute(self, a):
+            return kind(a)
+
+        def vjp(self, g, y, needs, a):
+            return (ops.Stack(0).on(g),)
+
+    x = ndl.Tensor([[1.0, 2.0], [3.0, 4.0]])
+    rows = Rows()(x)
+    (rows[0] * rows[1]).sum().backward(**how)
+    assert x.grad.tolist() == [[3, 4], [1, 2]]
+    x.grad = None
 
 
 @pytest.mark.parametrize("how", HOW, ids=HOW_IDS)

@@ -312,6 +312,15 @@ def test_a_bias_that_gets_the_gradient_as_it_is_gets_an_array_of_its_own(layer, 
     assert not np.shares_memory(layer.bias.grad.numpy(), g.numpy())
 
 
+def test_a_bias_of_two_norms_that_gets_the_gradient_as_it_is_does_not_change_what_goes_past_them():
+    np.random.seed(0)
+    first, second = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+    first.bias = second.bias = nn.Parameter(normal(1, 6))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Residual(nn.Sequential(first, second)), nn.Tanh()).eval()
+    x, other = (ndl.Tensor(normal(1, 6, seed=1)) for _ in range(2))
+    same(step(model, x), step(watched(copy.deepcopy(model))[0], other))
+
+
 def test_the_gradient_of_a_bias_that_is_one_number_is_an_array():
     layer = nn.Conv(2, 2, 1)
     layer.bias = nn.Parameter(np.float32(0.5))

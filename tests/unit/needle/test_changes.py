@@ -142,6 +142,24 @@ def test_a_rule_that_is_overridden_may_read_the_result_of_a_base_that_does_not()
             y.backward()
 
 
+class Product(ops.EWiseDiv):
+    """Another rule than that of the base, which said what its own reads, and reads what that does not."""
+
+    def compute(self, a, b):
+        return a * b
+
+    def vjp(self, g, y, needs, a, b):
+        return g * b, g * a
+
+
+def test_what_a_base_reads_is_said_of_its_own_rule_alone():
+    p = leaf(1.0)
+    loss = Product()(p, leaf(2.0))
+    replace(p)
+    with pytest.raises(RuntimeError, match="has changed since Product"):
+        loss.backward()
+
+
 class ShapesAlone(ndl.TensorOp):
     """Without a rule, but it is known what that will read."""
 
