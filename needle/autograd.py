@@ -373,6 +373,11 @@ class Value:
             state["grad"] = self.grad.detach()
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        data = self.cached_data
+        self.cached_data = tuple(map(_native, data)) if type(data) is tuple else _native(data)
+
     def __copy__(self) -> Self:
         if self._chain is not None:
             self._chain.unfold(cast("Tensor", self))  # its records serve one node alone
@@ -385,6 +390,14 @@ class Value:
         if not self.requires_grad:
             raise RuntimeError("retain_grad: this tensor has requires_grad=False, so no gradient will ever reach it")
         self._keeps_grad = True
+
+
+def _native(data: Any) -> Any:
+    """The numbers in the dtype that NumPy itself has of this name: it is asked for by identity. What comes out of a pickle has
+    another object, and what comes from another machine may have its bytes in another order.
+    """
+    own = np.dtype(data.dtype.char)
+    return data if data.dtype is own else data.astype(own)
 
 
 def _a_change() -> float:
@@ -499,7 +512,7 @@ class Tensor(Value):
                 data = data.astype(dtype, copy=False)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor holds real numbers or bools, but got dtype {data.dtype}: convert the data first")
-        self.cached_data = data
+        self.cached_data = _native(data)
         self.requires_grad = requires_grad
 
     # -- what it is
@@ -1014,7 +1027,7 @@ def _operand(other: Any) -> Any:
             return other.item()
         # A copy, because a gradient rule may read it when its owner has long put something else there.
         nobody_writes = not other.flags.writeable and other.base is None
-        return Tensor.make_const(other if nobody_writes else other.copy())
+        return Tensor.make_const(_native(other if nobody_writes else other.copy()))
     return other if isinstance(other, _numbers) else NotImplemented
 
 

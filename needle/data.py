@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, _integer
+from needle.autograd import Tensor, _integer, _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -271,4 +271,4 @@ class DataLoader:
         for column in columns:
             if column.dtype.kind not in "fiub":
                 raise TypeError(f"DataLoader: a batch holds real numbers or bools, but got dtype {column.dtype}")
-        return tuple(Tensor.make_const(column) for column in columns)
+        return tuple(Tensor.make_const(_native(column)) for column in columns)

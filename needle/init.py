@@ -42,7 +42,7 @@ def _checked(dtype: DTypeLike) -> np.dtype[Any]:
     checked = np.dtype(dtype)
     if checked.kind not in "fiub":
         raise TypeError(f"Tensor holds real numbers or bools, but got dtype {checked}")
-    return checked
+    return np.dtype(checked.char)  # with the bytes in the order of this machine
 
 
 def rand(

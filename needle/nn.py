@@ -222,7 +222,7 @@ class Module:
                 raise ValueError(f"load_state_dict: {name} has the shape {tensor.shape}, but got {found.shape}")
             if exact and found.dtype != tensor.dtype:
                 raise ValueError(f"load_state_dict: {name} has the dtype {tensor.dtype}, but got {found.dtype}")
-            values[name] = np.array(found, tensor.dtype)
+            values[name] = found.astype(tensor.dtype)
 
         def put() -> None:
             for name, value in values.items():

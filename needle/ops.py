@@ -917,9 +917,10 @@ class Cast(_Shapes, TensorOp):
     """The same numbers in another dtype."""
 
     def __init__(self, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
-        if self.dtype.kind not in "fiub":
-            raise TypeError(f"cast: a Tensor holds real numbers or bools, but got dtype {self.dtype}")
+        dtype = np.dtype(dtype)
+        if dtype.kind not in "fiub":
+            raise TypeError(f"cast: a Tensor holds real numbers or bools, but got dtype {dtype}")
+        self.dtype = np.dtype(dtype.char)  # with the bytes in the order of this machine
 
     def compute(self, a: Array) -> Any:
         return a.astype(self.dtype)

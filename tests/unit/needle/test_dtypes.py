@@ -1,6 +1,8 @@
 """Which dtype an op gives, and that its values are right in the small ones: the table in needle/ops.py."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -582,3 +584,60 @@ def test_the_gradient_of_a_loss_in_half_precision_is_rounded_once():
         x = t(values.astype(HALF), dtype)
         found.append(both(nn.SoftmaxLoss()(x, labels) * 3, x))
     np.testing.assert_array_equal(found[0], found[1].astype(HALF))
+
+
+def unpickled(array):
+    return pickle.loads(pickle.dumps(array))  # whose dtype is another object
+
+
+def swapped(array):
+    return array.astype(array.dtype.newbyteorder())
+
+
+@pytest.mark.parametrize("foreign", [unpickled, swapped])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int64", "bool"])
+def test_a_dtype_is_numpys_own_wherever_numbers_come_from(foreign, dtype):
+    """Ops ask for it by identity."""
+    a = foreign(np.ones((2, 3), dtype))
+    assert a.dtype is not np.dtype(dtype) or dtype == "bool"
+    dataset = ndl.data.NDArrayDataset(a, np.zeros(2, "int64"))
+    (batch,) = [x for x, _ in ndl.data.DataLoader(dataset, batch_size=2)]
+    floats = ndl.Tensor(np.ones((2, 3)))
+    found = [
+        *(
+            ndl.Tensor(a),
+            ndl.Tensor(np.ones(2), dtype=a.dtype),
+            batch,
+            ndl.maximum(ndl.Tensor(a), a),
+            ndl.Tensor(a) * a,
+        ),
+        *(
+            floats.astype(a.dtype),
+            ndl.ones(2, dtype=a.dtype),
+            ndl.init.rand(2, dtype=a.dtype),
+            pickle.loads(pickle.dumps(ndl.Tensor(a))),
+        ),
+        copy.deepcopy(ndl.Tensor(a)),
+    ]
+    assert [t.dtype for t in found if t.dtype is not np.dtype(dtype)] == []
+    for t in (found[0], batch):
+        np.testing.assert_array_equal(t.numpy(), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("foreign", [unpickled, swapped])
+def test_half_precision_from_elsewhere_adds_up_in_single(foreign):
+    zeros = ndl.Tensor(foreign(np.zeros(70_000, "float16")))
+    assert ops.logsumexp(zeros).item() == np.float16(math.log(70_000))
+    assert ndl.Tensor(foreign(np.ones((2000, 100), "float16"))).mean().item() == 1
+
+
+@pytest.mark.parametrize("made", [unpickled, copy.deepcopy, lambda model: model], ids=["pickle", "deepcopy", "load"])
+def test_an_unpickled_model_goes_on_with_the_same_plan(made):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    state = {name: unpickled(array) for name, array in model.state_dict().items()}
+    other = made(model)
+    other.load_state_dict(state)
+    x = ndl.Tensor(np.ones((2, 3), "float32"))
+    model(x), other(x)
+    assert {p.dtype is np.dtype("float32") for p in other.parameters()} == {True}
+    assert other._plan.code.widths == model._plan.code.widths == (3,)
