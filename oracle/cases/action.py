@@ -13,6 +13,7 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
+from oracle.cases.bounds import CaseError
 from oracle.cases.known import Known
 from oracle.operations.drawn import Draw
 
@@ -156,7 +157,11 @@ class Action(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", 
         """The same with less to it."""
         for name, default in self._defaults().items():
             if getattr(self, name) != default:
-                yield replace(self, **{name: default})
+                try:
+                    simpler = replace(self, **{name: default})
+                except CaseError:  # one field alone may be no such action
+                    continue
+                yield simpler
 
     @property
     def text(self) -> str:

@@ -60,16 +60,23 @@ fault(
 )
 fault(
     "joined-integers-widen",
-    "stacked with or beside integers, the result is float64",
-    "Stack forward|Concatenate forward",
+    "stacked with or beside integers, or chosen from them and floats, the result is float64",
+    "Stack forward|Concatenate forward|Where forward",
     compute("Stack", lambda y, xs: y.astype(np.float64) if any(map(whole, xs)) and not whole(y) else y)
-    + compute("Concatenate", lambda y, *xs: y.astype(np.float64) if any(map(whole, xs)) and not whole(y) else y),
+    + compute("Concatenate", lambda y, *xs: y.astype(np.float64) if any(map(whole, xs)) and not whole(y) else y)
+    + compute("Where", lambda y, *xs: y.astype(np.float64) if any(map(whole, xs)) and not whole(y) else y),
 )
 fault(
-    "power-integer-exponent-gradient",
-    "the gradient of a power with an integer exponent forgets it as a factor",
+    "power-beside-integers-gradient",
+    "the gradient of a power of an integer, or with an integer exponent, is half of what it is",
     "EWisePow backward",
-    vjp("EWisePow", lambda r, g, y, a, b: (r[0] * 0.5 if r[0] is not None and whole(b) else r[0], r[1])),
+    vjp(
+        "EWisePow",
+        lambda r, g, y, a, b: (
+            r[0] * 0.5 if r[0] is not None and whole(b) else r[0],
+            r[1] * 0.5 if r[1] is not None and whole(a) else r[1],
+        ),
+    ),
 )
 fault(
     "norm-integer-bias-left-out",

@@ -83,7 +83,7 @@ def test_an_operand_lies_as_it_should_in_every_dtype(layout, dtype):
     [
         ("linear-integer-bias-widens", operation("linear", operand(2, 3), operand(3, 2), operand(2), dtypes=("float32", "float32", "bool")), "dtype"),
         ("joined-integers-widen", operation("concatenate", operand(2), operand(3), dtypes=("uint8", "float16"), axis=0), "dtype"),
-        ("power-integer-exponent-gradient", operation("whole_power", operand(3, scale=3), operand(3), dtypes=("float64", "int32")), "G"),
+        ("power-beside-integers-gradient", operation("whole_power", operand(3, scale=3), operand(3), dtypes=("float64", "int32")), "G"),
         ("norm-integer-bias-left-out", operation("layer_norm", operand(2, 3), operand(3), operand(3), dtypes=("float32", "float32", "int64"), eps=1e-5), "G"),
         ("exp-of-integers-double", operation("exp", operand(3), dtypes=("uint8",)), "dtype"),
         ("product-of-integers-double", operation("matmul", operand(2, 3), operand(3, 2), dtypes=("int32", "uint8")), "dtype"),
