@@ -311,6 +311,7 @@ def started(folder, capfd):
     pid = os.fork()
     if pid == 0:
         code = 99
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and then so would this
         try:
             code = exits.supervised(
                 lambda: main(["diff", "--cases", "400", "--workers", "2", "--no-digits", "--out", str(folder)])
