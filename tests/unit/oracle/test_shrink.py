@@ -60,7 +60,13 @@ def test_a_passing_case_has_nothing_smaller():
 
 
 def test_every_candidate_is_a_valid_case():
-    drawn = [*draw("train", 30, 3), *draw("op", 30, 3), *draw("second", 30, 3), *draw("program", 30, 3), *draw("corner", 30, 3)]
+    drawn = [
+        *draw("train", 30, 3),
+        *draw("op", 30, 3),
+        *draw("second", 30, 3),
+        *draw("program", 30, 3),
+        *draw("corner", 30, 3),
+    ]
     for case in drawn:
         for candidate in candidates(case):
             assert c.decode(c.encode(candidate)) == candidate
