@@ -44,7 +44,7 @@ class Site:
             "clip_grad_norm",
         )
         own = {f.name for f in (self.function, self.outer) if f is not None}
-        return bool(own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_row_sums_like", "step"})
+        return bool(own & {*names, "_walk_arrays", "_reduced", "_sum_kept", "_column_sums", "_sums_of_rows", "step"})
 
 
 def text_of(node: ast.AST) -> str:
