@@ -874,8 +874,8 @@ class _Plan:
         self.norms: list[BatchNorm1d] = []  # of which it is known what they do in training
         self.steps = self._steps(owner)
         self.codes: dict[tuple[bool, ...], chain.Plan | None] = {}
+        self.settings = self.others[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self._write()
-        self.others = self.others[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
         self.change = _change
 
     def holds(self, owner: Sequential) -> bool:
@@ -891,10 +891,9 @@ class _Plan:
                     return False
             for own, name, part in self.others:
                 if own[name] is not part:
-                    return False
-            for own, training in self.modes:
-                if own["training"] is not training:
-                    self._write()
+                    if name != "training":
+                        return False
+                    self._write()  # the modes are the last of them
                     break
         except KeyError:
             return False
@@ -902,8 +901,8 @@ class _Plan:
 
     def _write(self) -> None:
         """Find the code for the modes that the modules are in now, or write it."""
-        self.modes = [(vars(norm), vars(norm)["training"]) for norm in self.norms]
-        modes = tuple(bool(training) for _, training in self.modes)
+        self.others = [*self.settings, *((vars(norm), "training", vars(norm)["training"]) for norm in self.norms)]
+        modes = tuple(bool(norm.training) for norm in self.norms)
         if modes not in self.codes:
             known = {id(norm): norm._trained() for norm in self.norms if norm.training}
             last = [*self.codes.items()][-1:]  # whoever trains and evaluates in turn has both
