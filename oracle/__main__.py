@@ -149,7 +149,12 @@ def parser() -> argparse.ArgumentParser:
         "one that the accepted run killed is alive, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     mutants.add_argument(
-        "--file", nargs="+", action="extend", choices=MUTATED, metavar="FILE", help=f"only these of {', '.join(MUTATED)}"
+        "--file",
+        nargs="+",
+        action="extend",
+        choices=MUTATED,
+        metavar="FILE",
+        help=f"only these of {', '.join(MUTATED)}",
     )
     mutants.add_argument("--operators", nargs="+", action="extend", metavar="NAME", help="only these operators")
     mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
