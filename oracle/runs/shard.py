@@ -41,7 +41,7 @@ def run_shard(
     knows nothing of the others, so that it does not matter which is done first.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    drawn = _drawn(seed, index, None if reached is None else tuple(reached.items()), lacking)
+    drawn = _drawn(seed, index, None if reached is None else tuple(reached.items()), frozenset(lacking))
     at, of = part
     drawn = drawn[len(drawn) * at // of : len(drawn) * (at + 1) // of]
     cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
