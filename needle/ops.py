@@ -1031,7 +1031,6 @@ def _index_of(part: Any) -> Any:
 
     A list, a tuple in a tuple, a range and all else that has a length is an array to NumPy, and may name a place twice.
     """
-    part = part.cached_data if isinstance(part, Tensor) else part
     if hasattr(part, "__len__"):
         part = np.array(part, dtype=None if len(np.shape(part)) == 0 or len(part) else np.intp)
     return part

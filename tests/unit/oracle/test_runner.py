@@ -90,13 +90,25 @@ def test_cases_do_not_depend_on_what_is_imported(tmp_path):
 
 
 def test_a_seed_names_its_cases():
-    first = run_shard(1, 0)
+    first, other = run_shard(1, 0), run_shard(2, 0)
+    # drawn anew: only the shard before is kept
     halves = joined([run_shard(1, 0, part=(part, 2)) for part in (0, 1)])
     for what in ("digests", "cases", "tally", "coverage", "shares"):
         assert getattr(halves, what) == getattr(first, what), "in parts it is the same shard"
-    assert first.digests != run_shard(2, 0).digests
+    assert first.digests != other.digests
     assert first.digests != run_shard(1, 1).digests
     assert first.digests != run_shard(1, 0, reached=first.coverage).digests, "what is known steers"
+
+
+def test_both_parts_of_a_shard_are_drawn_once(monkeypatch):
+    asked = []
+    cases = [c.OpCase(op="tanh", operands=(c.Operand((n,), (0.5,) * n),)) for n in (1, 2)]
+    monkeypatch.setattr("oracle.runs.shard.shard_cases", lambda *about: asked.append(about) or cases)
+    seed, known = 1 << 40, {"op tanh": 1}  # a shard that no other test asks for
+    about = [(0, known, (0, 2)), (0, known, (1, 2)), (0, {"op tanh": 2}, (0, 1)), (1, known, (0, 1))]
+    judged = [run_shard(seed, index, reached=reached, part=part) for index, reached, part in about]
+    assert asked == [(seed, index, reached, frozenset()) for index, reached, _ in about[1:]]
+    assert [sum(result.cases.values()) for result in judged] == [1, 1, 2, 2]
 
 
 def wrong_tanh(self, g, y, needs, a):
