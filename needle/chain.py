@@ -80,7 +80,9 @@ _column_sums_like, _row_of_sums_like = ops._column_sums_like, ops._row_of_sums_l
 
 
 def _can_be_written(op: Op, operands: tuple[Any, ...]) -> bool:
-    return _WRITTEN.get(type(op)) == _rules(type(op)) and all(isinstance(t, Tensor) for t in operands)
+    if _WRITTEN.get(type(op)) != _rules(type(op)) or not all(isinstance(t, Tensor) for t in operands):
+        return False
+    return len(set(operands)) == len(operands)  # the gradients of one that is the weight and the bias would be added up
 
 
 @lru_cache(maxsize=64)
@@ -97,11 +99,13 @@ def number_of(error: Exception) -> int:
     return step
 
 
-def planned(steps: Sequence[Step] | None) -> Plan | None:
-    """The steps written down; None for None."""
+def planned(steps: Sequence[Step] | None, known: dict[int, Ops]) -> Plan | None:
+    """The steps written down; None for None. ``known``, by the id of a layer: what its ops are for every matrix of two rows
+    or more, as far as the caller can tell, who has the steps written down anew when they are others.
+    """
     if steps is None:
         return None
-    plan = Plan(steps)
+    plan = Plan(steps, known)
     return plan if plan.widths is not None else Plan(steps, plain=True)
 
 
@@ -114,8 +118,8 @@ class Plan:
     whose result needs a gradient: -1 if the input does, ``count`` if none.
     """
 
-    def __init__(self, steps: Sequence[Step], plain: bool = False) -> None:
-        self._steps = steps
+    def __init__(self, steps: Sequence[Step], known: dict[int, Ops] | None = None, plain: bool = False) -> None:
+        self._steps, self._known = steps, known or {}
         # What the lines call by name: this, and what is global in this file. By its name whoever looks for the user's line
         # sees that a function is needle's; ``lines`` has the step of each line of each.
         self._names: dict[str, Any] = {"__builtins__": globals(), "__name__": __name__, "lines": {}}
@@ -133,7 +137,7 @@ class Plan:
         self._first = self._width = 0  # the width of the rows that the first Linear takes, and of those now
         self._fits = not plain
         self._write(steps, count(), 0)
-        del self._seen
+        del self._seen, self._known
         self.count = len(self._layout)
         self.rules = [(kind, *_WRITTEN[kind]) for kind in self._written]
         self.widths = (self._first,) if self._fits and self._first else None
@@ -157,16 +161,24 @@ class Plan:
                 self._write_call(number, f"ops{i}")
             else:
                 layer: Any = step.__self__  # type: ignore[union-attr]
+                known = self._known.get(id(layer), ()) if self._fits else ()
+                if known and all(_can_be_written(*part) for part in known):
+                    for op, operands in known:
+                        self._write_op(number, op, operands, layer)
+                    continue
                 name = f"{type(layer).__name__.lower()}{i}"
                 self._names[name] = step
                 self._write_call(number, f"{name}(x)")
                 tensors = (t for t in vars(layer).values() if isinstance(t, Tensor))
                 self._fits = self._fits and all(t.dtype is ops._DEFAULT for t in tensors)
 
-    def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...]) -> None:
+    def _write_op(self, step: int, op: Any, operands: tuple[Tensor, ...], layer: Any = None) -> None:
         i, keeps, kind = len(self._layout), op.written.keeps, type(op).__name__.lower()
         theirs = [f"weight{i}", f"bias{i}"][: len(operands)]
         names = {name: f"{name}{i}" for name in keeps} | {"op": f"{kind}{i}", "once": f"{kind}_of_{self._width or 'x'}"}
+        if layer is not None:
+            names["layer"] = f"{type(layer).__name__.lower()}{i}"
+            self._names[names["layer"]] = layer
         self._names |= zip(theirs, operands, strict=True)
         self._written[type(op)] = None
         if op.written.once and names["once"] not in self._seen:
@@ -179,7 +191,7 @@ class Plan:
         for name in keeps[keeps[0] in "xy" :]:  # what the way ahead has made on its way
             self._names[names["op"]] = op
             self._ahead.append((step, False, f"del {name}{i}"))
-        back = [f"{name} = take()" for name in reversed(keeps)]
+        back = [*(f"{name} = take()" for name in reversed(keeps)), *op.written.first]
         if operands:
             self.sources += [t for t in operands if t._number]
             needed = " or ".join(f"{t}.requires_grad" for t in theirs)
@@ -189,7 +201,7 @@ class Plan:
             back.append(f"if born == {i}: return []")
             first = operands[0].shape or (0,)
             rows, columns = first[0], first[-1]
-            shapes = ((rows, columns), (1, columns)) if type(op) is ops.Linear else ((columns,), (columns,))
+            shapes = ((rows, columns), (1, columns)) if op.written.matrix else ((columns,), (columns,))
             self._fits = rows > 0 and self._width in (0, rows) and all(t.dtype is ops._DEFAULT for t in operands)
             self._fits = self._fits and all(t.shape == shape for t, shape in zip(operands, shapes, strict=False))
             self.ties = self.ties or not self._seen.isdisjoint(operands)

@@ -267,7 +267,6 @@ class DataLoader:
             items = [self.dataset[int(i)] for i in indices]
             items = [item if isinstance(item, tuple | list) else (item,) for item in items]
             columns = [np.stack([np.asarray(part) for part in column]) for column in zip(*items, strict=True)]
-        columns = [np.asarray(column) for column in columns]
         for column in columns:
             _real(column.dtype, "DataLoader: a batch")
         return tuple(Tensor.make_const(_native(column)) for column in columns)

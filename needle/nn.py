@@ -717,7 +717,11 @@ class BatchNorm1d(Module):
                 f"BatchNorm1d needs at least 2 rows in training to have a variance, but got shape {x.shape}: "
                 "use a larger batch, drop the short last one, or call eval()"
             )
-        return ((ops.BatchNorm(self.eps, self._follow), (self.weight, self.bias)),)
+        return self._trained(self._follow)
+
+    def _trained(self, follow: Callable[[Array, Array], None] | None = None) -> Ops:
+        """What it does in training to a matrix of two rows or more."""
+        return ((ops.BatchNorm(self.eps, follow), (self.weight, self.bias)),)
 
     def _follow(self, mean: Array, var: Array) -> None:
         changed = [autograd._a_change()]
@@ -835,13 +839,15 @@ _AS_OPS = {
         Dropout,
     )
 }
-# Those whose ops are the same for any data, by the attributes that these are made of.
+# Those whose ops are the same for any data, of a BatchNorm1d in training, by the attributes that these are made of.
 _FIXED: dict[Any, tuple[str, ...]] = {
     Linear.forward: ("weight", "bias"),
     LayerNorm1d.forward: ("weight", "bias", "eps"),
+    BatchNorm1d.forward: ("weight", "bias", "eps", "dim"),
     **dict.fromkeys((Identity.forward, ReLU.forward, Tanh.forward, Sigmoid.forward, Softplus.forward), ()),
 }
-_SEQUENTIAL, _RESIDUAL, _CALL = Sequential.forward, Residual.forward, Module.__call__
+_SEQUENTIAL, _RESIDUAL, _BATCH_NORM = Sequential.forward, Residual.forward, BatchNorm1d.forward
+_CALL = Module.__call__
 _functions = operator.attrgetter("forward", "__call__")
 
 
@@ -855,7 +861,8 @@ def _stands_in(module: Any, *names: str) -> bool:
 class _Plan:
     """What a Sequential has found out about its modules: the code of a chain, or None if one of them must be called.
 
-    Holds until an attribute of a module is set, past ``__setattr__`` too, or a method of one of their classes.
+    Holds until an attribute of a module is set, past ``__setattr__`` too, or a method of one of their classes; the code is
+    that of the modes which the modules are in.
     """
 
     def __init__(self, owner: Sequential) -> None:
@@ -864,8 +871,11 @@ class _Plan:
         self.weights: list[tuple[dict[str, Any], Any, Any]] = []  # and biases
         self.others: list[tuple[dict[str, Any], str, Any]] = []
         self.modules = owner.modules
-        self.code = chain.planned(self._steps(owner))
-        self.others = self.others[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
+        self.norms: list[BatchNorm1d] = []  # of which it is known what they do in training
+        self.steps = self._steps(owner)
+        self.codes: dict[tuple[bool, ...], chain.Plan | None] = {}
+        self.settings = self.others[1:]  # the owner holds the plan: to hold on to it in turn would be a circle
+        self._write()
         self.change = _change
 
     def holds(self, owner: Sequential) -> bool:
@@ -881,10 +891,23 @@ class _Plan:
                     return False
             for own, name, part in self.others:
                 if own[name] is not part:
-                    return False
+                    if name != "training":
+                        return False
+                    self._write()  # the modes are the last of them
+                    break
         except KeyError:
             return False
         return True
+
+    def _write(self) -> None:
+        """Find the code for the modes that the modules are in now, or write it."""
+        self.others = [*self.settings, *((vars(norm), "training", vars(norm)["training"]) for norm in self.norms)]
+        modes = tuple(bool(norm.training) for norm in self.norms)
+        if modes not in self.codes:
+            known = {id(norm): norm._trained() for norm in self.norms if norm.training}
+            last = [*self.codes.items()][-1:]  # whoever trains and evaluates in turn has both
+            self.codes = {**dict(last), modes: chain.planned(self.steps, known)}
+        self.code = self.codes[modes]
 
     def _steps(self, owner: Any) -> list[chain.Step] | None:
         steps: list[chain.Step] = []
@@ -907,6 +930,10 @@ class _Plan:
                 if fixed and names:
                     self.weights.append((own, own["weight"], own["bias"]))
                     self.others += [(own, name, own[name]) for name in names[2:]]
+                if forward is _BATCH_NORM:
+                    if fixed and "training" in own and getattr(module.weight, "shape", None) == (module.dim,):
+                        self.norms.append(module)
+                    fixed = False
                 steps.append(module._ops(None) if fixed else module._ops)
                 continue
             if forward not in (_SEQUENTIAL, _RESIDUAL):

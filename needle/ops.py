@@ -318,11 +318,13 @@ class _Written(NamedTuple):
     layer of that dtype: compute and vjp without the questions.
     """
 
-    ahead: tuple[str, ...]  # x becomes the result y, of operands {0} and {1}; the last line is for a {1}
+    ahead: tuple[str, ...]  # x becomes the result y, of operands {0} and {1} of a {layer}; the last line is for a {1}
     back: tuple[str, ...]  # g becomes the gradient of x
     keeps: tuple[str, ...]  # what they look at: "x" or "y", or what the way ahead gives to {these} names
     operands: tuple[str, ...] = ()  # what each operand gets
     once: str = ""  # what {once} is: the same for all x of one shape
+    first: tuple[str, ...] = ()  # before that of the operands: what it and the way back share
+    matrix: bool = False  # whether {0} is a matrix and {1} a row, and not both of them one-dimensional
 
 
 class _Product:
@@ -1029,7 +1031,6 @@ def _index_of(part: Any) -> Any:
 
     A list, a tuple in a tuple, a range and all else that has a length is an array to NumPy, and may name a place twice.
     """
-    part = part.cached_data if isinstance(part, Tensor) else part
     if hasattr(part, "__len__"):
         part = np.array(part, dtype=None if len(np.shape(part)) == 0 or len(part) else np.intp)
     return part
@@ -1471,6 +1472,7 @@ class Linear(_Product, TensorOp):
         ("g = g.dot({0}.cached_data.T)",),
         ("x",),
         ("x.T.dot(g)", "row_of_sums(g)"),
+        matrix=True,
     )
 
 
@@ -1810,14 +1812,31 @@ class BatchNorm(_KeepsNormalised, TensorOp):
             centred, inv, scale = self.saved
         column_sums = _column_sums_like(g)
         dw = column_sums(g * centred) * inv
-        dx = None
-        if needs[0]:
-            n, minus_n = _scalars(g.dtype, g.shape[0], -g.shape[0])
-            dx = centred * (dw * inv / minus_n)
-            dx += g
-            dx -= column_sums(dx) / n
-            dx *= scale
+        dx = self._of_x(g, dw, centred, inv, scale) if needs[0] else None
         return dx, dw, column_sums(g) if needs[2] else None
+
+    def _of_x(self, g: Any, dw: Any, centred: Any, inv: Any, scale: Any) -> Any:
+        n, minus_n = _scalars(g.dtype, g.shape[0], -g.shape[0])
+        dx = centred * (dw * inv / minus_n)
+        dx += g
+        dx -= _column_sums_like(g)(dx) / n
+        dx *= scale
+        return dx
+
+    written = _Written(
+        (
+            "if x.shape[0] < 2: {layer}._ops(x)",  # which refuses it
+            "{centred}, {inv}, mean, var = {op}._statistics(x)",
+            "{scale} = {inv} * {0}.cached_data",
+            "{layer}._follow(mean, var)",
+            "x = {centred} * {scale}",
+            "x += {1}.cached_data",
+        ),
+        ("g = {op}._of_x(g, dw, centred, inv, scale)", "del dw"),
+        ("centred", "inv", "scale"),
+        ("dw", "column_sums(g)"),
+        first=("dw = column_sums(g * centred) * inv",),
+    )
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

@@ -378,12 +378,11 @@ def _writable(t: Tensor) -> Array:
 def _state_of(p: Tensor, state: dict[Tensor, Tensor], what: str) -> Tensor:
     """The state of p, zeros at first, for a run to take over; honours what the user has put there."""
     if p not in state:
-        return Tensor.make_const(np.broadcast_to(np.zeros((), p.dtype), p.shape))  # takes no memory: it will be copied
-    entry: Any = state[p]
-    data = entry.cached_data if isinstance(entry, Tensor) else np.asarray(entry)
+        return Tensor.make_const(np.broadcast_to(np.zeros(()), p.shape))  # takes no memory: it will be copied
+    data = np.asarray(state[p])
     if data.shape != p.cached_data.shape:
         raise ValueError(f"{what} must have the shape {p.shape} of its parameter, but got {data.shape}")
-    return Tensor.make_const(data.astype(p.cached_data.dtype, copy=False))  # the user's own is left as it is
+    return Tensor.make_const(data)  # and will be copied too, into the dtype of p: the user's own is left as it is
 
 
 class _Run:

@@ -146,7 +146,7 @@ class Tape:
         underflow = UNDERFLOW if self.rounding is SINGLE else self.rounding.tiny / self.rounding.unit
         out[0] = exact
         size = np.abs(exact)
-        np.maximum(size, underflow, out=size, where=size > 0)
+        size[(size > 0) & (size < underflow)] = underflow
         if x.shape[0] == 1:
             replicas, perturbed[...] = exact, size
         else:

@@ -88,12 +88,12 @@ def stack_of_a_tuple(t: Tape, op: Any, xs: tuple[Var, ...]) -> Var:
 
 
 def splittable(d: Draw) -> Drawn:
-    """A shape, an axis, and which of the parts; often all sizes are equal, so that a wrong axis has the right shape."""
+    """A shape, an axis, and which of the parts, from the end too; often all sizes are equal, so that a wrong axis has the right shape."""
     shape = tuple(max(n, 1) for n in d.shape(min_rank=1))
     if d.maybe():
         shape = (d.whole(2, 3),) * d.whole(2, 3)
     axis = an_axis(d, len(shape))
-    return [shape], {"axis": axis, "pick": d.whole(0, shape[axis] - 1)}
+    return [shape], {"axis": axis, "pick": d.whole(-shape[axis], shape[axis] - 1)}
 
 
 @operation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import signal
 import threading
@@ -40,7 +41,7 @@ def run_shard(
     knows nothing of the others, so that it does not matter which is done first.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    drawn = shard_cases(seed, index, reached, lacking)
+    drawn = _drawn(seed, index, None if reached is None else tuple(reached.items()), frozenset(lacking))
     at, of = part
     drawn = drawn[len(drawn) * at // of : len(drawn) * (at + 1) // of]
     cases = [case for case in drawn if not lacking or lacking.isdisjoint(fitting.needs(case))]
@@ -50,6 +51,14 @@ def run_shard(
     result.spend({"drawing": drawing})
     result.cpu_seconds += cpu_drawing
     return result if of > 1 else joined([result])
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(
+    seed: int, index: int, reached: tuple[tuple[str, int], ...] | None, lacking: frozenset[str]
+) -> Sequence[c.Case]:
+    """The cases of a shard, kept for its other part: a worker alone has both, one after the other."""
+    return shard_cases(seed, index, None if reached is None else dict(reached), lacking)
 
 
 def joined(parts: Sequence[Result]) -> Result:

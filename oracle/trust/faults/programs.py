@@ -900,7 +900,7 @@ fault(
     "program-bn-eps-cached",
     "BatchNorm goes on with the ε of its first pass",
     "BatchNorm forward",
-    _at_first("nn.BatchNorm1d._ops", "eps"),
+    _at_first("nn.BatchNorm1d._trained", "eps"),
 )
 fault(
     "program-ln-eps-cached",

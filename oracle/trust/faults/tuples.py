@@ -43,6 +43,15 @@ fault(
     wrap("ops.TupleGetItem.vjp", lambda old: lambda self, g, y, needs, a: (old(self, g, y, needs, a)[0][::-1],)),
 )
 fault(
+    "tuple-backward-from-the-end",
+    "an element that is counted from the end gets no gradient",
+    "TupleGetItem backward|Split|Stack|missing",
+    wrap(
+        "ops.TupleGetItem.vjp",
+        lambda old: lambda self, g, y, needs, a: ((None,) * len(a),) if self.index < 0 else old(self, g, y, needs, a),
+    ),
+)
+fault(
     "concatenate-forward",
     "the tensors come in reverse where they are of one shape",
     "Concatenate forward",

@@ -78,7 +78,7 @@ class _Watching:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        self.tracer.lines.clear()
+        self.tracer.anew()
         started = time.process_time()
         outcome = yield
         self.found[item.nodeid] = Watched(self.on_import | self.tracer.lines, time.process_time() - started)

@@ -106,7 +106,17 @@ class Tracer:
         self.names = {_filename(name): name for name in ALL_FILES}
         self.lines: set[tuple[str, int]] = set()
 
+    def anew(self) -> None:
+        """Nothing has run, and what needle remembers of earlier calls is computed, and seen, again."""
+        self.lines.clear()
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "needle":
+                for cached in vars(module).values():
+                    if hasattr(cached, "cache_clear"):
+                        cached.cache_clear()
+
     def __enter__(self) -> Tracer:
+        self.anew()
         sys.settrace(self._call)
         return self
 

@@ -413,6 +413,15 @@ def test_create_graph_sets_the_gradients_of_leaves_and_those_asked_for():
     x.grad = y.grad = None
 
 
+@pytest.mark.parametrize("how", HOW, ids=HOW_IDS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+@pytest.mark.parametrize("shape", [(), (2,)], ids=str)
+def test_what_a_backward_starts_from_is_ones_in_the_dtype_of_its_tensor(shape, dtype, how):
+    x = ndl.Tensor(np.full(shape, 3), dtype=dtype)
+    x.backward(**how)
+    np.testing.assert_array_equal(x.grad.numpy(), np.ones(shape, dtype), strict=True)
+
+
 def test_third_order():
     x = leaf(2)
     (x**4).backward(create_graph=True)

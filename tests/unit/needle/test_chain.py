@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import pickle
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -39,6 +40,13 @@ MODELS = {
         nn.Linear(6, 5), nn.ReLU(), nn.LayerNorm1d(5), nn.Linear(5, 6), nn.Tanh(), nn.LayerNorm1d(6)
     ),
     "norms first": lambda: nn.Sequential(nn.LayerNorm1d(6), nn.Residual(nn.LayerNorm1d(6)), nn.Linear(6, 5)),
+    "batch norms": lambda: nn.Sequential(
+        nn.BatchNorm1d(6),
+        nn.Linear(6, 5),
+        nn.ReLU(),
+        nn.Residual(nn.Sequential(nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 5))),
+        nn.BatchNorm1d(5),
+    ),
     "resnet": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.ReLU(), block(), block(), nn.Linear(6, 6)),
     "residuals first": lambda: nn.Sequential(nn.Residual(nn.Residual(nn.Linear(6, 6))), nn.Identity(), nn.Linear(6, 6)),
     "residuals of nothing": lambda: nn.Sequential(
@@ -94,6 +102,9 @@ MODELS = {
         nn.Sequential(Images(), nn.Sequential(nn.Conv(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 6)))
     ),
     "tied": lambda: tied(),
+    "a weight that is its own bias": lambda: own_bias(
+        nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 6), nn.LayerNorm1d(6), nn.BatchNorm1d(6), nn.Linear(6, 6)), 1, 2, 3
+    ),
     "tied, and one that is not": lambda: nn.Sequential(*tied().modules, nn.ReLU(), nn.Linear(6, 6)),
     "frozen": lambda: frozen(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Residual(nn.Linear(6, 6)), block()), 3),
     "frozen in the middle": lambda: frozen(nn.Sequential(nn.Linear(6, 6), block(), nn.Linear(6, 6)), 6, first=2),
@@ -113,6 +124,12 @@ def tied():
     first = nn.Linear(6, 6)
     model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     model.modules[2].weight = model.modules[4].weight = first.weight
+    return model
+
+
+def own_bias(model, *places):
+    for place in places:
+        model.modules[place].bias = model.modules[place].weight
     return model
 
 
@@ -534,16 +551,160 @@ def test_a_setting_of_a_norm_that_changes_counts():
         same(step(model, x), step(watched(copy.deepcopy(model))[0], x))
 
 
-def test_what_a_node_computes_once_more_changes_no_other_pass():
+@pytest.mark.parametrize(("name", "kind"), [("written", ops.LayerNorm), ("batch norms", ops.BatchNorm)])
+def test_what_a_node_computes_once_more_changes_no_other_pass(name, kind):
     """A plan has one op for all of its passes, of which none may keep anything."""
-    model, x = made("written"), given(True)
-    right = step(model, x)
+    model, x = made(name), given(True)
+    state = model.state_dict()
+
+    def anew(**how):
+        model.load_state_dict(state)
+        return step(model, x, **how)
+
+    right = anew()
     norm = model(x)
-    assert isinstance(norm.op, ops.LayerNorm)
-    norm.op(ndl.ones(8, 6), *norm.inputs[1:])
+    moved = model.state_dict()
+    assert isinstance(norm.op, kind)
+    norm.op(ndl.ones(*norm.shape), *norm.inputs[1:])
     norm.sum().backward()
-    same(step(model, x), right)
-    same(step(model, x, retain_graph=True), right)
+    same([*moved.values()], [*model.state_dict().values()])
+    same(anew(), right)
+    same(anew(retain_graph=True), right)
+
+
+def set_past_setattr(name, value):
+    return lambda norm: vars(norm).update({name: value})
+
+
+def shares_the_weight_of_the_last(norm):
+    norm.weight = norm.bias
+
+
+def replace_statistics(norm):
+    norm.running_mean = ndl.Tensor(normal(5, seed=4), requires_grad=False)
+
+
+NORM_CHANGES = {
+    "evaluates": nn.Module.eval,
+    "evaluates, past setattr": set_past_setattr("training", False),
+    "a mode that is no bool": set_past_setattr("training", 0),
+    "momentum": lambda norm: setattr(norm, "momentum", 0.5),
+    "momentum, past setattr": set_past_setattr("momentum", np.float32(0.25)),
+    "eps": lambda norm: setattr(norm, "eps", 2.0),
+    "eps, past setattr": set_past_setattr("eps", 2.0),
+    "weight": lambda norm: setattr(norm, "weight", nn.Parameter(normal(5))),
+    "weight, past setattr": lambda norm: vars(norm).update(weight=nn.Parameter(normal(5))),
+    "bias, past setattr": lambda norm: vars(norm).update(bias=nn.Parameter(normal(5))),
+    "data": lambda norm: setattr(norm.weight, "data", ndl.Tensor(normal(5))),
+    "frozen weight": lambda norm: setattr(norm.weight, "requires_grad", False),
+    "frozen bias": lambda norm: setattr(norm.bias, "requires_grad", False),
+    "one for both": shares_the_weight_of_the_last,
+    "statistics": replace_statistics,
+    "another dtype": lambda norm: setattr(norm, "weight", nn.Parameter(normal(5).astype("float64"))),
+    "called": lambda norm: setattr(norm, "forward", lambda x, forward=norm.forward: forward(x) * 2),
+    "what follows": lambda norm: setattr(norm, "_follow", lambda mean, var: norm.running_mean.data.numpy().fill(7)),
+}
+
+
+@pytest.mark.parametrize("of", ["all", "one"])
+@pytest.mark.parametrize("change", NORM_CHANGES)
+def test_a_batch_norm_that_changes_between_passes_does_what_it_does_alone(change, of, monkeypatch):
+    """Its running statistics, too: they move once in a pass, whatever is then done with the graph."""
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+    results = []
+    for watch in (False, True):
+        model = made("batch norms")
+        last = model.modules[4]
+        norms = [last, model.modules[3].fn.modules[0]] if of == "all" else [last]
+        if watch:
+            watched(model)
+        results.append([])
+        for change_now in (None, NORM_CHANGES[change]):
+            for norm in norms if change_now else []:
+                change_now(norm)
+            for how in ({}, {"retain_graph": True}, {"create_graph": True}):
+                results[-1] += step(model, given(True), times=1 + bool(how), **how)
+                model.zero_grad()
+            with ndl.no_grad():
+                results[-1] += [model(given(False)).numpy(), *(b.numpy().copy() for b in model.buffers())]
+            assert watch or change_now or "_follow(" in model._plan.code.source
+        model.train()
+        results[-1] += step(model, given(False))
+        assert watch or change in ("another dtype", "called") or "_follow(" in model._plan.code.source
+    same(*results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize("rows", [2, 8, ops._LONG + 6])
+def test_batches_of_every_kind_are_normalised_the_way_that_is_theirs(rows, dtype, monkeypatch):
+    monkeypatch.setattr(ops, "_warned", True)  # of float64
+    x = ndl.Tensor((4 * normal(rows, 6)).astype(dtype), requires_grad=dtype != "int64")
+    model, (other, _) = made("batch norms"), watched(made("batch norms"))
+    for _ in range(2):
+        same(step(model, x), step(other, x))
+    assert ("plain" in vars(model._plan.code)) == (dtype != "float32")
+
+
+def test_a_batch_of_one_is_refused_by_its_layer_and_moves_nothing():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Residual(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(5))))
+    before = model.state_dict()
+    for mode in (contextlib.nullcontext(), ndl.no_grad()):
+        for rows in (1, 0):
+            x = ndl.Tensor(np.zeros((rows, 6), "float32"))
+            with (
+                mode,
+                pytest.raises(ValueError, match=r"^layer 1.fn.1, BatchNorm1d\(5, .*: .* at least 2 rows in training"),
+            ):
+                model(x)
+    same([*before.values()], [*model.state_dict().values()])
+    assert "_follow(" in model._plan.code.source
+    assert model.eval()(ndl.ones(1, 6)).shape == (1, 5)
+
+
+def test_whoever_trains_and_evaluates_in_turn_has_the_code_of_both():
+    model = made("resnet")
+    codes = []
+    for _ in range(3):
+        for mode in (True, False):
+            model.train(mode)(given(False))
+            codes.append(model._plan.code)
+    assert codes[:2] == codes[2:4] == codes[4:]
+    assert ["_follow(" in code.source for code in codes[:2]] == [True, False]
+    for norm in (m for m in model.modules_in() if isinstance(m, nn.BatchNorm1d)):
+        norm.train()
+        model(given(False))
+        assert len(model._plan.codes) == 2
+
+
+def test_a_written_norm_needs_no_more_memory_than_one_that_is_called():
+    model = nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64))
+    x = ndl.Tensor(normal(500, 6), requires_grad=False)
+
+    def peaks():
+        model(x).sum().backward()
+        model.zero_grad()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            out = model(x)
+            ahead = tracemalloc.get_traced_memory()
+            out.sum().backward()
+            model.zero_grad()
+            return *ahead, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def called():
+        plan = model._plan
+        plan.code, written = plan.code.plain, plan.code
+        found = peaks()
+        plan.code = written
+        return found
+
+    written = peaks()
+    assert "_follow(" in model._plan.code.source
+    for ours, theirs in zip(written, called(), strict=True):
+        assert ours <= theirs + 4096  # a frame, or a list, more or less; an array of this model takes 128,000
 
 
 def test_copies_have_plans_of_their_own():
@@ -720,10 +881,12 @@ def flat_bias(model):
 
 
 @pytest.mark.parametrize("rule", ["compute", "vjp"])
-@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm])
+@pytest.mark.parametrize("op", [ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm, ops.BatchNorm])
 def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
     """Before the first call of a model and after it."""
-    model, x = made("written"), given(True)
+    name = "batch norms" if op is ops.BatchNorm else "written"
+    model, x = made(name), given(True)
+    state = model.state_dict()
     step(model, x)
     old = getattr(op, rule)
 
@@ -732,12 +895,14 @@ def test_an_op_that_was_changed_is_called(op, rule, monkeypatch):
         return y * np.float32(2) if rule == "compute" else tuple(c * 2 if c is not None else c for c in y)
 
     monkeypatch.setattr(op, rule, changed)
+    model.load_state_dict(state)
     found = step(model, x)  # now, because an attribute that is set has every plan made anew, and a new module sets some
-    right = step(watched(made("written"))[0], x)
+    right = step(watched(made(name))[0], x)
     same(found, right)
-    same(step(made("written"), x), right)
+    same(step(made(name), x), right)
     monkeypatch.undo()
-    same(step(model, x), step(watched(made("written"))[0], x))
+    model.load_state_dict(state)
+    same(step(model, x), step(watched(made(name))[0], x))
     assert not np.array_equal(step(model, x)[1], right[1])
 
 
@@ -768,17 +933,25 @@ def test_a_rule_that_answers_with_too_little_is_refused(answer, kind, match, mon
 
 def test_a_wrong_line_is_noticed(monkeypatch):
     """Of every op that is written down; or else the comparisons here compare nothing."""
-    model = made("written")
-    right = step(model, given(True))
-    for op in (ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm):
+    assert {kind for kind in vars(ops).values() if "written" in getattr(kind, "__dict__", ())} == {
+        *(ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm, ops.BatchNorm)
+    }
+    for op in (ops.Linear, ops.ReLU, ops.Tanh, ops.LayerNorm, ops.BatchNorm):
+        name = "batch norms" if op is ops.BatchNorm else "written"
+        right = step(made(name), given(True))
         right_lines = op.written
-        ahead, back, _, operands, once = right_lines
+        ahead, back, operands, once, first = (
+            getattr(right_lines, part) for part in ("ahead", "back", "operands", "once", "first")
+        )
         wrong = [{"ahead": (*ahead[:-1], f"{ahead[-1]}; x *= 2")}, {"back": (*back, "g = g * 2")}]
         wrong += [{"operands": (*operands[:i], f"2 * {operands[i]}", *operands[i + 1 :])} for i in range(len(operands))]
         wrong += [{"once": f"1 + ({once})"}] * bool(once)
+        wrong += [{"first": (*first, "dw = dw * 2")}] * bool(first)
+        wrong += [{"ahead": ahead[:i] + ahead[i + 1 :]} for i, line in enumerate(ahead) if "_follow" in line]
+        wrong += [{"ahead": (*ahead, line)} for line in ahead if "_follow" in line]
         for lines in wrong:
             monkeypatch.setattr(op, "written", right_lines._replace(**lines))
-            found = step(made("written"), given(True))
+            found = step(made(name), given(True))
             monkeypatch.undo()
             assert any(not np.array_equal(a, b) for a, b in zip(found, right, strict=True)), lines
 

@@ -64,6 +64,32 @@ def test_loader_with_a_dataset_of_ones_own():
     np.testing.assert_array_equal(last.numpy(), [9, 16])
 
 
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def test_items_that_are_tensors_become_batches_of_constants():
+    dataset = Items([(ndl.Tensor([1.0, 2.0]), ndl.Tensor(i)) for i in range(3)])
+    (x, y), (last, _) = DataLoader(dataset, batch_size=2)
+    assert (x.tolist(), y.tolist(), last.tolist()) == ([[1, 2], [1, 2]], [0, 1], [[1, 2]])
+    for batch in (x, y, last):
+        assert type(batch.cached_data) is np.ndarray
+        assert not batch.requires_grad
+
+
+def test_objects_are_no_numbers_even_where_each_is_one():
+    for dataset in (NDArrayDataset(np.array([1, 2], object)), Items([(np.array([1, 2], object),)])):
+        with pytest.raises(TypeError, match="DataLoader: a batch holds real numbers or bools, but got dtype object"):
+            list(DataLoader(dataset))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got batch_size=0"):
         DataLoader(NDArrayDataset(X), batch_size=0)

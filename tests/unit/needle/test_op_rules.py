@@ -419,6 +419,32 @@ def test_memory_check_relu_keeps_no_zeros_of_a_large_shape():
         tracemalloc.stop()
 
 
+WIDE = (500, 1000)  # a float32 array of this shape is what each of these may take, and no second one beside it
+ONE_ARRAY = {
+    "a Tensor of a given dtype": (lambda x: ndl.Tensor(x, dtype="float32"), [np.ones(WIDE, "float32")]),
+    "a loss": (ops.softmax_cross_entropy, [np.ones(WIDE, "float32"), np.zeros(500, int)]),
+    "a Linear": (ops.linear, [np.ones((500, 2), "float32"), np.ones((2, 1000), "float32"), np.ones(1000, "float32")]),
+    "a Linear in half precision with a wider bias": (
+        ops.linear,
+        [np.ones((500, 2), "float16"), np.ones((2, 1000), "float16"), np.ones(1000, "float32")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "arrays"), ONE_ARRAY.values(), ids=ONE_ARRAY)
+def test_what_is_large_is_in_memory_once(function, arrays):
+    operands = [ndl.Tensor.make_const(a) for a in arrays] if function in vars(ops).values() else arrays
+    function(*operands)  # ones and numbers that are kept come to be
+    tracemalloc.start()
+    try:
+        function(*operands)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = 4 * math.prod(WIDE)
+    assert size < peak < 1.5 * size
+
+
 def test_an_op_has_the_defaults_of_its_function():
     functions = {n.replace("_", ""): f for n, f in vars(ops).items() if inspect.isfunction(f) and n[0] != "_"}
     seen = set()

@@ -107,6 +107,32 @@ def test_long_rows_of_a_cube_and_of_many():
         np.testing.assert_allclose(y.numpy(), expected.reshape(y.shape), rtol=1e-10)
 
 
+def test_a_long_row_of_one_number_is_its_mean():
+    """Whose rounding errors do not cancel: added up one after the other, what should be 0 is 8e-3."""
+    n = 1 << 20
+    row = ndl.Tensor(np.full((1, n), 0.1, F4))
+    np.testing.assert_allclose(ops.layer_norm(row, ndl.ones(n), ndl.zeros(n)).numpy(), 0, atol=1e-4)
+
+
+def test_a_row_with_one_outlier_in_thousands():
+    """Normalised it is √(n - 1), and the others -1 / √(n - 1)."""
+    n = 6401
+    row = np.zeros((1, n))
+    row[0, 3] = n * 100
+    expected = np.full((1, n), -1 / 80)
+    expected[0, 3] = 80
+    y = ops.layer_norm(ndl.Tensor(row), ndl.Tensor(np.ones(n)), ndl.Tensor(np.zeros(n)))
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-9)
+
+
+def test_the_rows_of_a_cube_are_normalised_as_those_of_a_matrix():
+    """To the last bit: shapes that say the same give the same."""
+    x = np.random.default_rng(0).standard_normal((7, 5, 300)).astype(F4)
+    weight, bias = ndl.ones(300), ndl.zeros(300)
+    cube, matrix = (ops.layer_norm(ndl.Tensor(a), weight, bias).numpy() for a in (x, x.reshape(35, 300)))
+    np.testing.assert_array_equal(cube.reshape(35, 300), matrix)
+
+
 def test_the_gradients_of_many_biases_over_many_rows():
     rows, layer = np.ones((ops._LONG + 76, 1), F4), nn.Linear(1, 40)
     for model in (layer, nn.Sequential(layer)):

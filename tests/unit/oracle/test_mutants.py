@@ -553,3 +553,15 @@ def test_the_ladder_names_the_last_rung_that_is_killed(root):
     assert 16 <= climbed.rung <= 20
     untouched = next(m for m in found if m.kind == "ladder" and m.function == "Log.compute")
     assert outcome(untouched, texts).rung == 0
+
+
+def test_what_needle_remembers_is_run_again_by_each_that_is_watched():
+    """A line of a cached function would be reached by nobody but the first."""
+    ones = needle.ops._ones
+    ones((7,), np.dtype(np.float32))
+    assert ones.cache_info().currsize
+    tracer = trial.Tracer()
+    tracer.lines.add(("ops", 1))
+    tracer.anew()
+    assert not ones.cache_info().currsize
+    assert not tracer.lines
