@@ -521,7 +521,7 @@ class EWisePow(TensorOp):
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any, b: Any) -> tuple[Any, ...]:
         """Rule: da = g b a^(b-1), db = g y log a; at a = 0 with b >= 0 their limits, and not 0 * inf.
 
-        For b = 0 also where a is so small that 1 / a overflows.
+        For b = 0 da is 0 also where a is nan, or so small that 1 / a overflows.
         """
         g, y, (a, b) = _float(g), _float(y), _fractions(a, b)
         if a.dtype is not b.dtype:  # b - 1 must not be rounded as the narrower of them
@@ -529,8 +529,8 @@ class EWisePow(TensorOp):
         at_zero = _value(a) == 0
         da = db = None
         if needs[0]:
-            tiny = np.abs(_value(a)) <= 1 / np.finfo(a.dtype).max
-            da = _reduced(g * b * a ** (b - 1 + _fixed(a, tiny & (_value(b) == 0))), a.shape)
+            inverted = np.abs(_value(a)) > 1 / np.finfo(a.dtype).max  # not where it is nan
+            da = _reduced(g * b * a ** (b - 1 + _fixed(a, ~inverted & (_value(b) == 0))), a.shape)
         if needs[1]:
             db = _reduced(g * y * _log.on(a + _fixed(a, at_zero & (_value(b) >= 0))), b.shape)
         return da, db
@@ -629,7 +629,7 @@ def exp(a: Tensor) -> Tensor:
 
 
 class ReLU(TensorOp):
-    """max(a, 0), with gradient 0 at 0."""
+    """max(a, 0), with gradient 0 at 0; where a is nan it passes, as in torch."""
 
     reads_inputs = False
 
@@ -638,14 +638,14 @@ class ReLU(TensorOp):
         return np.maximum(a, _zeros(a.shape, a.dtype) if a.size <= _ZEROS else a.dtype.type(0))
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], a: Any) -> tuple[Any, ...]:
-        """Rule: da = g where y > 0, else 0."""
-        da = _fixed(g, (_value(y) > _ZERO).astype(g.dtype))  # faster than g times the mask as it is
+        """Rule: da = g where y, which is not negative, is not 0, else 0."""
+        da = _fixed(g, (_value(y) != _ZERO).astype(g.dtype))  # faster than g times the mask as it is
         da *= g
         return (da,)
 
     written = _Written(
         ("x = _maximum(x, {once})",),
-        ("dx = (y > _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+        ("dx = (y != _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
         ("y",),
         once="_zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0",
     )

@@ -542,6 +542,11 @@ class OpCase(_Case, frozen=True, tag="op"):
         return max(floats, key=lambda d: int(d[5:])) if floats else "float32"
 
     @property
+    def no_number(self) -> bool:
+        """Whether nan or an infinity is among the operands."""
+        return any(isinstance(v, str) for o in self.operands for v in o.values)
+
+    @property
     def unclear(self) -> bool:
         """Whether what is a number depends on the BLAS: it may skip a factor of 0 beside inf, and round a product to inf, or not."""
         parts = [*(o.values for o in self.operands), self.cotangent]

@@ -26,6 +26,7 @@ from oracle.cases.features import (
     LABELS,
     LAYOUTS,
     LONG_AXIS,
+    NONFINITE,
     NOT_IN_DTYPES,
     PARAMETERS,
     PUT_IN,
@@ -75,6 +76,10 @@ def _of_op(case: c.OpCase) -> Iterator[str]:
         yield f"dtype result {case.dtype}"
         yield f"dtype {'one float' if len(floats) == 1 else 'several floats'}"
         yield from {f"dtype {dtype} operand" for dtype in case.dtypes if not dtype.startswith("float")}
+    if case.no_number:
+        yield from (f"nonfinite {where}" for where, ops in NONFINITE.items() if case.op in ops)
+        if sum(any(isinstance(v, str) for v in o.values) for o in case.operands) > 1:
+            yield "nonfinite in several operands"
     if case.order > 1:  # each order on the way to the last one is judged
         yield from (f"{times} {case.op}" for times in ("twice", "three times")[: case.order - 1])
     shapes = [o.shape for o in case.operands]
@@ -188,16 +193,18 @@ def _of_arguments(case: c.OpCase) -> Iterator[str]:
             yield f"index repeats of {case.op}"
         if kind == "array" and min(part["array"], default=0) < 0:
             yield f"index negative places of {case.op}"
-    if "power" in case.op and all(isinstance(v, float) for operand in case.operands for v in operand.values):
+    if "power" in case.op:
         bases, exponents = case.operands[0].array, np.array(given.get("c", 1.0))
         if "c" not in given:
             shapes = [operand.shape for operand in case.operands]
             values = (operand.array for operand in case.operands)
             bases, exponents = (np.broadcast_to(v, np.broadcast_shapes(*shapes)) for v in values)
-        whole = exponents % 1 == 0
+        with np.errstate(invalid="ignore"):
+            whole = exponents % 1 == 0
+            fraction = exponents % 1 > 0  # of an infinity it is nan
         for name, found in (
             ("a whole power of a negative number", whole & (bases < 0) & (np.abs(exponents) > 1)),
-            ("a fractional power of a negative number", ~whole & (bases < 0)),
+            ("a fractional power of a negative number", fraction & (bases < 0)),
             ("a positive power of 0", (bases == 0) & (exponents > 0)),
             ("a negative power of 0", (bases == 0) & (exponents < 0)),
             ("0 to the power of 0", (bases == 0) & (exponents == 0)),

@@ -80,6 +80,15 @@ BESIDE = (
 ROWS = ("softmax", "logsoftmax", "softmax_loss", "layer_norm", "logsumexp", "var", "summation", "batch_norm")
 LAYOUTS = ("F", "strided", "reversed", "repeated", "read-only")
 
+# where nan and infinities end up is not plain to see
+NONFINITE = {
+    "in an extreme": ("maximum", "minimum", "picked"),
+    "in a power": ("power", "power_scalar", "whole_power", "whole_power_scalar", "rdiv", "rpow"),
+    "in a variance": ("var",),
+    "in a softmax": ("softmax", "logsoftmax", "softmax_loss"),
+    "in a norm": ("batch_norm", "layer_norm"),
+}
+
 _POWERS = {
     "a whole power of a negative number": (-2.0, 3.0),
     "a fractional power of a negative number": (-2.0, 1.5),
@@ -97,6 +106,7 @@ TABLE: dict[str, Group] = {
     "op": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "twice": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
     "three times": Group(c.OpCase, dict.fromkeys(sorted(OPERATIONS))),
+    "nonfinite": Group(c.OpCase, dict.fromkeys((*NONFINITE, "in several operands"))),
     "block": Group(c.TrainCase, {op: e.block(op) for op in BLOCK_OPS}),
     "loss": Group(
         c.TrainCase,

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from oracle.cases import actions as a
 from oracle.cases import case as c
 from oracle.cases import coverage, programs
+from oracle.cases.features import NONFINITE
 from oracle.operations import result_shape
 
 BROADCASTING = "implicit broadcasting"
@@ -37,10 +38,10 @@ ELEMENTWISE = ("add", "subtract", "multiply", "divide", "power")  # of two opera
 LEFT_OPEN = frozenset(
     {
         "layer Linear, frozen", "layer BatchNorm, frozen", "layer LayerNorm, frozen", "layer Unused",
-        "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf",
+        "optimizer SGD, gap", "optimizer Adam, gap", "argument numpy scalar", "value nan", "value inf", "value -inf", "nonfinite in several operands",
         "op whole_power", BASE, WIDE, "loss SoftmaxLoss, list", "loss SoftmaxLoss, float32", "loss SoftmaxLoss, uint64",
     }
-)  # fmt: skip
+) | {f"nonfinite {where}" for where in NONFINITE}  # fmt: skip
 
 
 def paths(model: Sequence[c.Layer]) -> int:

@@ -344,21 +344,27 @@ def _some(values: tuple[_T, ...]) -> st.SearchStrategy[_T] | None:
 
 
 @st.composite
-def op_cases(draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2, 3] = 1) -> c.OpCase:
+def op_cases(
+    draw: Draw, names: Sequence[str] | None = None, order: Literal[1, 2, 3] = 1, special: bool | None = None
+) -> c.OpCase:
     """One operation over its whole domain: broadcasting, zero-size, memory layouts, extreme values, nan and inf.
 
-    What is differentiated more than once is made of ordinary values.
+    Where ``special`` is not given, nan and inf are among the operands now and then. What is differentiated more than once is made
+    of ordinary values.
     """
     known = tuple(sorted(OPERATIONS) if names is None else names)
     name = known[0] if len(known) == 1 else draw(_names(known))
     op = OPERATIONS[name]
     shapes, attributes = draw(_drawn(name))
-    special = bool(order == 1 and op.special and draw(one_in(2 if op.factors else 3)))
+    if special is None:
+        special = bool(order == 1 and draw(one_in(2 if op.factors else 3)))
     extreme = order == 1 and not op.ordinary and draw(BOOLEANS) and not (special and op.factors)
     hard = _some(op.hard)
-    at = draw(integers(0, len(shapes) - 1)) if special else -1
+    holding: Sequence[int] = ()
+    if special:  # one of them, or all: inf − inf, 0 · inf, the larger of nan and inf
+        holding = range(len(shapes)) if draw(BOOLEANS) else (draw(integers(0, len(shapes) - 1)),)
     operands = tuple(
-        _operand(draw, s, op.domain(i), op.specials(i, attributes) if i == at else (), extreme, hard)
+        _operand(draw, s, op.domain(i), op.specials(i, attributes) if i in holding else (), extreme, hard)
         for i, s in enumerate(shapes)
     )
     return c.OpCase(
@@ -383,17 +389,25 @@ def _names(known: tuple[str, ...]) -> st.SearchStrategy[str]:
     return st.sampled_from(known)
 
 
-# place in turn -> order; what is differentiated three times, is judged once and twice on the way
-_TURNS: dict[int, Literal[1, 2, 3]] = {0: 1, 2: 3}
+TURNS = 12
 
 
 @functools.cache
 def every_op(names: tuple[str, ...], turn: int) -> st.SearchStrategy[tuple[c.OpCase, ...]]:
-    """One case of every other of these ops, so that none has to wait for its turn: in four turns each is differentiated once on
-    any numbers, and three times on ordinary ones.
+    """One case of every other of these ops, so that none has to wait for its turn: in twelve turns each is differentiated once on nan
+    and infinities, twice on any other numbers (products, of which much is infinite, on both), and three times, three times over, on
+    ordinary ones. What is differentiated three times, is judged once and twice on the way.
     """
-    places = [(name, (turn + i) % 4) for i, name in enumerate(names)]
-    return st.tuples(*(op_cases([name], order=_TURNS[place]) for name, place in places if place in _TURNS))
+    places = [(name, (turn + i) % TURNS) for i, name in enumerate(names)]
+    return st.tuples(*(_in_turn(name, place) for name, place in places if place % 2 == 0))
+
+
+def _in_turn(name: str, place: int) -> st.SearchStrategy[c.OpCase]:
+    if place % 4:
+        return op_cases([name], order=3)
+    if place != 8:
+        return op_cases([name], special=None if OPERATIONS[name].factors else False)
+    return op_cases([name], special=True).filter(lambda case: case.no_number)
 
 
 _FLOATS: tuple[c.Dtype, ...] = ("float16", "float32", "float64")

@@ -112,10 +112,12 @@ def softplus(t: Tape, x: Var) -> Var:
     return by_input(t, x, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), logistic)
 
 
-@operation(needle=lambda n, x: n.relu(x), torch=lambda t, x: t.relu(x), drawn=one, node="ReLU", special=("inf", "-inf"))
+@operation(needle=lambda n, x: n.relu(x), torch=lambda t, x: t.relu(x), drawn=one, node="ReLU")
 def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
-    """max(x, 0), gradient 0 at 0. ``kink`` (steps, *shape) dictates the branch; the sign of x by default."""
-    mask = (x.value[:1] > 0 if kink is None else kink[None]).astype(np.float64)
+    """max(x, 0), gradient 0 at 0; it passes at nan. ``kink`` (steps, *shape) dictates the branch; the sign of x by default."""
+    mask = (~(x.value[:1] <= 0) if kink is None else kink[None]).astype(np.float64)
+    if t.special:  # which is not 0 times infinity
+        return t.emit(np.where(mask > 0, t.noisy(x.value), 0.0), (x,), lambda g: (t.noisy(g) * mask,))
     return t.emit(t.noisy(x.value) * mask, (x,), lambda g: (t.noisy(g) * mask,))
 
 
@@ -124,7 +126,6 @@ def relu(t: Tape, x: Var, kink: Array | None = None) -> Var:
     torch=lambda t, x: t.abs(x),
     drawn=one,
     node="Abs",
-    special=("inf", "-inf"),
 )
 def absolute(t: Tape, x: Var) -> Var:
     """|x|, gradient 0 at 0."""
@@ -238,7 +239,6 @@ def divide_scalar(t: Tape, x: Var, *, c: float) -> Var:
     node="PowerScalar",
     attributes=scalar_of,
     values="positive",
-    special=(),
     hard=(0.0, -0.0, -2.0, 1e-20, 1e-3),  # a fraction of them as exponent: nan, 0 or infinite on both sides
 )
 def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
@@ -257,7 +257,6 @@ def power_scalar(t: Tape, x: Var, *, c: float) -> Var:
     torch=lambda t, x, c: x**c,
     drawn=lambda d: ([d.shape()], {"c": d.of((2.0, 3.0, 1.0, 0.0, -1.0, -2.0, 4.0, 5.0, -3.0))}),
     covers=("PowerScalar",),
-    special=(),
     hard=(0.0, -0.0, -2.0, 0.0),
 )
 def whole_power_scalar(t: Tape, x: Var, *, c: float) -> Var:
@@ -281,14 +280,13 @@ def rsub(t: Tape, x: Var, *, c: float) -> Var:
     torch=lambda t, x, c: c / x,
     drawn=scalar(NUMBERS),
     values="nonzero",
-    special=(),
 )
 def rdiv(t: Tape, x: Var, *, c: float) -> Var:
     """c / x."""
     return by_both(t, x, lambda x: t.noisy(c / x), lambda x, y: -t.noisy(y / x))
 
 
-@operation(needle=lambda n, x, c: c**x, torch=lambda t, x, c: c**x, drawn=scalar((2.0, 0.5, 1.0, 3.0)), special=())
+@operation(needle=lambda n, x, c: c**x, torch=lambda t, x, c: c**x, drawn=scalar((2.0, 0.5, 1.0, 3.0)))
 def rpow(t: Tape, x: Var, *, c: float) -> Var:
     """c ** x, for c > 0."""
     require(c > 0, f"rpow: c must be positive, but got {c}")
@@ -361,7 +359,6 @@ def divide(t: Tape, a: Var, b: Var) -> Var:
     drawn=two,
     node="EWisePow",
     values="positive",
-    special=(),
     hard=(0.0, -0.0, -2.0, 1e-3),
 )
 def power(t: Tape, a: Var, b: Var) -> Var:
@@ -397,7 +394,6 @@ def power(t: Tape, a: Var, b: Var) -> Var:
     drawn=two,
     covers=("EWisePow",),
     values=("real", "whole"),
-    special=(),
     ordinary=True,
     plain=(1,),  # there is a logarithm in it
 )

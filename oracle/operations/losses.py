@@ -23,7 +23,6 @@ def matrix(d: Draw) -> Drawn:
     torch=lambda t, x: t.log_softmax(x, 1),
     drawn=matrix,
     node="LogSoftmax",
-    special=(),
     hard=(1e3, -1e3, 300.0, 100.0),
 )
 def logsoftmax(t: Tape, x: Var) -> Var:
@@ -53,7 +52,6 @@ def along_an_axis(d: Draw) -> Drawn:
     node="Softmax",
     attributes=lambda op, x: {"axis": op.axis},
     layer="Softmax",
-    special=(),
     hard=(1e3, -1e3, 300.0, 100.0),
 )
 def softmax(t: Tape, x: Var, *, axis: int = -1) -> Var:
@@ -80,7 +78,6 @@ def labelled(d: Draw) -> Drawn:
     torch=lambda t, z, labels: t.nn.functional.cross_entropy(z, t.tensor(labels)),
     drawn=labelled,
     covers=("SoftmaxCrossEntropy",),
-    special=(),
     hard=(1e3, -1e3, 300.0, 100.0),
 )
 def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
@@ -94,7 +91,7 @@ def softmax_loss(t: Tape, z: Var, *, labels: Array) -> Var:
     lse = t.noisy(np.log(t.noisy(s))) + t.noisy(top)
     # the two terms may be summed apart, so each has rounding of its own size
     normalisers = mean_of(t, t.noisy(np.log(t.noisy(s)))[..., 0], (LEAD,))
-    picked = mean_of(t, (t.noisy(seen - top) * onehot).sum(axis=-1), (LEAD,))
+    picked = mean_of(t, np.where(onehot > 0, t.noisy(seen - top), 0.0).sum(axis=-1), (LEAD,))  # -inf · 0 is none of it
     loss = (t.noisy(normalisers) - t.noisy(picked))[..., 0]
 
     def vjp(g: Array) -> Sequence[Array]:

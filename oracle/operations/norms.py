@@ -77,7 +77,7 @@ def _normalised_again(t: Tape, x: Var, mean: Array, inv: Array, saved: Array | N
     drawn=normalised(min_rows=2),
     node="BatchNorm",
     attributes=lambda op, *xs: {"eps": float(op.eps)},
-    special=(),
+    special_in=lambda given: (0, 2),  # which of nan and infinity an infinite weight makes depends on the formula
     ordinary=True,
 )
 def batch_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:
@@ -131,7 +131,7 @@ def batch_norm_eval(t: Tape, x: Var, weight: Var, bias: Var, mean: Var, var: Var
     drawn=normalised(min_rows=1, any_rank=True),
     node="LayerNorm",
     attributes=lambda op, *xs: {"eps": float(op.eps)},
-    special=(),
+    special_in=lambda given: (0, 2),  # which of nan and infinity an infinite weight makes depends on the formula
     ordinary=True,
 )
 def layer_norm(t: Tape, x: Var, weight: Var, bias: Var, *, eps: float = 1e-5) -> Var:

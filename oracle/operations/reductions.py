@@ -58,7 +58,6 @@ def extreme(t: Tape, x: Var, end: Array, over: tuple[int, ...]) -> Var:
     drawn=over_axes(min_size=1),
     node="Max",
     attributes=axes_of_op,
-    special=(),
 )
 def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
     """Largest element over axes, which are dropped; ties share the gradient equally."""
@@ -73,7 +72,6 @@ def maximum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Va
     node="Min",
     attributes=axes_of_op,
     values="whole",  # for the sake of ties
-    special=(),
 )
 def minimum(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None) -> Var:
     """Smallest element over axes, which are dropped; ties share the gradient equally."""
@@ -112,7 +110,6 @@ def torch_picked(t: Any, x: Any, axes: int | None, largest: bool) -> Any:
     drawn=along,
     covers=("GetItem", "Reshape"),
     values="whole",  # for the sake of ties
-    special=(),
 )
 def picked(t: Tape, x: Var, *, axes: int | None, largest: bool) -> Var:
     """The element at the place that argmax or argmin names: of several, the first gets the whole gradient."""
@@ -150,7 +147,6 @@ def varied(d: Draw) -> Drawn:
     node="Var",
     values="far",  # from 0, where squares cancel
     attributes=lambda op, x: {**axes_of_op(op), "correction": op.correction},
-    special=(),
 )
 def var(t: Tape, x: Var, *, axes: int | tuple[int, ...] | None = None, correction: float = 0) -> Var:
     """Σ (x − mean)² / (n − correction) over axes, which are dropped."""

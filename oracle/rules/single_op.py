@@ -104,7 +104,7 @@ def _too_large(case: c.OpCase) -> bool:
     """Whether an operation that is kept to ordinary numbers is given others: their squares are beyond float32, whoever computes."""
     op = OPERATIONS[case.op]
     arrays = (*(o.array for o in case.operands), case.cotangent_array)
-    return op.ordinary and not op.special and not all(np.abs(a).max(initial=0) < DOMAIN for a in arrays)
+    return op.ordinary and not op.factors and not all(np.abs(a[np.isfinite(a)]).max(initial=0) < DOMAIN for a in arrays)
 
 
 def _evidence(case: c.OpCase, ndl: Any, *, raised: bool) -> Evidence:

@@ -103,7 +103,7 @@ def draw(kind: str, count: int, seed: int, index: int = 0, known: tuple[str, ...
     for i in itertools.count():
         if len(cases) >= count:
             break
-        every = strategies.every_op(known, (index + i) % 4)
+        every = strategies.every_op(known, (index + i) % strategies.TURNS)
         cases.extend(independent(every, 1, seed_of(seed, i))[0])
     del cases[count:]
     random.Random(seed).shuffle(cases)

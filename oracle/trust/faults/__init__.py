@@ -25,6 +25,7 @@ from oracle.trust.faults import (
     layers,
     loading,
     losses,
+    nonfinite,
     norms,
     products,
     programs,
@@ -61,7 +62,7 @@ _CHAPTERS = [
             loading,
             in_place,
         ),
-        *(dtypes, whole, handed, corners),
+        *(dtypes, whole, handed, corners, nonfinite),
     )
 ]
 FAULTS: dict[str, Fault] = {}

@@ -6,7 +6,7 @@ passes: a gradient that carries a graph was made from such leaves, and is differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from oracle.cases.features import (
     FEW_LABELS,
     LAYOUTS,
     LONG_AXIS,
+    NONFINITE,
     ROWS,
     SWITCHES,
     TABLE,
@@ -61,7 +62,7 @@ def applies(op: str) -> Callable[[Called], bool]:
             op in ("power_scalar", "whole_power_scalar") and not f.inside
         ):  # the same call, on numbers of any sign only if it is whole; in float32 one of them may be a special value
             fraction = bool(float(other) % 1)  # type: ignore[arg-type]
-            negative = (f.tensors[0] < 0).sum()
+            negative = ((f.tensors[0] < 0) & np.isfinite(f.tensors[0])).sum()
             return fraction if op == "power_scalar" else not fraction and negative > (f.tensors[0].dtype == np.float32)
         return True
 
@@ -117,6 +118,20 @@ for _op in TABLE["dtypes"].labels:
     guard(f"dtypes {_op}", "op", _both(applies(_op), _other))
 for _op in TABLE["long"].labels:
     guard(f"long {_op}", "op", _both(applies(_op), _long))
+
+
+def _nonfinite(a: Array) -> bool:
+    return bool(a.dtype == np.float32 and not np.isfinite(a).all())
+
+
+def _nonfinite_in(ops: Sequence[str]) -> Callable[[Called], bool]:
+    asked = [applies(op) for op in ops]
+    return _both(lambda f: any(of_one(f) for of_one in asked), _nonfinite)
+
+
+for _where, _ops in NONFINITE.items():
+    guard(f"nonfinite {_where}", "op", _nonfinite_in(_ops))
+guard("nonfinite in several operands", "op", own(lambda f: sum(map(_nonfinite, operands(f))) > 1))
 
 
 def in_a_block(op: str) -> Callable[[Called], bool]:
@@ -403,7 +418,7 @@ def _power(tensors: bool, when: Callable[[Array, Array], Array]) -> Callable[[Ca
 
 _POWERS: dict[str, Callable[[Array, Array], Array]] = {
     "a whole power of a negative number": lambda b, e: (e % 1 == 0) & (b < 0) & (np.abs(e) > 1),
-    "a fractional power of a negative number": lambda b, e: (e % 1 != 0) & (b < 0),
+    "a fractional power of a negative number": lambda b, e: (e % 1 > 0) & (b < 0),
     "a positive power of 0": lambda b, e: (b == 0) & (e > 0),
     "a negative power of 0": lambda b, e: (b == 0) & (e < 0),
     "0 to the power of 0": lambda b, e: (b == 0) & (e == 0),

@@ -804,7 +804,7 @@ def backward(g, kept, born, adjoints, give):
     g = _undo(take(), g, give)
     if born == 3: return []
     y = take()
-    dx = (y > _ZERO).astype(g.dtype)
+    dx = (y != _ZERO).astype(g.dtype)
     dx *= g
     g = dx
     del dx

@@ -285,6 +285,18 @@ def test_what_is_no_number_goes_through_a_relu_between_layers():
         assert np.isnan(model(ndl.Tensor(data)).numpy()).sum(0).tolist() == [1, 1]
 
 
+def test_the_gradient_where_something_is_no_number_is_that_of_torch():
+    nan = np.array([np.nan, np.inf, -np.inf, 0, 2], F4)
+    x, zero = ndl.Tensor(nan), ndl.Tensor(np.zeros(5, F4), requires_grad=False)
+    passed = [1, 1, 0, 0, 1]
+    for relu in (ops.relu, nn.Sequential(nn.Identity(), nn.ReLU())):
+        for graph in (False, True):
+            relu(x).backward(ndl.Tensor(np.ones(5, F4)), create_graph=graph)
+            assert x.grad.numpy().tolist() == passed
+    (x**zero).backward(ndl.Tensor(np.ones(5, F4)))
+    assert x.grad.numpy().tolist() == [0] * 5  # x⁰ is 1 whatever x is
+
+
 @pytest.mark.parametrize(("dtype", "at"), [(F4, -95), (F4, -102), ("float64", -720), ("float64", -740)])
 def test_the_sigmoid_where_only_the_smallest_numbers_are_left(dtype, at):
     y = ops.sigmoid(ndl.Tensor(np.array([at], dtype))).numpy()

@@ -17,7 +17,7 @@ PLAIN = {kind: draw(name, 60 if name == "program" else 240, 5) for kind, name in
 LARGE = [*draw("long", 5 * len(OP_NAMES) + 1, 5), *(case for i in range(32) for case in draw("long", 4, 6, i))]
 LARGE += draw("large", 60, 5) + draw("whole", 72, 5)
 LARGE += [*draw("dtype", 3 * len(OP_NAMES), 5), *draw("dtype", 4 * len(OP_NAMES), 6)]
-LARGE += [case for i in range(8) for case in draw("op", len(OP_NAMES), 7, i)]
+LARGE += [case for i in range(12) for case in draw("op", len(OP_NAMES), 7, i)]
 LARGE += draw("corner", 3 * len(CORNERS), 5)
 EDITS = [(label, kind) for kind in KINDS for label in features.EDITS[kind]]
 
@@ -59,6 +59,14 @@ def test_in_four_shards_every_operation_is_differentiated_once_and_twice_and_thr
         assert all(found[name, order] >= 1 for name in OP_NAMES for order in (1, 3))
         reached = Counter(label for case in cases for label in coverage.covered(case))
         assert all(reached[f"{times} {name}"] for name in OP_NAMES for times in ("op", "twice", "three times"))
+
+
+def test_in_twelve_shards_every_operation_has_nan_or_infinities():
+    cases = [case for index in range(12) for case in draw("op", SHARD["op"], index, index)]
+    assert {case.op for case in cases if case.no_number} == set(OP_NAMES)
+    assert (
+        0.2 < sum(case.no_number for case in cases if case.order == 1) / sum(case.order == 1 for case in cases) < 0.45
+    )
 
 
 def test_half_of_a_shard_trains_a_model_or_nearly_so():
