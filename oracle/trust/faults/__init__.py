@@ -25,6 +25,7 @@ from oracle.trust.faults import (
     layers,
     loading,
     losses,
+    mishaps,
     norms,
     products,
     programs,
@@ -60,6 +61,7 @@ _CHAPTERS = [
             containers,
             loading,
             in_place,
+            mishaps,
         ),
         *(dtypes, whole, handed, corners),
     )

@@ -56,6 +56,8 @@ SHOWN_BY = {
     a.Load: ("state_dict into a fresh model", "program-load-no-buffers"),
     a.Copy: ("pickle", "program-copy-loses-buffers"),
     a.Keep: ("kept numpy", "program-held-data-written"),
+    a.Mishap: ("mishap, gradient", "program-misfit-refused-late-sgd"),
+    a.Rewind: ("state put back, of optimizers too", "program-put-back-states-stay"),
 }
 
 
