@@ -396,8 +396,19 @@ def _native(data: Any) -> Any:
     """The numbers in the dtype that NumPy itself has of this name: it is asked for by identity. What comes out of a pickle has
     another object, and what comes from another machine may have its bytes in another order.
     """
-    own = np.dtype(data.dtype.char)
+    own = _OWN[data.dtype.num]
     return data if data.dtype is own else data.astype(own)
+
+
+def _real(dtype: DTypeLike, who: str = "Tensor") -> np.dtype[Any]:
+    """NumPy's own object for a dtype of real numbers or bools; refuses every other."""
+    asked = np.dtype(dtype)
+    if asked.num not in _OWN:
+        raise TypeError(f"{who} holds real numbers or bools, but got dtype {asked}")
+    return _OWN[asked.num]
+
+
+_OWN = {own.num: own for own in map(np.dtype, "?" + np.typecodes["AllInteger"] + np.typecodes["Float"])}
 
 
 def _a_change() -> float:

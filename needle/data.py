@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor, _integer, _native
+from needle.autograd import Tensor, _integer, _native, _real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -269,6 +269,5 @@ class DataLoader:
             columns = [np.stack([np.asarray(part) for part in column]) for column in zip(*items, strict=True)]
         columns = [np.asarray(column) for column in columns]
         for column in columns:
-            if column.dtype.kind not in "fiub":
-                raise TypeError(f"DataLoader: a batch holds real numbers or bools, but got dtype {column.dtype}")
+            _real(column.dtype, "DataLoader: a batch")
         return tuple(Tensor.make_const(_native(column)) for column in columns)

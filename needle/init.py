@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.autograd import Tensor
+from needle.autograd import Tensor, _real
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -35,14 +35,7 @@ __all__ = [
 
 
 def _tensor(data: Any, dtype: DTypeLike, requires_grad: bool) -> Tensor:
-    return Tensor.make_const(np.asarray(data).astype(_checked(dtype), copy=False), requires_grad)
-
-
-def _checked(dtype: DTypeLike) -> np.dtype[Any]:
-    checked = np.dtype(dtype)
-    if checked.kind not in "fiub":
-        raise TypeError(f"Tensor holds real numbers or bools, but got dtype {checked}")
-    return np.dtype(checked.char)  # with the bytes in the order of this machine
+    return Tensor.make_const(np.asarray(data).astype(_real(dtype), copy=False), requires_grad)
 
 
 def rand(
@@ -73,17 +66,17 @@ def constant(
     *shape: int, c: float = 1.0, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False
 ) -> Tensor:
     """Fill with the number c: -> shape."""
-    return Tensor.make_const(np.full(shape, c, _checked(dtype)), requires_grad)
+    return Tensor.make_const(np.full(shape, c, _real(dtype)), requires_grad)
 
 
 def ones(*shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False) -> Tensor:
     """Fill with ones: -> shape."""
-    return Tensor.make_const(np.ones(shape, _checked(dtype)), requires_grad)
+    return Tensor.make_const(np.ones(shape, _real(dtype)), requires_grad)
 
 
 def zeros(*shape: int, device: Any = None, dtype: DTypeLike = "float32", requires_grad: bool = False) -> Tensor:
     """Fill with zeros: -> shape."""
-    return Tensor.make_const(np.zeros(shape, _checked(dtype)), requires_grad)
+    return Tensor.make_const(np.zeros(shape, _real(dtype)), requires_grad)
 
 
 def randb(
@@ -109,7 +102,7 @@ def one_hot(n: int, i: Tensor, device: Any = None, dtype: DTypeLike = "float32",
         raise TypeError(f"one_hot needs integers, but got dtype {places.dtype}")
     if places.size and (whole.min() < 0 or whole.max() >= n):
         raise ValueError(f"one_hot needs numbers in 0..{n - 1}, but got {int(whole.min())}..{int(whole.max())}")
-    return Tensor.make_const(np.eye(n, dtype=_checked(dtype))[whole], requires_grad)
+    return Tensor.make_const(np.eye(n, dtype=_real(dtype))[whole], requires_grad)
 
 
 def zeros_like(array: Tensor, *, device: Any = None, requires_grad: bool = False) -> Tensor:

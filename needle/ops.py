@@ -53,6 +53,7 @@ from needle.autograd import (
     _numbers,
     _numpy,
     _operand,
+    _real,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _sum_kept(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over the axes and keep them with size 1."""
     if isinstance(x, Tensor):
         return reshape(summation(x, axes), _kept(x.shape, axes))
-    return np.asarray(_add_up(x, axes)).reshape(_kept(x.shape, axes))
+    return _add_up(x, axes).reshape(_kept(x.shape, axes))
 
 
 def _reduced(g: Any, shape: tuple[int, ...]) -> Any:
@@ -339,7 +340,7 @@ def _in_one_dtype(sums: Callable[[Any, Array, Array], Any]) -> Callable[[Any, Ar
         if a.dtype is not b.dtype:
             a, b = _alike(a, b)
         if a.dtype is _HALF and b.dtype is _HALF:
-            return np.asarray(sums(self, _wide(a), _wide(b))).astype(_HALF)
+            return sums(self, _wide(a), _wide(b)).astype(_HALF)
         return sums(self, a, b)
 
     return method
@@ -917,10 +918,7 @@ class Cast(_Shapes, TensorOp):
     """The same numbers in another dtype."""
 
     def __init__(self, dtype: DTypeLike) -> None:
-        dtype = np.dtype(dtype)
-        if dtype.kind not in "fiub":
-            raise TypeError(f"cast: a Tensor holds real numbers or bools, but got dtype {dtype}")
-        self.dtype = np.dtype(dtype.char)  # with the bytes in the order of this machine
+        self.dtype = _real(dtype, "cast: a Tensor")
 
     def compute(self, a: Array) -> Any:
         return a.astype(self.dtype)
@@ -1440,7 +1438,7 @@ class Linear(_Product, TensorOp):
                 dtype = np.result_type(y, bias)
                 if dtype != before:  # a wider bias, or a float: in the dtype of the result from the start
                     return self.compute(x.astype(dtype), weight.astype(dtype), bias)
-            y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y if y.dtype is bias.dtype else None)
+            y = np.add(y, bias if y.ndim > 1 else bias.reshape(-1), y)
         return y
 
     def vjp(self, g: Any, y: Any, needs: Sequence[bool], x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:

@@ -149,9 +149,14 @@ def parser() -> argparse.ArgumentParser:
         "one that the accepted run killed is alive, 2 usage, 4 the harness itself failed, 130 interrupted.",
     )
     mutants.add_argument(
-        "--file", nargs="+", choices=MUTATED, metavar="FILE", help=f"only these of {', '.join(MUTATED)}"
+        "--file",
+        nargs="+",
+        action="extend",
+        choices=MUTATED,
+        metavar="FILE",
+        help=f"only these of {', '.join(MUTATED)}",
     )
-    mutants.add_argument("--operators", nargs="+", metavar="NAME", help="only these operators")
+    mutants.add_argument("--operators", nargs="+", action="extend", metavar="NAME", help="only these operators")
     mutants.add_argument("--budget", type=positive(int), default=1000, help="cases at most, those of a diff run (1000)")
     mutants.add_argument("--workers", type=positive(int), help="processes (default: one per core)")
     mutants.add_argument("--seed", type=seed, default=0, help="seed of the cases (default 0)")
@@ -163,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     mutants.add_argument(
         "--unjudged", action="store_true", help="only what the accepted run does not have, as after an edit of needle"
     )
-    mutants.add_argument("--key", nargs="+", help="only the mutants with these keys")
+    mutants.add_argument("--key", nargs="+", action="extend", help="only the mutants with these keys")
     mutants.add_argument(
         "--excuses", action="store_true", help="only what is excused, and whether the unit tests bear the reasons out"
     )
@@ -282,7 +287,7 @@ def parser() -> argparse.ArgumentParser:
         "come about, 130 interrupted.",
     )
     kernels.add_argument("--short", action="store_true", help="what CI runs: fewer cases, one model, no kernel twice")
-    kernels.add_argument("--kernels", nargs="+", default=[], metavar="NAME", help="only these kernels")
+    kernels.add_argument("--kernels", nargs="+", action="extend", default=[], metavar="NAME", help="only these kernels")
     kernels.add_argument("--cases", type=positive(int), help="of the calibration, for each variant (200; short: 100)")
     kernels.add_argument("--workers", type=positive(int), help="checks at a time (default: one per core)")
     kernels.add_argument(

@@ -25,6 +25,7 @@ from oracle.apart import home
 from oracle.blame import program as written
 from oracle.blame.course import SHARED
 from oracle.blame.headline import number
+from oracle.blame.locate import IN_THE_GRAPH
 from oracle.cases import case as c
 from oracle.operations import OPERATIONS
 from oracle.rules.judge import judge
@@ -295,6 +296,7 @@ def _of_model(case: c.Case, divergence: Divergence, suspect: Suspect) -> str:
         " forward in training mode": "{} gives wrong values in training",
         " forward in evaluation mode": "{} gives wrong values in evaluation",
         " backward in evaluation mode": "gradients through {} in evaluation mode are wrong",
+        f" {IN_THE_GRAPH}": "gradients through {} are wrong",
         " second backward": "second derivatives through {} are wrong",
         " running statistics": "{}: its running statistics are wrong",
         " constructor": "{}: its initial values are not those of the course",

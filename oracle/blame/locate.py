@@ -76,7 +76,7 @@ def _of_run(case: c.TrainCase | c.SecondOrderCase | c.OpCase, divergence: Diverg
     looked = found is not None and found.nodes > found.unknown and not (divergence.quantity in FORWARD and found.bad)
     if looked and divergence.quantity in (*FORWARD, *BACKWARD):
         assert evidence.findings is not None
-        unknown = f", as far as it is known ({evidence.findings.unknown} are not)" if evidence.findings.unknown else ""
+        unknown = f", but for {evidence.findings.unknown} that it does not know" if evidence.findings.unknown else ""
         agrees = f"every node of the tape is right by itself (rule OP){unknown}"
         told = _by_graph(case, divergence, evidence) or by_tensor
         return dataclasses.replace(told, known="; ".join(k for k in (told.known, agrees) if k))
@@ -290,6 +290,7 @@ def _by_operator(
 _METHODS = {"forward": ("compute",), "backward": ("vjp", "gradient"), "second backward": ("vjp", "gradient")}
 
 
+IN_THE_GRAPH = "forward, in the graph that it builds for backward"
 FAR = 50.0  # times what rule G allows: beyond what rounding in the ops of a tape can add up to
 
 
@@ -308,8 +309,9 @@ def _by_graph(
         layers, name = dict(c.walk(case.model)), divergence.name.split("#")[0]
         path = _consumer(layers, name) if divergence.quantity == "adjoint" else name.rpartition(".")[0]
         # what a layer has drawn is in a product that rounds once
-        if path is not None and path in layers and (not near or layers[path].draws):
-            return _layer(layers, path, "forward", "forward, in the graph that it builds for backward")
+        all_right = evidence.findings is not None and not evidence.findings.unknown
+        if all_right and path is not None and path in layers and (not near or layers[path].draws):
+            return _layer(layers, path, "forward", IN_THE_GRAPH)
     return None
 
 

@@ -41,7 +41,7 @@ _FIRST = {"_swapped": "transpose", "transpose": "transpose", "_as_matrix": "resh
           "_reduced": "reshape", "reshape": "reshape", "np.asarray": "copy", "_in_dtype_of": "cast", "_whole": "whole",
           "_value": "value", "np.moveaxis": "transpose", "np.log": "function", "np.exp": "function", "np.abs": "function",
           "math.sqrt": "function", "_number": "cast", "_writable": "aliased", "_sum_kept": "sum", "row_sums": "sum",
-          "_fixed": "fixed", "np.sqrt": "function", "_checked": "check"}  # fmt: skip
+          "_fixed": "fixed", "np.sqrt": "function"}  # fmt: skip
 _METHOD = {".swapaxes": "transpose", ".reshape": "reshape", ".copy": "copy", ".astype": "cast", ".detach": "detach",
            ".removeprefix": "text"}  # fmt: skip
 

@@ -67,7 +67,7 @@ Runs = Mapping[str, Watched]  # by node id
 
 
 class _Watching:
-    """A pytest plugin that takes down what each test of a file runs; what its import runs, all of them do."""
+    """A pytest plugin that takes down what each test of a file runs; what importing it and needle runs, all of them do."""
 
     def __init__(self, tracer: trial.Tracer) -> None:
         self.tracer, self.found = tracer, dict[str, Watched]()
@@ -89,8 +89,8 @@ def watched(texts: trial.Sources, paths: Sequence[str], workers: int) -> Runs:
     """What each test of some files or folders runs of needle, as it is."""
 
     def work(path: Path, write: Callable[[bytes], None]) -> None:
-        _apart(texts)
         with trial.Tracer() as tracer:
+            _apart(texts)
             plugin = _Watching(tracer)
             pytest.main([*(o for o in OPTIONS if o != "-x"), f"--rootdir={ROOT}", str(path)], plugins=[plugin])
         write(pickle.dumps(plugin.found))

@@ -76,6 +76,23 @@ def test_a_fault_of_a_layer_leaves_a_consistent_tape():
     assert found.suspect.line.startswith("needle/nn.py:")
 
 
+def test_where_an_op_is_not_known_nobody_says_that_the_graph_is_wrong():
+    class Affine(needle.ops.TensorOp):
+        def compute(self, x, weight, bias):
+            return x @ weight + bias
+
+        def vjp(self, g, y, needs, x, weight, bias):
+            return g @ weight.T, x.T @ g, g.sum(0, keepdims=True) * 2
+
+    def own(old):
+        return lambda self, x: Affine()(x, self.weight, self.bias)
+
+    with wrap("nn.Linear.forward", own).applied():
+        found = diverged(train(c.Linear(2), loss=c.WeightedSum()))
+    assert found.suspect.what == "Linear backward"
+    assert "but for 1 that it does not know" in found.suspect.known
+
+
 def test_running_statistics_in_the_wrong_mode_are_a_matter_of_the_layer():
     def forward(old):
         def changed(self, x):

@@ -186,6 +186,8 @@ def test_a_mutant_meets_the_tests_that_run_its_line_the_quickest_first(monkeypat
     tests = tested.watched(texts, files, workers=1)
     assert all(t.lines for t in tests.values())
     assert len({t.lines for t in tests.values()}) > 1
+    at_import = planted(texts, "autograd", 'own.get("reads_result", True)', 'own.get("reads_result", False)')
+    assert all(t.lines.intersection(("autograd", line) for line in at_import.reach) for t in tests.values())
     fails = planted(texts, "schedules", "math.cos(", "math.sin(")
     lines = {("schedules", line) for line in fails.reach}
     reaching = [name for name, t in tests.items() if t.lines & lines]
