@@ -452,6 +452,11 @@ def test_a_needle_of_the_course_gets_the_actions_that_the_course_has():
         ("parameter added late", "program-late-parameter-ignored"),
         ("state_dict into a fresh model and optimizer", "program-optimizer-state-lost"),
         ("deepcopy", "program-copy-takes-runs"),
+        ("mishap, gradient", "program-misfit-refused-late-sgd"),
+        ("mishap, shape", "program-load-refused-late"),
+        ("mishap, state", "program-state-refused-late"),
+        ("state put back", "program-put-back-statistics-stay"),
+        ("data transposed", "program-data-transposed-as-in-memory"),
     ],
 )
 def test_the_script_is_the_list_of_actions_and_shows_the_mistake(label, name):
