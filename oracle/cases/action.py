@@ -86,6 +86,9 @@ class Hands(Protocol):
     def loaded(self, *, optimizer: bool, file: bool = False) -> None:
         """Go on with a fresh model into which the state of this one has been loaded, by way of a file."""
 
+    def rewound(self, *, optimizer: bool) -> None:
+        """Go on for a while, and go back to the state from before."""
+
     def load_batches(self, loader: Any) -> None:
         """A `oracle.cases.loading.Loader`: take the batches of the passes to come from a DataLoader."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Union
 
 import numpy as np
+from msgspec.structs import replace
 
 from oracle.cases.action import Action, Array, Hands, Plan, Write
 from oracle.cases.bounds import Fraction, NonNegative, Number, Place, require
@@ -23,10 +24,24 @@ from oracle.cases.in_place import Augment
 from oracle.cases.known import SETTINGS, STATES, Known
 from oracle.cases.layer_actions import PutLayer, SwapLayers, within
 from oracle.cases.loading import Loader
+from oracle.cases.mishaps import Mishap, Rewind
 from oracle.cases.schedules import Advance, Attach, after_loading
 from oracle.operations.drawn import Draw
 
-__all__ = ["Action", "Advance", "Attach", "Augment", "Hands", "Loader", "Plan", "PutLayer", "SwapLayers", "within"]
+__all__ = [
+    "Action",
+    "Advance",
+    "Attach",
+    "Augment",
+    "Hands",
+    "Loader",
+    "Mishap",
+    "Plan",
+    "PutLayer",
+    "Rewind",
+    "SwapLayers",
+    "within",
+]
 
 Special = Literal["nan", "inf", "-inf"]
 
@@ -39,7 +54,8 @@ class Pass(Action, frozen=True, tag="Pass"):
 
         ``reset`` calls ``reset_grad`` of the first optimizer before; ``add`` adds the gradients from before by hand; "twice" goes
         back through the graph twice, by ``retain_graph``, and asks that a third time is refused; "with graph" makes gradients that carry one,
-    by ``create_graph``; ``keep`` keeps loss and output.
+    by ``create_graph``; ``keep`` keeps loss and output; "transposed" and "strided" are how the input lies in memory. With ``computed`` the
+    layer of the parameter with that number has ``p * 1`` in its place for this pass, which no user of a Parameter is: all numbers are the same.
     """
 
     backward: Literal["once", "twice", "with graph"] = "once"
@@ -47,12 +63,18 @@ class Pass(Action, frozen=True, tag="Pass"):
     add: bool = False
     to_input: bool = False
     keep: bool = False
+    computed: Place | None = None
+    layout: Literal["plain", "transposed", "strided"] = "plain"
 
     weight = 0
 
     @property
     def words(self) -> str:
         """What it is called."""
+        if self.computed is not None:
+            return "pass, a parameter computed"
+        if self.layout != "plain":
+            return f"pass, input {self.layout}"
         if self.add:
             return "pass, gradients added by hand"
         if self.keep:
@@ -73,7 +95,18 @@ class Pass(Action, frozen=True, tag="Pass"):
             add=kind == "add",
             to_input=(draw.whole(1, 6) == 1),
             keep=kind == "keep",
+            computed=plan.parameter(draw) if kind == "computed" else None,
+            layout=kind if kind in ("transposed", "strided") else "plain",
         )
+
+    @property
+    def plain(self) -> Pass:
+        """The same with parameters as they are, on a batch in memory as usual."""
+        return replace(self, computed=None, layout="plain")
+
+    def input(self, values: Array) -> Array:
+        """The batch as it lies in memory."""
+        return values if self.layout == "plain" else laid_out(self.layout, values)
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
@@ -82,7 +115,15 @@ class Pass(Action, frozen=True, tag="Pass"):
         yield "before = {n: p.grad for n, p in parameters.items() if p.grad is not None and p.grad.dtype == p.dtype}"
         yield f"np.random.seed(SEEDS[{k.passes}])"
         yield f"x = ndl.Tensor(X[{k.passes}], requires_grad={self.to_input})"
+        if self.layout != "plain":
+            yield f"x.cached_data = laid_out({self.layout!r}, X[{k.passes}])"
+        name = "" if self.computed is None else k.parameter(self.computed)
+        path, _, attribute = name.rpartition(".")
+        if name:
+            yield f"layers[{path!r}].{attribute} = parameters[{name!r}] * 1.0"
         yield "out = model(x)"
+        if name:
+            yield f"layers[{path!r}].{attribute} = parameters[{name!r}]"
         yield f"loss, start = loss_of(out, {k.passes})"
         yield "if loss.requires_grad:"
         if self.backward == "twice":
@@ -124,6 +165,10 @@ _PASSES: tuple[Any, ...] = (
     "stale",
     "keep",
     "keep",
+    "computed",
+    "computed",
+    "transposed",
+    "strided",
 )
 Pass.examples = (
     Pass(),
@@ -133,6 +178,9 @@ Pass.examples = (
     Pass(reset=False),
     Pass(to_input=True),
     Pass(keep=True),
+    Pass(computed=0),
+    Pass(layout="transposed"),
+    Pass(layout="strided"),
 )
 
 
@@ -495,6 +543,10 @@ def laid_out(form: str, values: Array) -> Array:
         return wide[..., ::2]
     if form == "reversed" and values.size:
         return np.ascontiguousarray(values[..., ::-1])[..., ::-1]
+    if form == "transposed":
+        return np.ascontiguousarray(values.T).T
+    if form == "repeated" and values.size:
+        return np.broadcast_to(values.flat[:1], values.shape)
     array = np.array(values, {"float64": "float64", "integer": "int64"}.get(form, values.dtype))
     if form == "read-only":
         array.setflags(write=False)
@@ -506,6 +558,11 @@ def _tensor(w: Hands, form: str, values: Array) -> Any:
     tensor = w.ndl.Tensor(np.array(values), requires_grad=False)
     tensor.cached_data = laid_out(form, values)
     return tensor
+
+
+def _no_matrix(form: str, shape: Sequence[int]) -> bool:
+    """Whether this is left alone: what has one row or column lies in memory in one way alone."""
+    return form == "transposed" and (len(shape) != 2 or min(shape) < 2)
 
 
 def _partner(names: Sequence[str], shape: Callable[[str], Any], name: str) -> str:
@@ -551,10 +608,13 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
     """``parameter.data = …``: other numbers, in another memory or in the same.
 
     "kept": the user goes on holding what was handed in; "shared": the data of another parameter of that shape, "vector": of
-    shape (n,) for a bias (1, n), "in place" writes into the array, "augmented" is ``p *= 0.5`` under ``no_grad``.
+    shape (n,) for a bias (1, n), "in place" writes into the array, "augmented" is ``p *= 0.5`` under ``no_grad``; "transposed" leaves alone what
+    is no matrix.
     """
 
-    form: Literal["plain", "kept", "strided", "read-only", "shared", "vector", "in place", "augmented"] = "plain"
+    form: Literal[
+        "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented"
+    ] = "plain"
     parameter: Place = 0
 
     weight = 6
@@ -573,7 +633,9 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
         """Lines of a script."""
         name = k.parameter(self.parameter)
         p, values = f"parameters[{name!r}]", k.numbers(name)
-        if self.form == "augmented":
+        if _no_matrix(self.form, values.shape):
+            yield f"# nothing is done with {p}"
+        elif self.form == "augmented":
             yield f"kept.append({p}.data)"
             yield f"with ndl.no_grad():\n    {p} *= 0.5"
         elif self.form == "shared":
@@ -584,13 +646,13 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
             flat = self.form == "vector" and values.shape[:-1] == (1,)
             yield f"given = tensor({self.form!r}, {write(values.reshape(-1) if flat else values)})"
             yield f"{p}.data = given"
-            yield "kept.append(given)" if self.form not in ("plain", "vector") else "del given"
+            yield "kept.append(given)" if self.form not in ("plain", "vector", "transposed") else "del given"
 
     def needle(self, w: Hands) -> None:
         """``p.data = …``."""
         name, p = w.parameter(self.parameter)
         values = w.numbers(p)
-        if self.form == "in place" and w.write(p, values):
+        if _no_matrix(self.form, p.shape) or (self.form == "in place" and w.write(p, values)):
             return
         if self.form == "augmented":
             w.hold("p.data", p.data)
@@ -603,13 +665,15 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
         else:
             tensor = _tensor(w, self.form, values)
             p.data = tensor
-            if self.form != "plain":
+            if self.form not in ("plain", "transposed"):
                 w.hold("data handed in", tensor)
 
     def meaning(self, k: Known) -> None:
         """The parameter has these numbers."""
         name = k.parameter(self.parameter)
         values = k.numbers(name)
+        if _no_matrix(self.form, values.shape):
+            return
         if self.form == "augmented":
             values = k.values[f"parameter {name}"] * np.float32(0.5)
         elif self.form == "shared":
@@ -617,7 +681,9 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
         k.values[f"parameter {name}"] = values
 
 
-_DATA: tuple[Any, ...] = ("plain", "kept", "strided", "read-only", "shared", "vector", "in place", "augmented")
+_DATA: tuple[Any, ...] = (
+    "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented",
+)  # fmt: skip
 ReplaceData.examples = tuple(ReplaceData(form) for form in _DATA)
 
 
@@ -719,11 +785,22 @@ ReplaceState.examples = tuple(ReplaceState(form) for form in _STATE)
 
 class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
     """``parameter.grad = …`` before the step; "shared": one Tensor for two parameters, "parameter": its own data, "none": None,
-    so that the step leaves the parameter out once.
+    so that the step leaves the parameter out once; "repeated": one number, broadcast; "transposed" leaves alone what is no matrix.
     """
 
     form: Literal[
-        "plain", "float64", "integer", "strided", "reversed", "read-only", "shared", "parameter", "in place", "none"
+        "plain",
+        "float64",
+        "integer",
+        "strided",
+        "reversed",
+        "transposed",
+        "repeated",
+        "read-only",
+        "shared",
+        "parameter",
+        "in place",
+        "none",
     ] = "plain"
     parameter: Place = 0
 
@@ -744,7 +821,9 @@ class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
         """Lines of a script."""
         name = k.parameter(self.parameter)
         p, values = f"parameters[{name!r}]", _whole(self.form, k.numbers(name))
-        if self.form in ("none", "parameter"):
+        if _no_matrix(self.form, values.shape):
+            yield f"# nothing is done with {p}"
+        elif self.form in ("none", "parameter"):
             yield f"{p}.grad = {'None' if self.form == 'none' else p + '.data'}"
         elif self.form == "in place" and f"gradient {name}" in k.values:
             yield f"{p}.grad.cached_data[...] = {write(values)}"
@@ -759,6 +838,8 @@ class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
         """``p.grad = …``."""
         name, p = w.parameter(self.parameter)
         values = w.numbers(p)
+        if _no_matrix(self.form, p.shape):
+            return
         if self.form == "none":
             p.grad = None
         elif self.form == "parameter":
@@ -779,6 +860,8 @@ class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
         name = k.parameter(self.parameter)
         key = f"gradient {name}"
         values = laid_out(self.form, _whole(self.form, k.numbers(name)))
+        if _no_matrix(self.form, values.shape):
+            return
         if self.form == "none":
             k.values.pop(key, None)
             return
@@ -801,6 +884,8 @@ _GRADIENTS: tuple[Any, ...] = (
     "integer",
     "strided",
     "reversed",
+    "transposed",
+    "repeated",
     "read-only",
     "shared",
     "parameter",
@@ -1230,6 +1315,7 @@ Keep.examples = tuple(Keep(what) for what in _KEPT)
 ACTIONS: tuple[type[Action], ...] = (
     Pass, Step, ClipNorm, Reset, Set, SetLayer, Refuse, Freeze, ReplaceData, Augment, ReplaceState, ReplaceGradient,
     NewOptimizer, AddParameter, Attach, Advance, PutLayer, SwapLayers, Loader, Mode, Evaluate, NoGrad, Load, Copy, Keep,
+    Mishap, Rewind,
 )  # fmt: skip
 AnyAction: Any = Union[ACTIONS]  # noqa: UP007 - of as many as there are
 EXAMPLES: dict[str, Action] = {one.words: one for kind in ACTIONS for one in kind.examples}

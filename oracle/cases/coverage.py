@@ -231,6 +231,8 @@ def _of_program(case: c.ProgramCase) -> Iterator[str]:
     yield f"optimizer {type(case.optimizer).__name__}"
     for action in case.actions:
         yield f"program {action.words}"
+        if isinstance(action, a.Pass):
+            yield f"program {action.plain.words}"
     yield from _of_schedules(case)
     yield f"program layers in a {case.held}"
     put = any(isinstance(action, a.PutLayer) for action in case.actions)

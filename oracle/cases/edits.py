@@ -248,6 +248,9 @@ def wider(x: c.Operand) -> tuple[tuple[c.Operand, ...], dict[str, Any]]:
 _TUNED: dict[str, c.Layer] = {"p": c.Dropout(), "momentum": c.BatchNorm(), "eps": c.LayerNorm()}
 
 
+_OF_A_MATRIX = (a.Augment("@="), a.ReplaceData("transposed"), a.ReplaceGradient("transposed"))
+
+
 def action(example: a.Action) -> Edit:
     """The action before the last pass of a program; before its last step, if it needs gradients, and followed by both."""
 
@@ -264,10 +267,10 @@ def action(example: a.Action) -> Edit:
         if example == a.ReplaceData("vector"):  # which is any other Tensor where there is no bias
             model = (*model, c.Linear(2))
             done = a.ReplaceData("vector", sum(len(layer.parameters(1)) for _, layer in c.walk(model)) - 1)
-        if example == a.Augment("@="):  # of a matrix
-            model = (*model, c.Linear(2))
+        if example in _OF_A_MATRIX:
+            model = (*model, *([c.Linear(2)] * 2))  # one of which is 2 x 2
             names = programs.names_of(_replace(case, model=model, again=None))
-            done = a.Augment("@=", names.index(f"{len(case.model)}.weight"))
+            done = _replace(example, parameter=names.index(f"{len(case.model) + 1}.weight"))
         if isinstance(example, a.PutLayer):  # one with parameters
             model = (*model, c.Linear(2))
             done = a.PutLayer(len(programs.replaceable(_replace(case, model=model, again=None))) - 1)

@@ -127,7 +127,7 @@ def _program(case: c.ProgramCase, lacking: Collection[str]) -> c.ProgramCase | N
         kind = programs.kind_at(case, i)
         if isinstance(action, a.Pass):
             twice = action.backward == "twice" and "backward twice" not in lacking
-            action = replace(action, backward="twice" if twice else "once")
+            action = replace(action, backward="twice" if twice else "once", computed=None, layout="plain")
         elif isinstance(action, a.Evaluate):
             action = replace(action, constant=False)
         elif isinstance(action, a.ClipNorm):

@@ -208,8 +208,8 @@ class World:
         t = self.passes
         before = {n: g for n, p in self.parameters.items() if (g := grad_of(p)) is not None and g.dtype == p.dtype}
         np.random.seed(step_seed(self.case.training, t))
-        x = self._input(t, asks=action.to_input)
-        with self._looked_at() as record:
+        x = self._input(t, action)
+        with self._looked_at() as record, self._computed(action.computed):
             out = self.model(x)
         loss, cotangent = self._loss(out, t)
         self._layers(record, "activation", out)
@@ -258,6 +258,20 @@ class World:
             self.promise("a third backward pass, through the freed graph, is refused", False)
 
     @contextmanager
+    def _computed(self, place: int | None) -> Iterator[None]:
+        """In its layer a Tensor that is computed from a parameter, and has the same numbers, stands for it."""
+        if place is None:
+            yield
+            return
+        name, p = self.parameter(place)
+        path, attribute = name.rsplit(".", 1)
+        setattr(self.modules[path], attribute, p * 1.0)
+        try:
+            yield
+        finally:
+            setattr(self.modules[path], attribute, p)
+
+    @contextmanager
     def _looked_at(self) -> Iterator[Record]:
         """What the layers make, by the names of the training run, in which a layer that is applied twice stands twice."""
         if self.watch is None:
@@ -288,11 +302,15 @@ class World:
         self.hold(name, tensor)
         return tensor
 
-    def _input(self, t: int, *, asks: bool) -> Any:
+    def _input(self, t: int, action: a.Pass) -> Any:
         """The batch of pass t, of a loader if there is one."""
-        if not self.loader or asks:
+        if not self.loader or action.to_input or action.layout != "plain":
             values = array_of(self.loader[t - self.loaded_from][0]) if self.loader else self.batches.x[t, 0]
-            return self._tensor("input", values, requires_grad=asks)
+            x = self.ndl.Tensor(np.array(values), requires_grad=action.to_input)
+            if action.layout != "plain":
+                x.cached_data = action.input(values)
+            self.hold("input", x)
+            return x
         x = self.loader[t - self.loaded_from][0]
         self.hold("input", x)
         return x
@@ -443,6 +461,22 @@ class World:
                 if isinstance(value, np.ndarray):
                     value[...] = np.nan
         self.parts = fresh
+
+    def rewound(self, *, optimizer: bool) -> None:
+        """Keep a state, go on from there, and put the state back; the batch of the next pass is looked at by the model twice."""
+        state = self.model.state_dict()
+        states = [o.state_dict() for o in self.optimizers]
+        np.random.seed(SEED)
+        self.model(self._tensor("input", self.batches.x[self.passes, 0]))  # which moves running statistics
+        if optimizer:
+            for o in self.optimizers:
+                o.step()
+        for p in self.parameters.values():
+            p.cached_data = p.cached_data * np.float32(0.5)
+        self.model.load_state_dict(state)
+        if optimizer:
+            for o, kept in zip(self.optimizers, states, strict=True):
+                o.load_state_dict(kept)
 
     def _fresh_schedule(self, fresh: Parts) -> Any:
         """A new schedule for the last of the new optimizers; None where the old one has none."""

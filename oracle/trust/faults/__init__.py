@@ -25,6 +25,7 @@ from oracle.trust.faults import (
     layers,
     loading,
     losses,
+    mishaps,
     nonfinite,
     norms,
     products,
@@ -61,6 +62,7 @@ _CHAPTERS = [
             containers,
             loading,
             in_place,
+            mishaps,
         ),
         *(dtypes, whole, handed, corners, nonfinite),
     )

@@ -46,6 +46,7 @@ def step_written_out(rules: dict[str, Any], formulas: dict[str, Any], states: Se
 
     def step(self: Any) -> None:
         self._check()
+        self._gradients()  # all of which are checked before anything is updated
         done = vars(self).setdefault("steps_done", 0)
         self.steps_done = done + 1
         for p in self.params:

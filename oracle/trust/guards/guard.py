@@ -20,6 +20,7 @@ MOMENTS: Mapping[str, str] = {
     "refusal": "what has to be refused is not",
     "batch": "the rows of the batch are off",
     "put": "the layer is not put there",
+    "restored": "what has been put back is off",
     "mode": "the module is in the other mode",
     "no_grad": "afterwards nothing is recorded",
     "optimizer": "the learning rate is off",

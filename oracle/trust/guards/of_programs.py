@@ -22,7 +22,9 @@ from oracle.trust.guards.seen import (
     Block,
     Layer,
     Made,
+    Misfit,
     ModelCall,
+    Restored,
     Scheduled,
     Switch,
     Update,
@@ -79,6 +81,10 @@ def passed(
     return program(asked)
 
 
+def _input_lies(w: Walk, layout: str) -> bool:
+    return w.order == 0 and not w.world.hooked and bool(w.world.order) and layouts(w.model.x) == {layout}  # type: ignore[union-attr]
+
+
 def _had_one(parameters: list[Any], walk: Walk) -> bool:
     """Whether there was a gradient before, to which one could have been added."""
     return any(id(p) in walk.before and walk.before[id(p)].dtype == p.dtype for p in parameters)
@@ -96,6 +102,13 @@ guard("program pass, gradients added by hand", "step", passed(x=None, kept=None,
 guard("program pass without reset", "step", passed(reset=False))
 guard("program pass, to the input", "step", passed(reset=True, x=True))
 guard("program pass, loss and output kept", "step", passed(reset=True, x=None, kept=True))
+guard(
+    "program pass, a parameter computed",
+    "layer",
+    lambda f: not f.hooked and any(isinstance(v, Tensor) and not v.is_leaf() for v in vars(f.module).values()),
+)
+guard("program pass, input transposed", "walk", lambda w: w.model is not None and _input_lies(w, "F"))
+guard("program pass, input strided", "walk", lambda w: w.model is not None and _input_lies(w, "strided"))
 guard("program step", "step", program(lambda f: f.world.order.get(f.optimizer) == 0))
 guard("program step of the second optimizer", "step", program(lambda f: f.world.order.get(f.optimizer, 0) > 0))
 
@@ -206,8 +219,9 @@ def _fresh_data(a: Any, kept: bool) -> bool:
 
 guard("program data plain", "step", _assigned(_fresh_data))
 guard("program data vector", "step", _assigned(lambda a, kept: a["flat"]))
-guard("program data strided", "step", _assigned(lambda a, kept: a["strided"]))
+guard("program data strided", "step", _assigned(lambda a, kept: a["strided"] and a["layouts"] != {"F"}))
 guard("program data read-only", "step", _assigned(lambda a, kept: a["fixed"]))
+guard("program data transposed", "step", _assigned(lambda a, kept: a["layouts"] == {"F"}))
 guard("program data shared", "step", _assigned(lambda a, kept: a["shared"]))
 
 
@@ -285,7 +299,12 @@ guard("program velocity strided", "step", _state(lambda p, v: isinstance(v, Tens
 guard(
     "program velocity read-only",
     "step",
-    _state(lambda p, v: isinstance(v, Tensor) and not v.cached_data.flags.writeable),
+    program(
+        lambda f: any(
+            isinstance(of[p], Tensor) and not of[p].cached_data.flags.writeable and not _was_gradient(f, of[p])
+            for of, p in _replaced(f)
+        )
+    ),
 )
 guard("program velocity gradient", "step", program(lambda f: any(_was_gradient(f, of[p]) for of, p in _replaced(f))))
 guard("program velocity plain", "step", _mine(False))
@@ -362,7 +381,17 @@ guard("program gradient float64", "step", _gradient(lambda p, g: g.dtype == np.f
 guard("program gradient integer", "step", _gradient(lambda p, g: g.dtype.kind == "i"))
 guard("program gradient strided", "step", _gradient(lambda p, g: _stepped(g.cached_data)))
 guard("program gradient reversed", "step", _gradient(lambda p, g: layouts(g.cached_data) == {"reversed"}))
-guard("program gradient read-only", "step", _gradient(lambda p, g: not g.cached_data.flags.writeable))
+guard(
+    "program gradient transposed",
+    "step",
+    _gradient(lambda p, g: layouts(g.cached_data) == {"F"} and g.cached_data is not p.cached_data),
+)
+guard("program gradient repeated", "step", _gradient(lambda p, g: g.size > 1 and g.cached_data.strides[-1] == 0))
+guard(
+    "program gradient read-only",
+    "step",
+    _gradient(lambda p, g: not g.cached_data.flags.writeable and g.cached_data.strides[-1:] != (0,)),
+)
 guard("program gradient parameter", "step", _gradient(lambda p, g: g.cached_data is p.cached_data))
 
 
@@ -409,6 +438,13 @@ def _data_held(f: Update) -> bool:
 
 
 guard("program kept data", "step", program(_data_held))
+
+# -- mishaps
+
+for _form in ("walk", "cotangent", "constant", "gradient", "name", "shape", "state"):
+    guard(f"program mishap, {_form}", "refusal", lambda f, what=_form: isinstance(f, Misfit) and f.what == what)  # type: ignore[misc]
+guard("program state put back", "restored", lambda f: isinstance(f, Restored) and not f.optimizer)
+guard("program state put back, of optimizers too", "restored", lambda f: isinstance(f, Restored) and f.optimizer)
 
 # -- optimizers
 

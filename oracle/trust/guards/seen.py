@@ -200,6 +200,22 @@ class Assigned:
 
 
 @dataclass(eq=False)
+class Misfit:
+    """A call that raises because of what it is given, or is interrupted."""
+
+    world: World
+    what: str  # it is about: "constant", "cotangent", "freed", "walk", "gradient", "name", "shape", "state"
+
+
+@dataclass(eq=False)
+class Restored:
+    """A model or an optimizer that is at work has been given back a state."""
+
+    world: World
+    optimizer: bool
+
+
+@dataclass(eq=False)
 class Put:
     """A layer that the user has put in a Sequential or a ModuleList; ``fresh`` if it was not in there."""
 
@@ -400,7 +416,8 @@ class World:
         facts = Update(self, optimizer)
         if refused(optimizer) and self.wrong("refusal", facts):
             return
-        wrong = not refused(optimizer) and self.wrong("step", facts)
+        fit = all(p.grad is None or p.grad.shape == p.shape for p in optimizer.params)
+        wrong = fit and not refused(optimizer) and self.wrong("step", facts)
         if not self.hooked:
             self.gradients += [weakref.ref(p.grad) for p in optimizer.params if p.grad is not None]
         old(optimizer)

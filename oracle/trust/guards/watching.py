@@ -15,7 +15,23 @@ from typing import Any
 import needle
 from needle import autograd, ops
 from needle.autograd import Parameter, Tensor
-from oracle.trust.guards.seen import Assigned, At, Batch, Block, Made, Put, Switch, World, by_user, layouts, off
+from oracle.trust.guards.seen import (
+    Assigned,
+    At,
+    Batch,
+    Block,
+    Made,
+    Misfit,
+    Put,
+    Restored,
+    Switch,
+    World,
+    by_user,
+    kind_of,
+    layouts,
+    off,
+    refused,
+)
 from oracle.trust.patches import Patch
 
 # what a user calls by name, and what by an operator or a method
@@ -158,12 +174,22 @@ def watching(at: At) -> Patch:
 
         return patched
 
+    def misfit(call: Callable[[], Any], what: Callable[[BaseException], str]) -> None:
+        try:
+            call()
+        except BaseException as raised:
+            if not world.wrong("refusal", Misfit(world, what(raised))):
+                raise
+
     def backward(old: Any) -> Any:
         def patched(self: Any, *args: Any, **keywords: Any) -> None:
-            if by_user() and self.requires_grad:
-                world.walk(old, self, args, keywords)
-            else:
+            if not by_user():
                 old(self, *args, **keywords)
+            elif self.requires_grad:
+                names: dict[type, str] = {ValueError: "cotangent", RuntimeError: "freed"}
+                misfit(lambda: world.walk(old, self, args, keywords), lambda e: names.get(type(e), "walk"))
+            else:
+                misfit(lambda: old(self, *args, **keywords), lambda e: "constant")
 
         return patched
 
@@ -203,7 +229,10 @@ def watching(at: At) -> Patch:
         return make
 
     def stepping(old: Any) -> Any:
-        return lambda self: world.step(old, self)
+        def patched(self: Any) -> None:
+            misfit(lambda: world.step(old, self), lambda e: "" if refused(self) else "gradient")
+
+        return patched
 
     def clipping(old: Any) -> Any:
         return lambda self, *args: world.clip(old, self, args)
@@ -261,8 +290,16 @@ def watching(at: At) -> Patch:
 
     def loading(old: Any) -> Any:
         def patched(self: Any, state: Any) -> None:
-            old(self, state)
-            if by_user():
+            user = by_user()
+            names: dict[type, str] = {KeyError: "name", ValueError: "shape"}
+            misfit(lambda: old(self, state), lambda e: names.get(type(e), ""))
+            mine = {id(p) for p in self.parameters()}
+            if any(id(p) in mine for o in list(world.order) for p in o.params):  # it is at work
+                alone = bool(world.past) and kind_of(world.past[-1]) != "step"
+                if user and alone and world.wrong("restored", Restored(world, optimizer=False)):
+                    for p in self.parameters():
+                        p.cached_data = off(p.cached_data)
+            elif user:
                 world.loaded |= {id(p): "state_dict" for p in self.parameters()}
 
         return patched
@@ -281,8 +318,14 @@ def watching(at: At) -> Patch:
 
     def restoring(old: Any) -> Any:
         def patched(self: Any, state: Any) -> None:
-            old(self, state)
-            _restored(world, self, "loaded")
+            misfit(lambda: old(self, state), lambda e: "state")
+            if not any(kind_of(e) == "step" and e[1] is self for e in world.past):
+                _restored(world, self, "loaded")
+                return
+            if world.wrong("restored", Restored(world, optimizer=True)):
+                self.lr = self.lr * 2 + 0.125
+            world.states = {key: known for key, known in world.states.items() if key[0] != id(self)}
+            world.look_at(self)
 
         return patched
 

@@ -56,6 +56,8 @@ SHOWN_BY = {
     a.Load: ("state_dict into a fresh model", "program-load-no-buffers"),
     a.Copy: ("pickle", "program-copy-loses-buffers"),
     a.Keep: ("kept numpy", "program-held-data-written"),
+    a.Mishap: ("mishap, gradient", "program-misfit-refused-late-sgd"),
+    a.Rewind: ("state put back, of optimizers too", "program-put-back-states-stay"),
 }
 
 
@@ -131,6 +133,55 @@ def test_layers_are_replaced_and_swapped_wherever_a_model_has_them(held):
         verdict = judged(replace(BASE, model=model, held=held, optimizer=optimizer, actions=actions), needle)
         assert verdict.divergence is None, verdict.divergence
         assert verdict.steps == len(actions)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("pass, a parameter computed", "program-computed-weight-constant"),
+        ("pass, input transposed", "program-input-transposed-as-in-memory"),
+        ("pass, input strided", "program-input-strided-as-in-memory"),
+        ("gradient transposed", "program-gradient-transposed-as-in-memory"),
+        ("gradient repeated", "program-gradient-repeated-shared-out"),
+        ("data transposed", "program-data-transposed-as-in-memory"),
+        ("mishap, walk", "program-interrupted-walk-resets"),
+        ("mishap, walk", "program-interrupted-tensor-walk-under-no-grad"),
+        ("mishap, walk", "program-interruption-swallowed"),
+        ("mishap, cotangent", "program-cotangent-of-another-shape"),
+        ("mishap, constant", "program-backward-of-a-constant"),
+        ("mishap, gradient", "program-misfit-left-out"),
+        ("mishap, name", "program-load-refused-late"),
+        ("mishap, shape", "program-load-not-strict"),
+        ("mishap, state", "program-state-refused-late"),
+        ("state put back", "program-put-back-statistics-stay"),
+    ],
+)
+def test_a_mistake_where_things_lie_otherwise_or_a_call_raises_shows(label, name):
+    case = with_feature(label)
+    with FAULTS[name].patch.applied():
+        found = copy_context().run(judged, case, needle).divergence
+    assert found is not None
+    assert matches(FAULTS[name].suspect, suspect(case, found)), suspect(case, found)
+
+
+@pytest.mark.parametrize("held", ["sequential", "list"])
+def test_any_parameter_may_be_computed_in_a_pass(held):
+    """Of a layer in a Residual too, of norms, and where a weight is shared; the layer has its own again afterwards."""
+    model = (c.Linear(3), c.BatchNorm(), c.Residual((c.Linear(3, tie=0), c.LayerNorm())))
+    case = replace(BASE, model=model, held=held)
+    for place in range(len(programs.names_of(case))):
+        actions = (
+            a.Pass(),
+            a.Step(),
+            a.Pass(computed=place),
+            a.Step(),
+            a.Freeze(place),
+            a.Pass(computed=place),
+            a.Copy(),
+        )
+        verdict = judged(replace(case, actions=(*actions, a.Pass(), a.Step())), needle)
+        assert verdict.divergence is None, verdict.divergence
+        assert verdict.steps == len(actions) + 2
 
 
 @pytest.mark.parametrize(
@@ -401,6 +452,11 @@ def test_a_needle_of_the_course_gets_the_actions_that_the_course_has():
         ("parameter added late", "program-late-parameter-ignored"),
         ("state_dict into a fresh model and optimizer", "program-optimizer-state-lost"),
         ("deepcopy", "program-copy-takes-runs"),
+        ("mishap, gradient", "program-misfit-refused-late-sgd"),
+        ("mishap, shape", "program-load-refused-late"),
+        ("mishap, state", "program-state-refused-late"),
+        ("state put back", "program-put-back-statistics-stay"),
+        ("data transposed", "program-data-transposed-as-in-memory"),
     ],
 )
 def test_the_script_is_the_list_of_actions_and_shows_the_mistake(label, name):
