@@ -1,8 +1,10 @@
-"""What a mutated line may call, as ``_m.name(...)``. Works on arrays, Tensors, numbers and tuples of them."""
+"""What a mutated line may call, as ``_m.name(...)``. Works on arrays, Tensors, numbers, tuples of them and what returns them."""
 
 from __future__ import annotations
 
+import functools
 import operator
+import types
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +18,15 @@ def _array(x: Any) -> Any:
     return getattr(x, "cached_data", x)
 
 
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, operator.methodcaller)
+
+
 def _each(x: Any, f: Callable[[Any], Any]) -> Any:
-    """f of x, or of its elements; what holds no floating-point numbers stays as it is."""
+    """f of x, of its elements, or of what it returns; what holds no floating-point numbers stays as it is."""
     if isinstance(x, tuple):
         return tuple(_each(v, f) for v in x)
+    if isinstance(x, _FUNCTIONS):
+        return lambda *args, **keywords: _each(x(*args, **keywords), f)
     if isinstance(x, float):
         return f(x)
     kind = getattr(getattr(_array(x), "dtype", None), "kind", "")

@@ -1,6 +1,8 @@
 import ast
+import functools
 import hashlib
 import json
+import operator
 import shutil
 import types
 from fnmatch import fnmatchcase
@@ -393,6 +395,24 @@ def test_a_probe_leaves_the_graph_of_tensors_alone():
     assert y.requires_grad
     third = np.float32(1) / np.float32(3)
     assert damage.wide(np.sum, np.full(3, third)) == np.float32(3 * np.float64(third))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda rows: rows @ np.ones(2, np.float32),
+        operator.methodcaller("dot", np.ones(2, np.float32)),
+        np.ones((1, 2), np.float32).dot,
+        functools.partial(np.sum, axis=1),
+    ],
+)
+def test_a_function_is_damaged_in_what_it_returns(function):
+    rows = np.ones((2, 2), np.float32)
+    assert (damage.scaled(function, 4)(rows) == 2.125).all()
+    assert (damage.rounded(function, "float16")(rows * np.float32(1 / 3)) == np.float16(2 / 3)).all()
+    assert (damage.rare(function, "an exact zero")(rows) == 2).all()
+    assert (damage.rare(function, "an exact zero")(0 * rows) == 0).all()
+    assert (damage.rare(function, "beyond 64")(100 * rows) == 300).all()
 
 
 def test_the_report_says_who_has_judged_what():
