@@ -42,8 +42,8 @@ def steered_to(labels):
 def test_what_needle_offers_is_what_the_cases_call():
     cases = [case for i in range(SHARDS) for case in shard_cases(0, i)]
     cases += draw("op", 16 * len(OP_NAMES), 0) + draw("program", 48, 0)
-    # one of its doors opens to odd ranks alone, and needs no axes named
-    cases += independent(op_cases(["minimum"]), 40, 0)
+    # doors of theirs open to odd ranks alone, and need neither axes nor a correction
+    cases += independent(op_cases(["minimum", "var"]), 80, 0)
     cases += steered_to(missed(Counter(label for case in cases for label in covered(case))))
     reached = reached_by(cases)
     items = surface.Surface(needle).items
