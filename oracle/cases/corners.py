@@ -172,7 +172,7 @@ def many_cases(draw: Draw, name: str, bools: bool) -> c.OpCase:
 _KINDS: dict[str, tuple[Callable[[str], st.SearchStrategy[c.OpCase]], tuple[str, ...]]] = {
     "beside": (beside_cases, BESIDE * 2),
     "bias": (functools.partial(beside_cases, last=True), ("linear", "batch_norm", "layer_norm")),
-    "rows": (rows_cases, ROWS + ALONG),
+    "rows": (rows_cases, ROWS + ALONG * 2),
     "bools": (functools.partial(many_cases, bools=True), ("relu", "summation")),
     "integers": (functools.partial(many_cases, bools=False), ("relu", "maximum")),
     "alone": (alone_cases, ALONE),
