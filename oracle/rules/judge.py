@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy._core import multiarray
 
 from oracle.cases import case as c
 from oracle.rules import precision, program, second_order, single_op, training
@@ -73,4 +74,12 @@ def _keep_freed_memory() -> None:
             mallopt(option, 1 << 30)
 
 
+def _no_huge_pages() -> None:
+    """NumPy asks Linux for huge pages where an array takes megabytes. To find, or make, as much room in one piece takes the system
+    longer than a child, whose memory is all new, gains by it: two fifths of the time of the widest models.
+    """
+    getattr(multiarray, "_set_madvise_hugepage", bool)(False)
+
+
 _keep_freed_memory()
+_no_huge_pages()

@@ -271,3 +271,12 @@ def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
 
 def _die(*args):
     os._exit(9)
+
+
+def test_numpy_asks_for_no_huge_pages_where_cases_are_judged():
+    code = (
+        "from numpy._core import multiarray; import oracle.rules.judge; print(multiarray._set_madvise_hugepage(True))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False", (
+        "what held before the call"
+    )
