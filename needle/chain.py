@@ -74,7 +74,8 @@ _rules = operator.attrgetter("compute", "vjp", "reads_inputs", "reads_result")
 _WRITTEN = {kind: _rules(kind) for kind in vars(ops).values() if isinstance(kind, type) and "written" in vars(kind)}
 _FILE = "<layers in a row>"
 # What the lines of a plan call by name, beside the functions here.
-_add, _maximum, _tanh, _asarray, _add_up = np.add, np.maximum, np.tanh, np.asarray, ops._ewise_add
+_add, _multiply, _maximum, _tanh = np.add, np.multiply, np.maximum, np.tanh
+_asarray, _add_up = np.asarray, ops._ewise_add
 _zeros, _ZERO, _ZEROS = ops._zeros, ops._ZERO, ops._ZEROS
 _column_sums_like, _row_of_sums_like = ops._column_sums_like, ops._row_of_sums_like
 

@@ -36,7 +36,6 @@ Adding an op is one block here, and a row in the table of whoever checks it.
 from __future__ import annotations
 
 import math
-import operator
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -264,7 +263,7 @@ def _sums_of_rows(m: int, of_matrices: bool, dtype: Any) -> Callable[[Any], Any]
         return lambda rows: _sum_kept(rows, (len(rows.shape) - 1,))
     ones = np.ones((m, 1), dtype)
     if of_matrices:
-        return operator.methodcaller("dot", ones)
+        return lambda rows: rows.dot(ones)
     return lambda rows: Reshape((*rows.shape[:-1], 1)).on(_as_matrix(rows).dot(ones))
 
 
@@ -275,7 +274,7 @@ def _row_maxima(x: Any) -> Any:
         return _max(x, 1, keepdims=True)
     if n > _FEW_ROWS:
         return _max(x.T.copy(), 0)[:, None]
-    return x.reshape(-1)[_rows(n, m)[1] + x.argmax(1, keepdims=True)]
+    return x.take(_rows(n, m)[1] + x.argmax(1, keepdims=True))
 
 
 def _as_matrix(x: Any) -> Any:
@@ -645,7 +644,7 @@ class ReLU(TensorOp):
 
     written = _Written(
         ("x = _maximum(x, {once})",),
-        ("dx = (y != _ZERO).astype(g.dtype)", "dx *= g", "g = dx", "del dx"),
+        ("dx = (y != _ZERO).astype(g.dtype)", "g = _multiply(dx, g, dx)", "del dx"),
         ("y",),
         once="_zeros(x.shape, x.dtype) if x.size <= _ZEROS else 0",
     )
@@ -1933,7 +1932,7 @@ class SoftmaxCrossEntropy(TensorOp):
         usual = logits.dtype is _DEFAULT
         x = logits if usual else _wide(logits)
         z = x - _row_maxima(x)
-        of_labels = z.reshape(-1)[places]
+        of_labels = z.take(places)
         e = np.exp(z, z)
         s = _row_sums_like(e)(e)
         self.saved = (logits, places, e, s)

@@ -805,8 +805,7 @@ def backward(g, kept, born, adjoints, give):
     if born == 3: return []
     y = take()
     dx = (y != _ZERO).astype(g.dtype)
-    dx *= g
-    g = dx
+    g = _multiply(dx, g, dx)
     del dx
     del y
     waiting = [past0, *waiting]
