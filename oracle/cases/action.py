@@ -77,6 +77,12 @@ class Hands(Protocol):
     def evaluate(self, *, constant: bool) -> None:
         """A forward pass in evaluation mode."""
 
+    def forward_both_ways(self) -> bool:
+        """A forward pass with a graph and one under ``no_grad``, of the same bits; whether the latter has a graph."""
+
+    def walk_after_change(self) -> None:
+        """A backward pass through a layer whose weight has changed since the forward pass."""
+
     def clip(self, optimizer: Any, max_norm: float | None) -> None:
         """Clip the gradients."""
 

@@ -24,7 +24,7 @@ from oracle.cases.in_place import Augment
 from oracle.cases.known import SETTINGS, STATES, Known
 from oracle.cases.layer_actions import PutLayer, SwapLayers, within
 from oracle.cases.loading import Loader
-from oracle.cases.mishaps import Mishap, Rewind
+from oracle.cases.mishaps import Mishap, Rewind, refused
 from oracle.cases.schedules import Advance, Attach, after_loading
 from oracle.operations.drawn import Draw
 
@@ -40,6 +40,7 @@ __all__ = [
     "PutLayer",
     "Rewind",
     "SwapLayers",
+    "refused",
     "within",
 ]
 
@@ -608,12 +609,12 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
     """``parameter.data = …``: other numbers, in another memory or in the same.
 
     "kept": the user goes on holding what was handed in; "shared": the data of another parameter of that shape, "vector": of
-    shape (n,) for a bias (1, n), "in place" writes into the array, "augmented" is ``p *= 0.5`` under ``no_grad``; "transposed" leaves alone what
-    is no matrix.
+    shape (n,) for a bias (1, n), "in place" writes into the array, "augmented" is ``p *= 0.5`` under ``no_grad``; "part" is a part of a Tensor
+    that the user goes on holding; "transposed" leaves alone what is no matrix.
     """
 
     form: Literal[
-        "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented"
+        "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented", "part"
     ] = "plain"
     parameter: Place = 0
 
@@ -642,6 +643,10 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
             yield f"{p}.data = parameters[{_partner(k.parameters, k.shape, name)!r}].data"
         elif self.form == "in place":
             yield f"{p}.cached_data[...] = {write(values)}"
+        elif self.form == "part":
+            yield f"whole = ndl.Tensor(np.stack([{write(values)}] * 2), requires_grad=False)"
+            yield f"{p}.data = whole[0]"
+            yield "kept.append(whole)"
         else:
             flat = self.form == "vector" and values.shape[:-1] == (1,)
             yield f"given = tensor({self.form!r}, {write(values.reshape(-1) if flat else values)})"
@@ -660,6 +665,10 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
                 p *= 0.5
         elif self.form == "shared":
             p.data = w.parameters[_partner(list(w.parameters), lambda n: w.parameters[n].shape, name)].data
+        elif self.form == "part":
+            whole = w.ndl.Tensor(np.stack([values] * 2), requires_grad=False)
+            w.hold("Tensor that the data is a part of", whole)
+            p.data = whole[0]
         elif self.form == "vector":
             p.data = w.ndl.Tensor(values.reshape(-1) if p.shape[:-1] == (1,) else values, requires_grad=False)
         else:
@@ -682,7 +691,7 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
 
 
 _DATA: tuple[Any, ...] = (
-    "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented",
+    "plain", "kept", "strided", "transposed", "read-only", "shared", "vector", "in place", "augmented", "part",
 )  # fmt: skip
 ReplaceData.examples = tuple(ReplaceData(form) for form in _DATA)
 
@@ -1085,9 +1094,12 @@ Evaluate.examples = (Evaluate(), Evaluate(True))
 
 
 class NoGrad(Action, frozen=True, tag="NoGrad"):
-    """``no_grad`` within ``no_grad``, and left by an exception: afterwards things are as they were outside."""
+    """``no_grad`` within ``no_grad``, and left by an exception: afterwards things are as they were outside.
 
-    how: Literal["nested", "exception", "exception inside", "decorator"] = "nested"
+    "forward pass": in the modes that the layers are in, as who refreshes the statistics of a BatchNorm does; it is one with a graph to the bit.
+    """
+
+    how: Literal["nested", "exception", "exception inside", "decorator", "forward pass"] = "nested"
 
     weight = 3
 
@@ -1103,7 +1115,10 @@ class NoGrad(Action, frozen=True, tag="NoGrad"):
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script."""
-        yield f"nested_no_grad({self.how!r})"
+        if self.how == "forward pass":
+            yield "# a forward pass, and the buffers are put back"
+        else:
+            yield f"nested_no_grad({self.how!r})"
 
     def needle(self, w: Hands) -> None:
         """``with no_grad(): …``."""
@@ -1120,6 +1135,8 @@ class NoGrad(Action, frozen=True, tag="NoGrad"):
                 with w.ndl.no_grad():
                     inside = [records()]
                 inside.append(records())
+        elif self.how == "forward pass":
+            inside = [w.forward_both_ways()]
         else:
             try:
                 with w.ndl.no_grad():
@@ -1136,7 +1153,7 @@ class NoGrad(Action, frozen=True, tag="NoGrad"):
         w.promise("after no_grad everything is recorded", records())
 
 
-_HOWS: tuple[Any, ...] = ("nested", "exception", "exception inside", "decorator")
+_HOWS: tuple[Any, ...] = ("nested", "exception", "exception inside", "decorator", "forward pass")
 NoGrad.examples = tuple(NoGrad(what) for what in _HOWS)
 
 
@@ -1259,9 +1276,12 @@ Copy.examples = (Copy(), Copy("pickle"))
 
 
 class Keep(Action, frozen=True, tag="Keep"):
-    """A Tensor or an array that the user goes on holding: ``p.data``, ``p.numpy()``, a part of it, ``p.grad``, ``optimizer.u[p]``."""
+    """A Tensor or an array that the user goes on holding: ``p.data``, ``p.numpy()``, a part of it, ``p.grad``, ``optimizer.u[p]``.
 
-    what: Literal["data", "numpy", "part", "gradient", "velocity"] = "data"
+    "buffers" are the arrays of all running statistics.
+    """
+
+    what: Literal["data", "numpy", "part", "gradient", "velocity", "buffers"] = "data"
     parameter: Place = 0
     optimizer: Place = 0
 
@@ -1286,7 +1306,7 @@ class Keep(Action, frozen=True, tag="Keep"):
         p, state = f"parameters[{name!r}]", f"optimizers[{i}].{next(iter(STATES[kind].values()))}"
         shown = {
             "data": f"{p}.data", "numpy": f"{p}.numpy()", "part": f"{p}.numpy()[..., :1]", "gradient": f"{p}.grad",
-            "velocity": f"{state}.get({p})",
+            "velocity": f"{state}.get({p})", "buffers": "[b.numpy() for b in model.buffers()]",
         }  # fmt: skip
         yield f"kept.append({shown[self.what]})"
 
@@ -1306,9 +1326,12 @@ class Keep(Action, frozen=True, tag="Keep"):
             held = getattr(optimizer, next(iter(STATES[type(optimizer).__name__].values())))
             if p in held:
                 w.hold(f"velocity of {name}", held[p])
+        elif self.what == "buffers":
+            for place, buffer in enumerate(w.model.buffers()):
+                w.hold(f"buffer {place}", buffer.numpy())
 
 
-_KEPT: tuple[Any, ...] = ("data", "numpy", "part", "gradient", "velocity")
+_KEPT: tuple[Any, ...] = ("data", "numpy", "part", "gradient", "velocity", "buffers")
 Keep.examples = tuple(Keep(what) for what in _KEPT)
 
 

@@ -246,6 +246,8 @@ def _of_program(case: c.ProgramCase) -> Iterator[str]:
             yield "program a model of tied weights is loaded"
     if case.functions and any(map(programs.function_of, case.model)):
         yield "program Residual of a function"
+    if case.held == "sequential" and programs.one_norm_of_two_evaluates(case):
+        yield "program one norm of two evaluates"
 
 
 def _of_schedules(case: c.ProgramCase) -> Iterator[str]:

@@ -250,6 +250,8 @@ _TUNED: dict[str, c.Layer] = {"p": c.Dropout(), "momentum": c.BatchNorm(), "eps"
 
 _OF_A_MATRIX = (a.Augment("@="), a.ReplaceData("transposed"), a.ReplaceGradient("transposed"))
 
+_OF_A_NORM = (a.NoGrad("forward pass"), a.Keep("buffers"))
+
 
 def action(example: a.Action) -> Edit:
     """The action before the last pass of a program; before its last step, if it needs gradients, and followed by both."""
@@ -264,6 +266,13 @@ def action(example: a.Action) -> Edit:
         if isinstance(example, a.SetLayer):  # which does nothing where no layer has the setting
             at = case.seed % (len(model) + 1)
             model = (*model[:at], _TUNED[example.setting], *model[at:])
+        if example in _OF_A_NORM:
+            at = case.seed % (len(model) + 1)
+            model = (*model[:at], c.BatchNorm(), *model[at:])
+        if example == a.ReplaceData("part"):  # what is updated alone stays where it is
+            model = (c.Linear(3, bias=False),)
+        if example == a.Mishap("changed"):
+            model = (*model, c.Linear(2), c.Linear(2))
         if example == a.ReplaceData("vector"):  # which is any other Tensor where there is no bias
             model = (*model, c.Linear(2))
             done = a.ReplaceData("vector", sum(len(layer.parameters(1)) for _, layer in c.walk(model)) - 1)
@@ -292,7 +301,8 @@ def action(example: a.Action) -> Edit:
             added = (*before, a.Pass(), a.Step(1), *last)
         if isinstance(example, a.Loader) and example.more:
             case = _replace(case, data=_replace(case.data, rows=max(2, case.data.rows)))
-        again = None if isinstance(example, a.PutLayer | a.SwapLayers) else case.again
+        other = isinstance(example, a.PutLayer | a.SwapLayers) or example == a.ReplaceData("part")
+        again = None if other else case.again
         return _replace(case, model=model, optimizer=optimizer, actions=(*case.actions, *added), again=again)
 
     return edit
@@ -313,6 +323,16 @@ def tied_and_loaded(case: c.ProgramCase) -> c.Case:
     linears = sum(isinstance(layer, c.Linear) for _, layer in c.walk(case.model))
     tied = (c.Linear(3), c.Linear(3), c.Linear(3, tie=linears + 1))
     return _replace(case, model=(*case.model, *tied), actions=(*case.actions, a.Load(), a.Pass()), again=None)
+
+
+def one_norm_evaluates(case: c.ProgramCase) -> c.Case:
+    """Two norms that train, of which one then evaluates, side by side in one Sequential."""
+    at = case.seed % (len(case.model) + 1)
+    model = (*case.model[:at], c.BatchNorm(), c.Linear(3), c.BatchNorm(), *case.model[at:])
+    made = _replace(case, model=model, again=None)
+    part = programs.switched(made).index(str(at + case.seed // 7 % 2 * 2))
+    modes = (a.Mode(), a.Pass(), a.Step(), a.Mode(part, False), a.Pass(), a.Step())
+    return _replace(made, held="sequential", actions=(*case.actions, *modes))
 
 
 def put_in(held: str) -> Edit:

@@ -400,6 +400,7 @@ TABLE: dict[str, Group] = {
             "layers in a ModuleList": e.having(held="ModuleList"),
             "same module twice": e.applied_twice,
             "a model of tied weights is loaded": e.tied_and_loaded,
+            "one norm of two evaluates": e.one_norm_evaluates,
             **{f"a layer is put in a {name}": e.put_in(held) for held, name in PUT_IN.items()},
             "a schedule is loaded from its state_dict": e.schedule_loaded(file=False),
             "a schedule is loaded from a file": e.schedule_loaded(file=True),

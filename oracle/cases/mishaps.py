@@ -23,11 +23,11 @@ class Mishap(Action, frozen=True, tag="Mishap"):
     """A call that raises, after which everything is as it was.
 
     "walk": a backward pass that an op of the user's own interrupts, plain and with ``create_graph``; "cotangent": an out_grad of another shape;
-    "constant": ``backward`` of what needs no gradient; "gradient": a step with a gradient of another shape, of the last parameter;
+    "constant": ``backward`` of what needs no gradient; "changed": of a model that has got another weight since its forward pass; "gradient": a step with a gradient of another shape, of the last parameter;
     "name" and "shape": ``load_state_dict`` of a model, where the last entry is missing, or of another shape; "state": the same of an optimizer.
     """
 
-    form: Literal["walk", "cotangent", "constant", "gradient", "name", "shape", "state"] = "walk"
+    form: Literal["walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state"] = "walk"
     optimizer: Place = 0
 
     needs_gradients = True
@@ -72,25 +72,27 @@ class Mishap(Action, frozen=True, tag="Mishap"):
         elif self.form == "cotangent":
             leaf = w.ndl.Tensor(np.ones(2, np.float32))
             given = w.ndl.Tensor(np.ones(3, np.float32), requires_grad=False)
-            _refused(w, "an out_grad of another shape", lambda: (leaf * 2.0).backward(given))
+            refused(w, "an out_grad of another shape", lambda: (leaf * 2.0).backward(given))
+        elif self.form == "changed":
+            w.walk_after_change()
         elif self.form == "constant":
-            _refused(w, "backward of a constant", lambda: (p.detach() * 2.0).sum().backward())
+            refused(w, "backward of a constant", lambda: (p.detach() * 2.0).sum().backward())
         elif self.form == "gradient":
             last = optimizer.params[-1]
             held = last.grad
             last.grad = w.ndl.Tensor(np.zeros((*last.shape, 2), np.float32), requires_grad=False)
-            _refused(w, "a gradient of another shape", optimizer.step)
+            refused(w, "a gradient of another shape", optimizer.step)
             last.grad = held
         elif self.form == "state":
             state = {**optimizer.state_dict(), "lr": 0.75}
             del state["weight_decay"]
-            _refused(w, "a state without a setting", lambda: optimizer.load_state_dict(state))
+            refused(w, "a state without a setting", lambda: optimizer.load_state_dict(state))
         else:
             state = {name: 2 * value for name, value in w.model.state_dict().items()}
             name, value = state.popitem()
             if self.form == "shape":
                 state[name] = np.zeros((*value.shape, 2), value.dtype)
-            _refused(w, "a state dict that does not fit", lambda: w.model.load_state_dict(state))
+            refused(w, "a state dict that does not fit", lambda: w.model.load_state_dict(state))
 
     def _walks(self, w: Hands) -> None:
         """A backward pass that has a gradient for one parameter already when the one for another is interrupted."""
@@ -117,7 +119,7 @@ class Mishap(Action, frozen=True, tag="Mishap"):
             w.promise("after an interrupted backward pass everything is recorded", (leaves[0] * 2.0).requires_grad)
 
 
-def _refused(w: Hands, what: str, call: Callable[[], Any]) -> None:
+def refused(w: Hands, what: str, call: Callable[[], Any]) -> None:
     try:
         call()
     except _REFUSALS:
@@ -126,7 +128,7 @@ def _refused(w: Hands, what: str, call: Callable[[], Any]) -> None:
         w.promise(f"{what} is refused", False)
 
 
-_FORMS: tuple[Any, ...] = ("walk", "cotangent", "constant", "gradient", "name", "shape", "state")
+_FORMS: tuple[Any, ...] = ("walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state")
 Mishap.examples = tuple(Mishap(form) for form in _FORMS)
 
 

@@ -113,6 +113,23 @@ def modes(case: c.ProgramCase, k: Known) -> Mapping[str, bool]:
     return {path: k.values.get(f"mode {case.alias(path + '.')[:-1]}", True) for path, _ in c.walk(case.training.model)}
 
 
+def one_norm_of_two_evaluates(case: c.ProgramCase) -> bool:
+    """Whether there is a pass in which one does, and another trains."""
+    norms = {path for path, layer in c.walk(case.model) if isinstance(layer, c.BatchNorm)}
+    training = set(norms)
+    for action in case.actions:
+        if isinstance(action, a.Evaluate):
+            training = set(norms)
+        elif isinstance(action, a.Mode):
+            paths = switched(case)
+            root = "" if action.part is None else paths[action.part % len(paths)]
+            found = {path for path in norms if not root or a.within(root, path)}
+            training = training | found if action.training else training - found
+        elif isinstance(action, a.Pass) and training and training != norms:
+            return True
+    return False
+
+
 def masks(case: c.ProgramCase, t: int, k: Known) -> dict[str, Array]:
     """Dropout masks of pass t, (1, 1, rows, width), as the global generator gives them to the layers that train."""
     run, found, training = training_now(case, k), {}, modes(case, k)

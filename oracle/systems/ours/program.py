@@ -374,6 +374,46 @@ class World:
         if constant:
             self.promise("under no_grad the output requires no gradient", not out.requires_grad)
 
+    def forward_both_ways(self) -> bool:
+        """The next batch, in the modes that the layers are in; buffers are put back afterwards."""
+        buffers = [self._buffer(slot) for slot in self.buffer_slots]
+        before = [np.array(array_of(b)) for b in buffers]
+        made: list[list[Array]] = []
+        for mode in (nullcontext, self.ndl.no_grad):
+            np.random.seed(SEED)
+            with mode():
+                out = self.model(self._tensor("input", self.batches.x[self.passes, 0]))
+            made.append([np.array(array_of(value)) for value in (out, *buffers)])
+            for buffer, values in zip(buffers, before, strict=True):
+                buffer.data = self.ndl.Tensor(values, requires_grad=False)
+        same = [a.dtype == b.dtype and same_bits(a, b) for a, b in zip(*made, strict=True)]
+        self.promise("under no_grad the output has the bits that it has with a graph", same[0])
+        self.promise("under no_grad buffers change as with a graph", all(same[1:]))
+        return bool(out.requires_grad)
+
+    def walk_after_change(self) -> None:
+        """In evaluation mode, so that nothing else changes, and to the input, whose gradient needs every weight."""
+        weights = [p for p in self.parameters.values() if p.ndim == 2 and p.shape[0] > 1]
+        if not weights:
+            return
+        old = weights[0].data
+
+        def given() -> None:
+            weights[0].data = self.ndl.Tensor(np.array(array_of(old)) + 1, requires_grad=False)
+
+        def loaded() -> None:
+            self.model.load_state_dict(self.model.state_dict())
+
+        for what, change in (("given", given), ("loaded", loaded)):
+            modes = {path: module.training for path, module in self.modules.items()}
+            self.model.eval()
+            out = self.model(self._tensor("input", self.batches.x[self.passes, 0], requires_grad=True))
+            for path, module in self.modules.items():
+                module.training = modes[path]
+            change()
+            a.refused(self, f"a backward pass after another weight was {what}", out.sum().backward)
+        weights[0].data = old
+
     def clip(self, optimizer: Any, max_norm: float | None) -> None:
         """Clip, and take down the norm that is returned."""
         norm = optimizer.clip_grad_norm(*(() if max_norm is None else (max_norm,)))

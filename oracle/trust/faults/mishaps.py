@@ -347,3 +347,91 @@ fault(
     PUT_BACK,
     around("nn.Module.load_state_dict", _statistics_go_on),
 )
+
+# -- a pass without a graph, and what a graph was made with ----------------------------------------------------------------
+
+
+def _only_with_a_graph(old: Any, self: Any, mean: Any, var: Any) -> None:
+    if autograd._is_recording():
+        old(self, mean, var)
+
+
+def _in_place(old: Any, self: Any, mean: Any, var: Any) -> None:
+    arrays = [(b, b.cached_data) for b in (self.running_mean, self.running_var)]
+    old(self, mean, var)
+    for b, a in arrays:
+        a[...] = b.cached_data
+        b.cached_data = a
+
+
+def _modes_of_any(old: Any, self: Any) -> None:
+    """One code for all modes in which some norm trains."""
+    norms, self.norms = self.norms, [norm for norm in self.norms if norm.training] or self.norms
+    try:
+        known = getattr(self, "_first_code", None)
+        old(self)
+        if known is not None and len(self.norms) < len(norms):
+            self.code = known
+        elif len(self.norms) == len(norms) and norms and norms[0].training:
+            self._first_code = self.code
+    finally:
+        self.norms = norms
+
+
+def _unseen(old: Any, *args: Any) -> None:
+    """What replaces data does not say so."""
+    before = autograd._a_change
+    autograd._a_change = lambda: 0
+    try:
+        old(*args)
+    finally:
+        autograd._a_change = before
+
+
+def _unseen_data(old: Any) -> Any:
+    return property(old.fget, lambda t, value: _unseen(old.fset, t, value))
+
+
+fault(
+    "program-statistics-with-a-graph-alone",
+    "under no_grad a BatchNorm1d that trains leaves its running statistics alone",
+    "no_grad, forward pass",
+    around("nn.BatchNorm1d._follow", _only_with_a_graph),
+)
+fault(
+    "program-statistics-in-place",
+    "a BatchNorm1d writes into the arrays of its running statistics",
+    "something writes into a buffer",
+    around("nn.BatchNorm1d._follow", _in_place),
+)
+fault(
+    "program-plan-of-other-modes",
+    "a Sequential in which one norm has begun to evaluate goes on as before",
+    "chain|BatchNorm",
+    around("nn._Plan._write", _modes_of_any),
+)
+fault(
+    "program-changed-data-unnoticed",
+    "backward goes on after `.data = …` has replaced a weight",
+    "mishap, changed",
+    wrap("Tensor.data", _unseen_data),
+)
+fault(
+    "program-loaded-data-unnoticed",
+    "backward goes on after load_state_dict has replaced a weight",
+    "mishap, changed",
+    around("nn.Module.load_state_dict", _unseen),
+)
+
+
+def _views_written(old: Any, t: Any) -> Any:
+    """A parameter that is a part of something is written into like any other."""
+    return t.cached_data if t.cached_data.base is not None and t.cached_data.flags.carray else old(t)
+
+
+fault(
+    "program-part-written",
+    "a step writes into data that is a part of what the user holds",
+    "something writes into|SGD step|SGD parameter update",
+    around("optim._writable", _views_written),
+)

@@ -223,6 +223,7 @@ guard("program data strided", "step", _assigned(lambda a, kept: a["strided"] and
 guard("program data read-only", "step", _assigned(lambda a, kept: a["fixed"]))
 guard("program data transposed", "step", _assigned(lambda a, kept: a["layouts"] == {"F"}))
 guard("program data shared", "step", _assigned(lambda a, kept: a["shared"]))
+guard("program data part", "step", _assigned(lambda a, kept: a["part"] and not (a["shared"] or a["strided"])))
 
 
 def _held_data(a: Any, kept: bool) -> bool:
@@ -441,7 +442,7 @@ guard("program kept data", "step", program(_data_held))
 
 # -- mishaps
 
-for _form in ("walk", "cotangent", "constant", "gradient", "name", "shape", "state"):
+for _form in ("walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state"):
     guard(f"program mishap, {_form}", "refusal", lambda f, what=_form: isinstance(f, Misfit) and f.what == what)  # type: ignore[misc]
 guard("program state put back", "restored", lambda f: isinstance(f, Restored) and not f.optimizer)
 guard("program state put back, of optimizers too", "restored", lambda f: isinstance(f, Restored) and f.optimizer)
@@ -580,8 +581,24 @@ def _left_by(how: str) -> Callable[[Block], bool]:
     return lambda f: f.how == how
 
 
-for _how in ("nested", "exception", "exception inside", "decorator"):
+for _how in ("nested", "exception", "exception inside", "decorator", "forward pass"):
     guard(f"program no_grad, {_how}", "no_grad", _left_by(_how))
+
+
+def _one_of_two(f: Layer) -> bool:
+    """Whether a norm evaluates while another of the same Sequential trains."""
+    norms = [m for m in f.root.modules_in() if isinstance(m, nn.BatchNorm1d)] if type(f.root) is nn.Sequential else []
+    return f.module in norms and not f.module.training and any(m.training for m in norms) and not f.hooked
+
+
+def _buffer_held(f: Layer) -> bool:
+    """Whether somebody holds the running mean of a norm that trains."""
+    norm = isinstance(f.module, nn.BatchNorm1d) and f.module.training and not f.hooked
+    return norm and f.world.mean_held
+
+
+guard("program one norm of two evaluates", "layer", _one_of_two)
+guard("program kept buffers", "layer", _buffer_held)
 
 # -- how a model is built
 

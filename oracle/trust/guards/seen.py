@@ -204,7 +204,7 @@ class Misfit:
     """A call that raises because of what it is given, or is interrupted."""
 
     world: World
-    what: str  # it is about: "constant", "cotangent", "freed", "walk", "gradient", "name", "shape", "state"
+    what: str  # it is about: "constant", "cotangent", "freed", "changed", "walk", "gradient", "name", "shape", "state"
 
 
 @dataclass(eq=False)
@@ -269,6 +269,7 @@ class World:
     modes: list[bool] = field(default_factory=list)  # of the no_grad blocks that are open
     inner: str = ""  # how the last inner one was left
     decorated: int = 0
+    mean_held: bool = False  # by somebody, of the norm that was called last, before it was
 
     def wrong(self, moment: str, facts: Any) -> bool:
         """Whether needle is wrong here."""
@@ -318,6 +319,8 @@ class World:
             )  # fmt: skip
         elif self.current is not None and self.stack:
             self.current.layers.append((weakref.ref(module), weakref.ref(self.stack[-1])))
+        if isinstance(module, nn.BatchNorm1d):
+            self.mean_held = references(vars(module.running_mean), "cached_data") > NOBODY_ELSE
         self.stack.append(module)
 
     def left(self, module: Any, args: Sequence[Any], keywords: Mapping[str, Any], out: Any) -> Any:
@@ -482,7 +485,7 @@ class Scheduled:
 
 @dataclass(eq=False)
 class Block:
-    """A no_grad block that has been left: "nested", "exception", "exception inside", "decorator" or ""."""
+    """A no_grad block that has been left: "nested", "exception", "exception inside", "decorator", "forward pass" or ""."""
 
     how: str
 

@@ -22,6 +22,7 @@ from oracle.trust.guards.seen import (
     Block,
     Made,
     Misfit,
+    ModelCall,
     Put,
     Restored,
     Switch,
@@ -82,7 +83,7 @@ def _data(world: World, old: property) -> property:
             a = value.cached_data
             others = [q for o in list(world.order) for q in o.params if q is not p]
             about = {
-                "layouts": layouts(a), "strided": bool(a.size) and a.strides[-1:] == (2 * a.itemsize,), "fixed": not a.flags.writeable,
+                "layouts": layouts(a), "strided": bool(a.size) and a.strides[-1:] == (2 * a.itemsize,), "fixed": not a.flags.writeable, "part": a.base is not None and a.flags.carray,
                 "shared": any(q.cached_data is a for q in others), "flat": a.shape != p.shape, "row": p.shape[:-1] == (1,),
                 "rebound": vars(value).get("_seen_first") not in (None, id(a)), "free": p.cached_data.flags.writeable and not any(q.cached_data is p.cached_data for q in others),
             }  # fmt: skip
@@ -187,7 +188,10 @@ def watching(at: At) -> Patch:
                 old(self, *args, **keywords)
             elif self.requires_grad:
                 names: dict[type, str] = {ValueError: "cotangent", RuntimeError: "freed"}
-                misfit(lambda: world.walk(old, self, args, keywords), lambda e: names.get(type(e), "walk"))
+                misfit(
+                    lambda: world.walk(old, self, args, keywords),
+                    lambda e: "changed" if "has changed" in str(e) else names.get(type(e), "walk"),
+                )
             else:
                 misfit(lambda: old(self, *args, **keywords), lambda e: "constant")
 
@@ -383,6 +387,9 @@ def _no_grad(world: World) -> list[tuple[str, Callable[[Any], Any]]]:
                 return
             inside = world.inner == "exception"
             how = "exception" if inside and raised else "exception inside" if inside else world.inner
+            last = world.past[-1] if world.past else None
+            if not how and isinstance(last, ModelCall) and not last.recording and last.training and not last.hooked:
+                how = "forward pass"
             if world.wrong("no_grad", Block("decorator" if world.decorated else how)):
                 autograd._recording.set(False)
             world.inner = ""
