@@ -286,7 +286,7 @@ class Plan:
                 yield from kept[at_x]  # type: ignore[index]
             else:
                 x, y = (None if at is None else kept[at] for at in (at_x, at_y))
-                own = copy.copy(op) if op and vars(op) else op  # which may keep something of a call
+                own = copy.copy(op)  # which may keep something of a call
                 yield own, operands, born < i, x, y
 
 
