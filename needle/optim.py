@@ -132,7 +132,7 @@ class Optimizer:
         """
         self._has_state("state_dict")
         state: dict[str, Any] = {"optimizer": type(self).__name__, "params": len(self.params)}
-        state |= {name: getattr(self, name) for name in self._hyper}
+        state |= {name: _plain(getattr(self, name)) for name in self._hyper}
         for of in (*self._counts, *self._states):
             kept = getattr(self, of)
             for i, p in enumerate(self.params):
@@ -439,6 +439,11 @@ def _setting(value: Any, what: str) -> Any:
     if not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, but got {value!r}")
     return value
+
+
+def _plain(setting: Any) -> Any:
+    """A setting as a number: an array without dimensions and a Tensor are numbers too, which their owner may change."""
+    return setting if isinstance(setting, int | float) else float(setting)
 
 
 def _within(low: float, value: Any, high: float, *, open_low: bool = False) -> bool:

@@ -22,7 +22,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from needle.autograd import _integer
-from needle.optim import _setting, _within
+from needle.optim import _plain, _setting, _within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ class Schedule:
             what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
             raise TypeError(f"{name} takes an optimizer with a learning rate, but got {what}")
         self.optimizer: Any = optimizer
-        self.base: float = optimizer.lr
+        self.base: float = _plain(optimizer.lr)
         self.t = 0
 
     def lr_at(self, t: int) -> float:

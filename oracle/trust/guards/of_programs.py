@@ -586,9 +586,10 @@ for _how in ("nested", "exception", "exception inside", "decorator", "forward pa
 
 
 def _one_of_two(f: Layer) -> bool:
-    """Whether a norm evaluates while another of the same Sequential trains."""
+    """Whether a norm that has trained evaluates while another of the same Sequential trains."""
     norms = [m for m in f.root.modules_in() if isinstance(m, nn.BatchNorm1d)] if type(f.root) is nn.Sequential else []
-    return f.module in norms and not f.module.training and any(m.training for m in norms) and not f.hooked
+    evaluates = f.module in norms and not f.module.training and f.module in f.world.trained
+    return evaluates and any(m.training for m in norms) and not f.hooked
 
 
 def _buffer_held(f: Layer) -> bool:

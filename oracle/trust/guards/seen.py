@@ -269,6 +269,7 @@ class World:
     modes: list[bool] = field(default_factory=list)  # of the no_grad blocks that are open
     inner: str = ""  # how the last inner one was left
     decorated: int = 0
+    trained: Any = field(default_factory=weakref.WeakSet)  # norms that have been called in training
     mean_held: bool = False  # by somebody, of the norm that was called last, before it was
 
     def wrong(self, moment: str, facts: Any) -> bool:
@@ -320,6 +321,8 @@ class World:
         elif self.current is not None and self.stack:
             self.current.layers.append((weakref.ref(module), weakref.ref(self.stack[-1])))
         if isinstance(module, nn.BatchNorm1d):
+            if module.training:
+                self.trained.add(module)
             self.mean_held = references(vars(module.running_mean), "cached_data") > NOBODY_ELSE
         self.stack.append(module)
 

@@ -83,7 +83,7 @@ def _data(world: World, old: property) -> property:
             a = value.cached_data
             others = [q for o in list(world.order) for q in o.params if q is not p]
             about = {
-                "layouts": layouts(a), "strided": bool(a.size) and a.strides[-1:] == (2 * a.itemsize,), "fixed": not a.flags.writeable, "part": a.base is not None and a.flags.carray,
+                "layouts": layouts(a), "strided": bool(a.size) and a.strides[-1:] == (2 * a.itemsize,), "fixed": not a.flags.writeable, "part": a.flags.carray and getattr(a.base, "dtype", None) == a.dtype,
                 "shared": any(q.cached_data is a for q in others), "flat": a.shape != p.shape, "row": p.shape[:-1] == (1,),
                 "rebound": vars(value).get("_seen_first") not in (None, id(a)), "free": p.cached_data.flags.writeable and not any(q.cached_data is p.cached_data for q in others),
             }  # fmt: skip

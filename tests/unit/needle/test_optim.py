@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rounding import Rounded, within
 import needle as ndl
 from needle import nn
 from needle.optim import SGD, Adam, Optimizer
+from needle.schedules import StepLR
 
 
 def parameter(*shape, seed=0, dtype="float32"):
@@ -797,3 +799,19 @@ def test_a_state_dict_with_an_unknown_name_is_refused():
     opt = SGD([parameter(2)])
     with pytest.raises(KeyError, match=r"SGD.load_state_dict: missing \[\], unknown \['u.1', 'nesterov'\]"):
         opt.load_state_dict({**opt.state_dict(), "u.1": np.ones(2), "nesterov": 1})
+
+
+@pytest.mark.parametrize(
+    "make", [np.array, np.float32, lambda x: ndl.Tensor(x, requires_grad=False), Fraction], ids=str
+)
+def test_a_learning_rate_that_is_a_number_of_any_kind_is_one_in_a_state(make):
+    """What its owner writes into it later changes no state, and a state can be put back."""
+    given = make(0.5)
+    optimizer = SGD([nn.Parameter([1.0])], lr=given)
+    schedule, state = StepLR(optimizer, 1, 0.5), optimizer.state_dict()
+    if isinstance(given, np.ndarray):
+        given[()] = 4.0
+    assert [type(state["lr"]), state["lr"], schedule.base] == [float, 0.5, 0.5]
+    optimizer.load_state_dict(state)
+    schedule.step()
+    assert optimizer.lr == 0.25
