@@ -54,13 +54,19 @@ def wide(f: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
     """f computed in float64 and rounded once: only the rounding differs. Of Tensors as it is, because a rounded one has no graph."""
     if any(hasattr(a, "cached_data") for a in (getattr(f, "__self__", None), *args)):
         return f(*args, **keywords)
-    arrays = [a for a in args if isinstance(a, np.ndarray) and a.dtype == np.float32]
-    if not arrays:
-        return f(*args, **keywords)
-    out = f(
-        *(a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a for a in args), **keywords
-    )
-    return np.asarray(out).astype(np.float32)
+    narrow = f(
+        *(a.copy() if isinstance(a, np.ndarray) else a for a in args), **keywords
+    )  # one of them may be the output
+    if np.asarray(narrow).dtype != np.float32:
+        return narrow
+    own = getattr(f, "__self__", None)
+    if isinstance(own, np.ndarray):
+        f = getattr(_wide(own), f.__name__)
+    return np.asarray(f(*map(_wide, args), **keywords)).astype(np.float32)
+
+
+def _wide(x: Any) -> Any:
+    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
 
 
 _OPS: dict[str, Any] = {

@@ -395,6 +395,10 @@ def test_a_probe_leaves_the_graph_of_tensors_alone():
     assert y.requires_grad
     third = np.float32(1) / np.float32(3)
     assert damage.wide(np.sum, np.full(3, third)) == np.float32(3 * np.float64(third))
+    thirds = np.full((1, 3), third)
+    assert damage.wide(thirds.dot, np.ones(3)).dtype == np.float64  # as it is: to narrow it would be a mistake
+    assert damage.wide(thirds.dot, np.ones(3, "float32")) == np.float32(3 * np.float64(third))
+    assert damage.wide(np.exp, thirds, thirds)[0, 0] == np.float32(np.exp(np.float64(third)))
 
 
 @pytest.mark.parametrize(
