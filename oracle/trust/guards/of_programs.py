@@ -224,7 +224,7 @@ def _fresh_data(a: Any, kept: bool) -> bool:
         not kept
         and a["rebound"]
         and a["layouts"] <= _plain
-        and not (a["flat"] or a["shared"] or a["strided"] or a["fixed"])
+        and not (a["flat"] or a["shared"] or a["strided"] or a["fixed"] or a["part"])
     )
 
 
