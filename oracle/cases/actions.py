@@ -645,7 +645,8 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
             yield f"{p}.cached_data[...] = {write(values)}"
         elif self.form == "part":
             yield f"whole = ndl.Tensor(np.stack([{write(values)}] * 2), requires_grad=False)"
-            yield f"{p}.data = whole[0]"
+            yield "given = ndl.Tensor(whole, requires_grad=False)"
+            yield f"given.cached_data = whole.numpy()[0]\n{p}.data = given"
             yield "kept.append(whole)"
         else:
             flat = self.form == "vector" and values.shape[:-1] == (1,)
@@ -668,7 +669,9 @@ class ReplaceData(Action, frozen=True, tag="ReplaceData"):
         elif self.form == "part":
             whole = w.ndl.Tensor(np.stack([values] * 2), requires_grad=False)
             w.hold("Tensor that the data is a part of", whole)
-            p.data = whole[0]
+            given = w.ndl.Tensor(values, requires_grad=False)
+            given.cached_data = whole.numpy()[0]
+            p.data = given
         elif self.form == "vector":
             p.data = w.ndl.Tensor(values.reshape(-1) if p.shape[:-1] == (1,) else values, requires_grad=False)
         else:

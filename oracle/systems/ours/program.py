@@ -405,11 +405,11 @@ class World:
             self.model.load_state_dict(self.model.state_dict())
 
         for what, change in (("given", given), ("loaded", loaded)):
-            modes = {path: module.training for path, module in self.modules.items()}
+            modes = [(module, module.training) for module in self.model.modules_in()]
             self.model.eval()
             out = self.model(self._tensor("input", self.batches.x[self.passes, 0], requires_grad=True))
-            for path, module in self.modules.items():
-                module.training = modes[path]
+            for module, training in modes:
+                module.training = training
             change()
             a.refused(self, f"a backward pass after another weight was {what}", out.sum().backward)
         weights[0].data = old

@@ -110,7 +110,18 @@ guard(
 guard("program pass, input transposed", "walk", lambda w: w.model is not None and _input_lies(w, "F"))
 guard("program pass, input strided", "walk", lambda w: w.model is not None and _input_lies(w, "strided"))
 guard("program step", "step", program(lambda f: f.world.order.get(f.optimizer) == 0))
-guard("program step of the second optimizer", "step", program(lambda f: f.world.order.get(f.optimizer, 0) > 0))
+
+
+def _after_a_walk(f: Update) -> bool:
+    """Whether the model has not been called since the last backward pass."""
+    return next((e for e in reversed(f.world.past) if kind_of(e) in ("model", "walk")), None) is _last_walk(f)
+
+
+guard(
+    "program step of the second optimizer",
+    "step",
+    program(lambda f: f.world.order.get(f.optimizer, 0) > 0 and _after_a_walk(f)),
+)
 
 # -- clipping
 
@@ -213,7 +224,7 @@ def _fresh_data(a: Any, kept: bool) -> bool:
         not kept
         and a["rebound"]
         and a["layouts"] <= _plain
-        and not (a["flat"] or a["shared"] or a["strided"] or a["fixed"])
+        and not (a["flat"] or a["shared"] or a["strided"] or a["fixed"] or a["part"])
     )
 
 
@@ -380,7 +391,11 @@ def _ordinary(p: Any, g: Any) -> bool:
 guard("program gradient plain", "step", program(_plain_gradient))
 guard("program gradient float64", "step", _gradient(lambda p, g: g.dtype == np.float64))
 guard("program gradient integer", "step", _gradient(lambda p, g: g.dtype.kind == "i"))
-guard("program gradient strided", "step", _gradient(lambda p, g: _stepped(g.cached_data)))
+guard(
+    "program gradient strided",
+    "step",
+    _gradient(lambda p, g: _stepped(g.cached_data) and layouts(g.cached_data) != {"F"}),
+)
 guard("program gradient reversed", "step", _gradient(lambda p, g: layouts(g.cached_data) == {"reversed"}))
 guard(
     "program gradient transposed",
@@ -567,7 +582,7 @@ guard("program eval a part", "mode", _part(False, named=False))
 guard("program train a part", "mode", _part(True, named=False))
 guard("program train(False)", "mode", _part(False, named=True))
 guard("program train(True)", "mode", _part(True, named=True))
-guard("program eval the model", "walk", walked(lambda m, w: not m.training))
+guard("program eval the model", "walk", walked(lambda m, w: not m.training and not m.x_asks))
 guard(
     "program train the model",
     "mode",

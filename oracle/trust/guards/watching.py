@@ -296,11 +296,13 @@ def watching(at: At) -> Patch:
         def patched(self: Any, state: Any) -> None:
             user = by_user()
             names: dict[type, str] = {KeyError: "name", ValueError: "shape"}
+            before = [p.cached_data.tobytes() for p in self.parameters()]
             misfit(lambda: old(self, state), lambda e: names.get(type(e), ""))
+            anew = before != [p.cached_data.tobytes() for p in self.parameters()]
             mine = {id(p) for p in self.parameters()}
             if any(id(p) in mine for o in list(world.order) for p in o.params):  # it is at work
                 alone = bool(world.past) and kind_of(world.past[-1]) != "step"
-                if user and alone and world.wrong("restored", Restored(world, optimizer=False)):
+                if user and alone and anew and world.wrong("restored", Restored(world, optimizer=False)):
                     for p in self.parameters():
                         p.cached_data = off(p.cached_data)
             elif user:

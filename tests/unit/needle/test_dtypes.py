@@ -192,6 +192,14 @@ def test_gradients_of_two_dtypes_add_up_in_the_larger_where_the_tensor_has_no_fr
     )
 
 
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
+def test_a_divisor_of_whole_numbers_gets_its_gradient_in_the_dtype_of_the_quotient(dtype):
+    a, b = t([1, 3], dtype), t([4, 2], np.int64)
+    (a / b).backward()
+    check(a.grad, [0.25, 0.5], dtype)
+    check(b.grad, [-0.0625, -0.75], dtype)
+
+
 def test_limits_of_integers():
     x = t([250, 3], BYTE)
     check(x.clip(high=100), [100, 3], BYTE)

@@ -119,6 +119,15 @@ def test_the_mode_can_be_given():
         model.train("eval")
 
 
+def test_zero_grad_of_a_model_resets_what_is_frozen_too():
+    model = nn.Linear(2, 3)
+    model(ndl.Tensor(np.ones((1, 2), np.float32))).sum().backward()
+    model.weight.requires_grad = False
+    model.zero_grad()
+    assert model.weight.grad is None
+    assert model.bias.grad is None
+
+
 def test_zero_grad_is_the_optimizers_reset_grad_and_follows_it():
     reset = []
 

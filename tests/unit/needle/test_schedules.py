@@ -151,3 +151,17 @@ def test_what_makes_no_sense_is_refused_by_name(what):
     make, kind, match = WRONG[what]
     with pytest.raises(kind, match=match):
         make(sgd())
+
+
+def test_a_step_whose_rule_raises_has_not_been_counted():
+    class UpToTwo(Schedule):
+        def lr_at(self, t):
+            return {1: 0.5, 2: 0.25}[t]
+
+    optimizer = sgd()
+    schedule = UpToTwo(optimizer)
+    schedule.step()
+    schedule.step()
+    with pytest.raises(KeyError):
+        schedule.step()
+    assert (schedule.t, optimizer.lr) == (2, 0.25)
