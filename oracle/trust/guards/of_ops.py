@@ -380,8 +380,9 @@ guard("argument a new axis as long as another", "op", own(lambda f: f.name == "b
 def _parts(f: Called) -> Iterator[tuple[str, Any]]:
     index = f.args[{"__getitem__": 1, "put_item": 2}[f.name]]
     for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, np.ndarray):
-            yield "mask" if part.dtype == bool else "array", part
+        if hasattr(part, "__len__"):  # a list, a tuple and a range are arrays to NumPy
+            array = np.asarray(part)
+            yield "mask" if array.dtype == bool else "array", array
         elif part is None or part is Ellipsis:
             yield "new axis" if part is None else "ellipsis", part
         else:
@@ -396,7 +397,11 @@ def _indexed(op: str, when: Callable[[str, Any], bool]) -> Callable[[Called], bo
 for _label in TABLE["index"].labels:
     _kind, _, _op = _label.rpartition(" of ")
     if _kind == "repeats":
-        guard(f"index {_label}", "op", _indexed(_op, lambda kind, p: kind == "array" and len(set(p.tolist())) < len(p)))
+        guard(
+            f"index {_label}",
+            "op",
+            _indexed(_op, lambda kind, p: kind == "array" and len(set(p.reshape(-1).tolist())) < p.size),
+        )
     elif _kind == "negative places":
         guard(f"index {_label}", "op", _indexed(_op, lambda kind, p: kind == "array" and bool((p < 0).any())))
     else:

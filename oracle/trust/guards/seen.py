@@ -310,7 +310,9 @@ class World:
     def enter(self, module: Any, args: Sequence[Any]) -> None:
         """A module is called."""
         x = args[0] if args else None
-        if not self.stack and isinstance(x, Tensor) and module.parameters():
+        # a parameter that is computed for a pass is none meanwhile
+        learns = not self.stack and any(isinstance(v, Tensor) for m in module.modules_in() for v in vars(m).values())
+        if learns and isinstance(x, Tensor):
             hooked = any("forward" in vars(m) for m in module.modules_in())
             self.hooked = self.hooked or hooked
             self.roots.add(module)

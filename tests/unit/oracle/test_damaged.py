@@ -97,7 +97,7 @@ ON = {"optimizer": PLACE}
 FORM = {"form": lambda v: isinstance(v, str), "parameter": PLACE}
 SETTING = {"setting": of("lr", "momentum", "weight_decay", "beta1", "beta2", "eps", "max_norm")}
 ACTIONS = {
-    "Pass": {"backward": of("once", "twice", "with graph"), "reset": flag, "add": flag, "to_input": flag, "keep": flag},
+    "Pass": {"backward": of("once", "twice", "with graph"), "reset": flag, "add": flag, "to_input": flag, "keep": flag} | {"computed": maybe(PLACE), "layout": lambda v: isinstance(v, str)},
     "Step": ON, "Reset": ON | {"by": of("reset_grad", "zero_grad", "model")}, "ClipNorm": ON | {"at": lambda v: isinstance(v, str)},
     "Set": ON | SETTING | {"value": number(0)}, "Refuse": ON | SETTING | {"value": lambda v: True},
     "Freeze": {"parameter": PLACE, "frozen": flag}, "ReplaceData": FORM, "ReplaceGradient": FORM,
@@ -110,7 +110,8 @@ ACTIONS = {
         "then": maybe(of("StepLR", "CosineLR")),
     },
     "Augment": FORM, "Loader": {"form": of("in order", "shuffled", "short", "dropped")}, "Advance": ON, "PutLayer": {"layer": PLACE}, "SwapLayers": {"pair": PLACE},
-    "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE},
+    "Keep": ON | {"what": lambda v: isinstance(v, str), "parameter": PLACE}, "Mishap": ON | {"form": lambda v: isinstance(v, str)},
+    "Rewind": {"optimizer": flag},
 }  # fmt: skip
 CASE = {"kind": of("train", "second", "op", "program"), "format": lambda v: type(v) is int and v == 1}
 MODEL = {
