@@ -90,6 +90,7 @@ def harness(session: nox.Session, command: str, python: Path = PYTHON) -> None:
         session.run(
             python, "-m", "oracle", command, *session.posargs,
             env=ONE_THREAD, interrupt_timeout=20, terminate_timeout=5,  # Ctrl-C: time for the summary so far
+            stderr=None,  # nox would send it where the output goes, into what --json writes
         )  # fmt: skip
     except CommandFailed as failure:
         sys.exit(failure.return_code)
