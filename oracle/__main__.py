@@ -97,8 +97,11 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--profile", choices=PROFILES, default="dev", help="how many cases: dev 4000, ci 500, nightly 100000"
     )
-    diff.add_argument("--cases", type=positive(int), help="how many cases, in shards of 100 (default: by profile)")
-    diff.add_argument("--minutes", type=positive(float), help="go on for this long instead of a number of cases")
+    length = diff.add_mutually_exclusive_group()
+    length.add_argument(
+        "--cases", type=positive(int), help="how many cases, rounded up to shards of 100 (default: by profile)"
+    )
+    length.add_argument("--minutes", type=positive(float), help="go on for this long instead of a number of cases")
     diff.add_argument("--seed", type=seed, help="seed of the run (default: drawn, and shown; 0 for the ci profile)")
     diff.add_argument(
         "--workers", type=positive(int), help="processes (default: one per core); verdicts do not depend on it"

@@ -73,7 +73,10 @@ def diff(
             needle=needle,
             **({} if offer is None else {"offer": offer}),
         )
-        length = f"{minutes:g} minutes" if minutes is not None else f"{_rounded(cases, SHARD_SIZE):,} cases"
+        whole = _rounded(cases, SHARD_SIZE)
+        length = f"{whole:,} cases" + (f" ({cases:,} in whole shards)" if whole != cases else "")
+        if minutes is not None:
+            length = f"{minutes:g} minute{'s' * (minutes != 1)}"
         if needle is not None:
             console.print(f"the needle of {needle}", markup=False)
         console.print(
@@ -92,7 +95,7 @@ def diff(
                     show_failure(console, run, run.result.failed[0])
                     sys.stdout.flush()
                 tensors = f"{text}, {run.result.tally.tensors:,} tensors, {_failures(run)}"
-                total = None if minutes else _rounded(cases, SHARD_SIZE)
+                total = None if minutes else whole
                 show(tensors, run.shards * SHARD_SIZE, total)
 
             outcome = runner.run(plan, progress)

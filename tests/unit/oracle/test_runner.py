@@ -178,6 +178,7 @@ def test_an_error_of_the_oracle_is_not_held_against_needle(monkeypatch, tmp_path
         (["diff", "--cases", "many"], "a positive whole number is needed, got 'many'"),
         (["diff", "--seed", "-3"], "a whole number from 0 on is needed, got '-3'"),
         (["diff", "--minutes", "nan"], "a positive number is needed, got 'nan'"),
+        (["diff", "--cases", "5", "--minutes", "1"], "--minutes: not allowed with argument --cases"),
         (["diff", "--profile", "quick"], "invalid choice: 'quick'"),
         (["dif"], "invalid choice: 'dif'"),
         (["replay", "absent"], "no case 'absent' in"),
