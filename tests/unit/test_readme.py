@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from needle.optim import SGD
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```\s+prints\s+```text\n(.*?)```", README, re.DOTALL)
@@ -41,6 +43,11 @@ def same(printed: str, promised: str) -> bool:
 )
 def test_the_comparison_allows_the_last_decimal_and_no_more(printed, verdict):
     assert same(printed, "loss 0.1234\n") is verdict
+
+
+def test_the_suspect_of_the_failing_example_is_named_by_its_line():
+    (named,) = re.findall(r"SGD velocity update \(needle/optim\.py:(\d+)\)", README)
+    assert int(named) == SGD.step.__code__.co_firstlineno
 
 
 def test_every_program_is_checked():
