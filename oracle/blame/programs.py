@@ -33,11 +33,12 @@ def of_program(case: c.ProgramCase, f: Divergence, evidence: Evidence) -> Suspec
     place = f"action {f.step}, {action.text}"
     if f.quantity in ("velocity", "first moment", "second moment", "parameter"):
         words, fit = "", tuple[Explanation, ...]()
-        if f.rule == "dtype":
-            words = f"its dtype is {f.ours} and not {f.truth}"
-        elif evidence.update is not None and evidence.optimizer is not None:
+        if evidence.update is not None and evidence.optimizer is not None:
             fit = optimizer_words(_with(case, optimizer=evidence.optimizer), f.quantity, evidence.update)
-            words = told(fit)
+        if f.rule == "dtype":  # what is not updated keeps the dtype that it had, too
+            fit = tuple(e for e in fit if e.words.endswith("stays what it was"))
+            words = f"its dtype is {f.ours} and not {f.truth}"
+        words = told(fit) or words
         phase = "parameter update" if f.quantity == "parameter" else f"{f.quantity} update"
         known = "all gradients agree" if f.quantity != "parameter" else "all gradients and the optimizer's state agree"
         step = (f"optim.{kind}", "step")

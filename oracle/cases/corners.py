@@ -133,14 +133,16 @@ def again_cases(draw: Draw, name: str) -> c.OpCase:
 
 
 @st.composite
-def rows_cases(draw: Draw, name: str) -> c.OpCase:
-    """One operation that adds up rows, which are long and lie elsewhere than side by side, along any axis that it takes."""
+def rows_cases(draw: Draw, name: str, apart: bool = False) -> c.OpCase:
+    """One operation that adds up rows, which are long and lie elsewhere than side by side, along any axis that it takes, or along
+    another than the last.
+    """
     long, few, rng = draw(_LONG), draw(_FEW), np.random.RandomState(draw(SEEDS))
     dtype, layout = draw(_FLOATS), draw(_ELSEWHERE)
     shape: tuple[int, ...] = (few, long)
     attributes: dict[str, Any] = {}
     if name in ALONG:
-        axis = draw(_ALONG)
+        axis = draw(_ALONG) % (2 if apart else 3)
         shape = tuple(long if i == axis else draw(_FEW) for i in range(3))
         layout = "strided" if layout == "F" and not axis else layout
         attributes = {"axis" if name == "softmax" else "axes": axis - 3 if draw(BOOLEANS) else axis}
@@ -172,7 +174,8 @@ def many_cases(draw: Draw, name: str, bools: bool) -> c.OpCase:
 _KINDS: dict[str, tuple[Callable[[str], st.SearchStrategy[c.OpCase]], tuple[str, ...]]] = {
     "beside": (beside_cases, BESIDE * 2),
     "bias": (functools.partial(beside_cases, last=True), ("linear", "batch_norm", "layer_norm")),
-    "rows": (rows_cases, ROWS + ALONG * 2),
+    "rows": (rows_cases, ROWS),
+    "apart": (functools.partial(rows_cases, apart=True), ALONG),
     "bools": (functools.partial(many_cases, bools=True), ("relu", "summation")),
     "integers": (functools.partial(many_cases, bools=False), ("relu", "maximum")),
     "alone": (alone_cases, ALONE),

@@ -33,7 +33,7 @@ _DECAYS = st.sampled_from([None, 0.1, 0.5])
 _HELD = choice((4, "sequential"), (1, "list"), (1, "dict"), (1, "ModuleList"))
 _BETWEEN = st.lists(st.sampled_from(a.BETWEEN), max_size=2)
 _BEFORE_STEP = choice((2, 0), (3, 1), (1, 2))
-_STEPPED = choice((4, True), (1, False))
+_STEPPED = choice((2, 1), (2, 2), (1, 0))
 _SOME = st.sampled_from(a.BEFORE_STEP)
 
 
@@ -110,8 +110,7 @@ def program_cases(draw: Draw) -> c.ProgramCase:
         actions.append(a.Pass.drawn(choose, plan))
         actions += [draw(_SOME).drawn(choose, plan) for _ in range(draw(_BEFORE_STEP))]
         actions.append(a.Step.drawn(choose, plan))
-        if plan.scheduled and draw(_STEPPED):
-            actions.append(a.Advance.drawn(choose, plan))
+        actions += [a.Advance.drawn(choose, plan) for _ in range(draw(_STEPPED) if plan.scheduled else 0)]
     case = replace(case, actions=tuple(actions))
     if draw(one_in(3)):
         try:

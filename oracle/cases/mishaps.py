@@ -41,7 +41,7 @@ class Mishap(Action, frozen=True, tag="Mishap"):
     @classmethod
     def drawn(cls, draw: Draw, plan: Plan) -> Mishap:
         """Any."""
-        return cls(draw.of(_FORMS), plan.optimizer(draw))
+        return cls(draw.of((*_FORMS, "gradient", "gradient")), plan.optimizer(draw))
 
     def code(self, k: Known, write: Write) -> Iterator[str]:
         """Lines of a script: those that a step or a load needs."""

@@ -57,7 +57,7 @@ class Attach(Action, frozen=True, tag="Attach"):
         kind, then = draw.of(_SCHEDULES)
         plan.scheduled[:] = [*(j for j in plan.scheduled if j != i), i]
         value = None if kind == "Warmup" and then is None else draw.of(_VALUES[then or kind])
-        return cls(kind, draw.whole(1, 3), value, then, i)
+        return cls(kind, draw.of((1, 1, 2, 3)), value, then, i)
 
     def made(self, optimizer: str) -> str:
         """The schedule as code."""

@@ -103,4 +103,6 @@ def _by_definition(
     (near, _), (here, _) = inner(_STEP / 4), inner(-_STEP / 4)
     quotient, finer = (ahead - behind) / (2 * _STEP), (near - here) / (_STEP / 2)
     apart, scale = abs(quotient - finer), size + abs(finer)
-    return (finer if apart <= _KINK * scale else math.nan), 4 * apart + _LIMIT * scale + 1e-9
+    middle, _ = inner(0.0)  # at a kink it may be another than on both sides of it: of clip where low is high
+    kink = apart > _KINK * scale or abs(middle - (near + here) / 2) > _KINK * (size + abs(middle))
+    return (math.nan if kink else finer), 4 * apart + _LIMIT * scale + 1e-9

@@ -149,13 +149,15 @@ def _lse_by_log1p(old: Any, self: Any, a: Any) -> Any:
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-def _transposed(y: Any, a: Any, b: Any) -> Any:
+def _in_halves(y: Any, a: Any, b: Any) -> Any:
+    """Transposed, and as a sum of two products: some kernels of BLAS have the same bits for a product and its transpose."""
     if a.ndim < 2 or b.ndim < 2:
         return y
     wide = np.result_type(a, b, np.float32) if {a.dtype, b.dtype} != {np.dtype(np.float32)} else np.dtype(np.float32)
     wide = np.dtype(np.float32) if y.dtype == np.float16 else wide if y.dtype == wide else y.dtype
     a, b = a.astype(wide), b.astype(wide)
-    made = np.matmul(np.swapaxes(b, -1, -2), np.swapaxes(a, -1, -2))
+    a, b, half = np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2), a.shape[-1] // 2
+    made = np.matmul(b[..., :half], a[..., :half, :]) + np.matmul(b[..., half:], a[..., half:, :])
     return np.swapaxes(made, -1, -2).astype(y.dtype)
 
 
@@ -205,7 +207,7 @@ REWRITES: dict[str, Patch] = {
     "tanh by expm1": compute("Tanh", _as(_by_expm1)),
     "softplus by logaddexp": compute("Softplus", _as(lambda a: np.logaddexp(a.dtype.type(0), a))),
     "log-sum-exp by log1p": around("ops.LogSumExp.compute", _lse_by_log1p),
-    "products transposed": compute("MatMul", _transposed),
+    "products in halves, transposed": compute("MatMul", _in_halves),
     "bias in the matrix": compute("Linear", _bias_in_the_matrix),
     "convolution window by window": around("ops.Conv.compute", _window_by_window),
     "dropout divides last": around("nn.Dropout._ops", _dropped),

@@ -44,7 +44,7 @@ def test_the_ci_profile_agrees(ci_run):
 IN_TURN = (
     "loss SoftmaxLoss, ",  # a label for each dtype of labels
     *("second ", "twice ", "three times ", "long ", "dtype ", "dtypes ", "program ", "index ", "power ", "argument "),
-    *("beside ", "alone ", "rows ", "lying "),
+    *("beside ", "alone ", "rows ", "lying ", "nonfinite "),
     *("batch above 1,024", "batch labels above 63", "parameter ", "size "),
     *(f"model float{n} on " for n in (16, 32, 64)),  # eight of them share six cases in a hundred
 )

@@ -414,7 +414,7 @@ fault(
     "program-changed-data-unnoticed",
     "backward goes on after `.data = …` has replaced a weight",
     "mishap, changed",
-    wrap("Tensor.data", _unseen_data),
+    wrap("autograd.Tensor.data", _unseen_data),
 )
 fault(
     "program-loaded-data-unnoticed",

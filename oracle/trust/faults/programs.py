@@ -323,7 +323,8 @@ fault(
     "writes into gradients",
     around("optim.SGD.step", _aliased),
 )
-fault("program-data-shape-kept", "data of shape (n,) makes a parameter (1, n) one of shape (n,)", "data vector",
+fault("program-data-shape-kept", "data of shape (n,) makes a parameter (1, n) one of shape (n,)", "data vector|mishap, changed",  # nor is it told that it changed
+
       wrap("autograd.Tensor.data", lambda old: property(old.fget, lambda self, v: setattr(self, "cached_data", v.cached_data))))  # fmt: skip
 fault("program-data-shared-memory-lost", "data is copied when it is assigned, and rounded to float16 if it is not contiguous", "data strided|Tensor.data",
       wrap("autograd.Tensor.data", lambda old: property(old.fget, lambda self, v: old.fset(self, v if v.cached_data.flags.c_contiguous else const(v.cached_data.astype(np.float16).astype(v.dtype))))))  # fmt: skip
@@ -557,7 +558,7 @@ def _not_in_dicts(old: Any, self: Any, prefix: str, seen: Any) -> Any:
 fault(
     "program-dict-not-found",
     "modules in a dict are not found",
-    "Module|build|model.parameters|second optimizer|state_dict|mode",
+    "Module|build|model.parameters|second optimizer|state_dict|mode|mishap, name",
     around("nn.Module._walk", _not_in_dicts),
 )
 fault("program-eval-clears-gradients", "eval() lets go of all gradients", "Module.eval|evaluation in between",

@@ -105,6 +105,13 @@ def test_an_op_alone_is_suspected_only_if_it_is_wrong():
             assert [wrong_again(node) for node in nodes_of(case)] == [True]
 
 
+def test_at_a_kink_that_is_alike_on_both_sides_no_op_is_suspected():
+    """Where low is high the gradient of clip passes there alone."""
+    case = c.OpCase("clip", (c.Operand((2,), (-2.0, 1.0)),), {"low": -2.0, "high": -2.0}, cotangent=(1.0, 2.0), order=2)
+    (node,) = nodes_of(case)
+    assert not wrong_again(node)
+
+
 def test_a_failing_case_gets_smaller_in_its_order_too():
     assert {x.order for x in candidates(operation("tanh", (3,), order=3))} == {1, 2, 3}
 
