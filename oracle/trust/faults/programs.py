@@ -558,7 +558,7 @@ def _not_in_dicts(old: Any, self: Any, prefix: str, seen: Any) -> Any:
 fault(
     "program-dict-not-found",
     "modules in a dict are not found",
-    "Module|build|model.parameters|second optimizer|state_dict|mode|mishap, name",
+    "Module|build|model.parameters|second optimizer|state_dict|mode|mishap, name|state put back",
     around("nn.Module._walk", _not_in_dicts),
 )
 fault("program-eval-clears-gradients", "eval() lets go of all gradients", "Module.eval|evaluation in between",
