@@ -1395,3 +1395,24 @@ def test_a_parameter_that_alone_is_not_frozen_gets_its_gradient(name):
     model(x).sum().backward()
     assert [p.grad is not None for p in model.parameters()] == [p.requires_grad for p in model.parameters()]
     np.testing.assert_array_equal(getattr(layer, name).grad.numpy(), expected)
+
+
+class EvaluatesAlways(nn.BatchNorm1d):
+    training = False
+
+
+def test_a_norm_that_has_its_mode_from_its_class():
+    norm = EvaluatesAlways(3)
+    del norm.training
+    model = nn.Sequential(nn.Linear(3, 3), norm)
+    x = ndl.Tensor(np.arange(12, dtype="float32").reshape(4, 3))
+    assert model(x).numpy().tobytes() == norm(model.modules[0](x)).numpy().tobytes()
+    model(x).sum().backward()
+    assert norm.bias.grad.numpy().tolist() == [4, 4, 4]
+
+
+def test_a_weight_without_dimensions_is_refused_by_its_shape():
+    norm = nn.LayerNorm1d(3)
+    norm.weight = nn.Parameter(np.float32(1))
+    with pytest.raises(ValueError, match=r"weight \(d,\) and bias \(d,\), but got \(2, 3\), \(\), \(3,\)"):
+        nn.Sequential(norm)(ndl.Tensor(np.ones((2, 3), "float32")))

@@ -367,3 +367,15 @@ def test_other_labels_after_the_loss():
     labels.data = ndl.Tensor([1, 0])
     with pytest.raises(RuntimeError, match=r"a Tensor of shape \(2,\) has changed since SoftmaxCrossEntropy"):
         loss.backward(create_graph=True)
+
+
+def test_a_rule_of_its_own_two_classes_below_looks_at_everything():
+    class Between(ops.Log):
+        """Neither a rule nor what one looks at."""
+
+    class Below(Between):
+        def vjp(self, g, y, needs, a):
+            return (g * a,)
+
+    assert Between.looks_at is ops.Log.looks_at
+    assert Below.looks_at is ndl.Op.looks_at
