@@ -28,7 +28,9 @@ def walk(
     """The plain backward written out, with some of its parts replaced; ``order`` gets the nodes oldest first."""
 
     def walk_arrays(root: Any, g: Any, free: bool) -> None:
-        nodes = order(autograd._graph(root))
+        nodes = autograd._graph(root)
+        autograd._refuse_changes(nodes, tensors=False)
+        nodes = order(nodes)
         adjoints = {root: seed(g)}
         kept = []
         while nodes:
