@@ -35,7 +35,8 @@ def walk(
         kept = []
         while nodes:
             node = nodes.pop()
-            op, inputs = node.op, node.inputs
+            op: Any = node.op
+            inputs = node.inputs
             if free:
                 node.op, node.inputs = autograd._FREED, ()
             g = adjoints.pop(node, None)
