@@ -1403,7 +1403,7 @@ class EvaluatesAlways(nn.BatchNorm1d):
 
 def test_a_norm_that_has_its_mode_from_its_class():
     norm = EvaluatesAlways(3)
-    del norm.training
+    vars(norm).pop("training", None)
     model = nn.Sequential(nn.Linear(3, 3), norm)
     x = ndl.Tensor(np.arange(12, dtype="float32").reshape(4, 3))
     assert model(x).numpy().tobytes() == norm(model.modules[0](x)).numpy().tobytes()
@@ -1416,3 +1416,94 @@ def test_a_weight_without_dimensions_is_refused_by_its_shape():
     norm.weight = nn.Parameter(np.float32(1))
     with pytest.raises(ValueError, match=r"weight \(d,\) and bias \(d,\), but got \(2, 3\), \(\), \(3,\)"):
         nn.Sequential(norm)(ndl.Tensor(np.ones((2, 3), "float32")))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (None, "BatchNorm takes needle Tensors, but got NoneType"),
+        (nn.Parameter(np.float32(1)), r"batch_norm needs .*, but got \(2, 3\), \(\), \(3,\)"),
+    ],
+    ids=["none", "without dimensions"],
+)
+def test_a_norm_whose_weight_is_none_says_so_itself(weight, message):
+    norm = nn.BatchNorm1d(3)
+    norm.weight = weight
+    with pytest.raises((TypeError, ValueError), match=f"layer 1, BatchNorm1d.*: {message}"):
+        nn.Sequential(nn.Linear(3, 3), norm)(ndl.Tensor(normal(2, 3)))
+
+
+def test_a_norm_of_another_width_than_its_weight_says_so_itself():
+    norm = nn.BatchNorm1d(3)
+    norm.dim = 4
+    with pytest.raises(ValueError, match=r"BatchNorm1d\(4\) needs shape \(batch, 4\), but got \(2, 3\)"):
+        nn.Sequential(nn.Linear(3, 3), norm)(ndl.Tensor(normal(2, 3)))
+
+
+class OfTheHalf(nn.BatchNorm1d):
+    """Computes its weight at each look."""
+
+    @property
+    def weight(self):
+        return self.half * 2
+
+    @weight.setter
+    def weight(self, value):
+        self.half = value
+
+
+def test_a_norm_that_computes_its_weight():
+    norm = OfTheHalf(3)
+    model = nn.Sequential(nn.Linear(3, 3), norm)
+    x = ndl.Tensor(normal(4, 3))
+    for value in (1, 3):
+        norm.half.data = ndl.Tensor(np.full(3, value, "float32"))
+        assert model(x).numpy().tobytes() == norm(model.modules[0](x)).numpy().tobytes()
+
+
+def test_a_norm_behind_layers_that_do_not_fit():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 6), nn.BatchNorm1d(6))
+    with pytest.raises(ValueError, match=r"linear needs \(..., in\) @ \(in, out\), but got \(2, 4\) @ \(5, 6\)"):
+        model(ndl.Tensor(normal(2, 3)))
+
+
+def test_a_layer_in_double_precision_is_noticed_in_the_next(monkeypatch):
+    monkeypatch.setattr(ops, "_warned", False)
+    norm = nn.BatchNorm1d(4, dtype="float64")
+    norm.eval()  # computes its ops at each call
+    with pytest.warns(ndl.PrecisionWarning, match=r"shape \(2, 4\) goes into a layer with float32 weights"):
+        nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2))(ndl.Tensor(normal(2, 3)))
+
+
+def test_without_a_graph_norms_keep_nothing():
+    rows, depth = 10_000, 40
+    # Rows of two numbers: what each is scaled by takes half as much memory as they do.
+    model = nn.Sequential(nn.Linear(2, 2), *(nn.LayerNorm1d(2) for _ in range(depth)))
+    x = ndl.Tensor(normal(rows, 2))
+    with ndl.no_grad():
+        model(x)
+        tracemalloc.start()
+        try:
+            model(x)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert "._normalised(" in model._plan.code.source
+    assert peak < depth / 2 * rows * 4
+
+
+def test_a_rule_that_answers_with_lists(monkeypatch):
+    tanh, norm = ops.Tanh.vjp, ops.LayerNorm.vjp
+    monkeypatch.setattr(ops.Tanh, "vjp", lambda *given: tuple(d.tolist() for d in tanh(*given)))
+    monkeypatch.setattr(ops.LayerNorm, "vjp", lambda *given: tuple(d.tolist() for d in norm(*given)))
+    layers = nn.Sigmoid(), nn.LayerNorm1d(6), nn.Tanh()
+    x, found = ndl.Tensor(normal(4, 6)), []
+    for model in (nn.Sequential(*layers), lambda x: layers[2](layers[1](layers[0](x)))):
+        model(x).sum().backward()
+        tensors = x, layers[1].weight, layers[1].bias
+        found.append([t.grad.numpy() for t in tensors])
+        for t in tensors:
+            t.grad = None
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == np.float32
+        assert ours.tobytes() == theirs.tobytes()

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -180,6 +181,20 @@ def test_random_initialisers(make, draw):
     assert t.dtype == np.float32
     assert not t.requires_grad
     within(t, Rounded(expected, U * np.abs(expected)))  # drawn and scaled in float64, converted last
+
+
+@pytest.mark.parametrize("make", [init.rand, init.randn])
+def test_random_numbers_that_are_not_converted_take_no_more_memory(make):
+    peaks = []
+    for dtype in ("float64", "float32"):  # they are drawn as float64
+        tracemalloc.start()
+        try:
+            make(300, 1000, dtype=dtype)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    double, single = peaks
+    assert double < single + 4096
 
 
 NUMBERS = {

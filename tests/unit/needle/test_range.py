@@ -114,6 +114,23 @@ def test_a_long_row_of_one_number_is_its_mean():
     np.testing.assert_allclose(ops.layer_norm(row, ndl.ones(n), ndl.zeros(n)).numpy(), 0, atol=1e-4)
 
 
+def test_a_long_row_of_zeros_beside_another():
+    rows = np.zeros((2, ops._LONG + 1), F4)
+    rows[1, ::2] = 3
+    n = rows.shape[1]
+    expected = (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True).clip(1)
+    y = ops.layer_norm(ndl.Tensor(rows), ndl.ones(n), ndl.zeros(n))
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_row_of_gradients_that_cancel_beside_another(create_graph):
+    x, g = ndl.Tensor(np.zeros((2, 3))), np.array([[1.0, 1, -2], [1, 2, 3]])
+    (ops.logsoftmax(x) * ndl.Tensor(g)).sum().backward(create_graph=create_graph)
+    np.testing.assert_allclose(x.grad.numpy(), g - g.sum(1, keepdims=True) / 3, atol=1e-12)
+    x.grad = None
+
+
 def test_a_row_with_one_outlier_in_thousands():
     """Normalised it is √(n - 1), and the others -1 / √(n - 1)."""
     n = 6401
