@@ -815,3 +815,8 @@ def test_a_learning_rate_that_is_a_number_of_any_kind_is_one_in_a_state(make):
     optimizer.load_state_dict(state)
     schedule.step()
     assert optimizer.lr == 0.25
+
+
+def test_a_whole_number_as_a_setting_is_saved_as_one():
+    optimizer = ndl.optim.SGD([nn.Parameter(np.ones(2, "float32"))], lr=1)
+    assert type(optimizer.state_dict()["lr"]) is int
