@@ -802,7 +802,9 @@ def test_a_state_dict_with_an_unknown_name_is_refused():
 
 
 @pytest.mark.parametrize(
-    "make", [np.array, np.float32, lambda x: ndl.Tensor(x, requires_grad=False), Fraction], ids=str
+    "make",
+    [np.array, np.float32, lambda x: ndl.Tensor(x, requires_grad=False), Fraction],
+    ids=["array", "float32", "Tensor", "Fraction"],
 )
 def test_a_learning_rate_that_is_a_number_of_any_kind_is_one_in_a_state(make):
     """What its owner writes into it later changes no state, and a state can be put back."""
