@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 import numpy as np
 from msgspec.structs import replace
@@ -795,25 +795,28 @@ _STATE: tuple[Any, ...] = ("plain", "kept", "array", "float64", "strided", "read
 ReplaceState.examples = tuple(ReplaceState(form) for form in _STATE)
 
 
+_Gradient = Literal[
+    "plain",
+    "float64",
+    "integer",
+    "strided",
+    "reversed",
+    "transposed",
+    "repeated",
+    "read-only",
+    "shared",
+    "parameter",
+    "in place",
+    "none",
+]
+
+
 class ReplaceGradient(Action, frozen=True, tag="ReplaceGradient"):
     """``parameter.grad = …`` before the step; "shared": one Tensor for two parameters, "parameter": its own data, "none": None,
     so that the step leaves the parameter out once; "repeated": one number, broadcast; "transposed" leaves alone what is no matrix.
     """
 
-    form: Literal[
-        "plain",
-        "float64",
-        "integer",
-        "strided",
-        "reversed",
-        "transposed",
-        "repeated",
-        "read-only",
-        "shared",
-        "parameter",
-        "in place",
-        "none",
-    ] = "plain"
+    form: _Gradient = "plain"
     parameter: Place = 0
 
     needs_gradients = True
@@ -890,20 +893,7 @@ def _whole(form: str, values: Array) -> Array:
     return np.round(4 * values) if form == "integer" else values
 
 
-_GRADIENTS: tuple[Any, ...] = (
-    "plain",
-    "float64",
-    "integer",
-    "strided",
-    "reversed",
-    "transposed",
-    "repeated",
-    "read-only",
-    "shared",
-    "parameter",
-    "in place",
-    "none",
-)
+_GRADIENTS: tuple[Any, ...] = get_args(_Gradient)
 ReplaceGradient.examples = tuple(ReplaceGradient(form) for form in _GRADIENTS)
 
 

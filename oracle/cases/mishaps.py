@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,6 +19,9 @@ class Interrupted(BaseException):
     """What ends a backward pass half-way, as Ctrl-C does."""
 
 
+_Form = Literal["walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state"]
+
+
 class Mishap(Action, frozen=True, tag="Mishap"):
     """A call that raises, after which everything is as it was.
 
@@ -27,7 +30,7 @@ class Mishap(Action, frozen=True, tag="Mishap"):
     "name" and "shape": ``load_state_dict`` of a model, where the last entry is missing, or of another shape; "state": the same of an optimizer.
     """
 
-    form: Literal["walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state"] = "walk"
+    form: _Form = "walk"
     optimizer: Place = 0
 
     needs_gradients = True
@@ -128,7 +131,7 @@ def refused(w: Hands, what: str, call: Callable[[], Any]) -> None:
         w.promise(f"{what} is refused", False)
 
 
-_FORMS: tuple[Any, ...] = ("walk", "cotangent", "constant", "changed", "gradient", "name", "shape", "state")
+_FORMS: tuple[Any, ...] = get_args(_Form)
 Mishap.examples = tuple(Mishap(form) for form in _FORMS)
 
 

@@ -221,25 +221,21 @@ def _fits(p: Any) -> bool:
     return p.grad is None or p.grad.shape == p.shape
 
 
+def _without_misfits(step: Any, self: Any) -> bool:
+    """A step without the gradients of another shape; whether there are any."""
+    bad = [(p, p.grad) for p in self.params if not _fits(p)]
+    for p, _ in bad:
+        p.grad = None
+    step(self)
+    for p, grad in bad:
+        p.grad = grad
+    return bool(bad)
+
+
 def _others_first(step: Any, self: Any) -> None:
     """Whatever is before a gradient of another shape is updated before that is refused."""
-    bad = [(p, p.grad) for p in self.params if not _fits(p)]
-    for p, _ in bad:
-        p.grad = None
-    step(self)
-    for p, grad in bad:
-        p.grad = grad
-    if bad:
+    if _without_misfits(step, self):
         raise ValueError("p.grad must have the shape of its parameter")
-
-
-def _without_misfits(step: Any, self: Any) -> None:
-    bad = [(p, p.grad) for p in self.params if not _fits(p)]
-    for p, _ in bad:
-        p.grad = None
-    step(self)
-    for p, grad in bad:
-        p.grad = grad
 
 
 for _kind in ("SGD", "Adam"):
